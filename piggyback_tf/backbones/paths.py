@@ -1,0 +1,108 @@
+"""Canonical layer names and variable paths: the keys of masks, batch norm and hashes.
+
+Keras numbers unnamed layers by what was built before in the process: the second InceptionV3 of a
+program has other names than the first. Here the numbers count within one model, so that a network
+built twice, or on two machines, has the same paths.
+"""
+
+import re
+from collections.abc import Iterator
+
+import keras
+
+
+def is_container(layer: keras.Layer) -> bool:
+    """Whether a layer is a functional or sequential model, whose own layers carry the weights."""
+    return isinstance(layer, keras.Sequential) or (isinstance(layer, keras.Model) and hasattr(layer, "operations"))
+
+
+def canonical_names(model: keras.Model) -> dict[int, str]:
+    """Returns the canonical name of each layer directly in `model`.
+
+    A name is taken to be given by Keras if it is the layer's class name in snake case, with or
+    without a number behind it. Such names are numbered anew in the order of `model.layers`; names
+    given by a person stay as they are.
+
+    Args:
+        model: A functional or sequential model.
+
+    Returns:
+        A dict from `id(layer)` to the name; the model itself is not changed.
+    """
+    given = {layer.name for layer in model.layers if not _is_automatic(layer)}
+    names, counts = {}, {}
+    for layer in model.layers:
+        name = layer.name
+        if _is_automatic(layer):
+            prefix = _snake_case(type(layer).__name__)
+            name = None
+            while name is None or name in given:
+                count = counts.get(prefix, 0)
+                counts[prefix] = count + 1
+                name = f"{prefix}_{count}" if count else prefix
+        names[id(layer)] = name
+    return names
+
+
+def rename_layers(model: keras.Model) -> None:
+    """Gives every layer of `model`, nested ones too, its canonical name, in place."""
+    names = canonical_names(model)
+    for layer in model.layers:
+        layer.name = names[id(layer)]
+        if is_container(layer):
+            rename_layers(layer)
+
+
+def named_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    """Yields `(canonical path, layer)` for every layer that is not itself a model, in order.
+
+    A nested model contributes its layers under its own name: `"stem/conv"`.
+    """
+    names = canonical_names(model)
+    for layer in model.layers:
+        path = prefix + names[id(layer)]
+        if is_container(layer):
+            yield from named_layers(layer, path + "/")
+        else:
+            yield path, layer
+
+
+def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns every weight of `model` by its canonical path, such as `"conv1/kernel"`.
+
+    A layer that occurs twice in the model is listed once, under its first path.
+
+    Args:
+        model: A built functional or sequential model.
+
+    Returns:
+        A dict in the order of the layers; seeds of random layers are no weights and are left out.
+
+    Raises:
+        ValueError: If two weights have the same path.
+    """
+    variables, seen = {}, set()
+    for path, layer in named_layers(model):
+        for variable in layer.weights:
+            if id(variable) in seen:
+                continue
+            seen.add(id(variable))
+            # `layer.path` and `variable.path` were fixed together when the layer was built, so
+            # that the difference is the name within the layer, whatever the layer is called now.
+            start = f"{layer.path}/"
+            inner = variable.path.removeprefix(start) if variable.path.startswith(start) else variable.name
+            key = f"{path}/{inner}"
+            if key in variables:
+                raise ValueError(f"Two weights of model {model.name!r} have the path {key!r}. Name the layers apart.")
+            variables[key] = variable
+    return variables
+
+
+def _is_automatic(layer: keras.Layer) -> bool:
+    return re.fullmatch(re.escape(_snake_case(type(layer).__name__)) + r"(_\d+)?", layer.name) is not None
+
+
+def _snake_case(name: str) -> str:
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
