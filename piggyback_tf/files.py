@@ -1,43 +1,77 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process uses at a time."""
 
+import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes `data` to `path` so that a reader sees the old file or the new one, never a part.
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path in the same folder, which becomes `path` when the block ends well.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk (fsync), and the
-    file is then renamed over `path`; the rename itself is flushed too.
+    The temporary file is flushed to the disk (fsync) and renamed over `path`; the rename itself is flushed too. A
+    reader sees the old file or the new one, never a part, wherever the writer is killed.
 
     Args:
         path: The file to write; its folder must exist.
-        data: The content; a string is encoded as UTF-8.
+
+    Yields:
+        The path of an empty file to write the content to.
 
     Raises:
         OSError: If the folder cannot be written to or the disk is full; `path` is then untouched.
     """
     path = Path(path)
-    if isinstance(data, str):
-        data = data.encode("utf-8")
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
+        yield temporary
+        with temporary.open("rb") as stream:
             # mkstemp makes the file private; a result is as readable as any other file of its owner.
             os.fchmod(stream.fileno(), 0o666 & ~_umask())
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes `data` (a string as UTF-8) to `path`, whole or not at all; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps a folder for this process while the block runs; the lock goes with the process, however it ends.
+
+    Raises:
+        RuntimeError: If another process holds the lock; the message names the lock file and the process.
+    """
+    path = Path(folder) / ".lock"
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            raise RuntimeError(
+                f"Another process (id {stream.read().strip() or 'unknown'}) works in {os.fspath(folder)!r} and holds "
+                f"the lock {os.fspath(path)!r}. Wait for it, or choose another --output_dir."
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
 
 
 def _umask() -> int:

@@ -83,19 +83,40 @@ def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
     """
     variables, seen = {}, set()
     for path, layer in named_layers(model):
-        for variable in layer.weights:
+        for name, variable in layer_weights(layer).items():
             if id(variable) in seen:
                 continue
             seen.add(id(variable))
-            # `layer.path` and `variable.path` were fixed together when the layer was built, so
-            # that the difference is the name within the layer, whatever the layer is called now.
-            start = f"{layer.path}/"
-            inner = variable.path.removeprefix(start) if variable.path.startswith(start) else variable.name
-            key = f"{path}/{inner}"
+            key = f"{path}/{name}"
             if key in variables:
                 raise ValueError(f"Two weights of model {model.name!r} have the path {key!r}. Name the layers apart.")
             variables[key] = variable
     return variables
+
+
+def layer_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
+    """Returns the weights of one layer by their name within it, such as `"kernel"` or `"query/kernel"`.
+
+    Variables that the layer's author did not name, which Keras numbers through the process, are numbered within the
+    layer: `"variable"`, `"variable_1"`.
+
+    Raises:
+        ValueError: If two weights of the layer have the same name.
+    """
+    weights: dict[str, keras.Variable] = {}
+    unnamed = 0
+    for variable in layer.weights:
+        # `layer.path` and `variable.path` were fixed together when the layer was built, so that the difference is the
+        # name within the layer, whatever the layer is called now.
+        start = f"{layer.path}/"
+        name = variable.path.removeprefix(start) if variable.path.startswith(start) else variable.name
+        if re.fullmatch(r"variable(_\d+)?", name):
+            name = f"variable_{unnamed}" if unnamed else "variable"
+            unnamed += 1
+        if name in weights:
+            raise ValueError(f"Layer {layer.name!r} has two weights named {name!r}.")
+        weights[name] = variable
+    return weights
 
 
 def _is_automatic(layer: keras.Layer) -> bool:

@@ -1,0 +1,32 @@
+"""Masks over frozen weights: thresholding, layers, and networks made of them."""
+
+from piggyback_tf.masking.config import MaskConfig
+from piggyback_tf.masking.layers import (
+    MASKED_LAYERS,
+    MaskedConv2D,
+    MaskedConv2DTranspose,
+    MaskedDense,
+    MaskedDepthwiseConv2D,
+    MaskedLayer,
+    MaskedSeparableConv2D,
+)
+from piggyback_tf.masking.threshold import masked_kernel
+from piggyback_tf.masking.wrap import MaskedWeight, mask, mask_config, masked_weights, read_masks, share
+
+__all__ = [
+    "MASKED_LAYERS",
+    "MaskConfig",
+    "MaskedConv2D",
+    "MaskedConv2DTranspose",
+    "MaskedDense",
+    "MaskedDepthwiseConv2D",
+    "MaskedLayer",
+    "MaskedSeparableConv2D",
+    "MaskedWeight",
+    "mask",
+    "mask_config",
+    "masked_kernel",
+    "masked_weights",
+    "read_masks",
+    "share",
+]

@@ -1,0 +1,21 @@
+"""Training: optimisers, schedules, resume, devices."""
+
+from piggyback_tf.training.config import TrainConfig
+from piggyback_tf.training.errors import TrainingError
+from piggyback_tf.training.fit import InputConfig, TrainedTask, train_task
+from piggyback_tf.training.optimizers import FlipLimitedAdam, make_optimizer
+from piggyback_tf.training.schedules import WarmupSchedule
+from piggyback_tf.training.strategies import STRATEGIES, make_strategy
+
+__all__ = [
+    "STRATEGIES",
+    "FlipLimitedAdam",
+    "InputConfig",
+    "TrainConfig",
+    "TrainedTask",
+    "TrainingError",
+    "WarmupSchedule",
+    "make_optimizer",
+    "make_strategy",
+    "train_task",
+]

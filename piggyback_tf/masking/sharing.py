@@ -1,0 +1,53 @@
+"""Layers that read the variables of another layer, and can neither train nor overwrite them."""
+
+from typing import Any
+
+import keras
+
+from piggyback_tf.backbones.paths import layer_weights
+
+
+class BaseVariable(keras.Variable):
+    """A Keras variable over the storage of a frozen base's variable.
+
+    It has a trainable flag of its own, always False, so that `model.trainable = True` on the sharing model cannot
+    thaw the base; the base's variable keeps whatever flag it has. Assigning to it is refused.
+    """
+
+    @property
+    def trainable(self) -> bool:
+        return False
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        # Keras sets this flag on all variables of a layer whenever `layer.trainable` changes.
+        del value
+
+    def assign(self, value: Any) -> None:
+        raise ValueError(
+            f"Variable {self.path!r} belongs to a frozen base that other models share, and is never written. "
+            "To load other weights, load them into a new base and mask that."
+        )
+
+
+def share_variables(layer: keras.Layer, source: keras.Layer) -> None:
+    """Makes the weights of `layer` read the storage of the weights of `source`.
+
+    Args:
+        layer: A built layer; weights that `source` does not have (masks) keep their own storage.
+        source: The layer of the base that it stands for; not changed.
+
+    Raises:
+        ValueError: If a weight of `source` has no match of the same shape and dtype in `layer`.
+    """
+    own = layer_weights(layer)
+    for name, variable in layer_weights(source).items():
+        target = own.get(name)
+        if target is None or target.shape != variable.shape or target.dtype != variable.dtype:
+            raise ValueError(
+                f"Weight {variable.path!r} (shape {tuple(variable.shape)}, {variable.dtype}) of layer "
+                f"{source.name!r} has no match in its copy {layer.name!r}."
+            )
+        # Keras has no call for this. The value is a tf.Variable; the wrapper around it carries flags and names.
+        target._value = variable._value
+        target.__class__ = BaseVariable

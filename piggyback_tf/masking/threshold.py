@@ -1,0 +1,73 @@
+"""Straight-through thresholding: from a real-valued mask to a masked kernel and back.
+
+Piggyback (Mallya, Davis, Lazebnik, ECCV 2018), section 3: the mask `m` is the thresholded `mask_real`
+(equation 4), the layer computes with `W' = W * m`, and the gradient of the loss passes the threshold as if
+it were not there, so that `dE/dmask_real = dE/dW' * W` (equations 5 to 7).
+"""
+
+import tensorflow as tf
+
+MASK_KINDS = ("binary", "ternary")
+GRADIENT_SCALINGS = ("none", "average", "individual")
+
+
+def binarise(mask_real: tf.Tensor, threshold: float) -> tf.Tensor:
+    """Returns the binary mask `mask_real >= threshold` (equation 4) as booleans of the same shape."""
+    return mask_real >= threshold
+
+
+def ternarise(mask_real: tf.Tensor, threshold: float) -> tf.Tensor:
+    """Returns the ternary mask as floats in {-1, 0, 1}.
+
+    +1 at or above the threshold, -1 at or below its negative, 0 between. (The reference code makes everything
+    below zero -1, so that a weight changes its sign a moment after it was dropped; here dropping lasts.)
+    """
+    ones = tf.ones_like(mask_real)
+    return tf.where(mask_real >= threshold, ones, tf.where(mask_real <= -threshold, -ones, 0.0))
+
+
+def masked_kernel(
+    kernel: tf.Tensor,
+    mask_real: tf.Tensor,
+    *,
+    threshold: float,
+    kind: str = "binary",
+    gradient_scaling: str = "none",
+) -> tf.Tensor:
+    """Returns `W' = W * m` and passes the gradient straight through to `mask_real`.
+
+    Where the mask is 1 the weight is returned bit for bit, where it is 0 the result is +0.0.
+
+    Args:
+        kernel: The frozen weights `W`, floating point, of any shape; no gradient flows into them.
+        mask_real: The real-valued mask, float32, of the kernel's shape.
+        threshold: `tau`, above zero for ternary masks.
+        kind: `"binary"` or `"ternary"`.
+        gradient_scaling: `"none"` gives `dE/dW' * W`; `"average"` divides that by the layer's mean `|W|`;
+            `"individual"` divides it by each weight's own `|W|`.
+
+    Returns:
+        The masked kernel, in the kernel's shape and dtype.
+    """
+
+    @tf.custom_gradient
+    def straight_through(mask_real):
+        if kind == "binary":
+            masked = tf.where(binarise(mask_real, threshold), kernel, tf.zeros_like(kernel))
+        else:
+            mask = ternarise(mask_real, threshold)
+            masked = tf.where(mask == 0.0, tf.zeros_like(kernel), kernel * tf.cast(mask, kernel.dtype))
+
+        def gradient(upstream):
+            upstream = tf.cast(upstream, mask_real.dtype)
+            weights = tf.cast(kernel, mask_real.dtype)
+            if gradient_scaling == "individual":
+                return upstream * tf.sign(weights)
+            if gradient_scaling == "average":
+                mean = tf.reduce_mean(tf.abs(weights))
+                return tf.math.divide_no_nan(upstream * weights, mean)
+            return upstream * weights
+
+        return masked, gradient
+
+    return straight_through(mask_real)

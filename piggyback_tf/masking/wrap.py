@@ -1,0 +1,206 @@
+"""From a network to a masked network in one call."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from piggyback_tf.backbones.paths import is_container, named_layers
+from piggyback_tf.masking.config import MaskConfig
+from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
+from piggyback_tf.masking.sharing import share_variables
+
+NORMS = ("frozen", "task")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedWeight:
+    """One masked weight of a model: its layer, the name of the weight in it, and its real-valued mask."""
+
+    layer: MaskedLayer
+    weight: str
+    mask_real: keras.Variable
+
+    def read(self) -> np.ndarray:
+        """Returns the thresholded mask as an int8 array of the kernel's shape."""
+        return self.layer.masks()[self.weight]
+
+
+def mask(
+    model: keras.Model,
+    config: MaskConfig | None = None,
+    *,
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
+    norm: str = "frozen",
+    norm_momentum: float = 0.9,
+) -> keras.Model:
+    """Returns a masked model that shares the variables of `model`.
+
+    Every Dense, Conv2D, DepthwiseConv2D, SeparableConv2D and Conv2DTranspose is replaced by its masked layer, nested
+    models included. Nothing of the base is trainable in the result, and `model` stays as it was, its trainable flags
+    too. With `init="constant"` the masked model computes at first what `model` computes, bit for bit.
+
+    Args:
+        model: A built functional or sequential model.
+        config: The masks' settings; `MaskConfig()` if None.
+        include: Shell pattern or patterns of canonical layer paths; the layers that get a mask.
+        exclude: Pattern or patterns of layers that get none although `include` matches.
+        norm: `"frozen"` keeps batch norm as in the base, in inference mode. `"task"` gives every batch norm layer
+            variables of its own, starting at the base's, trained with the masks (section 5.3 of the paper).
+        norm_momentum: Momentum of the moving statistics with `norm="task"`. The 0.99 or 0.999 of most pretrained
+            networks never catch up on a small data set.
+
+    Returns:
+        A model of the same structure with masked layers under their canonical names.
+
+    Raises:
+        ValueError: If the model is neither functional nor sequential or is not built, if a layer that `include`
+            matches has weights of a kind that cannot be masked, if a pattern matches nothing, or if there is no batch
+            norm to train.
+    """
+    config = config or MaskConfig()
+    if norm not in NORMS:
+        raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}.")
+    _check_model(model)
+    paths = {id(layer): path for path, layer in named_layers(model)}
+    chosen = _choose_layers(model, _as_patterns(include), _as_patterns(exclude))
+    if norm == "task" and not any(_is_batch_norm(layer) for _, layer in named_layers(model)):
+        raise ValueError(f"Model {model.name!r} has no batch normalisation to train per task; use norm='frozen'.")
+
+    def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
+        if id(layer) in chosen:
+            return MASKED_LAYERS[type(layer)], {"mask": dataclasses.asdict(config)}
+        if norm == "task" and _is_batch_norm(layer):
+            return type(layer), {"momentum": norm_momentum, "trainable": True}
+        return type(layer), {"trainable": False}
+
+    masked, copies = _copy_layers(model, settings_of)
+    for copy, layer in copies:
+        if norm == "task" and _is_batch_norm(layer):
+            copy.set_weights(layer.get_weights())
+            continue
+        share_variables(copy, layer)
+        if isinstance(copy, MaskedLayer):
+            copy.initialise_masks(paths[id(layer)])
+    return masked
+
+
+def share(model: keras.Model) -> keras.Model:
+    """Returns a model of the same structure over the same variables, in which nothing is trainable.
+
+    Args:
+        model: A built functional or sequential model; not changed.
+
+    Raises:
+        ValueError: If the model is neither functional nor sequential, is masked already, or is not built.
+    """
+    _check_model(model)
+    shared, copies = _copy_layers(model, lambda layer: (type(layer), {"trainable": False}))
+    for copy, layer in copies:
+        share_variables(copy, layer)
+    return shared
+
+
+def _copy_layers(
+    model: keras.Model, settings_of: Callable[[keras.Layer], tuple[type[keras.Layer], dict]]
+) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
+    """Rebuilds a model with other layers.
+
+    Args:
+        model: The model to rebuild; its layers' canonical names become the names of the copies.
+        settings_of: Returns the class of a layer's copy and what is changed in its config.
+
+    Returns:
+        The new model, and all pairs of a copy and the layer it stands for.
+    """
+    paths = {id(layer): path for path, layer in named_layers(model)}
+    copies = []
+
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
+        if not isinstance(layer, keras.Layer):  # An operation without state, such as `a + b`.
+            return layer
+        kind, changes = settings_of(layer)
+        name = paths[id(layer)].rpartition("/")[2]
+        copy = kind.from_config({**layer.get_config(), "name": name, **changes})
+        copies.append((copy, layer))
+        return copy
+
+    return keras.models.clone_model(model, clone_function=copy_layer, recursive=True), copies
+
+
+def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
+    """Returns the masked weights of a model by canonical path, such as `"conv1/kernel"`, in layer order."""
+    found = {}
+    for path, layer in named_layers(model):
+        if isinstance(layer, MaskedLayer):
+            for weight, mask_real in layer.mask_variables.items():
+                found[f"{path}/{weight}"] = MaskedWeight(layer, weight, mask_real)
+    return found
+
+
+def read_masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns the thresholded masks of a masked model.
+
+    Returns:
+        A dict from the weight's canonical path to an int8 array of the kernel's shape, with values {0, 1} for binary
+        and {-1, 0, 1} for ternary masks.
+    """
+    return {path: weight.read() for path, weight in masked_weights(model).items()}
+
+
+def mask_config(model: keras.Model) -> MaskConfig | None:
+    """Returns the settings of a model's masks, or None if it has no masked layer."""
+    weights = masked_weights(model)
+    return next(iter(weights.values())).layer.mask_config if weights else None
+
+
+def _as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _is_batch_norm(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _check_model(model: keras.Model) -> None:
+    if not is_container(model):
+        raise ValueError(
+            f"Only functional and sequential models can be masked; {type(model).__name__} {model.name!r} is neither."
+        )
+    if not model.built:
+        raise ValueError(f"Model {model.name!r} is not built. Give it an Input layer or call it once.")
+    masked = [path for path, layer in named_layers(model) if isinstance(layer, MaskedLayer)]
+    if masked:
+        raise ValueError(f"Model {model.name!r} is masked already, for example its layer {masked[0]!r}.")
+
+
+def _choose_layers(model: keras.Model, include: tuple[str, ...], exclude: tuple[str, ...]) -> set[int]:
+    """Returns the ids of the layers to mask; names the layers that are asked for and cannot be."""
+    layers = dict(named_layers(model))
+    for pattern in (*include, *exclude):
+        if not fnmatch.filter(layers, pattern):
+            raise ValueError(f"No layer of model {model.name!r} matches the pattern {pattern!r}.")
+
+    def matches(path: str, patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+    wanted = {path: layer for path, layer in layers.items() if matches(path, include) and not matches(path, exclude)}
+    foreign = {
+        path: type(layer).__name__
+        for path, layer in wanted.items()
+        if type(layer) not in MASKED_LAYERS and any(len(weight.shape) > 1 for weight in layer.weights)
+    }
+    if foreign:
+        named = ", ".join(f"{path} ({kind})" for path, kind in list(foreign.items())[:10])
+        raise ValueError(
+            f"These layers have kernels of a kind that cannot be masked: {named}"
+            f"{' and more' if len(foreign) > 10 else ''}. Masks exist for "
+            f"{', '.join(kind.__name__ for kind in MASKED_LAYERS)}; leave other layers out with `exclude`."
+        )
+    chosen = {id(layer) for layer in wanted.values() if type(layer) in MASKED_LAYERS}
+    if not chosen:
+        raise ValueError(f"No layer of model {model.name!r} that can be masked matches {include} without {exclude}.")
+    return chosen

@@ -1,0 +1,15 @@
+"""Classifier only: a new head on the frozen backbone's features (the paper's first baseline)."""
+
+import keras
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.masking import share
+from piggyback_tf.methods.base import METHODS, Method
+
+
+@METHODS.register("classifier_only")
+class ClassifierOnly(Method):
+    """Learns the head; the backbone is shared, frozen, and batch norm stays in inference mode."""
+
+    def features(self, backbone: Backbone) -> keras.Model:
+        return share(backbone.model)

@@ -1,0 +1,82 @@
+"""What watches a training: loss that is no number, loss that stays at chance, TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.masking import masked_weights
+from piggyback_tf.training.errors import TrainingError
+
+# A loss within 2 % of guessing counts as guessing.
+_CHANCE_MARGIN = 0.98
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends a training whose loss is NaN or infinite, with a sentence that says what to change."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not np.isfinite(loss):
+            raise TrainingError(
+                f"The loss became {loss} at step {batch + 1} of the epoch. Lower the learning rates "
+                "(--mask_lr, --head_lr, --weights_lr), raise --warmup_steps, or set --mixed_precision=none."
+            )
+
+
+class StopAtChance(keras.callbacks.Callback):
+    """Ends a training whose loss stays at that of guessing by the classes' frequencies.
+
+    Args:
+        labels: Labels of the training images, int `[N]`.
+        epochs: So many epochs in a row at chance end the training.
+        losses: Training losses of the epochs already done, of a resumed training.
+    """
+
+    def __init__(self, labels: np.ndarray, epochs: int, losses: list[float]):
+        super().__init__()
+        share = np.bincount(labels) / len(labels)
+        share = share[share > 0]
+        self.chance = float(-(share * np.log(share)).sum())
+        self.epochs = epochs
+        self.losses = list(losses)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.losses.append(float(logs["loss"]))
+        last = self.losses[-self.epochs :]
+        if len(last) == self.epochs and min(last) >= _CHANCE_MARGIN * self.chance:
+            raise TrainingError(
+                f"The training loss has been {last[-1]:.3f} or so for {self.epochs} epochs; guessing gives "
+                f"{self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower --mask_lr, "
+                "raise --warmup_steps or lower --max_flips; otherwise change --head_lr or --weights_lr. "
+                "(--chance_epochs=0 goes on regardless.)"
+            )
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes loss, error and the zeros of each mask to TensorBoard event files, by epoch.
+
+    Args:
+        folder: Where the event files go.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._writer = tf.summary.create_file_writer(str(self.folder))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        with self._writer.as_default(step=epoch + 1):
+            for name, value in (logs or {}).items():
+                split, measure = ("validation", name[4:]) if name.startswith("val_") else ("train", name)
+                tf.summary.scalar(f"{measure}/{split}", value)
+            for path, weight in masked_weights(self.model).items():
+                tf.summary.scalar(f"zeros/{path}", float(np.mean(weight.read() == 0)))
+        self._writer.flush()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._writer.close()

@@ -1,0 +1,66 @@
+"""Settings of a training: the fields become the command-line flags of the same names."""
+
+import dataclasses
+from typing import Any
+
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("cosine", "step", "constant")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its help text."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a task is trained, whatever the method.
+
+    Raises:
+        ValueError: If a value is out of its range; the message names the field and the valid values.
+    """
+
+    epochs: int = option(10, "Passes over the training images.")
+    batch_size: int = option(32, "Images a step, over all devices.")
+    seed: int = option(0, "Seed of the head's start, the order of the images, augmentation and dropout.")
+    schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
+    step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
+    step_decay: float = option(0.1, "schedule=step: factor of each decay.")
+    warmup_steps: int = option(100, "Steps over which the rates of masks, batch norm and weights grow from 0.")
+    mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
+    mask_lr: float = option(4e-4, "Learning rate of the masks.")
+    max_flips: float = option(
+        2e-4, "At most this fraction of a layer's mask may change its value in one step; 0 for no limit."
+    )
+    head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
+    head_lr: float = option(1e-3, "Learning rate of the head.")
+    norm_optimizer: str = option("adam", "Optimiser of batch norm with --norm=task: adam or sgd.")
+    norm_lr: float = option(1e-3, "Learning rate of batch norm with --norm=task.")
+    weights_optimizer: str = option("adam", "Optimiser of the weights with --method=finetune: adam or sgd.")
+    weights_lr: float = option(1e-4, "Learning rate of the weights with --method=finetune.")
+    sgd_momentum: float = option(0.9, "Momentum wherever the optimiser is sgd.")
+    adam_epsilon: float = option(1e-7, "Epsilon wherever the optimiser is adam (PyTorch's default is 1e-8).")
+    chance_epochs: int = option(
+        3, "Stop if the training loss has been that of guessing for so many epochs; 0 never stops."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}.")
+        for name in ("warmup_steps", "step_epochs", "max_flips", "chance_epochs", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
+        for name in ("mask_lr", "head_lr", "norm_lr", "weights_lr", "adam_epsilon", "step_decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0. Received: {name}={getattr(self, name)}.")
+        if not 0 <= self.sgd_momentum < 1:
+            raise ValueError(f"`sgd_momentum` must be in [0, 1). Received: sgd_momentum={self.sgd_momentum}.")
+        choices = {"schedule": SCHEDULES} | dict.fromkeys(
+            ("mask_optimizer", "head_optimizer", "norm_optimizer", "weights_optimizer"), OPTIMIZERS
+        )
+        for name, valid in choices.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(valid)}. Received: {name}={getattr(self, name)!r}."
+                )

@@ -1,0 +1,147 @@
+"""Training one task."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
+from piggyback_tf.methods import Method
+from piggyback_tf.training.backup import BackupAndRestore
+from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, TensorBoard
+from piggyback_tf.training.config import TrainConfig, option
+from piggyback_tf.training.errors import TrainingError
+from piggyback_tf.training.optimizers import make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """How images get from a data set to the network."""
+
+    augment_train: str = option("resize(96,96)|flip", "What happens to a training image.")
+    augment_eval: str = option("resize(96,96)", "What happens to any other image.")
+    cache: str = option("auto", "Images after the fixed operations: memory, disk, none, or auto by size.")
+    cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.")
+    cache_dir: str | None = option(None, "Folder of cache=disk; by default the user's cache folder.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedTask:
+    """The result of a training.
+
+    Attributes:
+        model: The task's model, images to logits, with the weights of the best epoch.
+        history: Values per epoch by name: `loss`, `error`, `val_loss`, `val_error` (errors as fractions).
+        best_epoch: The epoch, counted from 0, whose weights the model has.
+        seconds: Time of the epochs, over all starts of the training.
+    """
+
+    model: keras.Model
+    history: dict[str, list[float]]
+    best_epoch: int
+    seconds: float
+
+
+class TopOneError(keras.metrics.SparseCategoricalAccuracy):
+    """Fraction of images whose most probable class is wrong."""
+
+    def result(self) -> tf.Tensor:
+        return 1.0 - super().result()
+
+
+def train_task(
+    method: Method,
+    backbone: Backbone,
+    data: TaskData,
+    config: TrainConfig,
+    inputs: InputConfig,
+    *,
+    state_dir: Path | None = None,
+    tensorboard_dir: Path | None = None,
+    verbose: int = 0,
+) -> TrainedTask:
+    """Trains one task and returns the model of its best epoch on the validation split.
+
+    The test split is not touched. To train on several devices, build the backbone and call this in the scope of a
+    `tf.distribute` strategy.
+
+    Args:
+        method: What is learned.
+        backbone: The network to learn on; not changed.
+        data: The task's images.
+        config: Optimisers, schedule, length.
+        inputs: Augmentation and caching.
+        state_dir: Folder in which the training saves its state after each epoch and from which it goes on; None
+            keeps nothing.
+        tensorboard_dir: Folder for TensorBoard's files, or None.
+        verbose: As for `keras.Model.fit`.
+
+    Raises:
+        TrainingError: If the loss is NaN or stays at chance, or the saved state is of another training.
+        DataError: If images cannot be read or do not have the backbone's size.
+    """
+    # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
+    keras.utils.set_random_seed(config.seed)
+    model = method.build(backbone, len(data.class_names), seed=config.seed)
+    steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+    model.compile(
+        optimizer=make_optimizer(method, model, config, steps_per_epoch),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[TopOneError(name="error")],
+        # XLA on the CPU makes the training of depthwise convolutions many times slower.
+        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+    )
+    model.optimizer.build(model.trainable_variables)
+    backup = BackupAndRestore(state_dir)
+    backup.set_model(model)
+    first_epoch = backup.restore()
+    if first_epoch < config.epochs:
+        callbacks = [backup, StopOnNaN(), *method.callbacks(model)]
+        if config.chance_epochs:
+            callbacks.append(
+                StopAtChance(data.train.labels, config.chance_epochs, backup.progress.history.get("loss", []))
+            )
+        if tensorboard_dir:
+            callbacks.append(TensorBoard(tensorboard_dir))
+        options = {"cache": inputs.cache, "cache_limit_mb": inputs.cache_limit_mb, "cache_dir": inputs.cache_dir}
+        train = make_dataset(
+            data.train,
+            inputs.augment_train,
+            batch_size=config.batch_size,
+            training=True,
+            seed=config.seed,
+            epochs=config.epochs,
+            initial_epoch=first_epoch,
+            **options,
+        )
+        validation = make_dataset(
+            data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **options
+        )
+        _check_image_size(train, backbone, inputs.augment_train)
+        _check_image_size(validation, backbone, inputs.augment_eval)
+        with surface_data_errors():
+            model.fit(
+                train,
+                validation_data=validation,
+                epochs=config.epochs,
+                initial_epoch=first_epoch,
+                steps_per_epoch=steps_per_epoch,
+                shuffle=False,
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+    backup.restore_best()
+    progress = backup.progress
+    return TrainedTask(model, progress.history, progress.best_epoch, progress.seconds)
+
+
+def _check_image_size(dataset: tf.data.Dataset, backbone: Backbone, augment: str) -> None:
+    size = tuple(dataset.element_spec[0].shape[1:3])
+    if size != (backbone.image_size, backbone.image_size):
+        raise TrainingError(
+            f"The augmentation {augment!r} gives images of {size[0]}x{size[1]} pixels; backbone {backbone.name} "
+            f"takes {backbone.image_size}x{backbone.image_size}. Change the augmentation or --image_size."
+        )

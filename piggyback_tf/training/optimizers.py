@@ -1,0 +1,133 @@
+"""One optimiser per kind of variable, and the limit on flips that keeps masks stable."""
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from piggyback_tf.masking import MaskConfig, mask_config
+from piggyback_tf.masking.threshold import binarise, ternarise
+from piggyback_tf.methods import Method
+from piggyback_tf.training.config import TrainConfig
+from piggyback_tf.training.schedules import WarmupSchedule
+
+# Weights of a layer that are looked at to foresee its flips. A limit of 2e-4 is then 13 of them, and looking costs
+# nothing beside the update.
+_SAMPLE = 65536
+
+
+@keras.saving.register_keras_serializable(package="piggyback_tf")
+class FlipLimitedAdam(keras.optimizers.Adam):
+    """Adam for real-valued masks that shortens a layer's step when too many weights would flip at once.
+
+    Adam moves every `mask_real` by about the learning rate, whatever its gradient, so that large parts of a layer can
+    cross the threshold in the same few steps. Batch norm's frozen statistics then no longer fit, and training
+    collapses. Here a layer's step is multiplied by `min(1, max_flips / flips)`, where `flips` is the fraction of the
+    layer's mask that the full step would change; Adam's moments are kept as they are.
+
+    Args:
+        learning_rate: A rate or a schedule.
+        max_flips: Largest fraction of a layer's mask to change in one step.
+        threshold: Threshold of the masks.
+        kind: `"binary"` or `"ternary"`.
+        **kwargs: As for `keras.optimizers.Adam`; without AMSGrad.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        max_flips: float = 2e-4,
+        threshold: float = 5e-3,
+        kind: str = "binary",
+        **kwargs: Any,
+    ):
+        super().__init__(learning_rate, **kwargs)
+        if self.amsgrad:
+            raise ValueError("FlipLimitedAdam foresees the step of plain Adam; AMSGrad is not supported.")
+        self.max_flips = max_flips
+        self.threshold = threshold
+        self.kind = kind
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        # The step is linear in the learning rate: shortening it is scaling the rate, at no cost.
+        flips = self._foreseen_flips(gradient, variable, learning_rate)
+        scale = tf.minimum(1.0, self.max_flips / tf.maximum(flips, self.max_flips))
+        super().update_step(gradient, variable, tf.cast(learning_rate, tf.float32) * scale)
+
+    def _foreseen_flips(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> tf.Tensor:
+        """Returns the fraction of the mask that a full Adam step would change, from a sample of the weights."""
+        size = math.prod(variable.shape)
+        stride = -(-size // _SAMPLE)
+        stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
+        index = self._get_variable_index(variable)
+
+        def sample(tensor: Any) -> tf.Tensor:
+            return tf.reshape(tf.convert_to_tensor(tensor), [-1])[::stride]
+
+        gradient = sample(tf.cast(gradient, tf.float32))
+        mean, square = sample(self._momentums[index].value), sample(self._velocities[index].value)
+        mean += (gradient - mean) * (1 - self.beta_1)
+        square += (tf.square(gradient) - square) * (1 - self.beta_2)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        rate = (
+            tf.cast(learning_rate, tf.float32)
+            * tf.sqrt(1 - tf.pow(self.beta_2, step))
+            / (1 - tf.pow(self.beta_1, step))
+        )
+        before = sample(variable)
+        after = before - rate * mean / (tf.sqrt(square) + self.epsilon)
+        mask = ternarise if self.kind == "ternary" else binarise
+        changed = mask(before, self.threshold) != mask(after, self.threshold)
+        return tf.reduce_mean(tf.cast(changed, tf.float32))
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "max_flips": self.max_flips, "threshold": self.threshold, "kind": self.kind}
+
+
+def make_optimizer(
+    method: Method, model: keras.Model, config: TrainConfig, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    """Returns a `MultiOptimizer` with one optimiser and schedule for each group of variables.
+
+    Args:
+        method: Says which group each variable of the model is in.
+        model: The task's model.
+        config: Optimisers, learning rates and schedule.
+        steps_per_epoch: Steps of one epoch.
+
+    Raises:
+        ValueError: If the flips are to be limited with another optimiser than Adam.
+    """
+    groups = method.groups(model)
+    masks = mask_config(model)
+    optimizers = {group: _group_optimizer(group, masks, config, steps_per_epoch) for group in groups}
+    by_variable = {id(variable): optimizers[group] for group, members in groups.items() for variable in members}
+    return keras.optimizers.MultiOptimizer(lambda variable: by_variable[id(variable)])
+
+
+def _group_optimizer(
+    group: str, masks: MaskConfig | None, config: TrainConfig, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    epochs = config.step_epochs or max(1, config.epochs // 2)
+    rate = WarmupSchedule(
+        getattr(config, f"{group}_lr"),
+        config.schedule,
+        total_steps=config.epochs * steps_per_epoch,
+        # A random head gives every other variable noise for a gradient; it is the one that must learn at once.
+        warmup_steps=0 if group == "head" else config.warmup_steps,
+        step_length=epochs * steps_per_epoch,
+        step_decay=config.step_decay,
+    )
+    kind = getattr(config, f"{group}_optimizer")
+    limited = group == "mask" and config.max_flips > 0
+    if kind == "sgd":
+        if limited:
+            raise ValueError("`max_flips` foresees the steps of Adam. With mask_optimizer='sgd' set max_flips to 0.")
+        return keras.optimizers.SGD(rate, momentum=config.sgd_momentum)
+    if limited:
+        return FlipLimitedAdam(
+            rate, max_flips=config.max_flips, threshold=masks.threshold, kind=masks.kind, epsilon=config.adam_epsilon
+        )
+    return keras.optimizers.Adam(rate, epsilon=config.adam_epsilon)

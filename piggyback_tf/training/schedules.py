@@ -1,0 +1,64 @@
+"""Learning rates over time."""
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="piggyback_tf")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A linear warm-up followed by a cosine, a step or a constant schedule.
+
+    At step `s`, counted from 0, the rate is `peak * min(1, (s + 1) / warmup_steps) * f(s)` with `f(s)` =
+    `(1 + cos(pi s / total_steps)) / 2` (cosine), `step_decay ** floor(s / step_length)` (step; section 4 of the
+    Piggyback paper decays by 0.1 after half of the epochs), or 1 (constant).
+
+    Args:
+        peak: The rate that `f` scales.
+        kind: `"cosine"`, `"step"` or `"constant"`.
+        total_steps: Steps of the whole training.
+        warmup_steps: Steps of the warm-up; 0 for none.
+        step_length: Steps between two decays, for `"step"`.
+        step_decay: Factor of a decay, for `"step"`.
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        kind: str,
+        total_steps: int,
+        warmup_steps: int = 0,
+        step_length: int = 1,
+        step_decay: float = 0.1,
+    ):
+        super().__init__()
+        self.peak = peak
+        self.kind = kind
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.step_length = step_length
+        self.step_decay = step_decay
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        step = tf.cast(step, tf.float32)
+        if self.kind == "cosine":
+            factor = 0.5 * (1.0 + tf.cos(math.pi * tf.minimum(step / self.total_steps, 1.0)))
+        elif self.kind == "step":
+            factor = tf.pow(self.step_decay, tf.floor(step / self.step_length))
+        else:
+            factor = tf.constant(1.0)
+        if self.warmup_steps:
+            factor *= tf.minimum(1.0, (step + 1.0) / self.warmup_steps)
+        return self.peak * factor
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "peak": self.peak,
+            "kind": self.kind,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "step_length": self.step_length,
+            "step_decay": self.step_decay,
+        }
