@@ -25,7 +25,8 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         OSError: If the folder cannot be written to or the disk is full; `path` is then untouched.
     """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    # The ending is kept, since libraries such as Keras choose the format by it.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:

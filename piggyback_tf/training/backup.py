@@ -135,6 +135,11 @@ class BackupAndRestore(keras.callbacks.Callback):
         )
 
 
+def finish_training(folder: Path) -> None:
+    """Removes the state of a training whose result is written."""
+    (folder / STATE_FILE).unlink(missing_ok=True)
+
+
 def _to_numpy(variable: keras.Variable) -> np.ndarray:
     # A copy: the array that Keras returns may share the memory of the variable, which the next step overwrites.
     return np.array(keras.ops.convert_to_numpy(variable))

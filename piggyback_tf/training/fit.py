@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,11 +22,22 @@ from piggyback_tf.training.optimizers import make_optimizer
 class InputConfig:
     """How images get from a data set to the network."""
 
-    augment_train: str = option("resize(96,96)|flip", "What happens to a training image.")
-    augment_eval: str = option("resize(96,96)", "What happens to any other image.")
+    augment_train: str = option("", "What happens to a training image; by default resize(S,S), S = --image_size.")
+    augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
     cache: str = option("auto", "Images after the fixed operations: memory, disk, none, or auto by size.")
     cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.")
-    cache_dir: str | None = option(None, "Folder of cache=disk; by default the user's cache folder.")
+    cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.")
+
+    def for_size(self, image_size: int) -> "InputConfig":
+        """Returns the same settings with augmentations filled in that were left to the default."""
+        default = f"resize({image_size},{image_size})"
+        return dataclasses.replace(
+            self, augment_train=self.augment_train or default, augment_eval=self.augment_eval or default
+        )
+
+    def cache_options(self) -> dict[str, Any]:
+        """Returns what `make_dataset` takes of the settings."""
+        return {"cache": self.cache, "cache_limit_mb": self.cache_limit_mb, "cache_dir": self.cache_dir or None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +118,8 @@ def train_task(
             )
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
-        options = {"cache": inputs.cache, "cache_limit_mb": inputs.cache_limit_mb, "cache_dir": inputs.cache_dir}
+        inputs = inputs.for_size(backbone.image_size)
+        options = inputs.cache_options()
         train = make_dataset(
             data.train,
             inputs.augment_train,

@@ -1,0 +1,77 @@
+"""Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from absl import flags
+
+from piggyback_tf.methods import METHODS, Method
+from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
+
+Config = TypeVar("Config")
+
+# They change where and how fast a run goes on, not what comes out of it.
+NOT_SETTINGS = {"output_dir", "data_dir", "cache", "cache_limit_mb", "cache_dir", "tensorboard", "verbose"}
+PRECISIONS = ("none", "float16", "bfloat16")
+_OWN: list[str] = []
+
+
+def define_flags() -> None:
+    """Defines all flags; call it once, before absl parses the command line."""
+    text, flag, number = flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer
+    _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required.", required=True)
+    _own(text, "output_dir", None, "Folder of the results; an interrupted run in it goes on. Required.", required=True)
+    _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
+    _own(text, "task", None, "Name of the task; by default that of the data set.")
+    _own(flags.DEFINE_float, "val_fraction", 0.1, "Part of train for validation, if there is no such split.")
+    _own(flag, "skip_broken_images", False, "Leave broken images out and count them.")
+    _own(text, "backbone", "mobilenet_v2", "The frozen network, or 'list' or a pattern to see their names.")
+    _own(text, "weights", None, "imagenet, random, a .weights.h5 or .keras file; by default the backbone's own.")
+    _own(number, "image_size", None, "Height and width in pixels; by default the backbone's own.")
+    _own(flags.DEFINE_enum, "method", "piggyback", METHODS.names(), "How the task is learned.")
+    _own(flags.DEFINE_multi_enum, "baseline", [], METHODS.names(), "A method to compare with, trained first.")
+    _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices: mirrored over all; auto: if there are several.")
+    _own(flags.DEFINE_enum, "mixed_precision", "none", PRECISIONS, "Half precision of the computation.")
+    _own(flag, "deterministic", False, "Bit-equal runs on GPUs too (slower there; CPUs always are).")
+    _own(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.")
+    _own(number, "verbose", 2, "0: quiet, 1: progress bar, 2: one line an epoch.")
+    for config in (TrainConfig, InputConfig, *(METHODS[name].Config for name in METHODS)):
+        _define_fields(config)
+
+
+def read_config(config: type[Config]) -> Config:
+    """Returns a config dataclass with the values of the flags of the same names.
+
+    Raises:
+        flags.IllegalFlagValueError: If a value is not valid; the message is that of the dataclass.
+    """
+    try:
+        return config(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config)})
+    except ValueError as error:
+        raise flags.IllegalFlagValueError(str(error).replace("Received: ", "Received: --")) from None
+
+
+def make_method(name: str) -> Method:
+    """Returns the method of a name with the settings that the flags give it."""
+    method = METHODS[name]
+    return method(read_config(method.Config))
+
+
+def settings() -> dict[str, Any]:
+    """Returns the values of all flags that decide the result of a run."""
+    return {name: flags.FLAGS[name].value for name in _OWN if name not in NOT_SETTINGS}
+
+
+def _own(define: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    define(name, *args, **kwargs)
+    _OWN.append(name)
+
+
+def _define_fields(config: type) -> None:
+    makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for field in dataclasses.fields(config):
+        if field.name in _OWN:  # A setting that two methods share, such as `norm`.
+            if flags.FLAGS[field.name].default != field.default:
+                raise ValueError(f"Two configs define --{field.name} with different defaults.")
+            continue
+        _own(makers[type(field.default)], field.name, field.default, field.metadata["help"])

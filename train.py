@@ -1,0 +1,181 @@
+"""Learns one task on a frozen backbone: python train.py --flagfile=configs/quickstart.flags
+
+The run goes from top to bottom of `run`: settings, devices, data, backbone, one training a method, results. After a
+kill the same command goes on where the last completed epoch ended; what is done already is not done again.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+from absl import app, flags, logging
+
+from piggyback_tf.backbones import Backbone, WeightsError, list_backbones, load_backbone, named_variables
+from piggyback_tf.data import DataError, TaskData, load_data, make_dataset
+from piggyback_tf.evaluation import evaluate, results_table, write_report
+from piggyback_tf.files import atomic_file, write_atomically
+from piggyback_tf.flags import define_flags, make_method, read_config, settings
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.training import (
+    InputConfig,
+    TrainConfig,
+    TrainedTask,
+    TrainingError,
+    check_settings,
+    finish_training,
+    make_strategy,
+    run_folder,
+    train_task,
+)
+
+FLAGS = flags.FLAGS
+METRICS_FILE = "metrics.json"
+RESULT_FILE = "result.json"
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Trains, evaluates and writes everything into the folder; returns what `metrics.json` holds."""
+    # ------------------------------------------------------------------ settings
+    train_config = read_config(TrainConfig)
+    inputs = read_config(InputConfig)
+    names = [*dict.fromkeys(FLAGS.baseline), FLAGS.method]
+    if FLAGS.method in FLAGS.baseline:
+        raise flags.IllegalFlagValueError(f"--baseline={FLAGS.method} is the --method itself; leave it out.")
+    methods = {name: make_method(name) for name in names}
+    check_settings(folder, settings())
+    if (folder / METRICS_FILE).exists():
+        logging.info("The run in %s is complete; delete the folder to run it again.", folder)
+        return json.loads((folder / METRICS_FILE).read_text())
+
+    # ------------------------------------------------------------------- devices
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if FLAGS.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
+    strategy = make_strategy(FLAGS.strategy)
+
+    # ---------------------------------------------------------------------- data
+    data = load_data(
+        FLAGS.data,
+        data_dir=FLAGS.data_dir,
+        val_fraction=FLAGS.val_fraction,
+        seed=FLAGS.seed,
+        skip_broken_images=FLAGS.skip_broken_images,
+    )
+    task = FLAGS.task or data.name
+
+    # ------------------------------------------------------- backbone and methods
+    results = {}
+    with strategy.scope():
+        backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
+        inputs = inputs.for_size(backbone.image_size)
+        base_hash = backbone.hash
+        found = {"base_hash": base_hash, "class_names": list(data.class_names), "train_images": len(data.train)}
+        check_settings(folder, found, file="found.json", prefix="")
+        for name, method in methods.items():
+            # The main method's files lie in the folder itself, those of the baselines beside them.
+            own = folder if name == FLAGS.method else folder / "baselines" / name
+            own.mkdir(parents=True, exist_ok=True)
+            if not (own / RESULT_FILE).exists():
+                logging.info("%s on %s: %d training images", name, task, len(data.train))
+                trained = train_task(
+                    method,
+                    backbone,
+                    data,
+                    train_config,
+                    inputs,
+                    state_dir=own,
+                    tensorboard_dir=own / "tensorboard" if FLAGS.tensorboard else None,
+                    verbose=FLAGS.verbose,
+                )
+                if backbone.hash != base_hash:
+                    raise TrainingError(f"Method {name} changed the base, which must never happen. Please report this.")
+                result = write_result(own, task, name, method.keeps_base, trained, backbone, data, inputs)
+                write_atomically(own / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+                finish_training(own)
+            results[name] = json.loads((own / RESULT_FILE).read_text())
+
+    # ------------------------------------------------------------------- results
+    metrics = {"task": task, "data": FLAGS.data, "base_hash": base_hash, "methods": results}
+    write_report(folder, metrics)
+    write_atomically(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def write_result(
+    folder: Path,
+    task: str,
+    method: str,
+    keeps_base: bool,
+    trained: TrainedTask,
+    backbone: Backbone,
+    data: TaskData,
+    inputs: InputConfig,
+) -> dict[str, Any]:
+    """Measures a trained model, for the first time on the test split, and writes it as a pack or a Keras model."""
+    errors = {"validation": measure(trained.model, data.validation, inputs)}
+    if data.test is not None:
+        errors["test"] = measure(trained.model, data.test, inputs)
+    result = {
+        **errors,
+        "best_epoch": trained.best_epoch + 1,
+        "history": {
+            name: [100 * value for value in values] if name.endswith("error") else values
+            for name, values in trained.history.items()
+        },
+        "seconds": trained.seconds,
+    }
+    if keeps_base:
+        path = folder / f"{task}.task.safetensors"
+        pack = TaskPack.from_model(
+            trained.model,
+            task=task,
+            class_names=list(data.class_names),
+            backbone=backbone,
+            method=method,
+            eval_augment=inputs.augment_eval,
+            settings=settings(),
+            errors=errors,
+        )
+        pack.save(path)
+        result |= {"zeros": pack.zeros, "zeros_total": pack.zeros_total} if pack.masks else {}
+    else:
+        path = folder / f"{task}.keras"
+        with atomic_file(path) as temporary:
+            # The optimiser's schedules are of no use to whoever loads the model.
+            trained.model.save(temporary, include_optimizer=False)
+    base_bytes = sum(v.value.shape.num_elements() * v.value.dtype.size for v in named_variables(backbone.model).values())
+    return result | {"file": path.name, "bytes": {"task": path.stat().st_size, "base": base_bytes}}
+
+
+def measure(model: keras.Model, source: Any, inputs: InputConfig) -> dict[str, Any]:
+    """Returns the errors of a model on the images of a split."""
+    dataset = make_dataset(
+        source, inputs.augment_eval, batch_size=FLAGS.batch_size, training=False, **inputs.cache_options()
+    )
+    return evaluate(model.predict_on_batch, dataset)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
+    logging.set_verbosity(logging.INFO)
+    try:
+        with run_folder(FLAGS.output_dir) as folder:
+            metrics = run(folder)
+    except (DataError, WeightsError, TrainingError, ValueError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(results_table(metrics["methods"])))
+    print(f"\nReport: {folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
