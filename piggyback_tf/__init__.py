@@ -1,0 +1,61 @@
+"""One frozen network, many tasks: learned binary weight masks for Keras 3 and TensorFlow.
+
+The public names are imported when they are first used: `import piggyback_tf` and reading task packs do not load
+TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from piggyback_tf.version import __version__
+
+if TYPE_CHECKING:
+    from piggyback_tf.backbones import Backbone, WeightsError, list_backbones, load_backbone
+    from piggyback_tf.data import DataError, load_data, make_dataset
+    from piggyback_tf.masking import MaskConfig, mask, read_masks
+    from piggyback_tf.packs import PackError, TaskBank, TaskPack
+
+_HOMES = {
+    "Backbone": "backbones",
+    "DataError": "data",
+    "MaskConfig": "masking",
+    "PackError": "packs",
+    "TaskBank": "packs",
+    "TaskPack": "packs",
+    "WeightsError": "backbones",
+    "list_backbones": "backbones",
+    "load_backbone": "backbones",
+    "load_data": "data",
+    "make_dataset": "data",
+    "mask": "masking",
+    "read_masks": "masking",
+}
+
+__all__ = [
+    "Backbone",
+    "DataError",
+    "MaskConfig",
+    "PackError",
+    "TaskBank",
+    "TaskPack",
+    "WeightsError",
+    "__version__",
+    "list_backbones",
+    "load_backbone",
+    "load_data",
+    "make_dataset",
+    "mask",
+    "read_masks",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

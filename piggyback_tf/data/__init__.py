@@ -1,0 +1,38 @@
+"""Images in, batches out: data sets, augmentation, caching."""
+
+from piggyback_tf.data import operations as _operations  # noqa: F401  (registers the operations)
+from piggyback_tf.data.augment import (
+    AUGMENTATIONS,
+    Operation,
+    augmentation_names,
+    output_size,
+    parse_augment,
+    register_augmentation,
+)
+from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
+from piggyback_tf.data.kinds import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
+from piggyback_tf.data.pipeline import make_dataset, surface_data_errors
+from piggyback_tf.data.sources import Source, Subset, TaskData
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATA_KINDS",
+    "BrokenImageError",
+    "DataError",
+    "DataRequest",
+    "Operation",
+    "Source",
+    "Subset",
+    "TaskData",
+    "augmentation_names",
+    "data_kinds",
+    "decode_image",
+    "load_data",
+    "make_dataset",
+    "output_size",
+    "parse_augment",
+    "read_image",
+    "register_augmentation",
+    "register_data",
+    "surface_data_errors",
+]

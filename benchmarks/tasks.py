@@ -1,0 +1,66 @@
+"""The three sets of real images on MobileNetV2 at 96 px, which several benchmarks train on."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+from common import realdata
+
+from piggyback_tf.backbones import Backbone, load_backbone
+from piggyback_tf.data import load_data, make_dataset
+from piggyback_tf.evaluation import evaluate
+from piggyback_tf.masking import read_masks
+from piggyback_tf.methods import METHODS
+from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
+
+SETS = ("pacs_sketch", "pacs_art_painting", "dtd10")
+INPUTS = InputConfig(augment_train="resize(108,108)|random_crop(96)|flip", augment_eval="resize(108,108)|central_crop(96)")
+
+
+def mobilenet() -> Backbone:
+    """Returns MobileNetV2 at 96 px with ImageNet weights."""
+    return load_backbone(
+        "mobilenet_v2", weights=str(realdata() / "weights/mobilenet_v2_imagenet_notop.weights.h5"), image_size=96
+    )
+
+
+def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConfig, state: str) -> dict[str, Any]:
+    """Trains a method on one of the sets, and measures it on the test split.
+
+    Args:
+        backbone: The network.
+        name: One of `SETS`.
+        method: Name of the method.
+        config: How to train; its seed decides the validation split too.
+        state: Name of the folder, under the system's temporary one, from which an interrupted training goes on.
+    """
+    data = load_data(f"folder:{realdata() / name}", seed=config.seed)
+    folder = Path(tempfile.gettempdir()) / "piggyback_benchmarks" / state
+    folder.mkdir(parents=True, exist_ok=True)
+    row: dict[str, Any] = {"config": {k: v for k, v in dataclasses.asdict(config).items()}}
+    try:
+        trained = train_task(METHODS[method](), backbone, data, config, INPUTS, state_dir=folder)
+    except TrainingError as error:
+        return row | {"stopped": str(error)}
+    row |= {
+        "test_error": _error(trained.model, data.test),
+        "val_error": 100 * min(trained.history["val_error"]),
+        "last_val_error": 100 * trained.history["val_error"][-1],
+        "best_epoch": trained.best_epoch + 1,
+        "loss": trained.history["loss"][-1],
+        "seconds": round(trained.seconds, 1),
+    }
+    masks = read_masks(trained.model)
+    if masks:
+        zeros = sum(int((m == 0).sum()) for m in masks.values())
+        row["zeros_percent"] = 100 * zeros / sum(m.size for m in masks.values())
+    return row
+
+
+def _error(model: keras.Model, source: Any) -> float:
+    dataset = make_dataset(source, INPUTS.augment_eval, batch_size=64, training=False)
+    return float(evaluate(model.predict_on_batch, dataset)["top1_error"])
+
+

@@ -1,0 +1,213 @@
+"""Every classification network of `keras.applications`, without its classifier."""
+
+import functools
+from typing import TYPE_CHECKING
+
+from piggyback_tf.backbones.registry import register_backbone
+
+if TYPE_CHECKING:
+    import keras
+
+_TF = "tf: x / 127.5 - 1"
+_TORCH = "torch: (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)"
+_CAFFE = "caffe: RGB to BGR, minus (103.939, 116.779, 123.68)"
+_INSIDE_MEAN = "inside the network: x / 255, then mean and variance"
+_INSIDE_TF = "inside the network: x / 127.5 - 1"
+_INSIDE_128 = "inside the network: x / 128 - 1"
+
+# Family: preprocessing, smallest image size, and for each network its constructor and default image size.
+_FAMILIES = {
+    "convnext": (
+        _INSIDE_MEAN,
+        32,
+        {
+            "convnext_tiny": ("ConvNeXtTiny", 224),
+            "convnext_small": ("ConvNeXtSmall", 224),
+            "convnext_base": ("ConvNeXtBase", 224),
+            "convnext_large": ("ConvNeXtLarge", 224),
+            "convnext_xlarge": ("ConvNeXtXLarge", 224),
+        },
+    ),
+    "densenet": (
+        _TORCH,
+        32,
+        {
+            "densenet121": ("DenseNet121", 224),
+            "densenet169": ("DenseNet169", 224),
+            "densenet201": ("DenseNet201", 224),
+        },
+    ),
+    "efficientnet": (
+        _INSIDE_MEAN,
+        32,
+        {
+            "efficientnet_b0": ("EfficientNetB0", 224),
+            "efficientnet_b1": ("EfficientNetB1", 240),
+            "efficientnet_b2": ("EfficientNetB2", 260),
+            "efficientnet_b3": ("EfficientNetB3", 300),
+            "efficientnet_b4": ("EfficientNetB4", 380),
+            "efficientnet_b5": ("EfficientNetB5", 456),
+            "efficientnet_b6": ("EfficientNetB6", 528),
+            "efficientnet_b7": ("EfficientNetB7", 600),
+        },
+    ),
+    "efficientnet_v2_b": (
+        _INSIDE_MEAN,
+        32,
+        {
+            "efficientnet_v2_b0": ("EfficientNetV2B0", 224),
+            "efficientnet_v2_b1": ("EfficientNetV2B1", 240),
+            "efficientnet_v2_b2": ("EfficientNetV2B2", 260),
+            "efficientnet_v2_b3": ("EfficientNetV2B3", 300),
+        },
+    ),
+    "efficientnet_v2": (
+        _INSIDE_128,
+        32,
+        {
+            "efficientnet_v2_s": ("EfficientNetV2S", 384),
+            "efficientnet_v2_m": ("EfficientNetV2M", 480),
+            "efficientnet_v2_l": ("EfficientNetV2L", 480),
+        },
+    ),
+    "inception_resnet_v2": (_TF, 75, {"inception_resnet_v2": ("InceptionResNetV2", 299)}),
+    "inception_v3": (_TF, 75, {"inception_v3": ("InceptionV3", 299)}),
+    "mobilenet": (_TF, 32, {"mobilenet": ("MobileNet", 224)}),
+    "mobilenet_v2": (_TF, 32, {"mobilenet_v2": ("MobileNetV2", 224)}),
+    "mobilenet_v3": (
+        _INSIDE_TF,
+        32,
+        {
+            "mobilenet_v3_small": ("MobileNetV3Small", 224),
+            "mobilenet_v3_large": ("MobileNetV3Large", 224),
+        },
+    ),
+    "nasnet": (_TF, 32, {"nasnet_mobile": ("NASNetMobile", 224), "nasnet_large": ("NASNetLarge", 331)}),
+    "resnet": (
+        _CAFFE,
+        32,
+        {"resnet50": ("ResNet50", 224), "resnet101": ("ResNet101", 224), "resnet152": ("ResNet152", 224)},
+    ),
+    "resnet_v2": (
+        _TF,
+        32,
+        {
+            "resnet50_v2": ("ResNet50V2", 224),
+            "resnet101_v2": ("ResNet101V2", 224),
+            "resnet152_v2": ("ResNet152V2", 224),
+        },
+    ),
+    "vgg_notop": (_CAFFE, 32, {"vgg16_notop": ("VGG16", 224), "vgg19_notop": ("VGG19", 224)}),
+    "xception": (_TF, 71, {"xception": ("Xception", 299)}),
+}
+
+_VGG_SIZE = 224
+
+
+def build_application(
+    image_size: int, published: str | None = None, *, name: str, constructor: str, preprocessing: str
+) -> "keras.Model":
+    """Returns a network of `keras.applications` with its own preprocessing, ending in average pooling.
+
+    Args:
+        image_size: Height and width of the images.
+        published: None, `"imagenet"` or the path of a published `.h5` file.
+        name: Name of the model.
+        constructor: Name of the function in `keras.applications`.
+        preprocessing: As in the registry; says whether a layer goes before the network.
+    """
+    import keras
+
+    images, x = _images(image_size, preprocessing)
+    network = getattr(keras.applications, constructor)(
+        include_top=False,
+        weights=published,
+        input_tensor=x,
+        input_shape=(image_size, image_size, 3),
+        pooling="avg",
+    )
+    # Rebuilt over the same layers: some constructors make a model that expects a list of one input.
+    model = keras.Model(images, network.output, name=name)
+    if constructor.startswith("EfficientNetB") and published != "imagenet":
+        return _with_imagenet_scaling(model, keep_weights=published is not None)
+    return model
+
+
+def build_vgg(image_size: int, published: str | None = None, *, name: str, constructor: str) -> "keras.Model":
+    """Returns a VGG network with fc1 and fc2, each followed by dropout of 0.5, as the Piggyback paper masks it.
+
+    Args:
+        image_size: Height and width of the images, 224.
+        published: None, `"imagenet"` or the path of a published `.h5` file with the classifier.
+        name: Name of the model.
+        constructor: Name of the function in `keras.applications`.
+    """
+    import keras
+
+    images, x = _images(image_size, _CAFFE)
+    constructor = getattr(keras.applications, constructor)
+    network = constructor(include_top=False, weights=None, input_tensor=x, input_shape=(image_size, image_size, 3))
+    x = keras.layers.Flatten(name="flatten")(network.output)
+    for layer in ("fc1", "fc2"):
+        x = keras.layers.Dense(4096, activation="relu", name=layer)(x)
+        x = keras.layers.Dropout(0.5, name=f"{layer}_dropout")(x)
+    model = keras.Model(images, x, name=name)
+    if published is not None:
+        # The published file belongs to the network with its classifier, which is then left behind.
+        _copy_weights(constructor(include_top=True, weights=published), model)
+    return model
+
+
+def _images(image_size: int, preprocessing: str):
+    import keras
+
+    from piggyback_tf.backbones.preprocessing import DESCRIPTIONS, ImagePreprocessing
+
+    images = keras.Input((image_size, image_size, 3), dtype="float32", name="images")
+    modes = [mode for mode, description in DESCRIPTIONS.items() if description == preprocessing]
+    return images, ImagePreprocessing(modes[0], name="preprocessing")(images) if modes else images
+
+
+def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.Model":
+    # Keras gives EfficientNet B0 to B7 one more scaling layer, but only if the constructor loads the ImageNet weights;
+    # the same weights from a file would then mean something else. Here the layer is always there.
+    import keras
+
+    deviations = (0.229, 0.224, 0.225)
+
+    def call(layer, *args, **kwargs):
+        x = layer(*args, **kwargs)
+        if isinstance(layer, keras.layers.Normalization):
+            x = keras.layers.Rescaling([deviation**-0.5 for deviation in deviations])(x)
+        return x
+
+    copy = keras.models.clone_model(model, call_function=call)
+    if keep_weights:
+        _copy_weights(model, copy)
+    return copy
+
+
+def _copy_weights(source: "keras.Model", target: "keras.Model") -> None:
+    from piggyback_tf.backbones.paths import named_variables
+
+    values = named_variables(source)
+    for path, variable in named_variables(target).items():
+        variable.assign(values[path])
+
+
+for _family, (_preprocessing, _min_size, _networks) in _FAMILIES.items():
+    for _name, (_constructor, _image_size) in _networks.items():
+        register_backbone(
+            _name, family=_family, image_size=_image_size, min_size=_min_size, preprocessing=_preprocessing
+        )(functools.partial(build_application, name=_name, constructor=_constructor, preprocessing=_preprocessing))
+
+for _name, _constructor in (("vgg16", "VGG16"), ("vgg19", "VGG19")):
+    register_backbone(
+        _name,
+        family="vgg",
+        image_size=_VGG_SIZE,
+        min_size=_VGG_SIZE,
+        max_size=_VGG_SIZE,
+        preprocessing=_CAFFE,
+        size_hint=f"Its fully connected layers fix the size; use '{_name}_notop' for other sizes.",
+    )(functools.partial(build_vgg, name=_name, constructor=_constructor))

@@ -1,0 +1,93 @@
+"""Which backbones there are. Importing this file does not load TensorFlow."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from piggyback_tf.registry import Registry
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneEntry:
+    """What is known about a backbone before it is built.
+
+    Attributes:
+        build: Called as `build(image_size)`, returns an untrained functional model from float32 images `[B, S, S, 3]`
+            in [0, 255] to features `[B, F]`. If `weights` has `"imagenet"`, it is also called as
+            `build(image_size, published)`, with `"imagenet"` or the path of an `.h5` file in the layout in which
+            `keras.applications` publishes its weights, and returns the network with those.
+        family: Networks of one family are built by the same code; tests take one of each.
+        image_size: Default height and width of the images.
+        min_size: Smallest image size the network can take.
+        preprocessing: How images are scaled inside the model, in one line.
+        weights: The named weights that exist; the first is the default. `"random"` is always among them.
+        max_size: Largest image size the network can take, if there is one.
+        size_hint: What to use at other image sizes, as the end of an error message.
+        shipped: Path of the weights file inside the package, for `"shipped"`.
+    """
+
+    build: "Callable[..., keras.Model]"
+    family: str
+    image_size: int
+    min_size: int
+    preprocessing: str
+    weights: tuple[str, ...] = ("imagenet", "random")
+    max_size: int | None = None
+    size_hint: str = ""
+    shipped: str | None = None
+
+
+_BACKBONES: Registry[BackboneEntry] = Registry("backbone")
+
+
+def register_backbone(name: str, **fields) -> Callable[[Callable], Callable]:
+    """Returns a decorator that registers a build function under `name`.
+
+    Args:
+        name: Name for `load_backbone`, in snake case.
+        **fields: The fields of `BackboneEntry` other than `build`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def decorator(build: Callable) -> Callable:
+        _BACKBONES.register(name)(BackboneEntry(build=build, **fields))
+        return build
+
+    return decorator
+
+
+def get_entry(name: str) -> BackboneEntry:
+    """Returns the entry of a backbone.
+
+    Raises:
+        ValueError: If there is no backbone of this name.
+    """
+    _import_networks()
+    return _BACKBONES[name]
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Returns the names of the backbones that match a shell pattern, sorted.
+
+    Args:
+        pattern: For example `"resnet*"` or `"*_v2"`.
+    """
+    _import_networks()
+    return _BACKBONES.names(pattern)
+
+
+@functools.cache
+def _import_networks() -> None:
+    # Every file in `networks` registers its own backbones, so that a new one needs no change elsewhere.
+    from piggyback_tf.backbones import networks
+
+    for module in pkgutil.iter_modules(networks.__path__):
+        importlib.import_module(f"{networks.__name__}.{module.name}")

@@ -1,0 +1,147 @@
+"""Augmentation strings: `"resize(256)|random_crop(224)|flip"`.
+
+A deterministic operation works on a NumPy array and has one implementation, wherever it stands in
+the string; those at the start are done once per image and cached. A random operation works on a
+tensor and takes all its random numbers from the seed it is given.
+"""
+
+import abc
+import ast
+import inspect
+
+import numpy as np
+
+from piggyback_tf.data.images import DataError
+from piggyback_tf.registry import Registry
+
+Size = tuple[int, int]
+
+
+class Operation(abc.ABC):
+    """One step of an augmentation; the arguments of its `__init__` are those in the string.
+
+    Attributes:
+        random: Whether the step draws random numbers; it then has `sample`, otherwise `apply`.
+        source: How the step is written.
+    """
+
+    random: bool
+    source: str = ""
+
+    @abc.abstractmethod
+    def output_size(self, size: Size | None) -> Size | None:
+        """Returns the `(height, width)` of the result for an image of this size.
+
+        Args:
+            size: `(height, width)`, or `None` if not known.
+
+        Returns:
+            The result's size, or `None` if it depends on the image.
+
+        Raises:
+            DataError: If an image of this size cannot be worked on.
+        """
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Returns a deterministic step's result, uint8 `(height, width, 3)` from the same."""
+        raise NotImplementedError
+
+    def sample(self, image, seed):
+        """Returns a random step's result.
+
+        Args:
+            image: A uint8 tensor of shape `(height, width, 3)`.
+            seed: An int64 tensor of shape `(2,)` for stateless random functions.
+
+        Returns:
+            A uint8 tensor of shape `(height, width, 3)`.
+        """
+        raise NotImplementedError
+
+
+AUGMENTATIONS: Registry[type[Operation]] = Registry("augmentation")
+
+
+def register_augmentation(name: str):
+    """Returns a decorator that makes an `Operation` available in augmentation strings."""
+    return AUGMENTATIONS.register(name)
+
+
+def augmentation_names() -> list[str]:
+    """Returns how every operation is written, for example `"random_crop(size, padding=0)"`."""
+    return [f"{name}{inspect.signature(AUGMENTATIONS[name])}" for name in AUGMENTATIONS.names()]
+
+
+def parse_augment(spec: str) -> list[Operation]:
+    """Reads an augmentation string.
+
+    Args:
+        spec: Operations separated by `|`; the empty string has none.
+
+    Returns:
+        The operations.
+
+    Raises:
+        DataError: If the string is not well formed, or an operation or its arguments do not exist.
+    """
+    return [_parse_operation(part.strip(), spec) for part in spec.split("|")] if spec.strip() else []
+
+
+def output_size(augment: str, size: Size | None = None) -> Size | None:
+    """Returns the `(height, width)` that an augmentation string ends with.
+
+    Args:
+        augment: The augmentation string.
+        size: `(height, width)` of the images it starts from, if they all have the same.
+
+    Returns:
+        The size, or `None` if it depends on the image.
+    """
+    return chain_size(parse_augment(augment), size)
+
+
+def chain_size(operations: list[Operation], size: Size | None) -> Size | None:
+    """Returns the size after several operations; see `Operation.output_size`."""
+    for operation in operations:
+        size = operation.output_size(size)
+    return size
+
+
+def leading_deterministic(operations: list[Operation]) -> int:
+    """Returns how many operations stand before the first random one."""
+    return next((i for i, operation in enumerate(operations) if operation.random), len(operations))
+
+
+def _parse_operation(part: str, spec: str) -> Operation:
+    where = f"in the augmentation {spec!r}"
+    try:
+        tree = ast.parse(part, mode="eval").body
+        call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+        if not isinstance(call.func, ast.Name):
+            raise ValueError
+        name = call.func.id
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        keywords = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, TypeError):
+        raise DataError(
+            f"Cannot read {part!r} {where}. Write operations as name or name(number, ...), "
+            f"with | between them, as in 'resize(256)|random_crop(224)|flip'."
+        ) from None
+    try:
+        operation_class = AUGMENTATIONS[name]
+    except ValueError as error:
+        raise DataError(f"{error} It was asked for {where}.") from None
+    signature = inspect.signature(operation_class)
+    try:
+        bound = signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        raise DataError(f"Wrong arguments of {part!r} {where}: {error}. It is written {name}{signature}.") from None
+    for key, value in bound.arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(f"Argument {key} of {part!r} {where} must be a number.")
+    try:
+        operation = operation_class(*arguments, **keywords)
+    except DataError as error:
+        raise DataError(f"Wrong arguments of {part!r} {where}: {error}") from None
+    operation.source = part
+    return operation

@@ -1,0 +1,156 @@
+"""`folder:PATH`: image files in one folder per class."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from piggyback_tf.data.images import EXTENSIONS, DataError, has_image_extension, read_image
+from piggyback_tf.data.kinds import DataRequest, register_data
+from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
+
+LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
+# Left by file managers and archivers; so is every name that starts with a dot.
+JUNK = ("thumbs.db", "desktop.ini", "__macosx")
+
+
+class FolderSource(Source):
+    """The images of one split of a folder.
+
+    Args:
+        root: The data set's folder.
+        paths: The files, relative to `root`, with forward slashes.
+        labels: The class of each file.
+    """
+
+    def __init__(self, root: Path, paths: list[str], labels: list[int]):
+        self._root = root
+        self._paths = paths
+        self._labels = np.array(labels, dtype=np.int32)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self._root / self._paths[index])
+
+    def describe(self, index: int) -> str:
+        return str(self._root / self._paths[index])
+
+    def key(self, index: int) -> str:
+        return self._paths[index]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        parts = [str(self._root.resolve()), self._labels.tobytes()]
+        for path in self._paths:
+            try:
+                status = (self._root / path).stat()
+            except OSError as error:
+                raise DataError(f"Image file {str(self._root / path)!r} cannot be read: {error.strerror}.") from error
+            parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+        return digest("folder", *parts)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+@register_data("folder")
+def load_folder(request: DataRequest) -> TaskData:
+    """Answers `folder:PATH`; names of classes are the sorted names of the folders in `PATH/train`."""
+    if not request.argument:
+        raise DataError(f"The data spec must name a folder, as in 'folder:/data/cats', but was {request.spec!r}.")
+    root = Path(request.argument).expanduser()
+    splits = {entry.name for entry in _entries(root) if entry.is_dir()}
+    if "train" not in splits:
+        raise DataError(f"Folder {str(root)!r} has no folder 'train'. {LAYOUT}")
+    if {"val", "validation"} <= splits:
+        raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
+
+    files = _list_split(root, "train")
+    class_names = tuple(sorted(files))
+    if not class_names:
+        raise DataError(f"Folder {str(root / 'train')!r} has no class folders. {LAYOUT}")
+    if len(class_names) == 1:
+        raise DataError(f"Folder {str(root / 'train')!r} has only one class, {class_names[0]!r}; a task needs two.")
+
+    def source(split: str, found: dict[str, list[str]]) -> FolderSource:
+        for name in found:
+            if name not in class_names:
+                raise DataError(
+                    f"Class {name!r} is in {str(root / split)!r} but not in {str(root / 'train')!r}, "
+                    f"so that it cannot be learned."
+                )
+        if missing := [name for name in class_names if name not in found]:
+            logging.warning("%s has no images of %d class(es): %s.", root / split, len(missing), ", ".join(missing[:5]))
+        pairs = [(path, label) for label, name in enumerate(class_names) for path in found.get(name, [])]
+        return FolderSource(root, [path for path, _ in pairs], [label for _, label in pairs])
+
+    train, test = source("train", files), None
+    if held_out := splits & {"val", "validation"}:
+        split = held_out.pop()
+        validation = source(split, _list_split(root, split))
+    else:
+        train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
+    if "test" in splits:
+        test = source("test", _list_split(root, "test"))
+
+    if request.skip_broken_images:
+        train = WithoutBroken(train, f"{request.spec} train", request.cache_dir, class_names)
+        validation = WithoutBroken(validation, f"{request.spec} validation", request.cache_dir)
+        test = test and WithoutBroken(test, f"{request.spec} test", request.cache_dir)
+    return TaskData(request.spec, root.resolve().name, class_names, train, validation, test)
+
+
+def _list_split(root: Path, split: str) -> dict[str, list[str]]:
+    """Returns the image files of every class folder of a split, relative to `root` and sorted."""
+    files = {}
+    for entry in _entries(root / split):
+        if not entry.is_dir():
+            if has_image_extension(entry.name):
+                raise DataError(f"Image {entry.path!r} is in no class folder. {LAYOUT}")
+            continue
+        files[entry.name] = sorted(_list_class(Path(entry.path), f"{split}/{entry.name}", ()))
+        if not files[entry.name]:
+            raise DataError(f"Class folder {entry.path!r} has no images. Remove the folder or put images into it.")
+    if not files:
+        raise DataError(f"Folder {str(root / split)!r} has no class folders with images. {LAYOUT}")
+    return files
+
+
+def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...]) -> list[str]:
+    # Links to folders are followed, as data sets are often put together from them; a link to a folder
+    # further up would never end.
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise DataError(f"Folder {str(folder)!r} is a link to a folder that it lies in.")
+    files = []
+    for entry in _entries(folder):
+        path = f"{relative}/{entry.name}"
+        if entry.is_dir():
+            files += _list_class(Path(entry.path), path, (*above, identity))
+        elif has_image_extension(entry.name):
+            files.append(path)
+        else:
+            raise DataError(
+                f"File {entry.path!r} in a class folder is not an image by its name. Move it away, "
+                f"or give it the extension that it needs; valid: {', '.join(EXTENSIONS)}."
+            )
+    return files
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """Returns what is in a folder, less the files that nobody put there on purpose."""
+    try:
+        with os.scandir(folder) as entries:
+            return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in JUNK]
+    except FileNotFoundError:
+        raise DataError(f"There is no folder {str(folder)!r}.") from None
+    except NotADirectoryError:
+        raise DataError(f"{str(folder)!r} is a file, not a folder. {LAYOUT}") from None
+    except OSError as error:
+        raise DataError(f"Folder {str(folder)!r} cannot be read: {error.strerror}.") from error

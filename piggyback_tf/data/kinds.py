@@ -1,0 +1,91 @@
+"""Data specs: `KIND:ARGUMENT`, where each kind is a file in this folder that registers itself."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+from piggyback_tf.data.images import DataError
+from piggyback_tf.data.sources import TaskData
+from piggyback_tf.registry import Registry, unknown_name_message
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRequest:
+    """What a data kind is asked for.
+
+    Attributes:
+        spec: The whole spec, `KIND:ARGUMENT`.
+        argument: What stands behind the colon, possibly empty.
+        data_dir: Where prepared data sets are, or `None`.
+        val_fraction: The share of the training images that becomes the validation split where there is none.
+        seed: Another seed, another validation split.
+        skip_broken_images: Whether broken images are left out and counted instead of an error.
+        cache_dir: The cache folder; `None` for the user's.
+    """
+
+    spec: str
+    argument: str
+    data_dir: str | None
+    val_fraction: float
+    seed: int
+    skip_broken_images: bool
+    cache_dir: str | None
+
+
+# Maps the name of a kind to a function of a `DataRequest` that returns `TaskData`.
+DATA_KINDS: Registry[Callable[[DataRequest], TaskData]] = Registry("data kind")
+
+
+def register_data(kind: str) -> Callable:
+    """Returns a decorator that makes a function of a `DataRequest` answer specs that start with `kind`."""
+    return DATA_KINDS.register(kind)
+
+
+def data_kinds() -> list[str]:
+    """Returns the names of all data kinds."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"piggyback_tf.data.{module.name}")
+    return DATA_KINDS.names()
+
+
+def load_data(
+    spec: str,
+    *,
+    data_dir: str | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    skip_broken_images: bool = False,
+    cache_dir: str | None = None,
+) -> TaskData:
+    """Finds the images of a task.
+
+    Args:
+        spec: One of
+            `"folder:PATH"`: image files in `PATH/train/CLASS/`, optionally `PATH/val/` and `PATH/test/`;
+            `"tfds:NAME"`: a data set of TensorFlow Datasets, optionally with its splits, as in
+            `"tfds:oxford_flowers102?train=train+validation&test=test"`;
+            `"digits"`: scikit-learn's handwritten digits.
+        data_dir: Where TensorFlow Datasets keeps its data sets; `None` for its own default.
+        val_fraction: The share of the training images, class by class, that becomes the validation
+            split if the data set has none.
+        seed: Another seed, another validation split.
+        skip_broken_images: Leaves broken images out and counts them in `Source.skipped`. The images
+            of a split are then all decoded once before its first use.
+        cache_dir: Where the results of long scans are kept; `None` for the user's cache folder.
+
+    Returns:
+        The task's data. Images are read later, one by one; of the test split nothing is read yet.
+
+    Raises:
+        DataError: If the spec is wrong, or the data are not there or not as they must be.
+    """
+    kind, _, argument = spec.partition(":")
+    valid = data_kinds()
+    if kind not in valid:
+        raise DataError(unknown_name_message("data kind", kind, valid) + f" The data spec was {spec!r}.")
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must lie between 0 and 1, both excluded, but is {val_fraction}.")
+    request = DataRequest(spec, argument, data_dir, val_fraction, seed, skip_broken_images, cache_dir)
+    return DATA_KINDS[kind](request)

@@ -1,0 +1,261 @@
+"""The operations of augmentation strings."""
+
+import numpy as np
+from PIL import Image
+
+from piggyback_tf.data.augment import Operation, Size, register_augmentation
+from piggyback_tf.data.images import DataError
+
+
+def _pixels(name: str, value: int | float, least: int = 1) -> int:
+    if not isinstance(value, int) or value < least:
+        raise DataError(f"{name} is a whole number of pixels of at least {least}, not {value}.")
+    return value
+
+
+def _check_fits(operation: Operation, crop: Size, size: Size | None) -> None:
+    if size is not None and (size[0] < crop[0] or size[1] < crop[1]):
+        raise DataError(
+            f"{operation.source or type(operation).__name__} does not fit an image of height {size[0]} "
+            f"and width {size[1]}; put a resize before it."
+        )
+
+
+@register_augmentation("resize")
+class Resize(Operation):
+    """Resizes with antialiased bilinear interpolation.
+
+    With one argument the shorter side gets this length and the aspect is kept; with two the image
+    is warped to this height and width.
+    """
+
+    random = False
+
+    def __init__(self, size, width=None):
+        self._height = _pixels("size", size)
+        self._width = None if width is None else _pixels("width", width)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        if self._width is not None:
+            return self._height, self._width
+        if size is None:
+            return None
+        shorter = min(size)
+        height, width = (max(round(side * self._height / shorter), self._height) for side in size)
+        return height, width
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        height, width = self.output_size(image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+@register_augmentation("central_crop")
+class CentralCrop(Operation):
+    """Cuts a square out of the middle."""
+
+    random = False
+
+    def __init__(self, size):
+        self._size = _pixels("size", size)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        _check_fits(self, (self._size, self._size), size)
+        return self._size, self._size
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        top, left = ((side - self._size) // 2 for side in image.shape[:2])
+        return image[top : top + self._size, left : left + self._size]
+
+
+@register_augmentation("random_crop")
+class RandomCrop(Operation):
+    """Cuts out a square at a random place, after adding `padding` black pixels on every side."""
+
+    random = True
+
+    def __init__(self, size, padding=0):
+        self._size = _pixels("size", size)
+        self._padding = _pixels("padding", padding, least=0)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        padded = size and (size[0] + 2 * self._padding, size[1] + 2 * self._padding)
+        _check_fits(self, (self._size, self._size), padded)
+        return self._size, self._size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        if self._padding:
+            image = tf.pad(image, [[self._padding] * 2, [self._padding] * 2, [0, 0]])
+        uniform = tf.random.stateless_uniform([2], seed)
+        top, left = (
+            _offset(uniform[0], tf.shape(image)[0] - self._size),
+            _offset(uniform[1], tf.shape(image)[1] - self._size),
+        )
+        return tf.slice(image, [top, left, 0], [self._size, self._size, 3])
+
+
+@register_augmentation("random_area_crop")
+class RandomAreaCrop(Operation):
+    """Cuts out a rectangle of random area and aspect and resizes it to a square ("Inception" crop).
+
+    The area is uniform between `min_area` and 1 of the image's, the logarithm of the aspect uniform
+    between those of 3/4 and 4/3. The first of ten draws that fits is taken; if none does, the
+    largest central rectangle whose aspect is allowed.
+    """
+
+    random = True
+
+    def __init__(self, size, min_area=0.08):
+        self._size = _pixels("size", size)
+        if not 0 < min_area <= 1:
+            raise DataError(f"min_area lies above 0 and is at most 1, but is {min_area}.")
+        self._min_area = float(min_area)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return self._size, self._size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        uniform = tf.random.stateless_uniform([22], seed)
+        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        image_height, image_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+        area = (self._min_area + uniform[:10] * (1 - self._min_area)) * image_height * image_width
+        limit = float(np.log(4 / 3))
+        aspect = tf.exp((2 * uniform[10:20] - 1) * limit)
+        # The last candidate always fits.
+        whole = tf.clip_by_value(image_width / image_height, 3 / 4, 4 / 3)
+        last_height = tf.minimum(image_height, image_width / whole)
+        crop_height = tf.concat([tf.sqrt(area / aspect), [last_height]], 0)
+        crop_width = tf.concat([tf.sqrt(area * aspect), [last_height * whole]], 0)
+        crop_height = tf.maximum(tf.cast(tf.round(crop_height), tf.int32), 1)
+        crop_width = tf.maximum(tf.cast(tf.round(crop_width), tf.int32), 1)
+        fits = (crop_height <= height) & (crop_width <= width)
+        chosen = tf.argmax(tf.cast(fits, tf.int32))
+        crop_height, crop_width = crop_height[chosen], crop_width[chosen]
+        central = chosen == 10
+        top = tf.where(central, (height - crop_height) // 2, _offset(uniform[20], height - crop_height))
+        left = tf.where(central, (width - crop_width) // 2, _offset(uniform[21], width - crop_width))
+        crop = tf.slice(image, [top, left, 0], tf.stack([crop_height, crop_width, 3]))
+        return _to_uint8(tf.image.resize(crop, [self._size, self._size], antialias=True))
+
+
+@register_augmentation("flip")
+class Flip(Operation):
+    """Mirrors left and right, every second image."""
+
+    random = True
+
+    def __init__(self):
+        pass
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        mirrored = tf.random.stateless_uniform([], seed) < 0.5
+        return tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+
+
+@register_augmentation("rotate")
+class Rotate(Operation):
+    """Rotates by up to `degrees` to either side; the corners are filled with the nearest edge pixels."""
+
+    random = True
+
+    def __init__(self, degrees):
+        if not 0 < degrees <= 180:
+            raise DataError(f"degrees lies above 0 and is at most 180, but is {degrees}.")
+        self._radians = float(np.deg2rad(degrees))
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        angle = (2 * tf.random.stateless_uniform([], seed) - 1) * self._radians
+        cos, sin = tf.cos(angle), tf.sin(angle)
+        shape = tf.shape(image)
+        middle_y, middle_x = (tf.cast(shape[0], tf.float32) - 1) / 2, (tf.cast(shape[1], tf.float32) - 1) / 2
+        # Maps every pixel of the result to the place in the image that it comes from.
+        x = [cos, -sin, middle_x - cos * middle_x + sin * middle_y]
+        y = [sin, cos, middle_y - sin * middle_x - cos * middle_y]
+        rotated = tf.raw_ops.ImageProjectiveTransformV3(
+            images=tf.cast(image, tf.float32)[None],
+            transforms=tf.stack([*x, *y, 0.0, 0.0])[None],
+            output_shape=shape[:2],
+            fill_value=0.0,
+            interpolation="BILINEAR",
+            fill_mode="NEAREST",
+        )
+        return _to_uint8(rotated[0])
+
+
+@register_augmentation("translate")
+class Translate(Operation):
+    """Moves by up to `pixels` in both directions; the border is filled with the nearest edge pixels."""
+
+    random = True
+
+    def __init__(self, pixels):
+        self._pixels = _pixels("pixels", pixels)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        uniform = tf.random.stateless_uniform([2], seed)
+        for axis in (0, 1):
+            length = tf.shape(image)[axis]
+            source = tf.range(length) + _offset(uniform[axis], 2 * self._pixels) - self._pixels
+            image = tf.gather(image, tf.clip_by_value(source, 0, length - 1), axis=axis)
+        return image
+
+
+@register_augmentation("color_jitter")
+class ColorJitter(Operation):
+    """Multiplies brightness, contrast and saturation by factors between `1 - strength` and `1 + strength`."""
+
+    random = True
+
+    def __init__(self, strength):
+        if not 0 < strength <= 1:
+            raise DataError(f"strength lies above 0 and is at most 1, but is {strength}.")
+        self._strength = float(strength)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        brightness, contrast, saturation = tf.unstack(
+            1 + (2 * tf.random.stateless_uniform([3], seed) - 1) * self._strength
+        )
+        image = tf.clip_by_value(tf.cast(image, tf.float32) * brightness, 0, 255)
+        grey = tf.image.rgb_to_grayscale(image)
+        mean = tf.reduce_mean(grey)
+        image = tf.clip_by_value(mean + (image - mean) * contrast, 0, 255)
+        grey = tf.image.rgb_to_grayscale(image)
+        return _to_uint8(grey + (image - grey) * saturation)
+
+
+def _offset(uniform, largest):
+    """Returns a whole number of 0 to `largest`, each as likely, from a number in [0, 1)."""
+    import tensorflow as tf
+
+    return tf.minimum(tf.cast(uniform * (tf.cast(largest, tf.float32) + 1), tf.int32), largest)
+
+
+def _to_uint8(image):
+    import tensorflow as tf
+
+    return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)

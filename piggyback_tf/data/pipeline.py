@@ -1,0 +1,377 @@
+"""From a source to batches: caching, augmentation, shuffling, all by index.
+
+Nothing here has a state that moves on from batch to batch. The order of an epoch is a function of
+(seed, epoch), and the random numbers of an operation are one of (seed, epoch, index of the image,
+place of the operation in the augmentation string). So an epoch can be replayed alone, and training
+that starts again at an epoch sees what it would have seen.
+"""
+
+import contextlib
+import dataclasses
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from piggyback_tf.data.augment import Operation, Size, chain_size, leading_deterministic, parse_augment
+from piggyback_tf.data.cache import (
+    CachedImages,
+    cache_in_memory,
+    cache_on_disk,
+    default_cache_dir,
+    open_disk_cache,
+    room_on_disk,
+)
+from piggyback_tf.data.images import DataError
+from piggyback_tf.data.sources import Source, digest
+
+CACHE_CHOICES = ("auto", "memory", "disk", "none")
+# The size of a cache is estimated from this many images, spread over the source.
+PROBES = 16
+# A new number here makes entries of older versions unreadable, as it must when pixels change.
+CACHE_VERSION = "1"
+# More operations than this in one augmentation string would share random numbers.
+MAX_OPERATIONS = 64
+
+
+def make_dataset(
+    source: Source,
+    augment: str,
+    *,
+    batch_size: int,
+    training: bool,
+    seed: int = 0,
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    cache: str = "auto",
+    cache_limit_mb: int = 2048,
+    cache_dir: str | None = None,
+):
+    """Makes a dataset of batches.
+
+    The result of the deterministic operations at the start of `augment` is computed once per image and cached.
+    With a cache, all images are decoded before this function returns, so that a broken one is an ordinary
+    `DataError`; without one, it comes up while the dataset is read, and `surface_data_errors` makes it one.
+
+    Args:
+        source: The images.
+        augment: The augmentation string. All images must leave it with the same size.
+        batch_size: Images a batch; the last batch of an epoch may be smaller.
+        training: Whether to shuffle. If not, the images come once, in the order of the source, and
+            `augment` may have no random operations.
+        seed: Decides the orders and every random number.
+        epochs: Epochs `initial_epoch` to `epochs - 1` follow one another; for training only.
+        initial_epoch: The first epoch, counted from 0.
+        cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: in memory up to the limit, on disk if
+            there is room beyond it, otherwise none, which is logged.
+        cache_limit_mb: What `"auto"` may take of the memory, in MiB.
+        cache_dir: The folder of disk caches; `None` for the user's. Entries stay there until a
+            person deletes them, and serve every later run on the same files.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`: uint8 `(batch, height, width, 3)`, RGB, and int32 `(batch,)`. Its
+        cardinality is known.
+
+    Raises:
+        DataError: If an argument is wrong, or the images cannot be read or do not fit the operations.
+    """
+    operations = parse_augment(augment)
+    _check_arguments(source, augment, operations, batch_size, training, seed, epochs, initial_epoch, cache)
+    prefix = leading_deterministic(operations)
+    suffix = operations[prefix:]
+    reader = _Reader(source, operations[:prefix])
+    images = _cached(reader, operations[:prefix], cache, cache_limit_mb, cache_dir)
+
+    if images is not None:
+        for height, width in np.unique(images.shapes, axis=0):
+            chain_size(suffix, (int(height), int(width)))
+        size = chain_size(suffix, images.image_size)
+        if size is None:
+            raise DataError(
+                f"After the augmentation {augment!r} the images have different sizes and do not fit into one batch; "
+                f"end it with a crop or with resize(height, width)."
+            )
+    else:
+        # Images of a folder may have one size even if the operations do not see to it: the first says which, and
+        # every other is checked against it when it is read.
+        size = chain_size(suffix, reader(0).shape[:2])
+    count = len(source)
+    plan = _Plan(
+        labels=source.labels,
+        batch_size=batch_size,
+        seed=seed,
+        first=initial_epoch if training else 0,
+        last=epochs if training else 1,
+        order=(lambda epoch: _epoch_order(count, seed, epoch))
+        if training
+        else (lambda epoch: np.arange(count, dtype=np.int64)),
+        images=images,
+        read=images.read if images is not None else _checked(reader, suffix, size, augment),
+        operations=suffix,
+        place=prefix,
+        size=size,
+    )
+    return _build(plan)
+
+
+@contextlib.contextmanager
+def surface_data_errors() -> Iterator[None]:
+    """Turns a `DataError` that TensorFlow has wrapped while reading a dataset back into one.
+
+    Put it around the loop over an uncached dataset, or around `fit`.
+
+    Raises:
+        DataError: With the message of the original, and without TensorFlow's trace.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        import tensorflow as tf
+
+        found = re.search(r"\bDataError: (.+?)\s*\nTraceback ", str(error), re.DOTALL)
+        if not isinstance(error, tf.errors.OpError) or found is None:
+            raise
+        raise DataError(found.group(1)) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What `make_dataset` has settled before it needs TensorFlow.
+
+    Attributes:
+        labels: The class of every image.
+        batch_size: Images a batch.
+        seed: The seed of the random operations.
+        first: The first epoch.
+        last: The epoch after the last.
+        order: Returns the order of the images in an epoch.
+        images: The cached images, or `None`.
+        read: Returns an image by its index, as it is before `operations`.
+        operations: The operations that are left to do in every epoch.
+        place: The place of the first of them in the augmentation string.
+        size: The `(height, width)` of all images after them.
+    """
+
+    labels: np.ndarray
+    batch_size: int
+    seed: int
+    first: int
+    last: int
+    order: Callable[[int], np.ndarray]
+    images: CachedImages | None
+    read: Callable[[int], np.ndarray]
+    operations: list[Operation]
+    place: int
+    size: Size
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        """Returns cached images of one size."""
+        return self.images.gather(indices)
+
+
+class _Reader:
+    """Reads an image by its index and takes it through the deterministic operations at the start."""
+
+    def __init__(self, source: Source, operations: list[Operation]):
+        self.source = source
+        self._operations = operations
+
+    def __call__(self, index: int) -> np.ndarray:
+        image = self.source.read(int(index))
+        for operation in self._operations:
+            try:
+                operation.output_size(image.shape[:2])
+            except DataError as error:
+                raise DataError(f"Image {self.source.describe(int(index))!r}: {error}") from None
+            image = operation.apply(image)
+        return image
+
+    def known_size(self) -> Size | None:
+        return chain_size(self._operations, self.source.image_size)
+
+
+def _checked(reader: _Reader, suffix: list[Operation], final: Size, augment: str) -> Callable[[int], np.ndarray]:
+    """Returns a reader that refuses images which the random operations could not bring to the final size."""
+
+    def read(index: int) -> np.ndarray:
+        image = reader(index)
+        try:
+            size = chain_size(suffix, image.shape[:2])
+        except DataError as error:
+            raise DataError(f"Image {reader.source.describe(int(index))!r}: {error}") from None
+        if size != final:
+            raise DataError(
+                f"Image {reader.source.describe(int(index))!r} leaves the augmentation {augment!r} with a height and "
+                f"width of {size} where the first image has {final}; end it with a crop or with resize(height, width)."
+            )
+        return image
+
+    return read
+
+
+def _check_arguments(source, augment, operations, batch_size, training, seed, epochs, initial_epoch, cache) -> None:
+    if cache not in CACHE_CHOICES:
+        raise DataError(f"Unknown cache {cache!r}. Valid: {', '.join(CACHE_CHOICES)}.")
+    if batch_size < 1:
+        raise DataError(f"batch_size must be at least 1, but is {batch_size}.")
+    if seed < 0:
+        raise DataError(f"The seed must be 0 or more, but is {seed}.")
+    if len(operations) > MAX_OPERATIONS:
+        raise DataError(f"The augmentation has {len(operations)} operations; at most {MAX_OPERATIONS} are possible.")
+    if training and not 0 <= initial_epoch < epochs:
+        raise DataError(f"initial_epoch must lie in 0 to epochs - 1 = {epochs - 1}, but is {initial_epoch}.")
+    if not training:
+        if drawn := [operation.source for operation in operations if operation.random]:
+            raise DataError(
+                f"Only training may draw random numbers, but the augmentation {augment!r} has {', '.join(drawn)}. "
+                f"For evaluation use an augmentation such as 'resize(256)|central_crop(224)'."
+            )
+        if (epochs, initial_epoch) != (1, 0):
+            raise DataError("epochs and initial_epoch are for training; without training the images come once.")
+    if not len(source):
+        raise DataError("There are no images to make batches of.")
+
+
+def _cached(
+    reader: _Reader, operations: list[Operation], cache: str, limit_mb: int, cache_dir: str | None
+) -> CachedImages | None:
+    """Returns all images as they are after the deterministic operations, or `None` to read them anew each time."""
+    if cache == "none":
+        return None
+    source, steps = reader.source, "|".join(operation.source for operation in operations)
+    count, what = len(source), f"{len(source)} images" + (f" after {steps}" if steps else "")
+    # The last images cached in memory stay with their source: the next dataset with the same operations shares them.
+    kept_steps, kept = getattr(source, "_kept_images", (None, None))
+    if kept_steps == steps and cache in ("auto", "memory"):
+        return kept
+    estimate = _estimate(reader, count)
+    if cache == "memory" or (cache == "auto" and estimate <= limit_mb << 20):
+        logging.info("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
+        # The old ones go first, lest both be held at once.
+        source._kept_images = (None, None)
+        source._kept_images = (steps, cache_in_memory(reader, count, estimate))
+        return source._kept_images[1]
+
+    import PIL
+
+    key = digest(CACHE_VERSION, PIL.__version__, source.fingerprint(), steps)
+    folder = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"images-{key[:32]}"
+    about = {"images": count, "operations": steps, "first": source.describe(0), "last": source.describe(count - 1)}
+    if (images := open_disk_cache(folder)) is not None:
+        return images
+    try:
+        if cache == "auto" and estimate > (room := room_on_disk(folder)):
+            raise OSError(f"about {estimate / 2**20:.0f} MiB are needed and {max(room, 0) / 2**20:.0f} MiB are free")
+        logging.info("Caching %s on disk in %s, about %.0f MiB.", what, folder, estimate / 2**20)
+        return cache_on_disk(reader, count, folder, about)
+    except OSError as error:
+        if cache == "disk":
+            raise DataError(f"Cannot cache {what} in {str(folder)!r}: {error}.") from error
+        logging.warning("No cache for %s, which are decoded anew in every epoch: %s: %s.", what, folder, error)
+        return None
+
+
+def _estimate(reader: _Reader, count: int) -> int:
+    """Returns about how many bytes all images take; exactly so if their size is known."""
+    size = reader.known_size()
+    if size is not None:
+        return size[0] * size[1] * 3 * count
+    probes = np.unique(np.linspace(0, count - 1, PROBES).astype(int))
+    return int(np.mean([reader(index).size for index in probes]) * count) + 1
+
+
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, int(epoch)]).permutation(count)
+
+
+def _epoch_key(seed: int, epoch: int) -> int:
+    # The 1 keeps the key apart from the order's generator, which starts from the same two numbers.
+    return int(np.random.SeedSequence([seed, epoch, 1]).generate_state(1, np.uint64).astype(np.int64)[0])
+
+
+def _build(plan: _Plan):
+    import tensorflow as tf
+
+    count = len(plan.labels)
+    # A batch larger than the source is the whole source.
+    batch_size = min(plan.batch_size, count)
+    steps = -(-count // batch_size)
+    with tf.device("CPU:0"):
+        labels = tf.constant(plan.labels, tf.int32)
+        keys = tf.constant([_epoch_key(plan.seed, epoch) for epoch in range(plan.first, plan.last)], tf.int64)
+
+    order_of, gather_images, read_image = (_weakly(plan, name) for name in ("order", "gather", "read"))
+    size, operations, first, first_place = plan.size, plan.operations, plan.first, plan.place
+    gathered_size = plan.images.image_size if plan.images is not None else None
+
+    def elements(epoch):
+        order = tf.ensure_shape(tf.numpy_function(order_of, [epoch], tf.int64, stateful=False), [count])
+        # The last batch of an epoch is filled up, lest it run into the next, and cut back at the end.
+        place = tf.range(steps * batch_size)
+        return tf.data.Dataset.from_tensor_slices(
+            (tf.fill([steps * batch_size], epoch), tf.gather(order, place % count), place < count)
+        )
+
+    def gather(epoch, index, valid):
+        images = tf.numpy_function(gather_images, [index], tf.uint8, stateful=False)
+        return epoch, index, valid, tf.ensure_shape(images, [batch_size, *gathered_size, 3])
+
+    def read(epoch, index, valid):
+        image = tf.numpy_function(read_image, [index], tf.uint8, stateful=False)
+        return epoch, index, valid, tf.ensure_shape(image, [None, None, 3])
+
+    def augment(epoch, index, valid, image):
+        for place, operation in enumerate(operations, start=first_place):
+            if operation.random:
+                image = operation.sample(image, tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place]))
+            else:
+                image = tf.numpy_function(operation.apply, [image], tf.uint8, stateful=False)
+                image = tf.ensure_shape(image, [None, None, 3])
+        return epoch, index, valid, tf.ensure_shape(image, [*size, 3])
+
+    def finish(epoch, index, valid, images):
+        images = images[: tf.reduce_sum(tf.cast(valid, tf.int32))]
+        return tf.ensure_shape(images, [None, *size, 3]), tf.gather(labels, index[: tf.shape(images)[0]])
+
+    parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    dataset = tf.data.Dataset.range(first, plan.last).flat_map(elements)
+    if gathered_size is not None:
+        # Images of one size are fetched a batch at a time, which is far cheaper than one by one.
+        dataset = dataset.batch(batch_size, drop_remainder=True).map(gather, **parallel)
+        if operations:
+            dataset = dataset.unbatch().map(augment, **parallel).batch(batch_size, drop_remainder=True)
+    else:
+        dataset = dataset.map(read, **parallel).map(augment, **parallel).batch(batch_size, drop_remainder=True)
+    dataset = dataset.map(finish, **parallel)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps * (plan.last - first)))
+    options = tf.data.Options()
+    options.deterministic = True
+    dataset = dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    dataset._plan = plan
+    return dataset
+
+
+def _weakly(plan: _Plan, name: str) -> Callable:
+    """Returns a function that calls the plan's function `name` as long as there is the plan.
+
+    TensorFlow keeps every Python function of a dataset until the process ends, and would keep the cached images with
+    it. The plan belongs to the dataset object, which iterators and datasets made from it hold on to.
+    """
+    reference = weakref.ref(plan)
+
+    def call(argument):
+        alive = reference()
+        if alive is None:
+            raise RuntimeError("The dataset was deleted while it was read; keep a reference to it.")
+        try:
+            return getattr(alive, name)(argument)
+        except DataError as error:
+            # By this class name `surface_data_errors` finds the sentence again.
+            raise DataError(str(error)) from None
+
+    return call

@@ -1,0 +1,236 @@
+"""Sources: labelled images with random access, and the deterministic split of one source into two."""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+from absl import logging
+
+from piggyback_tf.data.cache import available_cpus, remember
+from piggyback_tf.data.images import BrokenImageError, DataError
+
+
+class Source(abc.ABC):
+    """Labelled images that can be read in any order and from several threads.
+
+    A source is a description until something is asked of it; making one reads no image.
+
+    Attributes:
+        image_size: `(height, width)` if every image is known to have it, otherwise `None`.
+    """
+
+    image_size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> np.ndarray:
+        """The class of every image, an int32 array of shape `(len(self),)`."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Returns an image as a uint8 array of shape `(height, width, 3)`, RGB.
+
+        Raises:
+            BrokenImageError: If the image's bytes are not a whole image.
+            DataError: If the bytes cannot be had.
+        """
+
+    @abc.abstractmethod
+    def describe(self, index: int) -> str:
+        """Where an image comes from, for a person: a file's path, or `'tfds:NAME train #12'`."""
+
+    @abc.abstractmethod
+    def key(self, index: int) -> str:
+        """A name of the image within its data set that is the same on every machine."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """A hexadecimal digest that changes when the images or their order may have changed."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Descriptions of the broken images that were left out."""
+        return []
+
+
+class Subset(Source):
+    """Some of the images of another source.
+
+    Args:
+        source: Where the images are.
+        indices: Which of them, in this order.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+        self._source = source
+        self._indices = np.asarray(indices, dtype=np.int64)
+        self.image_size = source.image_size
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self._source.labels[self._indices]
+
+    def read(self, index: int) -> np.ndarray:
+        return self._source.read(int(self._indices[index]))
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(int(self._indices[index]))
+
+    def key(self, index: int) -> str:
+        return self._source.key(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        return digest(self._source.fingerprint(), self._indices.tobytes())
+
+
+class WithoutBroken(Source):
+    """Another source less its broken images, which are found by decoding every image once.
+
+    That happens when the source is first used, and the result is kept in the cache folder, so that
+    it does not happen again while the files stay as they are.
+
+    Args:
+        source: The source, broken images included.
+        name: What to call it in the log, for example `"folder:/data/cats train"`.
+        cache_dir: The cache folder; `None` for the user's.
+        class_names: If given, each of these classes must have an image left.
+    """
+
+    def __init__(
+        self, source: Source, name: str, cache_dir: str | None = None, class_names: tuple[str, ...] | None = None
+    ):
+        self._source = source
+        self._name = name
+        self._cache_dir = cache_dir
+        self._class_names = class_names
+        self.image_size = source.image_size
+
+    @cached_property
+    def _subset(self) -> Subset:
+        return Subset(self._source, np.flatnonzero(self._whole))
+
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        def check() -> dict[str, np.ndarray]:
+            with ThreadPoolExecutor(available_cpus()) as pool:
+                return {"whole": np.array(list(pool.map(self._is_whole, range(len(self._source)))), dtype=bool)}
+
+        whole = remember("broken", self._source.fingerprint(), check, self._cache_dir)["whole"]
+        broken = [self._source.describe(int(i)) for i in np.flatnonzero(~whole)]
+        if len(broken) == len(whole):
+            raise DataError(f"Every image of {self._name} is broken, for example {broken[0]!r}.")
+        if broken:
+            examples = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+            logging.warning("Skipped %d broken of %d images of %s: %s.", len(broken), len(whole), self._name, examples)
+        if self._class_names is not None:
+            left = np.bincount(self._source.labels[whole], minlength=len(self._class_names))
+            empty = [name for name, count in zip(self._class_names, left, strict=True) if not count]
+            if empty:
+                raise DataError(
+                    f"Every image of class {empty[0]!r} in {self._name} is broken; none is left to train on."
+                )
+        return whole
+
+    def _is_whole(self, index: int) -> bool:
+        try:
+            self._source.read(index)
+        except BrokenImageError:
+            return False
+        return True
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._subset.labels
+
+    def read(self, index: int) -> np.ndarray:
+        return self._subset.read(index)
+
+    def describe(self, index: int) -> str:
+        return self._subset.describe(index)
+
+    def key(self, index: int) -> str:
+        return self._subset.key(index)
+
+    def fingerprint(self) -> str:
+        return self._subset.fingerprint()
+
+    @property
+    def skipped(self) -> list[str]:
+        return [self._source.describe(int(i)) for i in np.flatnonzero(~self._whole)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """The images of one task.
+
+    Attributes:
+        spec: What the data were asked for as, for example `"folder:/data/cats"`.
+        name: A short name of the data set.
+        class_names: The classes, in the order of the labels.
+        train: The images to train on.
+        validation: The images to choose the best epoch on; none of them is in `train`.
+        test: The images of the final score, or `None` if the data set has none. Nothing of them is
+            read until they are used.
+    """
+
+    spec: str
+    name: str
+    class_names: tuple[str, ...]
+    train: Source
+    validation: Source
+    test: Source | None
+
+
+def digest(*parts: str | bytes) -> str:
+    """Returns the SHA-256 of some strings, with their boundaries, in hexadecimal."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return hasher.hexdigest()
+
+
+def stratified_split(source: Source, fraction: float, seed: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """Splits a source in two, class by class, the same way on every machine.
+
+    Within a class the images are ordered by the SHA-256 of `seed` and the image's key, and the
+    first `round(fraction * n)` go to the second part: at least one if the class has two images or
+    more, and never all of them.
+
+    Args:
+        source: What to split.
+        fraction: The share of the second part, between 0 and 1.
+        seed: Another seed, another split.
+
+    Returns:
+        The indices of the first and of the second part, each in ascending order.
+    """
+    first, second = [], []
+    for label in np.unique(source.labels):
+        members = [int(i) for i in np.flatnonzero(source.labels == label)]
+        members.sort(key=lambda index: (digest(str(seed), source.key(index)), source.key(index)))
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        second += members[:count]
+        first += members[count:]
+    return np.array(sorted(first), dtype=np.int64), np.array(sorted(second), dtype=np.int64)
+
+
+def carve_validation(source: Source, fraction: float, seed: int, name: str) -> tuple[Source, Source]:
+    """Returns what is left of a training source, and the validation source carved out of it.
+
+    Raises:
+        DataError: If no class has two images.
+    """
+    train, validation = stratified_split(source, fraction, seed)
+    if not len(validation):
+        raise DataError(
+            f"No validation split can be carved out of the training images of {name}: no class has more than one image."
+        )
+    return Subset(source, train), Subset(source, validation)

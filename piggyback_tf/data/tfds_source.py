@@ -1,0 +1,352 @@
+"""`tfds:NAME`: data sets of TensorFlow Datasets, read in place and in any order."""
+
+import dataclasses
+import mmap
+import re
+import struct
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from piggyback_tf.data.cache import remember
+from piggyback_tf.data.example_proto import find_image_and_label
+from piggyback_tf.data.images import DataError, decode_image
+from piggyback_tf.data.kinds import DataRequest, register_data
+from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
+from piggyback_tf.registry import unknown_name_message
+
+FORMATS = ("tfrecord", "array_record")
+HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A run of records in one file: those from `skip` up to `skip + take`, of a split expression's `part`."""
+
+    part: str
+    path: str
+    skip: int
+    take: int
+
+
+class TfdsSource(Source):
+    """One split of a prepared data set. Nothing is read before the labels or an image are asked for.
+
+    Args:
+        name: What to call it, for example `"tfds:oxford_flowers102"`.
+        shards: Where the records are, in order.
+        file_format: How they are stored, one of `FORMATS`.
+        class_count: Labels lie below this number.
+        image_size: `(height, width)` if all images have it, otherwise `None`.
+        train: The source whose classes are learned, if that is another one; this one may have no others.
+        cache_dir: The cache folder; `None` for the user's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: list[Shard],
+        file_format: str,
+        class_count: int,
+        image_size: tuple[int, int] | None,
+        train: Source | None,
+        cache_dir: str | None,
+    ):
+        self.name = name
+        self.shards = shards
+        self.image_size = image_size
+        self._file_format = file_format
+        self._class_count = class_count
+        self._train = train
+        self._cache_dir = cache_dir
+        self._firsts = np.cumsum([0] + [shard.take for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    @cached_property
+    def _index(self) -> dict[str, np.ndarray]:
+        def scan() -> dict[str, np.ndarray]:
+            logging.info("Scanning the records of %s for their labels.", self._title)
+            spans = [span for shard in self.shards for span in self._scan(shard)]
+            return {"spans": np.array(spans, dtype=np.int64)}
+
+        return remember("records", digest("records 1", self.fingerprint()), scan, self._cache_dir)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.name} {'+'.join(dict.fromkeys(shard.part for shard in self.shards))}"
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        labels = self._index["spans"][:, 2].astype(np.int32)
+        if (labels < 0).any():
+            raise DataError(
+                f"{self._title} has images without a label; choose other splits behind the name, as in {HINT}."
+            )
+        if (labels >= self._class_count).any():
+            raise DataError(f"{self._title} has the label {labels.max()}, but only {self._class_count} classes.")
+        if self._train is not None:
+            strange = np.setdiff1d(labels, self._train.labels)
+            if len(strange):
+                raise DataError(
+                    f"{self._title} has images of class number {strange[0]}, which no training image has, "
+                    f"so that it cannot be learned."
+                )
+        return labels
+
+    def first_label(self) -> int:
+        """Returns the label of the first image, for which no other is looked at; -1 stands for none."""
+        return next(iter(self._scan(dataclasses.replace(self.shards[0], take=1))))[2]
+
+    def read(self, index: int) -> np.ndarray:
+        shard = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        start, end, _ = (int(n) for n in self._index["spans"][index])
+        if self._file_format == "array_record":
+            record = self._records(self.shards[shard])[index - int(self._firsts[shard])]
+            return decode_image(record[start:end], self.describe(index))
+        try:
+            with Path(self.shards[shard].path).open("rb") as stream:
+                stream.seek(start)
+                return decode_image(stream.read(end - start), self.describe(index))
+        except OSError as error:
+            raise DataError(f"File {self.shards[shard].path!r} cannot be read: {error.strerror}.") from error
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} {self.key(index)}"
+
+    def key(self, index: int) -> str:
+        # Counted within the split, not within the file: how many files there are may differ between machines.
+        part = self.shards[int(np.searchsorted(self._firsts, index, side="right")) - 1].part
+        before = next(first for first, shard in zip(self._firsts, self.shards, strict=False) if shard.part == part)
+        return f"{part} #{index - int(before)}"
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        parts = []
+        for shard in self.shards:
+            try:
+                status = Path(shard.path).stat()
+            except OSError as error:
+                raise DataError(f"File {shard.path!r} of {self.name} cannot be read: {error.strerror}.") from error
+            parts.append(f"{shard} {status.st_size} {status.st_mtime_ns}")
+        return digest("tfds", self.name, *parts)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _scan(self, shard: Shard) -> list[tuple[int, int, int]]:
+        """Returns, for every record, where its image starts and ends, and its label.
+
+        For tfrecord the places count from the start of the file, for array_record from that of the record.
+        """
+        try:
+            if self._file_format == "array_record":
+                records = self._records(shard)
+                return [find_image_and_label(records[i], 0, len(records[i])) for i in range(shard.take)]
+            return _scan_tfrecord(shard)
+        except (OSError, ValueError) as error:
+            raise DataError(f"File {shard.path!r} of {self.name} is damaged: {error}.") from error
+
+    def _records(self, shard: Shard):
+        if shard not in self._open:
+            # tfds itself reads array_record through this package, and declares it where it exists.
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+            self._open[shard] = ArrayRecordDataSource(f"{shard.path}[{shard.skip}:{shard.skip + shard.take}]")
+        return self._open[shard]
+
+    @cached_property
+    def _open(self) -> dict:
+        return {}
+
+
+@register_data("tfds")
+def load_tfds(request: DataRequest) -> TaskData:
+    """Answers `tfds:NAME`, with `NAME[/CONFIG][:VERSION][?train=SPLITS&validation=SPLITS&test=SPLITS]`.
+
+    Splits are written as TensorFlow Datasets does: `train`, `train+validation`, `train[:80%]`.
+    Without them `train`, `validation` and `test` are used. Where there is no test split with
+    labels, the validation split is the test split, and validation images are carved out of train;
+    they are also where there is no validation split or it is a part of `train=`.
+    """
+    name, _, query = request.argument.partition("?")
+    if not name:
+        raise DataError(
+            f"The data spec must name a data set, as in 'tfds:oxford_flowers102', but was {request.spec!r}."
+        )
+    chosen = _parse_splits(query, request.spec)
+    builder = _prepared_builder(name, request.data_dir)
+    feature, label = builder.info.features["image"], builder.info.features["label"]
+    file_format = builder.info.file_format.value if builder.info.file_format else None
+    if file_format not in FORMATS:
+        raise DataError(f"{name!r} is prepared in the format {file_format!r}. Valid: {', '.join(FORMATS)}.")
+    size = tuple(feature.shape[:2]) if None not in feature.shape[:2] else None
+
+    def source(split: str, train: Source | None) -> TfdsSource:
+        shards = _shards(builder, split, request.spec)
+        return TfdsSource(f"tfds:{name}", shards, file_format, label.num_classes, size, train, request.cache_dir)
+
+    splits = list(builder.info.splits)
+    if "train" not in chosen and "train" not in splits:
+        raise DataError(f"{name!r} has no split 'train' but {', '.join(splits)}; name them, as in {HINT}.")
+    pool = source(chosen.get("train", "train"), None)
+    counts = np.bincount(pool.labels, minlength=label.num_classes)
+    if (counts > 0).sum() < 2:
+        raise DataError(f"The training images of {request.spec!r} are all of one class; a task needs two.")
+    if not counts.all():
+        logging.warning("%d class(es) of %s have no training images.", (counts == 0).sum(), request.spec)
+
+    # A split is taken for what its name says only if none of its images is in train already.
+    spare = next((split for split in VALIDATION_NAMES if split in splits), None)
+    if spare and _overlap(source(spare, None), pool):
+        spare = None
+    test_split, validation_split = chosen.get("test"), chosen.get("validation")
+    if test_split is None and "test" in splits and not _overlap(source("test", None), pool):
+        test_split = "test"
+        # Contests keep the labels of their test images. One label is looked at to know.
+        if validation_split is None and spare and source("test", None).first_label() < 0:
+            logging.info("The test split of %s has no labels; its split %s is used in its place.", name, spare)
+            test_split = None
+    if test_split is None and validation_split is None and spare:
+        test_split = spare
+    test = source(test_split, pool) if test_split else None
+    if validation_split is None and spare and not (test and _overlap(source(spare, None), test)):
+        validation_split = spare
+    if validation_split:
+        train, validation = pool, source(validation_split, pool)
+    else:
+        train, validation = carve_validation(pool, request.val_fraction, request.seed, request.spec)
+
+    held_out = [("test", test, pool, "train")]
+    if validation_split:
+        held_out += [("validation", validation, pool, "train"), ("validation", validation, test, "test")]
+    for one, first, second, other in held_out:
+        if first and second and (shared := _overlap(first, second)):
+            raise DataError(f"In {request.spec!r} the {one} and the {other} splits share {shared} images.")
+    if request.skip_broken_images:
+        names = tuple(label.names) if counts.all() else None
+        train = WithoutBroken(train, f"{request.spec} train", request.cache_dir, names)
+        validation = WithoutBroken(validation, f"{request.spec} validation", request.cache_dir)
+        test = test and WithoutBroken(test, f"{request.spec} test", request.cache_dir)
+    return TaskData(request.spec, builder.name, tuple(label.names), train, validation, test)
+
+
+def _parse_splits(query: str, spec: str) -> dict[str, str]:
+    chosen = {}
+    for item in query.split("&") if query else []:
+        key, equals, value = item.partition("=")
+        if key not in ("train", "validation", "test") or not equals or not value or key in chosen:
+            raise DataError(
+                f"Cannot read {item!r} in the data spec {spec!r}. Behind the ? stand train=, validation= and test=, "
+                f"each at most once and with splits behind it, as in {HINT}."
+            )
+        chosen[key] = value
+    return chosen
+
+
+def _prepared_builder(name: str, data_dir: str | None):
+    """Returns the builder of a data set that is on the disk, downloading it if it was not."""
+    import tensorflow_datasets as tfds
+
+    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        bare = re.split("[/:]", name)[0]
+        folder = Path(data_dir) if data_dir else None
+        prepared = [entry.name for entry in folder.iterdir()] if folder and folder.is_dir() else []
+        known = sorted({*tfds.list_builders(with_community_datasets=False), *prepared})
+        if bare in known:
+            raise DataError(f"There is no {name!r} among the prepared data sets in {data_dir!r}.") from None
+        raise DataError(
+            unknown_name_message("data set of TensorFlow Datasets", bare, known, limit=0)
+            + " All names: https://www.tensorflow.org/datasets/catalog"
+        ) from None
+    except Exception as error:
+        # Wrong configurations and versions come as ValueError, AssertionError and others.
+        raise DataError(f"TensorFlow Datasets cannot open {name!r}: {_shorten(error)}") from error
+    _check_features(name, builder.info.features, tfds)
+    if not builder.is_prepared():
+        where = data_dir or "the default folder of TensorFlow Datasets"
+        logging.warning(
+            "%s is not prepared in %s and is downloaded now. Without a network this fails only after some minutes, "
+            "as TensorFlow Datasets tries again and again.",
+            name,
+            where,
+        )
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            argument = f", data_dir={data_dir!r}" if data_dir else ""
+            raise DataError(
+                f"Data set {name!r} is not prepared in {where} and could not be downloaded: {_shorten(error)} "
+                f'Prepare it where there is a network, with python -c "import tensorflow_datasets as tfds; '
+                f'tfds.builder({name!r}{argument}).download_and_prepare()", '
+                f"copy the folder, and pass --data_dir=FOLDER."
+            ) from error
+    return builder
+
+
+def _check_features(name: str, features, tfds) -> None:
+    there = dict(features.items()) if hasattr(features, "items") else {}
+    image, label = there.get("image"), there.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        listed = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in there.items())
+        raise DataError(
+            f"Data set {name!r} must have the features 'image' (Image) and 'label' (ClassLabel), "
+            f"but has {listed or 'none'}."
+        )
+    if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
+        raise DataError(f"The images of data set {name!r} are of type {image.np_dtype}; uint8 and uint16 can be used.")
+
+
+def _shards(builder, expression: str, spec: str) -> list[Shard]:
+    shards = []
+    for part in (part.strip() for part in expression.split("+")):
+        try:
+            instructions = builder.info.splits[part].file_instructions
+        except Exception as error:
+            splits = ", ".join(builder.info.splits)
+            raise DataError(f"There is no split {part!r}, asked for in {spec!r}. Splits: {splits}.") from error
+        for run in instructions:
+            take = run.examples_in_shard - run.skip if run.take < 0 else run.take
+            shards.append(Shard(part, str(run.filename), run.skip, take))
+    if not shards:
+        raise DataError(f"Split {expression!r}, asked for in {spec!r}, has no images.")
+    return shards
+
+
+def _overlap(first: TfdsSource, second: TfdsSource) -> int:
+    return sum(
+        max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip))
+        for a in first.shards
+        for b in second.shards
+        if a.path == b.path
+    )
+
+
+def _scan_tfrecord(shard: Shard) -> list[tuple[int, int, int]]:
+    # A record is: uint64 length, uint32 checksum of it, the data, uint32 checksum of them.
+    spans = []
+    with Path(shard.path).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+        start = 0
+        for number in range(shard.skip + shard.take):
+            if start + 12 > len(buffer):
+                raise ValueError(f"it ends after {number} records, where {shard.skip + shard.take} were expected")
+            (length,) = struct.unpack_from("<Q", buffer, start)
+            end = start + 12 + length
+            if end + 4 > len(buffer):
+                raise ValueError(f"it ends within record {number}")
+            if number >= shard.skip:
+                spans.append(find_image_and_label(buffer, start + 12, end))
+            start = end + 4
+    return spans
+
+
+def _shorten(error: Exception, limit: int = 600) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= limit else text[:limit] + "...").rstrip(".") + "."

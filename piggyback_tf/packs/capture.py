@@ -1,0 +1,74 @@
+"""From a trained Keras model to the arrays of a task pack."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from piggyback_tf.backbones.paths import named_layers, named_variables
+from piggyback_tf.masking import mask_config, read_masks
+from piggyback_tf.packs import codec
+from piggyback_tf.packs.pack import MaskBits, PackError
+
+HEAD = "head"
+
+
+def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
+    """Returns what a task model adds to its base.
+
+    Args:
+        model: The layers of `base`, masked or not, and a Dense layer named `"head"`.
+        base: The frozen base.
+
+    Returns:
+        The fields `mask_kind`, `threshold`, `masks`, `norm` and `head` of a `TaskPack`.
+
+    Raises:
+        PackError: If the model has no such head, lacks weights of the base, or changed others than batch norm.
+    """
+    layers = dict(named_layers(model))
+    head = layers.get(HEAD)
+    if not isinstance(head, keras.layers.Dense) or head.bias is None:
+        raise PackError(f"The model has no Dense layer named {HEAD!r} with a bias.")
+    variables = named_variables(model)
+    norm_layers = {path for path, layer in named_layers(base) if isinstance(layer, keras.layers.BatchNormalization)}
+    norm_changed, norm = set(), {}
+    base_variables = named_variables(base)
+    for path, base_variable in base_variables.items():
+        layer = path.rpartition("/")[0]
+        if path not in variables:
+            raise PackError(f"The model lacks the base's weight {path!r}; is it a model of another base?")
+        # The masked model reads the base's storage, then there is nothing to compare.
+        if variables[path].value is base_variable.value:
+            continue
+        if _same(variables[path], base_variable):
+            continue
+        if layer not in norm_layers:
+            raise PackError(f"The model's weight {path!r} differs from the base's, and a pack holds no base weights.")
+        norm_changed.add(layer)
+    for path in base_variables:
+        if path.rpartition("/")[0] in norm_changed:
+            norm[path] = np.asarray(keras.ops.convert_to_numpy(variables[path]), np.float32)
+    config = mask_config(model)
+    found = read_masks(model)
+    masks = {
+        path: MaskBits(tuple(found[path].shape), codec.encode(found[path], config.kind))
+        for path in base_variables
+        if path in found
+    }
+    if left_out := sorted(found.keys() - masks.keys()):
+        raise PackError(f"The model has a mask for {left_out[0]!r}, which is no weight of the base.")
+    return {
+        "mask_kind": config.kind if masks else "none",
+        "threshold": float(config.threshold) if masks else None,
+        "masks": masks,
+        "norm": norm,
+        "head": {
+            name: np.asarray(keras.ops.convert_to_numpy(getattr(head, name)), np.float32) for name in ("kernel", "bias")
+        },
+    }
+
+
+def _same(first: keras.Variable, second: keras.Variable) -> bool:
+    first, second = keras.ops.convert_to_numpy(first), keras.ops.convert_to_numpy(second)
+    return first.shape == second.shape and first.dtype == second.dtype and first.tobytes() == second.tobytes()

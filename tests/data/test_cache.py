@@ -1,0 +1,213 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from piggyback_tf.data import DataError, cache, load_data, make_dataset, pipeline
+from piggyback_tf.data.cache import (
+    CachedImages,
+    cache_in_memory,
+    cache_on_disk,
+    decode_all,
+    default_cache_dir,
+    open_disk_cache,
+    remember,
+)
+
+
+def image(index: int) -> np.ndarray:
+    return np.full((2 + index % 3, 4, 3), index % 256, np.uint8)
+
+
+def assert_whole(images: CachedImages, count: int) -> None:
+    assert len(images) == count
+    assert all(np.array_equal(images.read(i), image(i)) for i in range(count))
+
+
+@pytest.mark.parametrize("estimate", [1, 100, 10**6])
+def test_memory(estimate):
+    images = cache_in_memory(image, 700, estimate)
+    assert_whole(images, 700)
+    assert images.image_size is None
+
+
+def test_images_of_one_size_are_gathered():
+    images = cache_in_memory(lambda i: np.full((2, 5, 3), i, np.uint8), 9, 1000)
+    assert images.image_size == (2, 5)
+    assert images.gather(np.array([7, 0, 7]))[:, 0, 0, 0].tolist() == [7, 0, 7]
+
+
+def test_disk(tmp_path):
+    folder = tmp_path / "deep" / "images-1"
+    assert open_disk_cache(folder) is None
+    assert_whole(cache_on_disk(image, 300, folder, {"images": 300}), 300)
+    # The second time nothing is read.
+    assert_whole(cache_on_disk(None, 300, folder, {}), 300)
+    assert json.loads((folder / "about.json").read_text()) == {"images": 300}
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["images-1", "images-1.lock"]
+
+
+def test_decoding_keeps_the_order_and_stops_at_an_error():
+    def slow_at_first(index):
+        time.sleep(0.01 if index < 3 else 0)
+        if index == 400:
+            raise DataError("broken 400")
+        return index
+
+    seen = []
+    with pytest.raises(DataError, match="broken 400"):
+        for result in decode_all(slow_at_first, 10**9):
+            seen.append(result)
+    assert seen == list(range(400))
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path):
+    def fails(index):
+        if index == 5:
+            raise DataError("no")
+        return image(index)
+
+    with pytest.raises(DataError):
+        cache_on_disk(fails, 10, tmp_path / "images-1", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["images-1.lock"]
+
+
+FILL = r"""
+import os, sys, time, numpy as np
+from pathlib import Path
+from piggyback_tf.data.cache import cache_on_disk
+def image(i):
+    os.write(1, f"{i}\n".encode())
+    time.sleep(float(sys.argv[2]))
+    return np.full((2 + i % 3, 4, 3), i % 256, np.uint8)
+cache_on_disk(image, 60, Path(sys.argv[1]), {})
+"""
+
+
+def test_a_kill_leaves_no_entry_and_no_lock(tmp_path):
+    folder = tmp_path / "images-1"
+    process = subprocess.Popen([sys.executable, "-c", FILL, folder, "0.05"], stdout=subprocess.PIPE)
+    for _ in range(5):
+        process.stdout.readline()
+    assert (tmp_path / "images-1.partial").exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert open_disk_cache(folder) is None
+    assert_whole(cache_on_disk(image, 60, folder, {}), 60)
+    assert not (tmp_path / "images-1.partial").exists()
+
+
+def test_two_processes_make_one_entry(tmp_path):
+    folder = tmp_path / "images-1"
+    command = [sys.executable, "-c", FILL, folder, "0.01"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    read = [len(process.communicate()[0].split()) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(read) == [0, 0, 60]
+    assert_whole(open_disk_cache(folder), 60)
+
+
+def test_a_damaged_entry_is_made_again(tmp_path, caplog):
+    folder = tmp_path / "images-1"
+    cache_on_disk(image, 10, folder, {})
+    os.truncate(folder / "pixels.bin", 50)
+    assert_whole(cache_on_disk(image, 10, folder, {}), 10)
+    assert "was damaged" in caplog.text
+
+
+def entries(cache_dir) -> list[str]:
+    return sorted(path.name for path in cache_dir.glob("images-*") if path.is_dir())
+
+
+def test_auto_chooses_memory_then_disk_then_none(make_folder, cache_dir, caplog, monkeypatch):
+    source = load_data(f"folder:{make_folder(train={'a': 4, 'b': 4})}").train
+    arguments = {"augment": "resize(512,512)|flip", "batch_size": 2, "training": True}
+    make_dataset(source, **arguments)
+    assert not entries(cache_dir) and source._kept_images[1].place == "memory"
+    source._kept_images = (None, None)
+    make_dataset(source, cache_limit_mb=1, **arguments)
+    assert len(entries(cache_dir)) == 1 and source._kept_images == (None, None)
+    about = json.loads((cache_dir / entries(cache_dir)[0] / "about.json").read_text())
+    assert about["operations"] == "resize(512,512)" and about["first"] == source.describe(0)
+
+    assert "No cache" not in caplog.text
+    monkeypatch.setattr(pipeline, "room_on_disk", lambda folder: 1 << 20)
+    arguments["augment"] = "resize(600,600)|flip"
+    dataset = make_dataset(source, cache_limit_mb=1, **arguments)
+    assert sum(len(labels) for _, labels in dataset) == len(source)
+    assert "No cache for 6 images after resize(600,600), which are decoded anew in every epoch" in caplog.text
+    assert "about 6 MiB are needed and 1 MiB are free" in caplog.text
+    assert len(entries(cache_dir)) == 1
+
+
+def test_cache_dir_argument_and_disk_errors(make_folder, tmp_path, cache_dir, caplog):
+    source = load_data(f"folder:{make_folder(train={'a': 4, 'b': 4})}").train
+    arguments = {"augment": "resize(8,8)", "batch_size": 2, "training": True}
+    make_dataset(source, cache="disk", cache_dir=str(tmp_path / "mine"), **arguments)
+    assert len(entries(tmp_path / "mine")) == 1 and not entries(cache_dir)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="Cannot cache 6 images after resize.* in '.*file/images-"):
+        make_dataset(source, cache="disk", cache_dir=str(tmp_path / "file"), **arguments)
+    make_dataset(source, cache_limit_mb=0, cache_dir=str(tmp_path / "file"), **arguments)
+    assert "No cache for 6 images" in caplog.text
+
+
+def test_the_key_covers_files_split_and_operations(make_folder, cache_dir):
+    root = make_folder(train={"a": 4, "b": 4})
+
+    def fill(augment="resize(8,8)", seed=0):
+        source = load_data(f"folder:{root}", seed=seed).train
+        make_dataset(source, augment, batch_size=2, training=True, cache="disk")
+        return len(entries(cache_dir))
+
+    assert fill() == 1 and fill() == 1
+    assert fill("resize(8,8)|flip") == 1
+    assert fill("resize(9,9)") == 2
+    assert fill(seed=1) == 3
+    os.utime(root / "train/a/000.png", ns=(1, 1))
+    os.utime(root / "train/a/001.png", ns=(1, 1))
+    assert fill() == 4
+
+
+def test_room_on_disk_keeps_a_reserve(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": cache.DISK_RESERVE + 5})
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
+    assert cache.room_on_disk(tmp_path / "not" / "yet") == 5
+
+
+def test_default_cache_dir(monkeypatch, tmp_path):
+    assert default_cache_dir() == tmp_path / "piggyback_cache"
+    monkeypatch.delenv("PIGGYBACK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert str(default_cache_dir()) == "/x/piggyback_tf"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(default_cache_dir()) == "/home/me/.cache/piggyback_tf"
+
+
+def test_remember(tmp_path, caplog):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"a": np.arange(3)}
+
+    for _ in range(2):
+        assert remember("x", "f" * 64, compute, tmp_path / "new")["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 1
+    remember("x", "e" * 64, compute, tmp_path / "new")
+    assert len(calls) == 2
+    (tmp_path / "file").write_text("x")
+    assert remember("x", "f" * 64, compute, tmp_path / "file")["a"].tolist() == [0, 1, 2]
+    assert "cannot be kept" in caplog.text
+
+
+def test_available_cpus():
+    assert 1 <= cache.available_cpus() <= multiprocessing.cpu_count()

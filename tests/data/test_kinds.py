@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from piggyback_tf.data import DATA_KINDS, DataError, data_kinds, load_data, register_data
+from piggyback_tf.data.sources import carve_validation
+
+
+def test_kinds_and_errors_of_the_spec():
+    assert data_kinds() == ["digits", "folder", "tfds"]
+    with pytest.raises(DataError, match="Unknown data kind 'folders'. Did you mean 'folder'.*digits, folder, tfds"):
+        load_data("folders:/data")
+    with pytest.raises(DataError, match="val_fraction must lie between 0 and 1.*1.0"):
+        load_data("digits", val_fraction=1.0)
+
+
+def test_a_new_kind_registers_itself():
+    @register_data("half_of_digits")
+    def load(request):
+        assert request.argument == "x:y"
+        return load_data("digits", seed=request.seed)
+
+    try:
+        assert load_data("half_of_digits:x:y", seed=2).name == "digits"
+    finally:
+        del DATA_KINDS._entries["half_of_digits"]
+    with pytest.raises(ValueError, match="'digits' is registered already"):
+        register_data("digits")(load)
+
+
+def test_importing_the_data_package_does_not_load_tensorflow():
+    code = "import sys, piggyback_tf.data as d; d.data_kinds(); d.parse_augment('flip'); d.load_data('digits'); "
+    code += "sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'tensorflow_datasets')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_digits():
+    data = load_data("digits")
+    assert data.class_names == tuple("0123456789") and data.name == "digits"
+    sizes = [len(data.train), len(data.validation), len(data.test)]
+    assert sizes == [1295, 143, 359]
+    for source in (data.train, data.validation, data.test):
+        counts = np.bincount(source.labels, minlength=10)
+        assert counts.max() - counts.min() <= 0.1 * counts.max() + 1
+    keys = [{source.key(i) for i in range(len(source))} for source in (data.train, data.validation, data.test)]
+    assert len(keys[0] | keys[1] | keys[2]) == 1797
+    image = data.train.read(0)
+    assert image.shape == (8, 8, 3) and image.dtype == np.uint8
+    assert image.min() == 0 and max(data.train.read(i).max() for i in range(5)) == 255
+    assert (image == image[..., :1]).all()
+    assert data.train.describe(0).startswith("digits #")
+    with pytest.raises(DataError, match="nothing behind it"):
+        load_data("digits:7")
+
+
+def test_digits_test_split_does_not_depend_on_the_seed():
+    one, two = load_data("digits", seed=1), load_data("digits", seed=2)
+    assert [one.test.key(i) for i in range(len(one.test))] == [two.test.key(i) for i in range(len(two.test))]
+    assert one.validation.fingerprint() != two.validation.fingerprint()
+    assert one.train.fingerprint() == load_data("digits", seed=1).train.fingerprint()
+
+
+def test_no_validation_can_be_carved_out_of_single_images(make_folder):
+    with pytest.raises(DataError, match="no class has more than one image"):
+        load_data(f"folder:{make_folder(train={'a': 1, 'b': 1})}")
+    train, validation = carve_validation(load_data("digits").train, 0.999, 0, "digits")
+    assert len(np.unique(train.labels)) == len(np.unique(validation.labels)) == 10

@@ -1,0 +1,115 @@
+"""A small base, tasks on it, and packs made of nothing but arrays."""
+
+import dataclasses
+
+import numpy as np
+
+from piggyback_tf.packs import MaskBits, TaskPack, codec, fileformat
+
+
+def make_pack(kind="binary", seed=0, **changes):
+    """Returns a pack that belongs to no network, made without TensorFlow."""
+    rng = np.random.default_rng(seed)
+    shapes = {"conv/kernel": (3, 3, 3, 5), "block/dense/kernel": (7, 4)}
+    masks = {
+        path: MaskBits(shape, codec.encode(rng.choice(codec.MASK_VALUES[kind], shape), kind))
+        for path, shape in (shapes.items() if kind != "none" else ())
+    }
+    fields = {
+        "task": "birds",
+        "class_names": ["wren", "rook", "tüvö"],
+        "base_name": "small",
+        "base_hash": "ab" * 32,
+        "base_weights": "given",
+        "method": "piggyback",
+        "mask_kind": kind,
+        "threshold": 5e-3 if masks else None,
+        "masks": masks,
+        "norm": {f"bn/{name}": rng.standard_normal(5).astype("float32") for name in ("gamma", "moving_variance")},
+        "head": {"kernel": rng.standard_normal((4, 3)).astype("float32"), "bias": np.zeros(3, "float32")},
+        "preprocessing": "x / 255",
+        "image_size": 8,
+        "eval_augment": "resize(8,8)",
+        "settings": {"epochs": 3, "mask_lr": 1e-4, "patterns": ["*"]},
+        "errors": {"test": {"top1_error": 12.5, "top1_error_low": 3.5, "top1_error_high": 36.0, "images": 16}},
+        "versions": {"keras": "3.15.1"},
+        "created": "2026-01-02T03:04:05+00:00",
+    }
+    return TaskPack(**fields | changes)
+
+
+def forge(pack, tensors=None, **document):
+    """Returns the bytes of a file with a right checksum and any other content."""
+    changed = {**pack._document(), **document}
+    changed = {key: value for key, value in changed.items() if value is not ...}
+    return fileformat.to_bytes(changed, {**pack._tensors(), **(tensors or {})})
+
+
+def small_backbone(seed=0, image_size=8):
+    """Returns a base with every kind of layer that has a mask, with batch norm, and with a nested model."""
+    import keras
+
+    from piggyback_tf.backbones import Backbone, rename_layers
+
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((None, None, 6)), layers.DepthwiseConv2D(3, padding="same"), layers.BatchNormalization()],
+        name="inner",
+    )
+    inputs = keras.Input((image_size, image_size, 3))
+    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    x = layers.Conv2D(6, 3, strides=2, padding="same")(x)
+    x = layers.BatchNormalization(scale=False)(x)
+    x = layers.ReLU()(inner(x)) + x
+    x = layers.SeparableConv2D(6, 3, padding="same", activation="relu")(x)
+    x = layers.Conv2DTranspose(5, 2, strides=2)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(9, activation="tanh", name="fc")(x), name="small")
+    rng = np.random.default_rng(seed)
+    # As after a training: no bias is zero, no variance one.
+    model.set_weights([w + 0.1 * rng.random(w.shape).astype("float32") for w in model.get_weights()])
+    rename_layers(model)
+    return Backbone.from_model(model)
+
+
+def trained_model(backbone, classes=3, kind="binary", norm="frozen", seed=0, include="*"):
+    """Returns a task's model as after a training: masks with zeros, moved batch norm, a head."""
+    import keras
+
+    from piggyback_tf.heads import add_classification_head
+    from piggyback_tf.masking import MaskConfig, mask, masked_weights
+
+    rng = np.random.default_rng(seed)
+    if kind == "none":
+        features = keras.models.clone_model(backbone.model)
+        features.set_weights(backbone.model.get_weights())
+    else:
+        features = mask(backbone.model, MaskConfig(kind=kind), norm=norm, include=include)
+    model = add_classification_head(features, classes, seed=seed)
+    for weight in masked_weights(model).values():
+        weight.mask_real.assign(rng.uniform(-0.02, 0.03, weight.mask_real.shape))
+    if norm == "task":
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.set_weights([w + rng.random(w.shape).astype("float32") for w in layer.get_weights()])
+    model.get_layer("head").bias.assign(rng.standard_normal(classes))
+    return model
+
+
+def pack_of(model, backbone, task="birds", classes=3):
+    """Returns the pack of a model from `trained_model`."""
+    return TaskPack.from_model(
+        model,
+        task=task,
+        class_names=[f"class {index}" for index in range(classes)],
+        backbone=backbone,
+        method="piggyback",
+        eval_augment=f"resize({backbone.image_size},{backbone.image_size})",
+        created="2026-01-02T03:04:05+00:00",
+    )
+
+
+def renamed(pack, task):
+    """Returns the same pack as another task."""
+    return dataclasses.replace(pack, task=task)

@@ -1,0 +1,276 @@
+"""Task packs as files: what they hold, and what is refused."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from piggyback_tf.packs import MaskBits, PackError, TaskPack, fileformat
+from tests.packs.helpers import forge, make_pack
+
+KINDS = ("binary", "ternary", "none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_gives_back_the_pack(tmp_path, kind):
+    pack, path = make_pack(kind), tmp_path / "birds.task.safetensors"
+    pack.save(path)
+    loaded = TaskPack.load(path)
+    assert loaded.content_digest() == pack.content_digest()
+    assert loaded.to_bytes() == pack.to_bytes() == path.read_bytes()
+    assert pack.nbytes == path.stat().st_size
+    assert list(loaded.masks) == list(pack.masks), "the order of the layers is kept"
+    assert loaded.class_names == ["wren", "rook", "tüvö"]
+    assert loaded.settings == pack.settings
+    assert loaded.errors == pack.errors
+    assert loaded.created == pack.created
+    for mask in pack.masks:
+        np.testing.assert_array_equal(loaded.mask(mask), pack.mask(mask))
+    np.testing.assert_array_equal(loaded.head["kernel"], pack.head["kernel"])
+    np.testing.assert_array_equal(loaded.norm["bn/gamma"], pack.norm["bn/gamma"])
+
+
+def test_zeros_are_counted():
+    pack = make_pack()
+    expected = {path: float((pack.mask(path) == 0).mean()) for path in pack.masks}
+    assert pack.zeros == pytest.approx(expected)
+    zeros = sum(int((pack.mask(path) == 0).sum()) for path in pack.masks)
+    assert pack.zeros_total == pytest.approx(zeros / (135 + 28))
+    assert pack.masked_weights == 135 + 28
+    assert make_pack("none").zeros_total == 0
+
+
+def test_bytes_are_the_same_in_every_process_but_for_the_date():
+    program = "from tests.packs.helpers import make_pack; import sys; sys.stdout.buffer.write(make_pack().to_bytes())"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] == make_pack().to_bytes()
+    later = make_pack(created="2027-01-02T03:04:05+00:00")
+    assert later.content_digest() == make_pack().content_digest()
+    assert later.to_bytes() == make_pack().to_bytes().replace(b"2026-01-02", b"2027-01-02")
+
+
+@pytest.mark.parametrize("change", [{"task": "fish"}, {"seed": 1}, {"threshold": 4e-3}, {"settings": {}}])
+def test_the_digest_covers_the_content(change):
+    assert make_pack(**change).content_digest() != make_pack().content_digest()
+
+
+def test_reading_a_pack_does_not_load_tensorflow(tmp_path):
+    make_pack().save(tmp_path / "pack")
+    program = (
+        "import sys; import piggyback_tf as pb; pb.TaskPack.load(sys.argv[1]).mask('conv/kernel'); "
+        "print([name for name in ('tensorflow', 'keras') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program, tmp_path / "pack"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_library_reads_the_file_too(tmp_path):
+    make_pack().save(tmp_path / "pack")
+    tensors = load_safetensors((tmp_path / "pack").read_bytes())
+    assert set(tensors) == {
+        "head/bias",
+        "head/kernel",
+        "mask/block/dense/kernel",
+        "mask/conv/kernel",
+        "norm/bn/gamma",
+        "norm/bn/moving_variance",
+    }
+
+
+def test_saving_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "pack"
+    make_pack().save(path)
+    before = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            make_pack(seed=1).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["pack"]
+
+
+def test_saving_checks_what_was_changed_since(tmp_path):
+    pack = make_pack()
+    pack.head["bias"][0] = np.nan
+    with pytest.raises(PackError, match="'head/bias' holds NaN"):
+        pack.save(tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+
+
+def test_settings_are_what_a_file_makes_of_them():
+    pack = make_pack(settings={"size": (1, 2), "rate": np.float64(0.5), "steps": np.int32(3)})
+    assert pack.settings == {"size": [1, 2], "rate": 0.5, "steps": 3}
+    for value in ({1, 2}, float("nan"), object()):
+        with pytest.raises(PackError, match="settings cannot be written as JSON"):
+            make_pack(settings={"x": value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": ""}, "task must be a text"),
+        ({"task": "a/b"}, "no slashes"),
+        ({"class_names": ["a", "b"]}, r"a kernel \[F, 2\]"),
+        ({"class_names": ["a", "b", "a"]}, "different from one another"),
+        ({"class_names": "abc"}, "list of texts"),
+        ({"base_hash": None}, "base_hash must be a text"),
+        ({"mask_kind": "dense"}, "mask_kind must be one of"),
+        ({"mask_kind": "none"}, "one without has none"),
+        ({"mask_kind": "ternary"}, "mask of 'conv/kernel' is wrong"),
+        ({"threshold": None}, "one without has none"),
+        ({"threshold": float("inf")}, "threshold must be a finite number"),
+        ({"masks": {"a": MaskBits((9,), np.zeros((1, 1), np.uint8))}}, r"uint8 \[1, 2\] when packed"),
+        ({"masks": {"a": MaskBits((), np.zeros((1, 1), np.uint8))}}, "no shape of a weight"),
+        ({"norm": {"bn/gamma": np.zeros(3)}}, "'bn/gamma' must be float32"),
+        ({"norm": {"bn/gamma": np.array([np.inf], "float32")}}, "'bn/gamma' holds NaN or infinite"),
+        ({"head": {"kernel": np.zeros((4, 3), "float32")}}, "must hold 'kernel' and 'bias'"),
+        ({"image_size": 0}, "image_size must be"),
+        ({"image_size": True}, "image_size must be"),
+        ({"eval_augment": None}, "eval_augment must be"),
+        ({"errors": {"test": 3}}, "errors must map"),
+        ({"settings": [1]}, "settings must be a dict"),
+        ({"created": "yesterday"}, "created must be a date"),
+        ({"format_version": 2}, "format_version must be 1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(PackError, match=message):
+        make_pack(**change)
+
+
+def test_a_mask_that_is_not_there():
+    with pytest.raises(KeyError, match="no mask for 'fc/kernel'"):
+        make_pack().mask("fc/kernel")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damaged_byte_is_harmless_or_found(kind):
+    pack = make_pack(kind)
+    data, digest = pack.to_bytes(), pack.content_digest()
+    rng = np.random.default_rng(0)
+    harmless = 0
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        # A single bit at every third place, any other byte elsewhere.
+        damaged[position] ^= 1 << rng.integers(8) if position % 3 == 0 else rng.integers(1, 256)
+        try:
+            loaded = TaskPack.from_bytes(bytes(damaged))
+        except PackError as error:
+            assert str(error).startswith("The file 'bytes' ")
+        else:
+            harmless += 1
+            assert loaded.content_digest() == digest
+    # Blanks that fill the header up, and digits of the date.
+    assert harmless < 40
+
+
+def test_every_cut_and_every_addition_is_found():
+    data = make_pack().to_bytes()
+    for length in [*range(0, 200), *range(200, len(data), 7), len(data) - 1]:
+        with pytest.raises(PackError):
+            TaskPack.from_bytes(data[:length])
+    for length in (1, 8, 1000):
+        with pytest.raises(PackError, match="cut off or damaged"):
+            TaskPack.from_bytes(data + b"\0" * length)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no task pack, or only a part of one"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(1000), "no task pack"),
+        (np.random.default_rng(0).bytes(5000), "no task pack"),
+        (b"\x10" + bytes(7) + b"[" * 16 + bytes(9), "header is not JSON"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "header is not JSON"),
+        ((2).to_bytes(8, "little") + b"[]", "no JSON object"),
+        ((1 << 63).to_bytes(8, "little") + bytes(90), "no task pack"),
+        (save_safetensors({"a": np.zeros(3, "float32")}), "does not describe a task"),
+        (save_safetensors({"a": np.zeros(3, "float32")}, {"format": "pt"}), "does not describe a task"),
+        (save_safetensors({}, {fileformat.METADATA_KEY: "{"}), "description of the task is not JSON"),
+        (save_safetensors({}, {fileformat.METADATA_KEY: "{}"}), "format version None"),
+        (save_safetensors({}, {fileformat.METADATA_KEY: '{"format_version": 1, "x": NaN}'}), "is not JSON"),
+    ],
+)
+def test_foreign_files_are_refused(tmp_path, data, message):
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(PackError, match=message):
+        TaskPack.load(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format version 2, and this version of piggyback_tf reads up to 1"),
+        ({"format_version": True}, "which is no version"),
+        ({"codec": "arithmetic"}, "coded as 'arithmetic'"),
+        ({"task": ...}, "has no entry 'task'"),
+        ({"licence": "?"}, "an entry 'licence' that is not part"),
+        ({"mask_kind": "quaternary"}, "mask kind is 'quaternary'"),
+        ({"mask_kind": ["binary"]}, "mask kind is"),
+        ({"masks": {}}, "table of masks is wrong"),
+        ({"masks": [{"path": "a", "shape": [10**30, 3], "zeros": 0.5}]}, "lacks the tensor 'mask/a'"),
+        ({"masks": [{"path": "conv/kernel", "shape": [10**30], "zeros": 0.5}]}, "has the tensor|lacks|should not"),
+        ({"masks": [{"path": "a", "shape": [-3], "zeros": 0.5}]}, "no shape of a weight"),
+        ({"masks": [{"path": "a", "shape": [3], "zeros": 0.5}] * 2}, "table of masks is wrong at 'a'"),
+        ({"norm": [{"path": "bn/gamma", "shape": [5]}]}, "should not hold the tensor 'norm/bn/moving_variance'"),
+        ({"norm": [{"path": 3, "shape": [5]}]}, "table of norm is wrong"),
+        ({"features": 5}, r"has the tensor 'head/kernel' as F32 \[4, 3\]"),
+        ({"features": "4"}, "number of features is '4'"),
+        ({"class_names": 7}, "class names are no list"),
+        ({"class_names": ["a", "a", "b"]}, "different from one another"),
+        ({"image_size": -8}, "image_size must be"),
+        ({"created": 7}, "created must be a date"),
+        ({"settings": 5}, "settings must be a dict"),
+        ({"checksum": "x", "tensors": {"evil": np.zeros(3, "float32")}}, "should not hold the tensor 'evil'"),
+        ({"tensors": {"head/bias": np.zeros(3, "float64")}}, "has the tensor 'head/bias' as F64"),
+        ({"tensors": {"head/bias": np.array([0, np.nan, 0], "float32")}}, "'head/bias' holds NaN"),
+        ({"tensors": {"mask/block/dense/kernel": np.full((1, 4), 255, "uint8")}}, "behind the last weight"),
+        ({"tensors": {"mask/block/dense/kernel": np.zeros((1, 4), "uint8")}}, "fractions of zeros"),
+    ],
+)
+def test_wrong_content_with_a_right_checksum_is_refused(change, message):
+    with pytest.raises(PackError, match=message) as error:
+        TaskPack.from_bytes(forge(make_pack(), **change), "some.task.safetensors")
+    assert "'some.task.safetensors'" in str(error.value)
+
+
+def test_a_wrong_checksum_is_found():
+    data = make_pack().to_bytes()
+    assert b"wren" in data
+    with pytest.raises(PackError, match="its checksum is not that of its content"):
+        TaskPack.from_bytes(data.replace(b"wren", b"kite"))
+
+
+def test_a_large_foreign_file_is_not_read(tmp_path):
+    # A sparse file of a terabyte: reading it would not end well.
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save_safetensors({"a": np.zeros(3, "float32")}))
+    os.truncate(path, 1 << 40)
+    with pytest.raises(PackError, match="does not describe a task"):
+        TaskPack.load(path)
+    path.write_bytes(make_pack().to_bytes())
+    os.truncate(path, 1 << 40)
+    with pytest.raises(PackError, match="cut off or damaged"):
+        TaskPack.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        TaskPack.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match="Is a directory"):
+        TaskPack.load(tmp_path)

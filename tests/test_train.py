@@ -1,0 +1,176 @@
+"""train.py as its users run it: results, resume after SIGKILL, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from piggyback_tf.packs import TaskPack
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = [
+    "--data=digits",
+    "--backbone=shapesnet",
+    "--epochs=3",
+    "--batch_size=256",
+    "--head_lr=1e-2",
+    "--mask_lr=4e-3",
+    "--max_flips=0.01",
+    "--warmup_steps=2",
+    "--head_dropout=0.3",
+    "--chance_epochs=0",
+    "--augment_train=resize(36,36)|random_crop(32)",
+]
+
+
+def _command(folder: Path, *flags: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *QUICK, f"--output_dir={folder}", *flags]
+
+
+def _train(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(_command(folder, *flags), capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module", name="finished")
+def _finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = _train(folder, "--baseline=finetune")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_the_result_is_a_pack_with_all_that_belongs_to_it(finished):
+    folder, printed = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "| piggyback " in printed
+    assert "| finetune " in printed
+    assert list(metrics["methods"]) == ["finetune", "piggyback"]
+    row = metrics["methods"]["piggyback"]
+    pack = TaskPack.load(folder / "digits.task.safetensors")
+    assert pack.errors["test"]["images"] == 359
+    assert pack.errors["test"]["top1_error"] == row["test"]["top1_error"] < 80
+    assert pack.base_hash == metrics["base_hash"]
+    assert pack.class_names == list("0123456789")
+    assert pack.settings["head_dropout"] == 0.3
+    assert pack.zeros == row["zeros"]
+    assert 0 < pack.zeros_total < 0.1
+    assert row["bytes"]["task"] == (folder / "digits.task.safetensors").stat().st_size
+    assert row["bytes"]["task"] < row["bytes"]["base"] / 8
+    assert len(row["history"]["val_error"]) == 3
+    for file in ("report.md", "zeros.png", "learning_curves.png"):
+        assert (folder / file).stat().st_size > 500
+    assert list((folder / "tensorboard").iterdir())
+    assert not (folder / "training_state.safetensors").exists()
+
+
+def test_finetune_writes_a_keras_model_that_loads_without_training_code(finished):
+    import keras
+    import numpy as np
+
+    model = keras.models.load_model(finished[0] / "baselines" / "finetune" / "digits.keras")
+    assert model(np.zeros((1, 32, 32, 3))).shape == (1, 10)
+
+
+def test_a_finished_run_is_not_done_again(finished):
+    folder, printed = finished
+    before = (folder / "digits.task.safetensors").stat().st_mtime_ns
+    again = _train(folder, "--baseline=finetune")
+    assert again.returncode == 0
+    assert again.stdout == printed
+    assert (folder / "digits.task.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused_by_name(finished):
+    refused = _train(finished[0], "--baseline=finetune", "--mask_lr=1e-3", "--cache=disk")
+    assert refused.returncode == 2
+    assert "--mask_lr was 0.004 and is 0.001 now" in refused.stderr
+    assert "cache" not in refused.stderr.split("train.py:")[-1]
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_pack(finished, tmp_path):
+    """Three kills: after the first epoch, in the middle of writing the second one's state, and at a random moment."""
+    folder = tmp_path / "run"
+    state = folder / "training_state.safetensors"
+
+    def start(*command: str) -> subprocess.Popen:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    process = start(*_command(folder))
+    while not state.exists():
+        assert process.poll() is None, "the run ended before its first state was saved"
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    first = state.read_bytes()
+
+    torn = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from absl import app
+from piggyback_tf.training import backup
+whole = backup.save_file
+def half(tensors, path, **arguments):
+    whole(tensors, path, **arguments)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+backup.save_file = half
+train.define_flags()
+app.run(train.main, argv={["train.py", *_command(folder)[2:]]!r})
+"""
+    assert start(sys.executable, "-c", torn).wait(timeout=300) == -signal.SIGKILL
+    assert state.read_bytes() == first
+
+    process = start(*_command(folder))
+    time.sleep(6 + 4 * (os.getpid() % 7) / 7)
+    process.kill()
+    process.wait()
+
+    assert _train(folder).returncode == 0
+    killed = TaskPack.load(folder / "digits.task.safetensors")
+    whole = TaskPack.load(finished[0] / "digits.task.safetensors")
+    # The list of baselines is the one setting in which the two commands differ.
+    whole.settings["baseline"] = killed.settings["baseline"]
+    assert killed.content_digest() == whole.content_digest()
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = _train(folder)
+    assert refused.returncode == 2
+    assert "process (id 4711)" in refused.stderr
+    assert ".lock" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mask_lrr=1"], ["mask_lrr", "mask_lr"]),
+        (["--method=piggy"], ["piggyback", "finetune"]),
+        (["--schedule=linear"], ["cosine, step, constant"]),
+        (["--backbone=mobilenetv2"], ["mobilenet_v2"]),
+        (["--data=folder:/no/such/folder"], ["/no/such/folder"]),
+        (["--data=digit"], ["digits"]),
+        (["--augment_train=resize(40,40)"], ["40x40", "32x32"]),
+        (["--mask_include=block*"], ["block*"]),
+        (["surplus"], ["surplus"]),
+    ],
+)
+def test_wrong_input_gets_a_sentence_and_no_stack(flags, words, tmp_path):
+    refused = _train(tmp_path / "run", *flags)
+    assert refused.returncode != 0
+    for word in words:
+        assert word in refused.stderr + refused.stdout
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,166 @@
+"""Training a task from Python: best epoch, determinism, guards, devices."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, load_backbone
+from piggyback_tf.data import Subset, load_data
+from piggyback_tf.methods import METHODS
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, make_strategy, train_task
+from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN
+
+
+@pytest.fixture(scope="module", name="data")
+def _data():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module", name="backbone")
+def _backbone():
+    return load_backbone("shapesnet")
+
+
+QUICK = TrainConfig(
+    epochs=2, batch_size=64, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, max_flips=0.01, warmup_steps=5
+)
+
+
+def _train(method, backbone, data, config=QUICK, **arguments):
+    return train_task(METHODS[method](), backbone, data, config, InputConfig(), **arguments)
+
+
+def _pack(trained, backbone, data):
+    return TaskPack.from_model(
+        trained.model,
+        task="digits",
+        class_names=list(data.class_names),
+        backbone=backbone,
+        method="piggyback",
+        eval_augment="resize(32,32)",
+    )
+
+
+@pytest.mark.parametrize("method", ["classifier_only", "piggyback", "finetune"])
+def test_methods_learn_and_leave_the_base_alone(method, backbone, data):
+    digest, flags = backbone.hash, [v.trainable for v in backbone.model.variables]
+    trained = _train(method, backbone, data)
+    assert trained.history["val_error"][-1] < 0.75
+    assert trained.history["loss"][1] < trained.history["loss"][0]
+    assert backbone.hash == digest
+    assert [v.trainable for v in backbone.model.variables] == flags
+
+
+def test_the_model_has_the_weights_of_the_best_epoch(backbone, data):
+    config = TrainConfig(epochs=3, batch_size=64, head_lr=0.5, schedule="constant", chance_epochs=0)
+    trained = _train("classifier_only", backbone, data, config)
+    scores = list(zip(trained.history["val_error"], trained.history["val_loss"], strict=True))
+    assert trained.best_epoch == scores.index(min(scores))
+    images = np.stack([data.validation.read(i) for i in range(len(data.validation))])
+    images = tf.cast(tf.round(tf.image.resize(images, (32, 32), antialias=True)), tf.float32)
+    error = np.mean(trained.model.predict(images, verbose=0).argmax(1) != data.validation.labels)
+    assert error == pytest.approx(min(trained.history["val_error"]), abs=0.02)
+
+
+def test_two_runs_and_another_order_of_tasks_give_the_same_pack(backbone, data):
+    first = _pack(_train("piggyback", backbone, data), backbone, data).content_digest()
+    # Another task in between, and other layers that move Keras' automatic names and seeds on.
+    _train("classifier_only", backbone, data)
+    keras.layers.Dense(3), keras.layers.Dropout(0.5)
+    assert _pack(_train("piggyback", backbone, data), backbone, data).content_digest() == first
+    other = TrainConfig(**{**QUICK.__dict__, "seed": 1})
+    assert _pack(_train("piggyback", backbone, data, other), backbone, data).content_digest() != first
+
+
+def test_images_of_another_size_are_refused(backbone, data):
+    with pytest.raises(TrainingError, match=r"resize\(24,24\).*24x24.*32x32"):
+        train_task(METHODS["classifier_only"](), backbone, data, QUICK, InputConfig(augment_train="resize(24,24)"))
+
+
+def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
+    class Poisoned(METHODS["classifier_only"]):
+        def build(self, *args, **kwargs):
+            model = super().build(*args, **kwargs)
+            model.get_layer("head").bias.assign(np.full(10, np.nan))
+            return model
+
+    with pytest.raises(TrainingError, match="loss became nan at step 1.*mask_lr"):
+        train_task(Poisoned(), backbone, data, QUICK, InputConfig())
+    StopOnNaN().on_train_batch_end(0, {"loss": 1.0})
+
+
+def test_a_loss_at_chance_ends_the_training(backbone, data):
+    config = TrainConfig(epochs=5, batch_size=64, head_lr=1e-9, chance_epochs=2)
+    zero = Backbone.from_model(_constant_network(), "constant")
+    with pytest.raises(TrainingError, match="for 2 epochs; guessing gives 2.30"):
+        _train("classifier_only", zero, data, config)
+
+
+def test_chance_is_the_entropy_of_the_classes_and_epochs_count_in_a_row():
+    watch = StopAtChance(np.array([0] * 90 + [1] * 10), 2, [0.33])
+    assert watch.chance == pytest.approx(0.3251, abs=1e-4)
+    watch.on_epoch_end(1, {"loss": 0.1})
+    watch.on_epoch_end(2, {"loss": 0.33})
+    with pytest.raises(TrainingError):
+        watch.on_epoch_end(3, {"loss": 0.33})
+
+
+def _constant_network():
+    inputs = keras.Input((32, 32, 3))
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0)(inputs)))
+
+
+def test_two_devices_give_the_weights_of_one(tmp_path):
+    """Needs two logical devices, which TensorFlow only makes before it starts: a process of its own."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "two_devices.py"
+    script.write_text(_TWO_DEVICES)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split()[-1]) <= 1e-5
+
+
+_TWO_DEVICES = """
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from piggyback_tf.backbones import load_backbone
+from piggyback_tf.data import Subset, load_data
+from piggyback_tf.methods import METHODS
+from piggyback_tf.training import InputConfig, TrainConfig, make_strategy, train_task
+
+data = load_data("digits")
+config = TrainConfig(epochs=1, batch_size=50, chance_epochs=0, warmup_steps=5)
+weights = {}
+for name in ("none", "mirrored"):
+    strategy = make_strategy(name)
+    assert strategy.num_replicas_in_sync == (2 if name == "mirrored" else 1)
+    with strategy.scope():
+        trained = train_task(METHODS["piggyback"](), load_backbone("shapesnet"), data, config, InputConfig())
+    weights[name] = [v.numpy() for v in trained.model.trainable_variables]
+print(max(np.abs(a - b).max() for a, b in zip(weights["none"], weights["mirrored"], strict=True)))
+"""
+
+
+def test_strategies_are_named():
+    with pytest.raises(ValueError, match="auto, mirrored, none"):
+        make_strategy("tpu")
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_trains(policy, data):
+    keras.config.set_dtype_policy(policy)
+    try:
+        few = dataclasses.replace(data, train=Subset(data.train, range(64)), validation=Subset(data.train, range(32)))
+        trained = _train("piggyback", load_backbone("shapesnet"), few, TrainConfig(epochs=1, batch_size=32))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(trained.history["loss"][0])
+    assert trained.model.output.dtype == "float32"
