@@ -92,7 +92,7 @@ def run(folder: Path) -> dict[str, Any]:
                     inputs,
                     state_dir=own,
                     tensorboard_dir=own / "tensorboard" if FLAGS.tensorboard else None,
-                    verbose=FLAGS.verbose,
+                    verbose=(1 if sys.stdout.isatty() else 2) if FLAGS.verbose is None else FLAGS.verbose,
                 )
                 if backbone.hash != base_hash:
                     raise TrainingError(f"Method {name} changed the base, which must never happen. Please report this.")

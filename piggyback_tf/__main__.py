@@ -1,4 +1,4 @@
-"""What can be done with a task pack: python -m piggyback_tf evaluate|inspect|predict
+"""What can be done with task packs and backbones: python -m piggyback_tf evaluate|inspect|predict|backbones
 
 Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect` never loads it.
 """
@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         "--top_k", type=_positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
     )
     _add_base_options(command)
+
+    command = commands.add_parser("backbones", help="list the networks that --backbone takes", allow_abbrev=False)
+    command.set_defaults(run=_backbones)
+    command.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="such as 'resnet*'; default: all")
     return parser
 
 
@@ -120,6 +124,16 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
     return value
+
+
+def _backbones(options: argparse.Namespace) -> int:
+    from piggyback_tf.backbones import list_backbones
+
+    names = list_backbones(options.pattern)
+    if not names:
+        raise UsageError(f"No backbone matches {options.pattern!r}. All: {', '.join(list_backbones())}.")
+    print("\n".join(names))
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluate
@@ -175,9 +189,7 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
             f"The pack does not say how its validation images were drawn (seed, val_fraction), so that the "
             f"{options.split} split cannot be drawn again; use --split=test."
         )
-    return load_data(
-        options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn
-    )
+    return load_data(options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn)
 
 
 def _label_map(data: "TaskData", pack: TaskPack) -> "np.ndarray":

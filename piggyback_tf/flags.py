@@ -15,26 +15,29 @@ NOT_SETTINGS = {"output_dir", "data_dir", "cache", "cache_limit_mb", "cache_dir"
 PRECISIONS = ("none", "float16", "bfloat16")
 _OWN: list[str] = []
 
+# The flags then count as those of the program that calls `define_flags`, and its --helpshort lists them.
+flags.disclaim_key_flags()
+
 
 def define_flags() -> None:
     """Defines all flags; call it once, before absl parses the command line."""
     text, flag, number = flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer
     _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required.", required=True)
-    _own(text, "output_dir", None, "Folder of the results; an interrupted run in it goes on. Required.", required=True)
+    _own(text, "output_dir", None, "Folder of the results; an interrupted run goes on. Required.", required=True)
     _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
     _own(text, "task", None, "Name of the task; by default that of the data set.")
     _own(flags.DEFINE_float, "val_fraction", 0.1, "Part of train for validation, if there is no such split.")
     _own(flag, "skip_broken_images", False, "Leave broken images out and count them.")
-    _own(text, "backbone", "mobilenet_v2", "The frozen network, or 'list' or a pattern to see their names.")
-    _own(text, "weights", None, "imagenet, random, a .weights.h5 or .keras file; by default the backbone's own.")
+    _own(text, "backbone", "mobilenet_v2", "The frozen network; python -m piggyback_tf backbones lists them.")
+    _own(text, "weights", None, "imagenet, random, or a .weights.h5 or .keras file.")
     _own(number, "image_size", None, "Height and width in pixels; by default the backbone's own.")
     _own(flags.DEFINE_enum, "method", "piggyback", METHODS.names(), "How the task is learned.")
     _own(flags.DEFINE_multi_enum, "baseline", [], METHODS.names(), "A method to compare with, trained first.")
-    _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices: mirrored over all; auto: if there are several.")
+    _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices; auto: mirrored if there are several.")
     _own(flags.DEFINE_enum, "mixed_precision", "none", PRECISIONS, "Half precision of the computation.")
-    _own(flag, "deterministic", False, "Bit-equal runs on GPUs too (slower there; CPUs always are).")
+    _own(flag, "deterministic", False, "Bit-equal runs on GPUs too (slower there).")
     _own(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.")
-    _own(number, "verbose", 2, "0: quiet, 1: progress bar, 2: one line an epoch.")
+    _own(number, "verbose", None, "0: quiet, 1: progress bar (default on a terminal), 2: one line an epoch.")
     for config in (TrainConfig, InputConfig, *(METHODS[name].Config for name in METHODS)):
         _define_fields(config)
 
@@ -65,6 +68,11 @@ def settings() -> dict[str, Any]:
 def _own(define: Any, name: str, *args: Any, **kwargs: Any) -> None:
     define(name, *args, **kwargs)
     _OWN.append(name)
+    # absl gives the default a line of its own; behind the help text it takes none.
+    flag = flags.FLAGS[name]
+    if flag.default not in (None, "", []):
+        flag.help += f" [{flag.default_as_str[1:-1]}]"
+    flag.default_as_str = None
 
 
 def _define_fields(config: type) -> None:

@@ -50,8 +50,8 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
     curves = {name: m["history"] for name, m in methods.items() if any((m.get("history") or {}).values())}
     lines = [f"# Task {metrics['task']}", "", *results_table(methods), ""]
     lines += [
-        "Errors are top-1 and top-5 in percent with 95 % Wilson score intervals in brackets. *Zeros* is the part of the "
-        "masked weights that the task does not use; *task* is what the task adds to the base.",
+        "Errors are top-1 and top-5 in percent with 95 % Wilson score intervals in brackets. *Zeros* is the part of "
+        "the masked weights that the task does not use; *task* is what the task adds to the base.",
         "",
     ]
     if sparse:
@@ -203,4 +203,3 @@ def _plot_curves(curves: dict[str, dict[str, list[float]]], colours: dict[str, s
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=9)
     return figure
-

@@ -31,9 +31,7 @@ class TaskBank:
         self._hash = backbone.hash
         self._variables = named_variables(backbone.model)
         self._norm_layers = {
-            path
-            for path, layer in named_layers(backbone.model)
-            if isinstance(layer, keras.layers.BatchNormalization)
+            path for path, layer in named_layers(backbone.model) if isinstance(layer, keras.layers.BatchNormalization)
         }
         self._packs: dict[str, TaskPack] = {}
         self._lock = threading.Lock()

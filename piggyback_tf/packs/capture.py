@@ -6,11 +6,10 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones.paths import named_layers, named_variables
+from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import mask_config, read_masks
 from piggyback_tf.packs import codec
 from piggyback_tf.packs.pack import MaskBits, PackError
-
-HEAD = "head"
 
 
 def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
@@ -27,9 +26,9 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         PackError: If the model has no such head, lacks weights of the base, or changed others than batch norm.
     """
     layers = dict(named_layers(model))
-    head = layers.get(HEAD)
+    head = layers.get(HEAD_NAME)
     if not isinstance(head, keras.layers.Dense) or head.bias is None:
-        raise PackError(f"The model has no Dense layer named {HEAD!r} with a bias.")
+        raise PackError(f"The model has no Dense layer named {HEAD_NAME!r} with a bias.")
     variables = named_variables(model)
     norm_layers = {path for path, layer in named_layers(base) if isinstance(layer, keras.layers.BatchNormalization)}
     norm_changed, norm = set(), {}
@@ -38,17 +37,15 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         layer = path.rpartition("/")[0]
         if path not in variables:
             raise PackError(f"The model lacks the base's weight {path!r}; is it a model of another base?")
-        # The masked model reads the base's storage, then there is nothing to compare.
-        if variables[path].value is base_variable.value:
-            continue
-        if _same(variables[path], base_variable):
+        # A masked model reads the base's storage, and there is nothing to compare.
+        if variables[path].value is base_variable.value or _same(variables[path], base_variable):
             continue
         if layer not in norm_layers:
             raise PackError(f"The model's weight {path!r} differs from the base's, and a pack holds no base weights.")
         norm_changed.add(layer)
     for path in base_variables:
         if path.rpartition("/")[0] in norm_changed:
-            norm[path] = np.asarray(keras.ops.convert_to_numpy(variables[path]), np.float32)
+            norm[path] = np.asarray(variables[path].numpy(), np.float32)
     config = mask_config(model)
     found = read_masks(model)
     masks = {
@@ -63,12 +60,10 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         "threshold": float(config.threshold) if masks else None,
         "masks": masks,
         "norm": norm,
-        "head": {
-            name: np.asarray(keras.ops.convert_to_numpy(getattr(head, name)), np.float32) for name in ("kernel", "bias")
-        },
+        "head": {name: np.asarray(getattr(head, name).numpy(), np.float32) for name in ("kernel", "bias")},
     }
 
 
 def _same(first: keras.Variable, second: keras.Variable) -> bool:
-    first, second = keras.ops.convert_to_numpy(first), keras.ops.convert_to_numpy(second)
+    first, second = first.numpy(), second.numpy()
     return first.shape == second.shape and first.dtype == second.dtype and first.tobytes() == second.tobytes()

@@ -7,14 +7,17 @@ single entry. Every check that a header allows is made before the tensors are re
 import hashlib
 import json
 import math
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize
 
+from piggyback_tf.packs import codec
+
 METADATA_KEY = "piggyback_tf.task_pack"
 FORMAT_VERSION = 1
+MASK_KINDS = ("none", *codec.MASK_VALUES)
 # The limit of the safetensors library itself.
 _LARGEST_HEADER = 100_000_000
 _DTYPES = {"U8": np.dtype("uint8"), "F32": np.dtype("<f4")}
@@ -22,6 +25,10 @@ _DTYPES = {"U8": np.dtype("uint8"), "F32": np.dtype("<f4")}
 
 class PackError(ValueError):
     """A task pack that cannot be used, with the reason."""
+
+
+class PackFileError(PackError):
+    """A `PackError` whose message names the file."""
 
 
 def canonical_json(value: object) -> str:
@@ -58,7 +65,7 @@ class PackReader:
         name: What to call the file in errors.
 
     Raises:
-        PackError: If the file is no task pack, is cut off, or is of a newer format.
+        PackFileError: If the file is no task pack, is cut off, or is of a newer format.
     """
 
     def __init__(self, stream: BinaryIO, size: int, name: str):
@@ -80,12 +87,13 @@ class PackReader:
             raise self.error(f"has the format version {version!r}, which is no version")
         if version > FORMAT_VERSION:
             raise self.error(
-                f"has format version {version}, and this version of piggyback_tf reads up to {FORMAT_VERSION}: upgrade it"
+                f"has format version {version}, and this version of piggyback_tf reads up to {FORMAT_VERSION}: "
+                "upgrade piggyback_tf"
             )
 
-    def error(self, what: str) -> PackError:
+    def error(self, what: str) -> PackFileError:
         """Returns an error about this file; `what` goes on after the file's name."""
-        return PackError(f"The file {self._name!r} {what}.")
+        return PackFileError(f"The file {self._name!r} {what}.")
 
     def tensors(self, expected: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> dict[str, np.ndarray]:
         """Returns the tensors.
@@ -94,7 +102,7 @@ class PackReader:
             expected: Name to dtype and shape of every tensor that the description asks for.
 
         Raises:
-            PackError: If the file holds others, or its checksum is not that of its content.
+            PackFileError: If the file holds others, or its checksum is not that of its content.
         """
         if missing := sorted(expected.keys() - self._entries.keys()):
             raise self.error(f"lacks the tensor {missing[0]!r}")
@@ -131,6 +139,53 @@ class PackReader:
         if not isinstance(value, dict):
             raise self.error(f"is no task pack, or a damaged one: its {what} is no JSON object")
         return value
+
+
+def check_document(document: dict[str, Any], keys: set[str]) -> None:
+    """Checks what has to be right in a pack's description before its tensors are read.
+
+    Raises:
+        PackError: If other entries than `keys` are there, or one of those that the tensors depend on is wrong.
+    """
+    if missing := sorted(keys - document.keys()):
+        raise PackError(f"its description has no entry {missing[0]!r}.")
+    if extra := sorted(document.keys() - keys):
+        raise PackError(f"its description has an entry {extra[0]!r} that is not part of the format.")
+    if document["codec"] != codec.CODEC:
+        raise PackError(f"its masks are coded as {document['codec']!r}, and this version reads {codec.CODEC!r} only.")
+    if document["mask_kind"] not in MASK_KINDS:
+        raise PackError(f"its mask kind is {document['mask_kind']!r}, none of {MASK_KINDS}.")
+    if type(document["features"]) is not int or document["features"] < 1:
+        raise PackError(f"its number of features is {document['features']!r}.")
+    if not isinstance(document["class_names"], list):
+        raise PackError("its class names are no list.")
+
+
+def read_tables(document: dict[str, Any]) -> tuple[dict[str, tuple], dict[str, tuple], dict[str, float]]:
+    """Returns the shapes of masks and of batch norm, and the masks' fractions of zeros, each by path.
+
+    Raises:
+        PackError: If the description does not hold them as it must.
+    """
+    tables = []
+    for table, keys in (("masks", {"path", "shape", "zeros"}), ("norm", {"path", "shape"})):
+        entries = {}
+        for entry in document[table] if isinstance(document[table], list) else [None]:
+            if not isinstance(entry, dict) or entry.keys() != keys or not isinstance(entry["path"], str):
+                raise PackError(f"its table of {table} is wrong.")
+            if not isinstance(entry["shape"], list) or entry["path"] in entries:
+                raise PackError(f"its table of {table} is wrong at {entry['path']!r}.")
+            check_shape(entry["shape"])
+            entries[entry["path"]] = entry
+        tables.append(entries)
+    masks, norm = ({path: tuple(entry["shape"]) for path, entry in table.items()} for table in tables)
+    return masks, norm, {path: entry["zeros"] for path, entry in tables[0].items()}
+
+
+def check_shape(shape: Any) -> None:
+    """Raises a `PackError` unless `shape` is a list or tuple of positive integers that is not empty."""
+    if not shape or not all(type(side) is int and side > 0 for side in shape):
+        raise PackError(f"{shape!r} is no shape of a weight.")
 
 
 def _number(value: object) -> object:

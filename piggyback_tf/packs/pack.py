@@ -17,7 +17,7 @@ import numpy as np
 
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import codec, fileformat
-from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError
+from piggyback_tf.packs.fileformat import FORMAT_VERSION, MASK_KINDS, PackError, PackFileError
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
 
 PACK_SUFFIX = ".task.safetensors"
-MASK_KINDS = ("none", *codec.MASK_VALUES)
 _TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing")
 _DICTS = ("settings", "errors", "versions")
 _UINT8, _FLOAT32 = np.dtype("uint8"), np.dtype("float32")
@@ -244,8 +243,8 @@ class TaskPack:
     def _read(cls, reader: fileformat.PackReader) -> "TaskPack":
         document = reader.document
         try:
-            _check_document(document)
-            masks, norm, zeros = _read_tables(document)
+            fileformat.check_document(document, _DOCUMENT_KEYS)
+            masks, norm, zeros = fileformat.read_tables(document)
             planes = {path: codec.packed_shape(shape, document["mask_kind"]) for path, shape in masks.items()}
             features, classes = document["features"], len(document["class_names"])
             tensors = reader.tensors(
@@ -262,10 +261,9 @@ class TaskPack:
             if pack.zeros != zeros:
                 raise PackError("its fractions of zeros are not those of its masks.")
             return pack
+        except PackFileError:
+            raise
         except PackError as error:
-            # Errors of the reader name the file already.
-            if str(error).startswith("The file"):
-                raise
             raise reader.error(f"is damaged or was not written by this package: {str(error).rstrip('.')}") from error
 
     def check(self) -> None:
@@ -282,7 +280,7 @@ class TaskPack:
             )
         for path, mask in self.masks.items():
             try:
-                _check_shape(mask.shape)
+                fileformat.check_shape(mask.shape)
                 codec.check(mask.packed, mask.shape, self.mask_kind)
             except ValueError as error:
                 raise PackError(f"The mask of {path!r} is wrong: {error}") from error
@@ -357,43 +355,6 @@ def _check_fields(pack: TaskPack) -> None:
         datetime.datetime.fromisoformat(pack.created)
     except (TypeError, ValueError) as error:
         raise PackError(f"created must be a date in ISO 8601. Received: {pack.created!r}.") from error
-
-
-def _check_document(document: dict[str, Any]) -> None:
-    if missing := sorted(_DOCUMENT_KEYS - document.keys()):
-        raise PackError(f"its description has no entry {missing[0]!r}.")
-    if extra := sorted(document.keys() - _DOCUMENT_KEYS):
-        raise PackError(f"its description has an entry {extra[0]!r} that is not part of the format.")
-    if document["codec"] != codec.CODEC:
-        raise PackError(f"its masks are coded as {document['codec']!r}, and this version reads {codec.CODEC!r} only.")
-    if document["mask_kind"] not in MASK_KINDS:
-        raise PackError(f"its mask kind is {document['mask_kind']!r}, none of {MASK_KINDS}.")
-    if type(document["features"]) is not int or document["features"] < 1:
-        raise PackError(f"its number of features is {document['features']!r}.")
-    if not isinstance(document["class_names"], list):
-        raise PackError("its class names are no list.")
-
-
-def _read_tables(document: dict[str, Any]) -> tuple[dict[str, tuple], dict[str, tuple], dict[str, float]]:
-    """Returns the shapes of masks and batch norm, and the masks' zeros, by path."""
-    tables = []
-    for table, keys in (("masks", {"path", "shape", "zeros"}), ("norm", {"path", "shape"})):
-        entries = {}
-        for entry in document[table] if isinstance(document[table], list) else [None]:
-            if not isinstance(entry, dict) or entry.keys() != keys or not isinstance(entry["path"], str):
-                raise PackError(f"its table of {table} is wrong.")
-            if not isinstance(entry["shape"], list) or entry["path"] in entries:
-                raise PackError(f"its table of {table} is wrong at {entry['path']!r}.")
-            _check_shape(entry["shape"])
-            entries[entry["path"]] = entry
-        tables.append(entries)
-    masks, norm = ({path: tuple(entry["shape"]) for path, entry in table.items()} for table in tables)
-    return masks, norm, {path: entry["zeros"] for path, entry in tables[0].items()}
-
-
-def _check_shape(shape: Any) -> None:
-    if not shape or not all(type(side) is int and side > 0 for side in shape):
-        raise PackError(f"{shape!r} is no shape of a weight.")
 
 
 def _package_versions() -> dict[str, str]:

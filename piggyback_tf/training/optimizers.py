@@ -28,7 +28,8 @@ class FlipLimitedAdam(keras.optimizers.Adam):
 
     Args:
         learning_rate: A rate or a schedule.
-        max_flips: Largest fraction of a layer's mask to change in one step.
+        max_flips: Largest fraction of a layer's mask to change in one step; a number or, so that flips become rarer
+            as the rate falls, a schedule.
         threshold: Threshold of the masks.
         kind: `"binary"` or `"ternary"`.
         **kwargs: As for `keras.optimizers.Adam`; without AMSGrad.
@@ -37,7 +38,7 @@ class FlipLimitedAdam(keras.optimizers.Adam):
     def __init__(
         self,
         learning_rate: Any = 1e-3,
-        max_flips: float = 2e-4,
+        max_flips: Any = 2e-4,
         threshold: float = 5e-3,
         kind: str = "binary",
         **kwargs: Any,
@@ -52,7 +53,8 @@ class FlipLimitedAdam(keras.optimizers.Adam):
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         # The step is linear in the learning rate: shortening it is scaling the rate, at no cost.
         flips = self._foreseen_flips(gradient, variable, learning_rate)
-        scale = tf.minimum(1.0, self.max_flips / tf.maximum(flips, self.max_flips))
+        limit = self.max_flips(self.iterations) if callable(self.max_flips) else tf.constant(self.max_flips)
+        scale = limit / tf.maximum(flips, limit)
         super().update_step(gradient, variable, tf.cast(learning_rate, tf.float32) * scale)
 
     def _foreseen_flips(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> tf.Tensor:
@@ -83,7 +85,17 @@ class FlipLimitedAdam(keras.optimizers.Adam):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        return {**config, "max_flips": self.max_flips, "threshold": self.threshold, "kind": self.kind}
+        max_flips = self.max_flips
+        if callable(max_flips):
+            max_flips = keras.optimizers.schedules.serialize(max_flips)
+        return {**config, "max_flips": max_flips, "threshold": self.threshold, "kind": self.kind}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "FlipLimitedAdam":
+        config = dict(config)
+        if isinstance(config["max_flips"], dict):
+            config["max_flips"] = keras.optimizers.schedules.deserialize(config["max_flips"], custom_objects)
+        return super().from_config(config, custom_objects)
 
 
 def make_optimizer(
@@ -111,15 +123,19 @@ def _group_optimizer(
     group: str, masks: MaskConfig | None, config: TrainConfig, steps_per_epoch: int
 ) -> keras.optimizers.Optimizer:
     epochs = config.step_epochs or max(1, config.epochs // 2)
-    rate = WarmupSchedule(
-        getattr(config, f"{group}_lr"),
-        config.schedule,
-        total_steps=config.epochs * steps_per_epoch,
-        # A random head gives every other variable noise for a gradient; it is the one that must learn at once.
-        warmup_steps=0 if group == "head" else config.warmup_steps,
-        step_length=epochs * steps_per_epoch,
-        step_decay=config.step_decay,
-    )
+
+    def schedule(peak: float) -> WarmupSchedule:
+        return WarmupSchedule(
+            peak,
+            config.schedule,
+            total_steps=config.epochs * steps_per_epoch,
+            # A random head gives every other variable noise for a gradient; it is the one that must learn at once.
+            warmup_steps=0 if group == "head" else config.warmup_steps,
+            step_length=epochs * steps_per_epoch,
+            step_decay=config.step_decay,
+        )
+
+    rate = schedule(getattr(config, f"{group}_lr"))
     kind = getattr(config, f"{group}_optimizer")
     limited = group == "mask" and config.max_flips > 0
     if kind == "sgd":
@@ -128,6 +144,10 @@ def _group_optimizer(
         return keras.optimizers.SGD(rate, momentum=config.sgd_momentum)
     if limited:
         return FlipLimitedAdam(
-            rate, max_flips=config.max_flips, threshold=masks.threshold, kind=masks.kind, epsilon=config.adam_epsilon
+            rate,
+            max_flips=schedule(config.max_flips),
+            threshold=masks.threshold,
+            kind=masks.kind,
+            epsilon=config.adam_epsilon,
         )
     return keras.optimizers.Adam(rate, epsilon=config.adam_epsilon)

@@ -63,6 +63,20 @@ def test_flips_back_are_limited_too():
     assert np.mean(mask.numpy() >= 5e-3) < 0.015
 
 
+def test_the_limit_can_follow_a_schedule():
+    distance = np.random.default_rng(0).uniform(0, 2e-3, 10_000).astype("float32")
+    limit = WarmupSchedule(0.1, "step", total_steps=2, step_length=1, step_decay=0.1)
+    optimizer, flipped = FlipLimitedAdam(1e-3, max_flips=limit), []
+    mask = _variable(5e-3 + distance)
+    for _ in range(2):
+        optimizer.apply([np.ones(10_000, "float32")], [mask])
+        flipped.append(np.mean(mask.numpy() < 5e-3))
+    assert 0.08 < flipped[0] < 0.12
+    assert 0.008 < flipped[1] - flipped[0] < 0.012
+    copy = FlipLimitedAdam.from_config(optimizer.get_config())
+    assert copy.max_flips.get_config() == limit.get_config()
+
+
 def test_amsgrad_is_refused():
     with pytest.raises(ValueError, match="AMSGrad"):
         FlipLimitedAdam(amsgrad=True)

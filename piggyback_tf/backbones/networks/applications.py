@@ -161,11 +161,11 @@ def build_vgg(image_size: int, published: str | None = None, *, name: str, const
 def _images(image_size: int, preprocessing: str):
     import keras
 
-    from piggyback_tf.backbones.preprocessing import DESCRIPTIONS, ImagePreprocessing
+    from piggyback_tf.backbones.preprocessing import DESCRIPTIONS, preprocess_images
 
     images = keras.Input((image_size, image_size, 3), dtype="float32", name="images")
     modes = [mode for mode, description in DESCRIPTIONS.items() if description == preprocessing]
-    return images, ImagePreprocessing(modes[0], name="preprocessing")(images) if modes else images
+    return images, preprocess_images(images, modes[0]) if modes else images
 
 
 def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.Model":

@@ -33,7 +33,7 @@ def build_shapesnet(image_size: int) -> "keras.Model":
     """
     import keras
 
-    from piggyback_tf.backbones.preprocessing import ImagePreprocessing
+    from piggyback_tf.backbones.preprocessing import preprocess_images
 
     layers = keras.layers
 
@@ -51,7 +51,7 @@ def build_shapesnet(image_size: int) -> "keras.Model":
         return layers.ReLU(name=f"{name}_out")(x)
 
     images = keras.Input((image_size, image_size, 3), dtype="float32", name="images")
-    x = ImagePreprocessing("tf", name="preprocessing")(images)
+    x = preprocess_images(images, "tf")
     x = layers.ReLU(name="stem_relu")(conv(x, WIDTHS[0], 5, 2, "stem"))
     x = residual(x, 2, "block1")
     x = layers.ReLU(name="down2_relu")(conv(x, WIDTHS[1], 3, 2, "down2"))

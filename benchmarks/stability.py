@@ -1,0 +1,97 @@
+"""Does a run ever end worse than classifier only? Three sets, three seeds, and a range of mask learning rates.
+
+    PIGGYBACK_REALDATA=... python benchmarks/stability.py
+
+First the default recipe at a third, once, twice and three times its mask learning rate; then the ablation: without the
+limit on flips, without warm-up, without both, and the paper's recipe (Adam at 1e-4, no warm-up, step schedule), at the
+same multiples and one seed. `last epoch` is the validation error of the last epoch, which choosing the best epoch
+hides. Run real_images.py first: its runs at the default rate are reused. Interrupted, it
+goes on. Writes results/stability.json.
+"""
+
+import dataclasses
+
+from common import RESULTS, Results, markdown, mean_and_spread, parser
+from tasks import SETS, mobilenet, train_and_test
+
+from piggyback_tf.training import TrainConfig
+
+FACTORS = {"1/3": 1 / 3, "1": 1.0, "2": 2.0, "3": 3.0}
+DEFAULT = TrainConfig()
+ABLATION = {
+    "no flip limit": {"max_flips": 0.0},
+    "no warm-up": {"warmup_steps": 0},
+    "neither": {"max_flips": 0.0, "warmup_steps": 0},
+    "paper": {
+        "max_flips": 0.0,
+        "warmup_steps": 0,
+        "schedule": "step",
+        "mask_lr": 1e-4,
+        "adam_epsilon": 1e-8,
+    },
+}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--factors", nargs="+", default=list(FACTORS), choices=FACTORS)
+    arguments.add_argument("--ablation_sets", nargs="*", default=["dtd10"], choices=SETS)
+    arguments.add_argument("--ablation_factors", nargs="+", default=["1", "2"], choices=FACTORS)
+    options = arguments.parse_args()
+    results, measured = Results("stability"), Results("real_images", RESULTS).rows
+    backbone = mobilenet()
+
+    def train(recipe: str, changes: dict, factor: str, name: str, seed: int) -> dict:
+        config = dataclasses.replace(DEFAULT, seed=seed, **changes)
+        config = dataclasses.replace(config, mask_lr=config.mask_lr * FACTORS[factor])
+        key = f"{recipe}/{factor}/{name}/{seed}".replace(" ", "_")
+
+        def run() -> dict:
+            row = measured.get(f"{name}/piggyback/{seed}", {})
+            if row.get("config") == dataclasses.asdict(config):
+                return row
+            return train_and_test(backbone, name, "piggyback", config, "stability/" + key.replace("/", "-"))
+
+        return results.run(key, run)
+
+    def reference(name: str, seed: int) -> float:
+        key = f"{name}/classifier_only/{seed}"
+        config = TrainConfig(seed=seed)
+        row = measured.get(key) or results.run(
+            key, lambda: train_and_test(backbone, name, "classifier_only", config, "stability/" + key)
+        )
+        return row["test_error"]
+
+    table = []
+    # Seeds outermost: interrupted, every rate has been tried on some of them.
+    for seed in options.seeds:
+        for factor in options.factors:
+            for name in SETS:
+                train("default", {}, factor, name, seed)
+    for recipe, changes in ABLATION.items():
+        for factor in options.ablation_factors:
+            for name in options.ablation_sets:
+                train(recipe, changes, factor, name, options.seeds[0])
+    for recipe in ("default", *ABLATION):
+        own = recipe == "default"
+        for factor in options.factors if own else options.ablation_factors:
+            for name in SETS if own else options.ablation_sets:
+                seeds = options.seeds if own else options.seeds[:1]
+                rows = [results.rows[f"{recipe}/{factor}/{name}/{seed}".replace(" ", "_")] for seed in seeds]
+                base = [reference(name, seed) for seed in seeds]
+                stopped = sum("stopped" in row for row in rows)
+                errors = [row.get("test_error", 100.0) for row in rows]
+                worse = sum(error > limit for error, limit in zip(errors, base, strict=True))
+                last = [row.get("last_val_error", 100.0) for row in rows]
+                table.append(
+                    [recipe, factor, name, mean_and_spread(errors), mean_and_spread(last), mean_and_spread(base)]
+                    + [f"{worse} of {len(rows)}", stopped]
+                )
+    results.save()
+    header = ["recipe", "rate x", "set", "test error %", "last epoch, val. %", "classifier only %", "worse", "stopped"]
+    print(markdown(header, table))
+
+
+if __name__ == "__main__":
+    main()

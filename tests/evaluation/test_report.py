@@ -1,0 +1,153 @@
+"""Tables, plots and the report."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piggyback_tf.evaluation import format_bytes, format_error, format_zeros, results_table, write_report, zeros_table
+from tests.packs.helpers import make_pack
+
+
+def _errors(error):
+    return {"top1_error": error, "top1_error_low": error - 1, "top1_error_high": error + 2, "images": 100}
+
+
+def _metrics():
+    history = {"loss": [1.5, 0.7, 0.3], "val_loss": [1.4, 0.9, 0.6], "error": [40, 20, 9], "val_error": [38, 22, 15]}
+    zeros = {f"block{i}/conv/kernel": 0.01 * i for i in range(20)}
+    return {
+        "task": "birds",
+        "methods": {
+            "classifier_only": {
+                "test": _errors(30.0),
+                "validation": _errors(29.0),
+                "bytes": {"task": 812, "base": 8_000_000},
+                "history": history,
+                "seconds": 61.4,
+            },
+            "piggyback": {
+                "test": _errors(12.5) | {"top5_error": 2.25},
+                "validation": _errors(12.0),
+                "zeros": zeros,
+                "zeros_total": 0.0712,
+                "bytes": {"task": 300_000, "base": 8_000_000},
+                "history": history,
+                "seconds": 171.2,
+            },
+        },
+    }
+
+
+def test_the_report(tmp_path):
+    # As it comes from the file.
+    path = write_report(tmp_path, json.loads(json.dumps(_metrics())))
+    assert path == tmp_path / "report.md"
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# Task birds"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert rows[0] == [
+        "method", "test error %", "test top-5 error %", "validation error %", "zeros %", "task", "base", "task / base",
+        "time",
+    ]  # fmt: skip
+    assert rows[2] == [
+        "classifier_only", "30.00 [29.00, 32.00]", "-", "29.00 [28.00, 31.00]", "-", "812 bytes", "8.0 MB", "0.0 %",
+        "61 s",
+    ]  # fmt: skip
+    assert rows[3] == [
+        "piggyback", "12.50 [11.50, 14.50]", "2.25", "12.00 [11.00, 14.00]", "7.12", "300.0 kB", "8.0 MB", "3.8 %",
+        "171 s",
+    ]  # fmt: skip
+    assert len({len(row) for row in rows}) == 1
+    for name in ("zeros.png", "learning_curves.png"):
+        assert f"({name})" in path.read_text()
+        with Image.open(tmp_path / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert min(pixels.shape[:2]) > 400
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning_curves.png", "report.md", "zeros.png"]
+
+
+def test_both_methods_are_drawn_in_colours_of_their_own(tmp_path):
+    metrics = _metrics()
+    metrics["methods"]["other"] = {**metrics["methods"]["piggyback"]}
+    write_report(tmp_path, metrics)
+    with Image.open(tmp_path / "zeros.png") as image:
+        colours = {colour for count, colour in image.convert("RGB").getcolors(1 << 24) if count > 2000}
+    # The second and the third of the palette: a method has the same colour in both plots.
+    assert {(0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)} <= colours
+    assert (0x00, 0x72, 0xB2) not in colours
+
+
+def test_equal_metrics_give_equal_files(tmp_path):
+    files = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_report(tmp_path / name, _metrics())
+        files.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert files[0] == files[1]
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    write_report(tmp_path, _metrics())
+    path = write_report(tmp_path, {"task": "birds", "methods": {"a|b": {"test": _errors(3.0), "history": {}}}})
+    text = path.read_text()
+    assert "| method | " in text
+    assert "zeros" not in text.splitlines()[2]
+    assert "a\\|b" in text
+    assert ".png" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"], "plots of an earlier report would mislead"
+    with pytest.raises(ValueError, match="at least one method"):
+        write_report(tmp_path, {"task": "birds", "methods": {}})
+
+
+@pytest.mark.parametrize("layers", [1, 8, 150])
+@pytest.mark.parametrize("epochs", [1, 40])
+def test_plots_of_any_size(tmp_path, layers, epochs):
+    metrics = {
+        "task": "x",
+        "methods": {
+            "piggyback": {
+                "zeros": {f"a_rather_long_layer_name_{i}/pointwise_kernel": 0.0 for i in range(layers)},
+                "history": {"val_loss": [0.5] * epochs, "loss": [float("nan")] * epochs},
+            }
+        },
+    }
+    write_report(tmp_path, metrics)
+    with Image.open(tmp_path / "zeros.png") as image:
+        assert image.width < 2400
+        # Something is drawn besides the background: axes, names.
+        assert len(image.convert("L").getcolors()) > 10
+
+
+def test_the_table_is_aligned_in_a_terminal():
+    lines = results_table(_metrics()["methods"])
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].startswith("| ---")
+
+
+def test_format_error():
+    assert format_error(_errors(2.5)) == "2.50 [1.50, 4.50]"
+    assert format_error({"top1_error": 2.5}) == "2.50"
+    assert format_error(None) == format_error({}) == format_error(_errors(1.0), "top5_error") == "-"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (17_240_000, "17.2 MB"), (None, "-")],
+)
+def test_format_bytes(count, text):
+    assert format_bytes(count) == text
+
+
+def test_zeros_per_layer():
+    pack = make_pack()
+    rows = zeros_table(pack)
+    assert [row["path"] for row in rows] == ["conv/kernel", "block/dense/kernel"]
+    assert rows[0]["shape"] == [3, 3, 3, 5]
+    assert rows[0]["weights"] == 135
+    assert rows[0]["zeros"] == (pack.mask("conv/kernel") == 0).mean()
+    lines = format_zeros(pack).splitlines()
+    assert lines[0].split() == ["weight", "shape", "weights", "zeros"]
+    assert lines[2].split() == ["conv/kernel", "3x3x3x5", "135", f"{100 * pack.zeros['conv/kernel']:.2f}", "%"]
+    assert lines[-1].split() == ["all", "163", f"{100 * pack.zeros_total:.2f}", "%"]

@@ -1,0 +1,152 @@
+"""Every file in configs/ can be run or is part of one that can, and --helpshort shows what they are made of."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from piggyback_tf import flags as own_flags
+from piggyback_tf.backbones import list_backbones
+from piggyback_tf.backbones.registry import get_entry
+from piggyback_tf.data import data_kinds, output_size, parse_augment
+from piggyback_tf.data.tfds_source import _parse_splits
+from piggyback_tf.methods import METHODS
+from piggyback_tf.training import InputConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+RUNNABLE = sorted(path.name for path in CONFIGS.glob("*.flags"))
+SETS = ("cubs", "cars", "flowers", "wikiart", "sketch", "imagenet", "places365")
+BACKBONES = ("vgg16", "resnet50", "densenet121")
+FLAGS = flags.FLAGS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flags():
+    """Defines the flags for this file only, so that other tests meet absl's flags as they were."""
+    before = set(FLAGS)
+    own_flags.define_flags()
+    yield
+    FLAGS.unparse_flags()
+    for name in set(FLAGS) - before:
+        delattr(FLAGS, name)
+    own_flags._OWN.clear()
+
+
+def _read(name: str, monkeypatch) -> None:
+    """Gives the flags the values of a file, as a command in the repository's folder does."""
+    monkeypatch.chdir(ROOT)
+    FLAGS.unparse_flags()
+    assert FLAGS(["train.py", f"--flagfile=configs/{name}"]) == ["train.py"]
+
+
+def _included(path: Path) -> set[str]:
+    return set(re.findall(r"^--flagfile=configs/(\S+)$", path.read_text(), re.MULTILINE))
+
+
+def test_every_row_of_the_table_has_a_file():
+    rows = {f"{data}_{backbone}.flags" for data in SETS for backbone in BACKBONES} - {"flowers_vgg16.flags"}
+    assert {*RUNNABLE} == rows | {"flowers.flags", "quickstart.flags"}
+
+
+def test_every_other_file_is_included_by_one_that_runs():
+    reached, waiting = set(), list(RUNNABLE)
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        waiting += _included(CONFIGS / name) - reached
+    assert reached == {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_file_says_how_it_is_run_and_can_be(name, monkeypatch):
+    assert f"#   python train.py --flagfile=configs/{name}\n" in (CONFIGS / name).read_text()
+    _read(name, monkeypatch)
+    train = own_flags.read_config(TrainConfig)
+    for method in (FLAGS.method, *FLAGS.baseline):
+        assert isinstance(own_flags.make_method(method), METHODS[method])
+
+    assert FLAGS.backbone in list_backbones()
+    entry = get_entry(FLAGS.backbone)
+    size = FLAGS.image_size or entry.image_size
+    assert entry.min_size <= size <= (entry.max_size or size)
+    assert FLAGS.weights is None or FLAGS.weights in entry.weights
+    inputs = own_flags.read_config(InputConfig)
+    assert not any(operation.random for operation in parse_augment(inputs.augment_eval))
+    for augment in (inputs.augment_train, inputs.augment_eval):
+        # Stated, so that the file can be read without knowing what the defaults are.
+        assert augment
+        assert output_size(augment) == (size, size)
+
+    stem = name.removesuffix(".flags")
+    assert f"runs/{stem}" == FLAGS.output_dir
+    if stem == "quickstart":
+        return
+    data, _, backbone = stem.partition("_")
+    assert (FLAGS.task, FLAGS.backbone) == (data, backbone or "vgg16")
+    assert (train.epochs, train.step_epochs) == ((20, 10) if data == "places365" else (30, 15))
+    assert FLAGS.weights == "imagenet"
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_data_specs_are_well_formed(name, monkeypatch):
+    _read(name, monkeypatch)
+    kind, _, argument = FLAGS.data.partition(":")
+    assert kind in data_kinds()
+    if kind == "folder":
+        assert re.fullmatch(r"data/\w+", argument)
+        # What the folder must hold, and where it comes from, is written where the spec is.
+        source = next(path for path in (CONFIGS / "data").iterdir() if FLAGS.data in path.read_text())
+        comment = " ".join(source.read_text().split("\n# "))
+        assert "train/CLASS/IMAGE" in comment
+        assert "test/CLASS/IMAGE" in comment
+        assert "https://" in comment
+    elif kind == "tfds":
+        import tensorflow_datasets as tfds
+
+        set_name, _, query = argument.partition("?")
+        assert set_name in tfds.list_builders(with_community_datasets=False)
+        assert set(_parse_splits(query, FLAGS.data)) == {"train", "test"}
+
+
+def test_the_papers_recipe_has_none_of_the_safeguards(monkeypatch):
+    _read("cubs_resnet50.flags", monkeypatch)
+    train, method = own_flags.read_config(TrainConfig), own_flags.make_method("piggyback").config
+    assert (train.mask_optimizer, train.mask_lr, train.head_optimizer, train.head_lr) == ("adam", 1e-4, "adam", 1e-4)
+    assert (train.schedule, train.step_decay, train.batch_size) == ("step", 0.1, 32)
+    assert (train.warmup_steps, train.max_flips, train.chance_epochs, train.adam_epsilon) == (0, 0, 0, 1e-8)
+    assert (method.mask_kind, method.mask_threshold, method.mask_init, method.mask_scale) == (
+        "binary",
+        5e-3,
+        "constant",
+        1e-2,
+    )
+    assert (method.mask_gradient_scaling, method.norm, method.head_dropout) == ("none", "frozen", 0.0)
+
+
+def test_a_flag_behind_a_file_wins(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    FLAGS.unparse_flags()
+    FLAGS(["train.py", "--flagfile=configs/cubs_vgg16.flags", "--data=folder:/elsewhere", "--epochs=1"])
+    assert (FLAGS.data, FLAGS.epochs, FLAGS.step_epochs) == ("folder:/elsewhere", 1, 15)
+
+
+def test_helpshort_names_every_flag_with_its_default_in_two_screens():
+    printed = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--helpshort"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "80"},
+        check=False,
+    ).stdout
+    for name in own_flags._OWN:
+        assert re.search(rf"^  --(\[no\])?{name}: \S", printed, re.MULTILINE), name
+    assert {"data", "mask_lr"} <= {*own_flags._OWN}
+    mask_lr = FLAGS["mask_lr"].default
+    assert f"--mask_lr: Learning rate of the masks. [{mask_lr}]" in printed
+    assert len(printed.splitlines()) < 110

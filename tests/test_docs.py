@@ -1,0 +1,111 @@
+"""The code in the documentation works as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from piggyback_tf.backbones import load_backbone
+from piggyback_tf.backbones.registry import _BACKBONES, list_backbones
+from piggyback_tf.data import AUGMENTATIONS, DATA_KINDS, data_kinds, load_data, make_dataset
+from piggyback_tf.methods import METHODS
+from piggyback_tf.packs import TaskBank, TaskPack
+from tests.packs.helpers import make_pack
+
+ROOT = Path(__file__).resolve().parent.parent
+REGISTRIES = (METHODS, _BACKBONES, DATA_KINDS, AUGMENTATIONS)
+
+
+def _code(file: str, heading: str) -> str:
+    """Returns the Python block of one section of a document."""
+    section = (ROOT / file).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return code
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    """What the examples register is gone afterwards."""
+    # What is imported on first use must not look like an example.
+    list_backbones()
+    data_kinds()
+    before = [dict(registry._entries) for registry in REGISTRIES]
+    yield
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+def _run(heading: str) -> None:
+    exec(compile(_code("CONTRIBUTING.md", heading), "CONTRIBUTING.md", "exec"), {"__name__": "example"})
+
+
+def test_the_example_of_a_method():
+    _run("Adding a method")
+    backbone = load_backbone("shapesnet", weights="random")
+    method = METHODS["norm_only"]()
+    model = method.build(backbone, 3)
+    groups = method.groups(model)
+    assert {name: len(members) for name, members in groups.items()} == {"norm": 16, "head": 2}
+    for variable in groups["norm"]:
+        variable.assign(variable + 1.0)
+    pack = TaskPack.from_model(
+        model,
+        task="t",
+        class_names=["a", "b", "c"],
+        backbone=backbone,
+        method="norm_only",
+        eval_augment="resize(32,32)",
+    )
+    assert (len(pack.norm), len(pack.masks)) == (32, 0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    expected = keras.ops.softmax(model(images, training=False))
+    np.testing.assert_allclose(TaskBank(backbone).add(pack).predict(images, task="t"), expected, atol=1e-6)
+
+
+def test_the_example_of_a_backbone():
+    _run("Adding a backbone")
+    backbone = load_backbone("twonet")
+    assert (backbone.image_size, backbone.feature_dim, backbone.weights) == (32, 32, "random")
+    assert METHODS["piggyback"]().build(backbone, 4).output_shape == (None, 4)
+
+
+def test_the_examples_of_data_and_augmentation(tmp_path):
+    _run("Adding a kind of data set")
+    _run("Adding an augmentation")
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "some.npz", images=images, labels=np.arange(40) % 2)
+    data = load_data(f"npz:{tmp_path / 'some.npz'}", val_fraction=0.25)
+    assert (data.name, data.class_names, len(data.train), len(data.validation)) == ("some", ("0", "1"), 30, 10)
+    batch, _ = next(iter(make_dataset(data.train, "grey|resize(16,16)|flip", batch_size=30, training=True)))
+    assert batch.shape == (30, 16, 16, 3)
+    assert np.ptp(batch.numpy(), axis=-1).max() == 0 < np.ptp(batch.numpy())
+    with pytest.raises(ValueError, match="no file"):
+        load_data("npz:nothing")
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary", "none"])
+def test_a_pack_is_read_without_the_package(kind, tmp_path):
+    pack = make_pack(kind)
+    pack.save(tmp_path / "birds.task.safetensors")
+    code = _code("docs/pack-format.md", "Reading a pack without this package")
+    code += "\nassert not {'tensorflow', 'piggyback_tf'} & set(sys.modules)\n"
+    code += "np.savez(sys.argv[2], **{path.replace('/', '.'): mask for path, mask in masks.items()})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "birds.task.safetensors"), str(tmp_path / "masks.npz")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("birds on small abababababab\n")
+    with np.load(tmp_path / "masks.npz") as masks:
+        assert len(masks.files) == len(pack.masks)
+        for path in pack.masks:
+            np.testing.assert_array_equal(masks[path.replace("/", ".")], pack.mask(path))
+            assert f"{path} {list(pack.mask(path).shape)} {pack.zeros[path]:.2%} zeros\n" in done.stdout

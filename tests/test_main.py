@@ -1,0 +1,300 @@
+"""The commands on task packs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piggyback_tf.__main__ import _CHATTER, main
+from tests.packs.helpers import make_pack, pack_of, trained_model
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["cat", "dog", "emu"]
+
+
+def _run(*arguments, **environment):
+    """Runs a command in a process of its own; adds a last line to stdout that says whether TensorFlow was loaded."""
+    program = (
+        "import atexit, runpy, sys; sys.argv[0] = 'piggyback_tf'; "
+        "atexit.register(lambda: print('tensorflow' in sys.modules or 'keras' in sys.modules)); "
+        "runpy.run_module('piggyback_tf', run_name='__main__', alter_sys=True)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+    *lines, loaded = run.stdout.splitlines()
+    return run.returncode, lines, run.stderr, loaded == "True"
+
+
+@pytest.fixture(name="pack")
+def _pack(tmp_path):
+    """The file of a pack on a base that can be loaded by its name, which no check before that can tell from good."""
+    path = tmp_path / "birds.task.safetensors"
+    make_pack(base_name="mobilenet_v2", base_weights="random", image_size=32, eval_augment="resize(32,32)").save(path)
+    return path
+
+
+@pytest.fixture(scope="module", name="backbone")
+def _backbone():
+    from piggyback_tf.backbones import load_backbone
+
+    return load_backbone("mobilenet_v2", weights="random", image_size=32, seed=3)
+
+
+@pytest.fixture(scope="module", name="trained")
+def _trained(tmp_path_factory, backbone):
+    """A task of three classes on MobileNetV2: images in colours, and the model and file of a pack."""
+    folder = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 4)):
+        for label, name in enumerate(CLASSES):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (32, 32, 3))
+                pixels[..., label] += 130
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / "data" / split / name / f"{index}.png")
+    model = trained_model(backbone)
+    # A head that the three colours go apart on, with the classes in another order than in the folder.
+    names = ["emu", "cat", "dog"]
+    images = np.stack([np.full((32, 32, 3), 60, "float32")] * 3)
+    for place, name in enumerate(names):
+        images[place, ..., CLASSES.index(name)] += 130
+    features = _features(model)(images)
+    features = np.asarray(features) - np.mean(features, axis=0)
+    kernel = features.T / (features**2).sum(axis=1)
+    model.get_layer("head").kernel.assign(20 * kernel)
+    model.get_layer("head").bias.assign(-20 * (np.mean(_features(model)(images), axis=0) @ kernel))
+    pack = pack_of(model, backbone, task="colours")
+    pack.class_names = names
+    pack.settings = {"seed": 3, "val_fraction": 0.34}
+    pack.errors = {"test": {"top1_error": 25.0, "top1_error_low": 9.0, "top1_error_high": 53.0, "images": 12}}
+    pack.save(folder / "colours.task.safetensors")
+    return folder, model
+
+
+def _rows(output):
+    return {name.strip(): value.strip() for name, _, value in (line.partition("  ") for line in output.splitlines())}
+
+
+def _features(model):
+    import keras
+
+    return keras.Model(model.input, model.get_layer("head").input)
+
+
+# -------------------------------------------------------------------------------------------------- without TensorFlow
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["evaluate", "--help"], ["inspect", "--help"], ["predict", "--help"]])
+def test_help_needs_no_tensorflow(arguments):
+    status, lines, errors, loaded = _run(*arguments)
+    assert (status, errors, loaded) == (0, "", False)
+    assert lines[0].startswith("usage: python -m piggyback_tf")
+
+
+def test_inspect_needs_no_tensorflow(tmp_path, pack):
+    make_pack("none", task="plain", errors={}, norm={}).save(tmp_path / "plain")
+    make_pack("ternary", task="signs", norm={}).save(tmp_path / "signs")
+    status, lines, errors, loaded = _run("inspect", pack, tmp_path / "plain", tmp_path / "signs", "--layers")
+    assert (status, errors, loaded) == (0, "", False)
+    birds, plain, signs = (line.split("  ") for line in lines[2:5])
+    birds, plain, signs = ([cell.strip() for cell in row if cell.strip()] for row in (birds, plain, signs))
+    zeros = f"{100 * make_pack().zeros_total:.2f} %"
+    size = f"{pack.stat().st_size / 1000:.1f} kB"
+    assert birds == [
+        "birds", "piggyback", "mobilenet_v2 (random)", "ab" * 6, "binary + norm", "3", "12.50 [3.50, 36.00]", size,
+        "1.031", zeros,
+    ]  # fmt: skip
+    assert plain[4:7] == ["none", "3", "-"]
+    assert plain[8:] == ["-", "-"]
+    assert (signs[4], signs[8]) == ("ternary", "2.061")
+    assert lines[6] == "birds:"
+    assert lines[9].split()[:3] == ["conv/kernel", "3x3x3x5", "135"]
+    assert "no masks" in lines
+
+
+def test_inspect_names_the_broken_and_shows_the_others(tmp_path, pack):
+    (tmp_path / "broken").write_bytes(pack.read_bytes()[:-1])
+    status, lines, errors, _ = _run("inspect", tmp_path / "broken", pack, tmp_path / "nothing")
+    assert status == 2
+    assert len(lines) == 3
+    assert lines[2].startswith("birds")
+    assert [line.split(":")[0] for line in errors.splitlines()] == ["python -m piggyback_tf inspect"] * 2
+    assert f"{str(tmp_path / 'broken')!r} should be" in errors
+    assert f"{str(tmp_path / 'nothing')!r}: No such file or directory." in errors
+
+
+def test_class_names_that_the_terminal_cannot_show(tmp_path):
+    make_pack(task="v\udce9gel").save(tmp_path / "pack")
+    status, lines, errors, _ = _run("inspect", tmp_path / "pack", PYTHONIOENCODING="ascii")
+    assert (status, errors) == (0, "")
+    assert lines[2].startswith("v\\udce9gel")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["train"], "invalid choice: 'train' (choose from 'evaluate', 'inspect', 'predict')"),
+        (["evaluate", "PACK"], "the following arguments are required: --data"),
+        (["evaluate", "PACK", "--dat=digits"], "the following arguments are required: --data"),
+        (["evaluate", "PACK", "--data=digits", "--split=dev"], "invalid choice: 'dev'"),
+        (["evaluate", "PACK", "--data=digits", "--batch_size=0"], "must be an integer of at least 1, not '0'"),
+        (["evaluate", "nothing", "--data=digits"], "'nothing': No such file or directory."),
+        (["evaluate", __file__, "--data=digits"], "is no task pack"),
+        (["evaluate", "PACK", "--data=digit"], "Unknown data kind 'digit'. Did you mean 'digits'?"),
+        (["evaluate", "PACK", "--data=folder:/nothing"], "/nothing"),
+        (["evaluate", "PACK", "--data=digits"], "have 10 of 10 classes that task 'birds' does not know"),
+        (["evaluate", "PACK", "--data=digits", "--split=validation"], "does not say how its validation images"),
+        (["evaluate", "PACK", "--data=digits", "--backbone=mobilenet"], "does not know, such as"),
+        (["evaluate", "PACK", "--data=digits", "--backbone=mobilnet"], "Unknown backbone 'mobilnet'. Did you mean"),
+        (
+            ["evaluate", "PACK", "--data=digits", "--weights=/nothing.h5"],
+            "--weights=/nothing.h5: there is no such file",
+        ),
+        (["predict", "PACK"], "the following arguments are required: IMAGE"),
+        (["predict", "PACK", "/nothing.png"], "There is no image file '/nothing.png'."),
+        (["predict", "PACK", __file__, "--top_k=x"], "must be an integer of at least 1, not 'x'"),
+        (["inspect"], "the following arguments are required: PACK"),
+    ],
+)
+def test_wrong_arguments_are_answered_before_tensorflow_is_loaded(pack, arguments, message):
+    status, lines, errors, loaded = _run(*(pack if argument == "PACK" else argument for argument in arguments))
+    assert (status, lines, loaded) == (2, [], False)
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (
+            {"base_weights": "mine.weights.h5"},
+            "weights from the file 'mine.weights.h5'; say where it is: --weights=PATH",
+        ),
+        ({"base_name": "my_net"}, "a base of its own that cannot be loaded by its name"),
+    ],
+)
+def test_bases_that_a_pack_alone_cannot_find(tmp_path, capsys, base, message):
+    make_pack(**{"base_name": "mobilenet_v2"} | base).save(tmp_path / "pack")
+    for command in (["evaluate", "--data=digits"], ["predict", __file__]):
+        assert main([command[0], str(tmp_path / "pack"), *command[1:]]) == 2
+        assert message in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------- with TensorFlow
+
+
+def test_evaluate(trained, capsys):
+    folder, model = trained
+    arguments = [str(folder / "colours.task.safetensors"), f"--data=folder:{folder / 'data'}"]
+    assert main(["evaluate", *arguments, "--batch_size=5"]) == 0
+    rows = _rows(capsys.readouterr().out)
+    images = np.stack(
+        [np.asarray(Image.open(folder / "data/test" / name / f"{i}.png")) for name in CLASSES for i in range(4)]
+    )
+    guesses = np.argmax(model.predict_on_batch(images), axis=1)
+    expected = 100 * np.mean(guesses != np.repeat([1, 2, 0], 4))
+    # Were the classes taken by place instead of by name, all would be wrong.
+    assert expected < 40
+    assert rows["task"] == "colours"
+    assert rows["images"] == "12"
+    assert rows["top-1 error %"].startswith(f"{expected:.2f} [")
+    assert rows["as of training"] == "25.00 [9.00, 53.00]"
+    assert "top-5 error %" not in rows
+    # Of six images a class two were drawn for validation, as the pack's settings say.
+    for split, count in (("train", "12"), ("validation", "6")):
+        assert main(["evaluate", *arguments, f"--split={split}"]) == 0
+        assert _rows(capsys.readouterr().out)["images"] == count
+
+
+def test_evaluate_names_broken_images_or_counts_them(trained, capsys, tmp_path):
+    import shutil
+
+    folder, _ = trained
+    shutil.copytree(folder / "data", tmp_path / "data")
+    broken = tmp_path / "data/test/dog/2.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    arguments = ["evaluate", str(folder / "colours.task.safetensors"), f"--data=folder:{tmp_path / 'data'}"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert str(broken) in error
+    assert error.count("\n") == 1
+    assert main([*arguments, "--skip_broken_images"]) == 0
+    assert "11 (1 broken left out)" in capsys.readouterr().out
+
+
+def test_predict(trained, capsys, tmp_path):
+    folder, model = trained
+    (tmp_path / "note.png").write_text("no image")
+    images = [str(folder / "data/test" / name / "0.png") for name in CLASSES]
+    arguments = ["predict", str(folder / "colours.task.safetensors"), images[0], str(tmp_path / "note.png")]
+    assert main([*arguments, *images[1:], "--top_k=2", "--batch_size=2"]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith(f"python -m piggyback_tf predict: Broken image {str(tmp_path / 'note.png')!r}")
+    logits = model.predict_on_batch(np.stack([np.asarray(Image.open(path)) for path in images]))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    lines = output.out.splitlines()
+    assert lines[::3] == images
+    for path, row in enumerate(probabilities):
+        for place, line in zip(np.argsort(-row)[:2], lines[3 * path + 1 : 3 * path + 3], strict=True):
+            assert line == f"  {100 * row[place]:6.2f} %  {['emu', 'cat', 'dog'][place]}"
+
+
+def test_another_base_is_refused(trained, capsys):
+    folder, _ = trained
+    image = str(folder / "data/test/cat/0.png")
+    arguments = ["predict", str(folder / "colours.task.safetensors"), image]
+    assert main([*arguments, "--backbone=mobilenet"]) == 2
+    assert "was trained on another base: 'mobilenet_v2' with weights 'random' and hash" in capsys.readouterr().err
+    (folder / "wrong.weights.h5").write_bytes(b"nothing")
+    assert main([*arguments, f"--weights={folder / 'wrong.weights.h5'}"]) == 2
+    error = capsys.readouterr().err
+    assert "wrong.weights.h5" in error
+    assert error.count("\n") == 1
+
+
+def test_the_weights_of_a_file(trained, backbone, tmp_path, capsys):
+    from piggyback_tf.backbones import load_backbone
+
+    folder, _ = trained
+    backbone.model.save(tmp_path / "base.keras")
+    weights = tmp_path / "base.keras"
+    assert load_backbone("mobilenet_v2", weights=weights, image_size=32).hash == backbone.hash
+    image = str(folder / "data/test/cat/0.png")
+    assert main(["predict", str(folder / "colours.task.safetensors"), image, f"--weights={weights}"]) == 0
+    assert image in capsys.readouterr().out
+
+
+def test_tensorflow_is_quiet(trained):
+    folder, _ = trained
+    image = folder / "data/test/cat/0.png"
+    status, lines, errors, loaded = _run(
+        "predict", folder / "colours.task.safetensors", image, TF_CPP_MIN_LOG_LEVEL="2"
+    )
+    assert (status, errors, loaded) == (0, "", True)
+    assert lines[0] == str(image)
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("I0000 00:00:1795244842.370799    8144 port.cc:153] oneDNN custom operations are on.", False),
+        ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", False),
+        ("E0000 00:00:1795244853.240388    8144 cuda_platform.cc:52] failed call to cuInit: INTERNAL", False),
+        ("E0000 00:00:1795244853.240388    8144 other.cc:52] something is wrong", True),
+        ("W0000 00:00:1795244853.240388    8144 gpu_device.cc:2342] Cannot dlopen some GPU libraries.", True),
+        ("ImportError: libfoo.so", True),
+    ],
+)
+def test_other_messages_of_tensorflow_are_shown(line, shown):
+    assert (_CHATTER.match(line) is None) == shown
