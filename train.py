@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 from absl import app, flags, logging
 
-from piggyback_tf.backbones import Backbone, WeightsError, list_backbones, load_backbone, named_variables
+from piggyback_tf.backbones import Backbone, WeightsError, load_backbone
 from piggyback_tf.data import DataError, TaskData, load_data, make_dataset
 from piggyback_tf.evaluation import evaluate, results_table, write_report
 from piggyback_tf.files import atomic_file, write_atomically
@@ -148,10 +148,9 @@ def write_result(
     else:
         path = folder / f"{task}.keras"
         with atomic_file(path) as temporary:
-            # The optimiser's schedules are of no use to whoever loads the model.
-            trained.model.save(temporary, include_optimizer=False)
-    base_bytes = sum(v.value.shape.num_elements() * v.value.dtype.size for v in named_variables(backbone.model).values())
-    return result | {"file": path.name, "bytes": {"task": path.stat().st_size, "base": base_bytes}}
+            # Without what it was compiled with: the optimisers are of no use to whoever loads the model.
+            keras.Model(trained.model.input, trained.model.output, name=trained.model.name).save(temporary)
+    return result | {"file": path.name, "bytes": {"task": path.stat().st_size, "base": backbone.nbytes}}
 
 
 def measure(model: keras.Model, source: Any, inputs: InputConfig) -> dict[str, Any]:
@@ -169,7 +168,7 @@ def main(argv: list[str]) -> None:
     try:
         with run_folder(FLAGS.output_dir) as folder:
             metrics = run(folder)
-    except (DataError, WeightsError, TrainingError, ValueError) as error:
+    except (DataError, WeightsError, TrainingError, ValueError, flags.Error) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
     print("\n".join(results_table(metrics["methods"])))

@@ -16,7 +16,9 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 
 SETS = ("pacs_sketch", "pacs_art_painting", "dtd10")
-INPUTS = InputConfig(augment_train="resize(104,104)|random_crop(96)|flip", augment_eval="resize(104,104)|central_crop(96)")
+INPUTS = InputConfig(
+    augment_train="resize(104,104)|random_crop(96)|flip", augment_eval="resize(104,104)|central_crop(96)"
+)
 
 
 def mobilenet() -> Backbone:
@@ -39,7 +41,7 @@ def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConf
     data = load_data(f"folder:{realdata() / name}", seed=config.seed)
     folder = Path(tempfile.gettempdir()) / "piggyback_benchmarks" / state
     folder.mkdir(parents=True, exist_ok=True)
-    row: dict[str, Any] = {"config": {k: v for k, v in dataclasses.asdict(config).items()}}
+    row: dict[str, Any] = {"config": dataclasses.asdict(config)}
     try:
         trained = train_task(METHODS[method](), backbone, data, config, INPUTS, state_dir=folder)
     except TrainingError as error:
@@ -62,5 +64,3 @@ def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConf
 def _error(model: keras.Model, source: Any) -> float:
     dataset = make_dataset(source, INPUTS.augment_eval, batch_size=64, training=False)
     return float(evaluate(model.predict_on_batch, dataset)["top1_error"])
-
-

@@ -2,6 +2,8 @@
 
 import difflib
 import fnmatch
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -27,6 +29,17 @@ def unknown_name_message(kind: str, name: str, valid: list[str], limit: int = 40
     if len(valid) <= limit:
         message += f" Valid: {', '.join(sorted(valid)) or '(none)'}."
     return message
+
+
+def import_modules(package: str, path: list[str]) -> None:
+    """Imports every module directly in a package, so that files which register something are found by being there.
+
+    Args:
+        package: The package's name.
+        path: Its `__path__`.
+    """
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 class Registry(Generic[T]):

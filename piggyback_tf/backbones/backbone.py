@@ -43,6 +43,13 @@ class Backbone:
         return int(self.model.output_shape[-1])
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(
+            int(variable.value.dtype.size * variable.value.shape.num_elements()) for variable in self.model.weights
+        )
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the weights as they are now; see `model_hash`."""
         return model_hash(self.model)

@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from piggyback_tf.registry import Registry
+from piggyback_tf.registry import Registry, import_modules
 
 if TYPE_CHECKING:
     import keras
@@ -89,5 +87,4 @@ def _import_networks() -> None:
     # Every file in `networks` registers its own backbones, so that a new one needs no change elsewhere.
     from piggyback_tf.backbones import networks
 
-    for module in pkgutil.iter_modules(networks.__path__):
-        importlib.import_module(f"{networks.__name__}.{module.name}")
+    import_modules(networks.__name__, networks.__path__)

@@ -1,14 +1,12 @@
 """Data specs: `KIND:ARGUMENT`, where each kind is a file in this folder that registers itself."""
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.sources import TaskData
-from piggyback_tf.registry import Registry, unknown_name_message
+from piggyback_tf.registry import Registry, import_modules, unknown_name_message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +43,7 @@ def register_data(kind: str) -> Callable:
 
 def data_kinds() -> list[str]:
     """Returns the names of all data kinds."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"piggyback_tf.data.{module.name}")
+    import_modules("piggyback_tf.data", [str(Path(__file__).parent)])
     return DATA_KINDS.names()
 
 

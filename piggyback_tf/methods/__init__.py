@@ -1,19 +1,8 @@
-"""Methods of learning a task; each file registers itself."""
+"""Methods of learning a task; each file of this folder registers its own."""
 
-from piggyback_tf.methods.base import METHODS, VARIABLE_GROUPS, Method, MethodConfig, copy_of_base
-from piggyback_tf.methods.classifier_only import ClassifierOnly
-from piggyback_tf.methods.finetune import Finetune, FinetuneConfig
-from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
+from piggyback_tf.methods.base import METHODS, VARIABLE_GROUPS, Method, MethodConfig, copy_of_base, option
+from piggyback_tf.registry import import_modules
 
-__all__ = [
-    "METHODS",
-    "VARIABLE_GROUPS",
-    "ClassifierOnly",
-    "Finetune",
-    "FinetuneConfig",
-    "Method",
-    "MethodConfig",
-    "Piggyback",
-    "PiggybackConfig",
-    "copy_of_base",
-]
+import_modules(__name__, __path__)
+
+__all__ = ["METHODS", "VARIABLE_GROUPS", "Method", "MethodConfig", "copy_of_base", "option"]

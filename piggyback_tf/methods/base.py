@@ -49,8 +49,13 @@ class Method(abc.ABC):
         self.config = config or self.Config()
 
     @abc.abstractmethod
-    def features(self, backbone: Backbone) -> keras.Model:
-        """Returns the model from images `[B, S, S, 3]` to features `[B, F]` whose trainable variables are learned."""
+    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+        """Returns the model from images `[B, S, S, 3]` to features `[B, F]` whose trainable variables are learned.
+
+        Args:
+            backbone: The network to learn on; not changed.
+            seed: Seed of whatever starts at random.
+        """
 
     def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
         """Returns the task's model, from images to logits `[B, num_classes]`.
@@ -61,7 +66,7 @@ class Method(abc.ABC):
             seed: Seed of the initial values of everything that is new.
         """
         return add_classification_head(
-            self.features(backbone), num_classes, dropout=self.config.head_dropout, seed=seed
+            self.features(backbone, seed), num_classes, dropout=self.config.head_dropout, seed=seed
         )
 
     def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:

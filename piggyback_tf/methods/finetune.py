@@ -27,7 +27,8 @@ class Finetune(Method):
     Config = FinetuneConfig
     keeps_base = False
 
-    def features(self, backbone: Backbone) -> keras.Model:
+    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+        del seed  # Nothing here starts at random.
         return copy_of_base(
             backbone.model, train_norm=self.config.norm == "task", norm_momentum=self.config.norm_momentum
         )

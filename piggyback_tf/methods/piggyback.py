@@ -34,7 +34,7 @@ class Piggyback(Method):
 
     Config = PiggybackConfig
 
-    def features(self, backbone: Backbone) -> keras.Model:
+    def features(self, backbone: Backbone, seed: int) -> keras.Model:
         config = self.config
         return mask(
             backbone.model,
@@ -44,6 +44,7 @@ class Piggyback(Method):
                 init=config.mask_init,
                 scale=config.mask_scale,
                 gradient_scaling=config.mask_gradient_scaling,
+                seed=seed,
             ),
             include=split_patterns(config.mask_include),
             exclude=split_patterns(config.mask_exclude),

@@ -30,7 +30,7 @@ class TrainConfig:
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
     mask_lr: float = option(4e-4, "Learning rate of the masks.")
     max_flips: float = option(
-        2e-4, "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit."
+        5e-4, "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit."
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")

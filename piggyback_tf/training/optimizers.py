@@ -12,7 +12,7 @@ from piggyback_tf.methods import Method
 from piggyback_tf.training.config import TrainConfig
 from piggyback_tf.training.schedules import WarmupSchedule
 
-# Weights of a layer that are looked at to foresee its flips. A limit of 2e-4 is then 13 of them, and looking costs
+# Weights of a layer that are looked at to foresee its flips. A limit of 5e-4 is then 33 of them, and looking costs
 # nothing beside the update.
 _SAMPLE = 65536
 
@@ -38,7 +38,7 @@ class FlipLimitedAdam(keras.optimizers.Adam):
     def __init__(
         self,
         learning_rate: Any = 1e-3,
-        max_flips: Any = 2e-4,
+        max_flips: Any = 5e-4,
         threshold: float = 5e-3,
         kind: str = "binary",
         **kwargs: Any,

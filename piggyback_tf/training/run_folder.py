@@ -30,9 +30,7 @@ def run_folder(path: str | Path) -> Iterator[Path]:
         yield folder
 
 
-def check_settings(
-    folder: Path, settings: dict[str, Any], *, file: str = "settings.json", prefix: str = "--"
-) -> None:
+def check_settings(folder: Path, settings: dict[str, Any], *, file: str = "settings.json", prefix: str = "--") -> None:
     """Writes the settings of a new run, or compares them with those the run was started with.
 
     Args:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.methods import METHODS, Piggyback, PiggybackConfig
+from piggyback_tf.methods import METHODS
+from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.training import FlipLimitedAdam, TrainConfig, WarmupSchedule, make_optimizer
 
 
