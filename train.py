@@ -4,6 +4,7 @@ The run goes from top to bottom of `run`: settings, devices, data, backbone, one
 kill the same command goes on where the last completed epoch ended; what is done already is not done again.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -17,11 +18,11 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from piggyback_tf.backbones import Backbone, WeightsError, load_backbone
-from piggyback_tf.data import DataError, TaskData, load_data, make_dataset
+from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surface_data_errors
 from piggyback_tf.evaluation import evaluate, results_table, write_report
 from piggyback_tf.files import atomic_file, write_atomically
 from piggyback_tf.flags import define_flags, make_method, read_config, settings
-from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs import PackError, TaskPack, check_task_name
 from piggyback_tf.training import (
     InputConfig,
     TrainConfig,
@@ -67,8 +68,9 @@ def run(folder: Path) -> dict[str, Any]:
         val_fraction=FLAGS.val_fraction,
         seed=FLAGS.seed,
         skip_broken_images=FLAGS.skip_broken_images,
+        cache_dir=FLAGS.cache_dir or None,
     )
-    task = FLAGS.task or data.name
+    task = check_task_name(FLAGS.task or data.name)
 
     # ------------------------------------------------------- backbone and methods
     results = {}
@@ -76,8 +78,7 @@ def run(folder: Path) -> dict[str, Any]:
         backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
         inputs = inputs.for_size(backbone.image_size)
         base_hash = backbone.hash
-        found = {"base_hash": base_hash, "class_names": list(data.class_names), "train_images": len(data.train)}
-        check_settings(folder, found, file="found.json", prefix="")
+        check_settings(folder, {"base_hash": base_hash, **describe_data(data)}, file="found.json", prefix="")
         for name, method in methods.items():
             # The main method's files lie in the folder itself, those of the baselines beside them.
             own = folder if name == FLAGS.method else folder / "baselines" / name
@@ -98,14 +99,35 @@ def run(folder: Path) -> dict[str, Any]:
                     raise TrainingError(f"Method {name} changed the base, which must never happen. Please report this.")
                 result = write_result(own, task, name, method.keeps_base, trained, backbone, data, inputs)
                 write_atomically(own / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-                finish_training(own)
+            finish_training(own)
             results[name] = json.loads((own / RESULT_FILE).read_text())
 
     # ------------------------------------------------------------------- results
-    metrics = {"task": task, "data": FLAGS.data, "base_hash": base_hash, "methods": results}
+    skipped = {
+        split: len(getattr(data, split).skipped) for split in ("train", "validation", "test") if getattr(data, split)
+    }
+    metrics = {
+        "task": task,
+        "data": FLAGS.data,
+        "skipped_images": skipped,
+        "base_hash": base_hash,
+        "methods": results,
+    }
     write_report(folder, metrics)
     write_atomically(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def describe_data(data: TaskData) -> dict[str, Any]:
+    """Returns what a resumed run must find again: classes, images and labels of train and validation."""
+    found: dict[str, Any] = {"class_names": list(data.class_names)}
+    for split in ("train", "validation"):
+        source = getattr(data, split)
+        digest = hashlib.sha256(source.labels.tobytes())
+        for index in range(len(source)):
+            digest.update(source.key(index).encode() + b"\0")
+        found |= {f"{split}_images": len(source), f"{split}_digest": digest.hexdigest()}
+    return found
 
 
 def write_result(
@@ -158,7 +180,10 @@ def measure(model: keras.Model, source: Any, inputs: InputConfig) -> dict[str, A
     dataset = make_dataset(
         source, inputs.augment_eval, batch_size=FLAGS.batch_size, training=False, **inputs.cache_options()
     )
-    return evaluate(model.predict_on_batch, dataset)
+    # Not Keras' predict: within a strategy's scope it would run the batch on every device.
+    predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True, jit_compile=False)
+    with surface_data_errors():
+        return evaluate(predict, dataset)
 
 
 def main(argv: list[str]) -> None:
@@ -168,7 +193,7 @@ def main(argv: list[str]) -> None:
     try:
         with run_folder(FLAGS.output_dir) as folder:
             metrics = run(folder)
-    except (DataError, WeightsError, TrainingError, ValueError, flags.Error) as error:
+    except (DataError, WeightsError, TrainingError, PackError, ValueError, OSError, flags.Error) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
     print("\n".join(results_table(metrics["methods"])))

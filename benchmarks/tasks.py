@@ -16,9 +16,7 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 
 SETS = ("pacs_sketch", "pacs_art_painting", "dtd10")
-INPUTS = InputConfig(
-    augment_train="resize(104,104)|random_crop(96)|flip", augment_eval="resize(104,104)|central_crop(96)"
-)
+INPUTS = InputConfig(augment_train="resize(96,96)|translate(4)|flip", augment_eval="resize(96,96)")
 
 
 def mobilenet() -> Backbone:

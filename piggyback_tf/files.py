@@ -52,6 +52,15 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes, from a folder and those in it, the temporary files of writers that were killed.
+
+    Call it only where no other process writes; see `folder_lock`.
+    """
+    for path in Path(folder).rglob(".*.*.tmp*"):
+        path.unlink()
+
+
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps a folder for this process while the block runs; the lock goes with the process, however it ends.

@@ -11,7 +11,16 @@ from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
 Config = TypeVar("Config")
 
 # They change where and how fast a run goes on, not what comes out of it.
-NOT_SETTINGS = {"output_dir", "data_dir", "cache", "cache_limit_mb", "cache_dir", "tensorboard", "verbose"}
+NOT_SETTINGS = {
+    "output_dir",
+    "data_dir",
+    "cache",
+    "cache_limit_mb",
+    "cache_dir",
+    "tensorboard",
+    "verbose",
+    "chance_epochs",
+}
 PRECISIONS = ("none", "float16", "bfloat16")
 _OWN: list[str] = []
 

@@ -147,6 +147,24 @@ app.run(train.main, argv={["train.py", *_command(folder)[2:]]!r})
     assert killed.content_digest() == whole.content_digest()
 
 
+def test_two_devices_train_evaluate_and_write(tmp_path):
+    """TensorFlow makes two logical devices only before it starts."""
+    script = f"""
+import sys
+import tensorflow as tf
+sys.path.insert(0, {str(ROOT)!r})
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import train
+from absl import app
+train.define_flags()
+app.run(train.main, argv={["train.py", *_command(tmp_path / "run", "--strategy=mirrored", "--epochs=1")[2:]]!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert TaskPack.load(tmp_path / "run" / "digits.task.safetensors").errors["test"]["images"] == 359
+
+
 def test_two_processes_in_one_folder(tmp_path):
     import fcntl
 
@@ -173,6 +191,7 @@ def test_two_processes_in_one_folder(tmp_path):
         (["--data=digit"], ["digits"]),
         (["--augment_train=resize(40,40)"], ["40x40", "32x32"]),
         (["--mask_include=stage*"], ["stage*"]),
+        (["--task=a/b"], ["a/b", "slashes"]),
         (["surplus"], ["surplus"]),
     ],
 )

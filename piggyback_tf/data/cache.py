@@ -11,6 +11,8 @@ import io
 import json
 import os
 import shutil
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,10 @@ from piggyback_tf.files import write_atomically
 DISK_RESERVE = 1 << 30
 # Images are decoded in chunks of this many, so that a slow disk cannot pile them up in memory.
 CHUNK = 256
+# All images that this process has in memory, as long as anything uses them. The lock keeps a count in one thread from
+# meeting an addition in another.
+_in_memory: "weakref.WeakSet[CachedImages]" = weakref.WeakSet()
+_in_memory_lock = threading.Lock()
 
 
 def default_cache_dir() -> Path:
@@ -39,7 +45,8 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclasses.dataclass(frozen=True)
+# Without equality, which arrays do not have, so that there can be a set of them.
+@dataclasses.dataclass(frozen=True, eq=False)
 class CachedImages:
     """Images one behind the other in one array, in memory or mapped from a file.
 
@@ -56,6 +63,9 @@ class CachedImages:
     def __post_init__(self):
         sizes = self.shapes.astype(np.int64).prod(axis=1) * 3
         object.__setattr__(self, "_ends", np.cumsum(sizes))
+        if self.place == "memory":
+            with _in_memory_lock:
+                _in_memory.add(self)
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -88,6 +98,12 @@ def decode_all(read: Callable[[int], np.ndarray], count: int) -> Iterator[np.nda
                 yield from pool.map(read, range(start, min(start + CHUNK, count)))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def bytes_in_memory() -> int:
+    """Returns how many bytes the images take that this process has in memory, those of all sources together."""
+    with _in_memory_lock:
+        return sum(images.pixels.nbytes for images in _in_memory)
 
 
 def cache_in_memory(read: Callable[[int], np.ndarray], count: int, estimate: int) -> CachedImages:

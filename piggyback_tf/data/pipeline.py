@@ -8,6 +8,7 @@ that starts again at an epoch sees what it would have seen.
 
 import contextlib
 import dataclasses
+import gc
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from absl import logging
 from piggyback_tf.data.augment import Operation, Size, chain_size, leading_deterministic, parse_augment
 from piggyback_tf.data.cache import (
     CachedImages,
+    bytes_in_memory,
     cache_in_memory,
     cache_on_disk,
     default_cache_dir,
@@ -67,7 +69,8 @@ def make_dataset(
         initial_epoch: The first epoch, counted from 0.
         cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: in memory up to the limit, on disk if
             there is room beyond it, otherwise none, which is logged.
-        cache_limit_mb: What `"auto"` may take of the memory, in MiB.
+        cache_limit_mb: What `"auto"` may take of the memory, in MiB, together with all other images that the process
+            has cached in memory, such as those of other splits.
         cache_dir: The folder of disk caches; `None` for the user's. Entries stay there until a
             person deletes them, and serve every later run on the same files.
 
@@ -245,15 +248,16 @@ def _cached(
         return None
     source, steps = reader.source, "|".join(operation.source for operation in operations)
     count, what = len(source), f"{len(source)} images" + (f" after {steps}" if steps else "")
-    # The last images cached in memory stay with their source: the next dataset with the same operations shares them.
-    kept_steps, kept = getattr(source, "_kept_images", (None, None))
-    if kept_steps == steps and cache in ("auto", "memory"):
-        return kept
+    if cache in ("auto", "memory"):
+        # The last images cached in memory stay with their source, for the next dataset with the same operations.
+        kept_steps, kept = getattr(source, "_kept_images", (None, None))
+        if kept_steps == steps:
+            return kept
+        # Those of other operations go first, lest both be held at once.
+        kept = source._kept_images = None, None
     estimate = _estimate(reader, count)
-    if cache == "memory" or (cache == "auto" and estimate <= limit_mb << 20):
+    if cache == "memory" or (cache == "auto" and _fits_in_memory(estimate, limit_mb << 20)):
         logging.info("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
-        # The old ones go first, lest both be held at once.
-        source._kept_images = (None, None)
         source._kept_images = (steps, cache_in_memory(reader, count, estimate))
         return source._kept_images[1]
 
@@ -274,6 +278,16 @@ def _cached(
             raise DataError(f"Cannot cache {what} in {str(folder)!r}: {error}.") from error
         logging.warning("No cache for %s, which are decoded anew in every epoch: %s: %s.", what, folder, error)
         return None
+
+
+def _fits_in_memory(size: int, limit: int) -> bool:
+    """Returns whether so many bytes more stay within the limit, which counts all images cached in memory."""
+    if size > limit:
+        return False
+    if size + bytes_in_memory() > limit:
+        # Images that nothing uses any more may be left in a cycle of references; they are in nobody's way.
+        gc.collect()
+    return size + bytes_in_memory() <= limit
 
 
 def _estimate(reader: _Reader, count: int) -> int:

@@ -39,5 +39,10 @@ class MaskConfig:
                 raise ValueError(unknown_name_message(f"mask {field}", str(getattr(self, field)), list(valid)))
         if self.kind == "ternary" and self.threshold <= 0:
             raise ValueError(f"Ternary masks need a threshold above 0. Received: threshold={self.threshold}.")
+        if self.init == "constant" and self.scale < self.threshold:
+            raise ValueError(
+                "With init='constant' a scale below the threshold would start with every weight masked. Received: "
+                f"scale={self.scale}, threshold={self.threshold}."
+            )
         if self.scale <= 0:
             raise ValueError(f"The scale of the mask's initial values must be above 0. Received: scale={self.scale}.")

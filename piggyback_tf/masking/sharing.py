@@ -3,6 +3,8 @@
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from piggyback_tf.backbones.paths import layer_weights
 
@@ -11,7 +13,7 @@ class BaseVariable(keras.Variable):
     """A Keras variable over the storage of a frozen base's variable.
 
     It has a trainable flag of its own, always False, so that `model.trainable = True` on the sharing model cannot
-    thaw the base; the base's variable keeps whatever flag it has. Assigning to it is refused.
+    thaw the base; the base's variable keeps whatever flag it has. Assigning anything but its own value is refused.
     """
 
     @property
@@ -23,7 +25,10 @@ class BaseVariable(keras.Variable):
         # Keras sets this flag on all variables of a layer whenever `layer.trainable` changes.
         del value
 
-    def assign(self, value: Any) -> None:
+    def assign(self, value: Any) -> Any:
+        # Restoring a checkpoint or the best weights writes everything back, the base as it was included.
+        if tf.executing_eagerly() and np.array_equal(keras.ops.convert_to_numpy(value), self.numpy()):
+            return self.value
         raise ValueError(
             f"Variable {self.path!r} belongs to a frozen base that other models share, and is never written. "
             "To load other weights, load them into a new base and mask that."

@@ -72,7 +72,8 @@ def mask(
 
     def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
         if id(layer) in chosen:
-            return MASKED_LAYERS[type(layer)], {"mask": dataclasses.asdict(config)}
+            # Keras users freeze a base with `trainable = False`; its masks are to be learned all the same.
+            return MASKED_LAYERS[type(layer)], {"mask": dataclasses.asdict(config), "trainable": True}
         if norm == "task" and _is_batch_norm(layer):
             return type(layer), {"momentum": norm_momentum, "trainable": True}
         return type(layer), {"trainable": False}

@@ -4,9 +4,9 @@ Nothing here imports TensorFlow until a bank or a Keras model is asked for, so t
 read on a machine, or in a command, that has no use for it.
 """
 
-from piggyback_tf.packs.pack import MaskBits, PackError, TaskPack
+from piggyback_tf.packs.pack import MaskBits, PackError, TaskPack, check_task_name
 
-__all__ = ["MaskBits", "PackError", "TaskBank", "TaskPack"]
+__all__ = ["MaskBits", "PackError", "TaskBank", "TaskPack", "check_task_name"]
 
 
 def __getattr__(name: str):

@@ -322,6 +322,19 @@ _PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TaskPack) if f.name not
 _DOCUMENT_KEYS = {*_PLAIN_FIELDS, "codec", "masks", "norm", "features", "checksum"}
 
 
+def check_task_name(name: str) -> str:
+    """Returns the name of a task if it can be part of a file name.
+
+    Raises:
+        PackError: If it is empty, begins with a dot, or has slashes or line ends in it.
+    """
+    if not name or name.startswith(".") or any(character in name for character in "/\\\0\n\r"):
+        raise PackError(
+            f"A task's name is part of a file name: no slashes, no line ends, no dot in front. Received: {name!r}."
+        )
+    return name
+
+
 def _check_fields(pack: TaskPack) -> None:
     for field in _TEXTS:
         value = getattr(pack, field)
@@ -330,8 +343,7 @@ def _check_fields(pack: TaskPack) -> None:
     # An empty string stands for no augmentation.
     if not isinstance(pack.eval_augment, str):
         raise PackError(f"eval_augment must be an augmentation string. Received: {pack.eval_augment!r}.")
-    if any(character in pack.task for character in "/\\\0\n\r"):
-        raise PackError(f"A task's name is part of a file name: no slashes, no line ends. Received: {pack.task!r}.")
+    check_task_name(pack.task)
     if pack.mask_kind not in MASK_KINDS:
         raise PackError(f"mask_kind must be one of {MASK_KINDS}. Received: {pack.mask_kind!r}.")
     names = pack.class_names

@@ -118,11 +118,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(self.progress))})
 
     def _learned(self) -> dict[str, keras.Variable]:
-        """Everything of the model that training changes and that is not only a seed, by its place in the model."""
+        """Every weight of the model that is not the shared base's, by its place in the model."""
         own = [variable for variable in self.model.weights if not isinstance(variable, BaseVariable)]
-        trainable = {id(variable) for variable in self.model.trainable_variables}
-        moving = {id(v) for layer in self.model._flatten_layers() if layer.trainable for v in layer.weights}
-        return {f"{i}": v for i, v in enumerate(own) if id(v) in trainable or id(v) in moving}
+        return {str(place): variable for place, variable in enumerate(own)}
 
     def _variables(self) -> dict[str, keras.Variable]:
         """Everything whose value decides how the training goes on, by its place in model and optimiser."""

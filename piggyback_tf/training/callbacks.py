@@ -1,5 +1,6 @@
 """What watches a training: loss that is no number, loss that stays at chance, TensorBoard."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import tensorflow as tf
 from piggyback_tf.masking import masked_weights
 from piggyback_tf.training.errors import TrainingError
 
-# A loss within 2 % of guessing counts as guessing.
-_CHANCE_MARGIN = 0.98
+# A loss within 2 % of guessing counts as guessing, one within 2 % of an earlier one as no lower.
+_MARGIN = 0.98
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -27,32 +28,44 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class StopAtChance(keras.callbacks.Callback):
-    """Ends a training whose loss stays at that of guessing by the classes' frequencies.
+    """Ends a training whose loss stays at that of guessing by the classes' frequencies, or above it.
+
+    A run is stopped when, over a window of epochs, no loss was below chance and the last is no lower than the first.
 
     Args:
         labels: Labels of the training images, int `[N]`.
-        epochs: So many epochs in a row at chance end the training.
+        epochs: Length of the window.
+        first_epoch: Epochs before this one, counted from 0, do not count: the warm-up.
         losses: Training losses of the epochs already done, of a resumed training.
     """
 
-    def __init__(self, labels: np.ndarray, epochs: int, losses: list[float]):
+    def __init__(self, labels: np.ndarray, epochs: int, first_epoch: int, losses: Sequence[float] = ()):
         super().__init__()
         share = np.bincount(labels) / len(labels)
         share = share[share > 0]
         self.chance = float(-(share * np.log(share)).sum())
         self.epochs = epochs
+        self.first_epoch = first_epoch
         self.losses = list(losses)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        # A run that was stopped here and is started again is where it was.
+        self._check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.losses.append(float(logs["loss"]))
-        last = self.losses[-self.epochs :]
-        if len(last) == self.epochs and min(last) >= _CHANCE_MARGIN * self.chance:
-            raise TrainingError(
-                f"The training loss has been {last[-1]:.3f} or so for {self.epochs} epochs; guessing gives "
-                f"{self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower --mask_lr, "
-                "raise --warmup_steps or lower --max_flips; otherwise change --head_lr or --weights_lr. "
-                "(--chance_epochs=0 goes on regardless.)"
-            )
+        self._check()
+
+    def _check(self) -> None:
+        window = self.losses[self.first_epoch :][-self.epochs :]
+        if len(window) < self.epochs or min(window) < _MARGIN * self.chance or window[-1] < _MARGIN * window[0]:
+            return
+        raise TrainingError(
+            f"The training loss was {window[0]:.3f} {self.epochs} epochs ago and is {window[-1]:.3f}; guessing gives "
+            f"{self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower --mask_lr, raise "
+            "--warmup_steps or lower --max_flips; otherwise change --head_lr or --weights_lr. (--chance_epochs=0 goes "
+            "on regardless.)"
+        )
 
 
 class TensorBoard(keras.callbacks.Callback):

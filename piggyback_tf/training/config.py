@@ -26,11 +26,11 @@ class TrainConfig:
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
-    warmup_steps: int = option(100, "Steps over which the rates of masks, batch norm and weights grow from 0.")
+    warmup_steps: int = option(100, "Steps of warm-up of masks, batch norm and weights; at most half of the training.")
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
     mask_lr: float = option(4e-4, "Learning rate of the masks.")
     max_flips: float = option(
-        5e-4, "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit."
+        1e-3, "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit."
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
@@ -41,7 +41,7 @@ class TrainConfig:
     sgd_momentum: float = option(0.9, "Momentum wherever the optimiser is sgd.")
     adam_epsilon: float = option(1e-7, "Epsilon wherever the optimiser is adam (PyTorch's default is 1e-8).")
     chance_epochs: int = option(
-        3, "Stop if the training loss has been that of guessing for so many epochs; 0 never stops."
+        3, "Stop if the loss has been that of guessing for so many epochs after the warm-up; 0 never stops."
     )
 
     def __post_init__(self) -> None:

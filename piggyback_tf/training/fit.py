@@ -16,6 +16,7 @@ from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, TensorBoard
 from piggyback_tf.training.config import TrainConfig, option
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.optimizers import make_optimizer
+from piggyback_tf.training.strategies import weight_for_replicas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +100,12 @@ def train_task(
     keras.utils.set_random_seed(config.seed)
     model = method.build(backbone, len(data.class_names), seed=config.seed)
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
     model.compile(
         optimizer=make_optimizer(method, model, config, steps_per_epoch),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[TopOneError(name="error")],
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
+        weighted_metrics=[TopOneError(name="error")],
         # XLA on the CPU makes the training of depthwise convolutions many times slower.
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
@@ -113,9 +116,9 @@ def train_task(
     if first_epoch < config.epochs:
         callbacks = [backup, StopOnNaN(), *method.callbacks(model)]
         if config.chance_epochs:
-            callbacks.append(
-                StopAtChance(data.train.labels, config.chance_epochs, backup.progress.history.get("loss", []))
-            )
+            warmup_epochs = math.ceil(config.warmup_steps / steps_per_epoch)
+            losses = backup.progress.history.get("loss", [])
+            callbacks.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses))
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
         inputs = inputs.for_size(backbone.image_size)
@@ -135,6 +138,9 @@ def train_task(
         )
         _check_image_size(train, backbone, inputs.augment_train)
         _check_image_size(validation, backbone, inputs.augment_eval)
+        if replicas > 1:
+            train = weight_for_replicas(train, config.batch_size, replicas)
+            validation = weight_for_replicas(validation, config.batch_size, replicas, len(data.validation))
         with surface_data_errors():
             model.fit(
                 train,

@@ -12,7 +12,7 @@ from piggyback_tf.methods import Method
 from piggyback_tf.training.config import TrainConfig
 from piggyback_tf.training.schedules import WarmupSchedule
 
-# Weights of a layer that are looked at to foresee its flips. A limit of 5e-4 is then 33 of them, and looking costs
+# Weights of a layer that are looked at to foresee its flips. A limit of 1e-3 is then 65 of them, and looking costs
 # nothing beside the update.
 _SAMPLE = 65536
 
@@ -38,7 +38,7 @@ class FlipLimitedAdam(keras.optimizers.Adam):
     def __init__(
         self,
         learning_rate: Any = 1e-3,
-        max_flips: Any = 5e-4,
+        max_flips: Any = 1e-3,
         threshold: float = 5e-3,
         kind: str = "binary",
         **kwargs: Any,
@@ -54,7 +54,8 @@ class FlipLimitedAdam(keras.optimizers.Adam):
         # The step is linear in the learning rate: shortening it is scaling the rate, at no cost.
         flips = self._foreseen_flips(gradient, variable, learning_rate)
         limit = self.max_flips(self.iterations) if callable(self.max_flips) else tf.constant(self.max_flips)
-        scale = limit / tf.maximum(flips, limit)
+        # The limit may be 0, as at the end of a cosine; then only a step that flips nothing is taken as it is.
+        scale = tf.where(flips > limit, tf.math.divide_no_nan(limit, flips), 1.0)
         super().update_step(gradient, variable, tf.cast(learning_rate, tf.float32) * scale)
 
     def _foreseen_flips(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> tf.Tensor:
@@ -123,14 +124,15 @@ def _group_optimizer(
     group: str, masks: MaskConfig | None, config: TrainConfig, steps_per_epoch: int
 ) -> keras.optimizers.Optimizer:
     epochs = config.step_epochs or max(1, config.epochs // 2)
+    total_steps = config.epochs * steps_per_epoch
 
     def schedule(peak: float) -> WarmupSchedule:
         return WarmupSchedule(
             peak,
             config.schedule,
-            total_steps=config.epochs * steps_per_epoch,
+            total_steps=total_steps,
             # A random head gives every other variable noise for a gradient; it is the one that must learn at once.
-            warmup_steps=0 if group == "head" else config.warmup_steps,
+            warmup_steps=0 if group == "head" else min(config.warmup_steps, total_steps // 2),
             step_length=epochs * steps_per_epoch,
             step_decay=config.step_decay,
         )

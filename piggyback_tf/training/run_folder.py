@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.files import folder_lock, write_atomically
+from piggyback_tf.files import folder_lock, remove_leftovers, write_atomically
 from piggyback_tf.training.errors import TrainingError
 
 
@@ -27,6 +27,7 @@ def run_folder(path: str | Path) -> Iterator[Path]:
             stack.enter_context(folder_lock(folder))
         except RuntimeError as error:
             raise TrainingError(str(error)) from None
+        remove_leftovers(folder)
         yield folder
 
 

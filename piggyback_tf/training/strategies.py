@@ -1,5 +1,7 @@
 """Devices: one or several GPUs, or the CPU."""
 
+import math
+
 import tensorflow as tf
 
 from piggyback_tf.registry import unknown_name_message
@@ -24,3 +26,40 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         devices = gpus or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
+
+
+def weight_for_replicas(
+    dataset: tf.data.Dataset, batch_size: int, replicas: int, images: int | None = None
+) -> tf.data.Dataset:
+    """Makes every batch divide evenly among replicas, with weights that keep the loss what it is on one device.
+
+    A last batch that is smaller is filled up with its own images at weight 0; otherwise a replica could be left with
+    none. The loss is a weighted sum over all replicas' images, averaged over the batches where Keras reports it. For
+    training, real images weigh `1 / real images of the batch`, which gives the mean over each batch; for validation
+    all weigh the same, which gives the mean over all images.
+
+    Args:
+        dataset: Batches of images and labels.
+        batch_size: Images of a full batch over all replicas.
+        replicas: How many devices share a batch.
+        images: Number of images in the whole dataset, for validation; None for training.
+
+    Returns:
+        Batches of images, labels and float32 weights `[batch_size]`.
+
+    Raises:
+        ValueError: If the batch size is not a multiple of the number of replicas.
+    """
+    if batch_size % replicas:
+        raise ValueError(f"The batch size must be a multiple of the {replicas} devices. Received: {batch_size}.")
+
+    fixed = math.ceil(images / batch_size) / images if images else None
+
+    def fill(pictures: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        count = tf.shape(labels)[0]
+        places = tf.range(batch_size)
+        weight = fixed or 1.0 / tf.cast(count, tf.float32)
+        weights = tf.where(places < count, weight, 0.0)
+        return tf.gather(pictures, places % count), tf.gather(labels, places % count), weights
+
+    return dataset.map(fill, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -1,3 +1,4 @@
+import gc
 import json
 import multiprocessing
 import os
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from piggyback_tf.data import DataError, cache, load_data, make_dataset, pipeline
 from piggyback_tf.data.cache import (
     CachedImages,
+    bytes_in_memory,
     cache_in_memory,
     cache_on_disk,
     decode_all,
@@ -145,6 +148,40 @@ def test_auto_chooses_memory_then_disk_then_none(make_folder, cache_dir, caplog,
     assert "No cache for 6 images after resize(600,600), which are decoded anew in every epoch" in caplog.text
     assert "about 6 MiB are needed and 1 MiB are free" in caplog.text
     assert len(entries(cache_dir)) == 1
+
+
+def test_the_limit_holds_for_all_splits_together(make_folder, cache_dir, monkeypatch):
+    # Other tests' images do not count here.
+    monkeypatch.setattr(cache, "_in_memory", weakref.WeakSet())
+    names = {"a": 2, "b": 2}
+    root = make_folder(train=names, val=names, test=names)
+    data = load_data(f"folder:{root}")
+    # Four images of 768 KiB a split.
+    arguments = {"augment": "resize(512,512)", "batch_size": 2, "training": False, "cache_limit_mb": 7}
+    train, validation, test = (make_dataset(part, **arguments) for part in (data.train, data.validation, data.test))
+    assert [part._plan.images.place for part in (train, validation, test)] == ["memory", "memory", "disk"]
+    assert bytes_in_memory() == 6 << 20
+    assert len(entries(cache_dir)) == 1
+    # What is in memory is used again and not counted twice.
+    assert make_dataset(data.train, **arguments)._plan.images is train._plan.images
+    # Images after other operations take the place of the old ones, once no dataset reads those.
+    del train
+    train = make_dataset(data.train, **{**arguments, "augment": "resize(256,1024)"})
+    assert train._plan.images.place == "memory"
+    assert bytes_in_memory() == 6 << 20
+
+    # Room that was given up is used, even where it is still held by a cycle of references.
+    gc.disable()
+    try:
+        cycle = [validation, data.validation]
+        cycle.append(cycle)
+        del cycle, validation, data
+        assert bytes_in_memory() == 6 << 20
+        again = make_dataset(load_data(f"folder:{root}").test, **arguments)
+    finally:
+        gc.enable()
+    assert again._plan.images.place == "memory"
+    assert bytes_in_memory() == 6 << 20
 
 
 def test_cache_dir_argument_and_disk_errors(make_folder, tmp_path, cache_dir, caplog):

@@ -183,7 +183,8 @@ def test_uniform_init_depends_on_seed_and_place_only():
         ({"init": "zeros"}, "constant"),
         ({"gradient_scaling": "mean"}, "average"),
         ({"kind": "ternary", "threshold": 0.0}, "above 0"),
-        ({"scale": 0.0}, "above 0"),
+        ({"scale": 0.0, "threshold": -1.0}, "above 0"),
+        ({"scale": 1e-3}, "every weight masked"),
     ],
 )
 def test_wrong_settings_name_the_right_ones(arguments, message):

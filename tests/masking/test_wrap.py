@@ -56,8 +56,24 @@ def test_the_base_cannot_be_written_through_the_masked_model(base, tmp_path):
     with pytest.raises(ValueError, match="frozen base"):
         masked.get_layer("fc").bias.assign(np.ones(5))
     masked.save_weights(tmp_path / "masked.weights.h5")
+    mask_real = masked.get_layer("fc").mask_variables["kernel"]
+    before = mask_real.numpy()
+    mask_real.assign(np.zeros_like(before))
+    # Its own weights, the base's included, can be put back; those of another base cannot.
+    masked.load_weights(tmp_path / "masked.weights.h5")
+    masked.set_weights(masked.get_weights())
+    assert np.array_equal(mask_real, before)
+    keras.utils.set_random_seed(1)
+    other = mask(_nested_model())
     with pytest.raises(ValueError, match="frozen base"):
-        masked.load_weights(tmp_path / "masked.weights.h5")
+        other.load_weights(tmp_path / "masked.weights.h5")
+
+
+def test_a_base_that_its_user_froze_gets_masks_that_train(base):
+    base.trainable = False
+    masked = mask(base)
+    assert len(masked.trainable_variables) == 4
+    assert base.trainable_variables == []
 
 
 def test_frozen_batch_norm_runs_in_inference_mode_in_training(base):

@@ -1,11 +1,13 @@
 """Training a task from Python: best epoch, determinism, guards, devices."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors import safe_open
 
 from piggyback_tf.backbones import Backbone, load_backbone
 from piggyback_tf.data import Subset, load_data
@@ -45,7 +47,7 @@ def _pack(trained, backbone, data):
     )
 
 
-@pytest.mark.parametrize("method", ["classifier_only", "piggyback", "finetune"])
+@pytest.mark.parametrize("method", METHODS.names())
 def test_methods_learn_and_leave_the_base_alone(method, backbone, data):
     digest, flags = backbone.hash, [v.trainable for v in backbone.model.variables]
     trained = _train(method, backbone, data)
@@ -93,20 +95,35 @@ def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
     StopOnNaN().on_train_batch_end(0, {"loss": 1.0})
 
 
-def test_a_loss_at_chance_ends_the_training(backbone, data):
-    config = TrainConfig(epochs=5, batch_size=64, head_lr=1e-9, chance_epochs=2)
+def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(data, tmp_path):
+    config = TrainConfig(epochs=5, batch_size=64, head_lr=1e-9, chance_epochs=2, warmup_steps=10)
     zero = Backbone.from_model(_constant_network(), "constant")
-    with pytest.raises(TrainingError, match="for 2 epochs; guessing gives 2.30"):
-        _train("classifier_only", zero, data, config)
+    for start in ("new", "again"):
+        with pytest.raises(TrainingError, match="guessing gives 2.30"):
+            _train("classifier_only", zero, data, config, state_dir=tmp_path)
+        state = safe_open(tmp_path / "training_state.safetensors", framework="np").metadata()["progress"]
+        assert json.loads(state)["epochs_done"] == 3, start
 
 
 def test_chance_is_the_entropy_of_the_classes_and_epochs_count_in_a_row():
-    watch = StopAtChance(np.array([0] * 90 + [1] * 10), 2, [0.33])
+    watch = StopAtChance(np.array([0] * 90 + [1] * 10), 2, 0, [0.33])
     assert watch.chance == pytest.approx(0.3251, abs=1e-4)
     watch.on_epoch_end(1, {"loss": 0.1})
     watch.on_epoch_end(2, {"loss": 0.33})
     with pytest.raises(TrainingError):
         watch.on_epoch_end(3, {"loss": 0.33})
+
+
+def test_a_high_loss_that_falls_or_that_is_of_the_warmup_is_no_chance():
+    labels = np.arange(10)
+    falling = StopAtChance(labels, 3, 0)
+    for epoch, loss in enumerate([7.1, 6.7, 6.5, 6.0, 5.0]):
+        falling.on_epoch_end(epoch, {"loss": loss})
+    warming = StopAtChance(labels, 2, 3)
+    for epoch in range(4):
+        warming.on_epoch_end(epoch, {"loss": 2.4})
+    with pytest.raises(TrainingError, match="was 2.400 2 epochs ago"):
+        warming.on_epoch_end(4, {"loss": 2.4})
 
 
 def _constant_network():
@@ -127,6 +144,7 @@ def test_two_devices_give_the_weights_of_one(tmp_path):
 
 
 _TWO_DEVICES = """
+import dataclasses
 import numpy as np
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -137,14 +155,19 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.training import InputConfig, TrainConfig, make_strategy, train_task
 
 data = load_data("digits")
-config = TrainConfig(epochs=1, batch_size=50, chance_epochs=0, warmup_steps=5)
-weights = {}
+# 97 images in batches of 32: the last batch has one, which leaves a device with nothing.
+few = dataclasses.replace(data, train=Subset(data.train, range(97)), validation=Subset(data.validation, range(33)))
+config = TrainConfig(epochs=3, batch_size=32, chance_epochs=0, warmup_steps=2, mask_lr=1e-4)
+weights, losses = {}, {}
 for name in ("none", "mirrored"):
     strategy = make_strategy(name)
     assert strategy.num_replicas_in_sync == (2 if name == "mirrored" else 1)
     with strategy.scope():
-        trained = train_task(METHODS["piggyback"](), load_backbone("shapesnet"), data, config, InputConfig())
+        trained = train_task(METHODS["piggyback"](), load_backbone("shapesnet"), few, config, InputConfig())
+    losses[name] = [trained.history[key] for key in ("loss", "val_loss", "error", "val_error")]
     weights[name] = [v.numpy() for v in trained.model.trainable_variables]
+np.testing.assert_allclose(losses["none"][1], losses["mirrored"][1], rtol=1e-3)
+np.testing.assert_allclose(losses["none"][3], losses["mirrored"][3], atol=1e-6)
 print(max(np.abs(a - b).max() for a, b in zip(weights["none"], weights["mirrored"], strict=True)))
 """
 

@@ -78,6 +78,19 @@ def test_the_limit_can_follow_a_schedule():
     assert copy.max_flips.get_config() == limit.get_config()
 
 
+@pytest.mark.parametrize("max_flips", [0.0, WarmupSchedule(1e-3, "cosine", total_steps=20_000)])
+def test_a_limit_of_zero_is_no_number_to_divide_by(max_flips):
+    rate = WarmupSchedule(4e-4, "cosine", total_steps=20_000)
+    optimizer = FlipLimitedAdam(rate, max_flips=max_flips)
+    mask = _variable(np.full(100, 6e-3))
+    optimizer.build([mask])
+    # In float32 the cosine of the last step is exactly 0.
+    optimizer.iterations.assign(19_999)
+    optimizer.apply([np.ones(100, "float32")], [mask])
+    assert np.isfinite(mask.numpy()).all()
+    assert (mask.numpy() >= 5e-3).all()
+
+
 def test_amsgrad_is_refused():
     with pytest.raises(ValueError, match="AMSGrad"):
         FlipLimitedAdam(amsgrad=True)

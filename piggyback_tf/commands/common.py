@@ -1,0 +1,143 @@
+"""What several commands need: errors, arguments, and the base that a pack belongs to."""
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from piggyback_tf.packs import TaskPack
+
+if TYPE_CHECKING:
+    from piggyback_tf.packs import TaskBank
+
+PROGRAM = "python -m piggyback_tf"
+# What TensorFlow writes to stderr on any machine, whatever the log level, when it is imported.
+_CHATTER = re.compile(r"I\d{4} |\d{4}-.*: I |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|\s*$")
+
+
+class UsageError(Exception):
+    """Something the caller has to change; the message says what."""
+
+
+def complain(command: str, message: str) -> None:
+    """Writes an error to stderr."""
+    print(f"{PROGRAM} {command}: {message}", file=sys.stderr)
+
+
+def add_base_options(command: argparse.ArgumentParser) -> None:
+    """Declares the arguments of a command that loads a base; `choose_base` reads them."""
+    command.add_argument("--backbone", metavar="NAME", help="the base; default: the one that the pack names")
+    command.add_argument(
+        "--weights",
+        metavar="WEIGHTS",
+        help="the base's weights: imagenet, random, shipped, or a file; needed if the pack's base came from a file, "
+        "whose folder a pack does not know; default: those that the pack names",
+    )
+    command.add_argument("--batch_size", type=positive, default=32, metavar="N", help="images at once; default: 32")
+
+
+def positive(text: str) -> int:
+    """Converts an argument to an integer of at least 1, for `add_argument`'s `type`."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
+    return value
+
+
+def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
+    """Returns name and weights of the base, checked as far as that goes without TensorFlow.
+
+    Raises:
+        UsageError: If the base, or its weights, cannot be found.
+    """
+    from piggyback_tf.backbones.registry import get_entry, list_backbones
+
+    name = options.backbone or pack.base_name
+    if options.backbone is None and name not in list_backbones():
+        raise UsageError(
+            f"Task {pack.task!r} was trained on {name!r}, a base of its own that cannot be loaded by its name; "
+            "use it from Python: piggyback_tf.TaskBank(Backbone.from_model(model)).add(pack)."
+        )
+    try:
+        entry = get_entry(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    weights = options.weights
+    if weights is None:
+        weights = pack.base_weights
+        if weights not in entry.weights:
+            raise UsageError(
+                f"Task {pack.task!r} was trained on weights from the file {weights!r}; say where it is: --weights=PATH."
+            )
+    elif weights not in entry.weights and not Path(weights).is_file():
+        raise UsageError(
+            f"--weights={weights}: there is no such file, and {name!r} has no weights of this name. "
+            f"Valid: {', '.join(entry.weights)}, or the path of a file."
+        )
+    return name, weights
+
+
+def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
+    """Loads the base and puts the task on it.
+
+    Raises:
+        UsageError: If the base's weights cannot be loaded.
+        PackError: If the base has another hash than that of the pack.
+    """
+    _load_tensorflow()
+    from piggyback_tf.backbones import load_backbone
+    from piggyback_tf.packs import TaskBank
+
+    name, weights = base
+    # Random weights are those of a training with the same seed.
+    seed = pack.settings.get("seed", 0) if weights == "random" else 0
+    try:
+        backbone = load_backbone(name, weights=weights, image_size=pack.image_size, seed=seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return TaskBank(backbone).add(pack)
+
+
+def check_size(size: tuple[int, ...], pack: TaskPack) -> None:
+    """Raises a `UsageError` if images of this height and width do not fit the pack's base."""
+    if tuple(size) != (pack.image_size, pack.image_size):
+        raise UsageError(
+            f"The pack's augmentation {pack.eval_augment!r} gives images of {size[0]}x{size[1]} pixels, and its base "
+            f"takes {pack.image_size}x{pack.image_size}."
+        )
+
+
+def _load_tensorflow() -> None:
+    """Imports TensorFlow without the lines that it writes about itself; any other line of it is passed on."""
+    with _filtered_stderr():
+        import tensorflow as tf
+
+        # The search for GPUs writes to stderr as well.
+        tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def _filtered_stderr() -> Iterator[None]:
+    # TensorFlow's C++ writes to the file descriptor, past `sys.stderr`.
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as capture:
+        os.dup2(capture.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            capture.seek(0)
+            for line in capture.read().decode(errors="backslashreplace").splitlines():
+                if not _CHATTER.match(line):
+                    print(line, file=sys.stderr)

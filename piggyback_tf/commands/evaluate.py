@@ -1,0 +1,116 @@
+"""evaluate: the errors of a pack on a data set."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from piggyback_tf.commands.common import UsageError, add_base_options, check_size, choose_base, load_bank
+from piggyback_tf.evaluation import evaluate, format_error
+from piggyback_tf.packs import TaskPack
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from piggyback_tf.data import Source, TaskData
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "evaluate", help="measure top-1 and top-5 error of a pack on a data set", allow_abbrev=False
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("pack", metavar="PACK", help="file of the task (.task.safetensors)")
+    command.add_argument(
+        "--data", required=True, metavar="SPEC", help="the images: folder:PATH, tfds:NAME or digits; see train.py"
+    )
+    command.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="which of them; default: test"
+    )
+    command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
+    command.add_argument(
+        "--skip_broken_images", action="store_true", help="leave broken images out and count them, instead of an error"
+    )
+    add_base_options(command)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from piggyback_tf.data import DataError, make_dataset, surface_data_errors
+
+    pack = TaskPack.load(options.pack)
+    base = choose_base(pack, options)
+    try:
+        data = _load_data(pack, options)
+        source = getattr(data, options.split)
+        if source is None:
+            raise UsageError(f"The data {options.data!r} have no {options.split} split; choose another --split.")
+        labels = _label_map(data, pack)
+        bank = load_bank(pack, base)
+        with surface_data_errors():
+            # Every image is read once, so that a cache would only cost memory.
+            batches = make_dataset(
+                source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none"
+            )
+            check_size(tuple(batches.element_spec[0].shape[1:3]), pack)
+            result = evaluate(
+                lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
+                _with_progress(((images, labels[y.numpy()]) for images, y in batches), source, options.batch_size),
+            )
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    rows = [
+        ["task", pack.task],
+        ["data", f"{options.data}, {options.split} split"],
+        ["images", f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else "")],
+    ]
+    for k in (1, 5):
+        if f"top{k}_error" in result:
+            rows.append([f"top-{k} error %", format_error(result, f"top{k}_error")])
+    if options.split in pack.errors:
+        rows.append(["as of training", format_error(pack.errors[options.split])])
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+    print("In brackets: 95 % Wilson score interval.")
+    return 0
+
+
+def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
+    from piggyback_tf.data import load_data
+
+    # The split between training and validation images is drawn as it was for the training of the pack.
+    drawn = {name: pack.settings[name] for name in ("val_fraction", "seed") if name in pack.settings}
+    if options.split != "test" and len(drawn) < 2:
+        raise UsageError(
+            f"The pack does not say how its validation images were drawn (seed, val_fraction), so that the "
+            f"{options.split} split cannot be drawn again; use --split=test."
+        )
+    return load_data(options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn)
+
+
+def _label_map(data: "TaskData", pack: TaskPack) -> "np.ndarray":
+    """Returns the pack's label of each label of the data: classes are the same if they have the same name."""
+    import numpy as np
+
+    places = {name: place for place, name in enumerate(pack.class_names)}
+    unknown = [name for name in data.class_names if name not in places]
+    if unknown:
+        raise UsageError(
+            f"The data {data.spec!r} have {len(unknown)} of {len(data.class_names)} classes that task {pack.task!r} "
+            f"does not know, such as {_some(unknown)}. The task's classes: {_some(pack.class_names)}."
+        )
+    return np.array([places[name] for name in data.class_names], np.int64)
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(map(repr, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _with_progress(batches: Iterable, source: "Source", batch_size: int) -> Iterator:
+    show = sys.stderr.isatty()
+    for count, batch in enumerate(batches, start=1):
+        yield batch
+        if show:
+            print(f"\r{min(count * batch_size, len(source)):,} of {len(source):,} images", end="", file=sys.stderr)
+    if show:
+        print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,133 @@
+"""inspect: what is in packs, without TensorFlow."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from piggyback_tf.commands.common import complain
+from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros
+from piggyback_tf.packs import PackError, TaskPack
+
+# The list of classes is wrapped to this many characters.
+_WIDTH = 100
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser("inspect", help="show what is in packs; needs no TensorFlow", allow_abbrev=False)
+    command.set_defaults(run=_run)
+    command.add_argument("packs", metavar="PACK", nargs="+", help="files of tasks (.task.safetensors)")
+    command.add_argument(
+        "--details", action="store_true", help="print everything else that a pack says of its task, settings included"
+    )
+    command.add_argument("--layers", action="store_true", help="list the zeros of every mask too")
+
+
+def _run(options: argparse.Namespace) -> int:
+    status, packs = 0, []
+    for path in options.packs:
+        try:
+            packs.append((path, TaskPack.load(path), Path(path).stat().st_size))
+        except PackError as error:
+            status = 2
+            complain(options.command, str(error))
+        except OSError as error:
+            status = 2
+            complain(options.command, f"{path!r}: {error.strerror}.")
+    if packs:
+        header = ["task", "method", "base", "hash", "mask", "classes", "error %", "bytes", "bits/weight", "zeros"]
+        print(format_table(header, [_row(pack, size) for _, pack, size in packs], left=5))
+    for path, pack, _ in packs:
+        if options.details:
+            print(f"\n{path}:\n{_details(pack)}")
+        if options.layers:
+            print(f"\n{pack.task}:\n{format_zeros(pack) if pack.masks else 'no masks'}")
+    return status
+
+
+def _row(pack: TaskPack, size: int) -> list[str]:
+    packed = sum(mask.packed.nbytes for mask in pack.masks.values())
+    return [
+        pack.task,
+        pack.method,
+        f"{pack.base_name} ({pack.base_weights})",
+        pack.base_hash[:12],
+        pack.mask_kind + (" + norm" if pack.norm else ""),
+        f"{len(pack.class_names):,}",
+        format_error(pack.errors.get("test")),
+        format_bytes(size),
+        f"{8 * packed / pack.masked_weights:.3f}" if pack.masks else "-",
+        f"{100 * pack.zeros_total:.2f} %" if pack.masks else "-",
+    ]
+
+
+def _details(pack: TaskPack) -> str:
+    """Returns what a pack holds but the zeros of its masks, a line each."""
+    features, classes = pack.head["kernel"].shape
+    about = {
+        "format version": str(pack.format_version),
+        "task": pack.task,
+        "created": pack.created,
+        "method": pack.method,
+        "base": pack.base_name,
+        "base weights": pack.base_weights,
+        "base hash": pack.base_hash,
+        "preprocessing": pack.preprocessing,
+        "image size": f"{pack.image_size}x{pack.image_size}",
+        "eval augmentation": pack.eval_augment or "none",
+        "mask": f"{pack.mask_kind}, threshold {pack.threshold}" if pack.masks else "none",
+        "masked weights": f"{pack.masked_weights:,} in {len(pack.masks):,} variables" if pack.masks else "none",
+        "norm": f"{len(pack.norm):,} variables of this task" if pack.norm else "that of the base",
+        "head": f"kernel {features}x{classes}, bias {classes}",
+    }
+    names = [f"{place} {name!r}" for place, name in enumerate(pack.class_names)]
+    settings = {name: json.dumps(value, ensure_ascii=False) for name, value in pack.settings.items()}
+    errors = [
+        [
+            _printable(split),
+            format_error(measured, "top1_error"),
+            format_error(measured, "top5_error"),
+            f"{measured['images']:,}" if "images" in measured else "-",
+        ]
+        for split, measured in pack.errors.items()
+    ]
+    return "\n".join(
+        [
+            *_pairs(about, indent=2),
+            f"  classes: {classes:,}",
+            *_wrapped(names, indent=4),
+            "  errors % [95 % Wilson score interval]:" if errors else "  errors: none measured",
+            *(_indented(format_table(["split", "top-1", "top-5", "images"], errors), 4) if errors else []),
+            "  settings:" if settings else "  settings: none",
+            *_pairs(settings, indent=4),
+            "  package versions:" if pack.versions else "  package versions: none",
+            *_pairs(pack.versions, indent=4),
+        ]
+    )
+
+
+def _pairs(values: dict[str, Any], indent: int) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [" " * indent + f"{_printable(name).ljust(width)}  {_printable(value)}" for name, value in values.items()]
+
+
+def _printable(value: Any) -> str:
+    # A pack may come from anywhere: no line of it shall look like several, nor reach the terminal as a command.
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
+def _wrapped(names: list[str], indent: int) -> list[str]:
+    """Returns names as lines with commas between them; unlike `textwrap`, never breaks one at its blanks or hyphens."""
+    lines = [""]
+    for place, name in enumerate(names):
+        name += "," if place < len(names) - 1 else ""
+        if lines[-1] and indent + len(lines[-1]) + 1 + len(name) > _WIDTH:
+            lines.append("")
+        lines[-1] += f" {name}" if lines[-1] else name
+    return [" " * indent + line for line in lines]
+
+
+def _indented(text: str, indent: int) -> list[str]:
+    return [" " * indent + line for line in text.splitlines()]

@@ -1,0 +1,78 @@
+"""predict: the most probable classes of image files."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piggyback_tf.commands.common import (
+    UsageError,
+    add_base_options,
+    check_size,
+    choose_base,
+    complain,
+    load_bank,
+    positive,
+)
+from piggyback_tf.packs import TaskPack
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from piggyback_tf.data import Operation
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser("predict", help="classify image files", allow_abbrev=False)
+    command.set_defaults(run=_run)
+    command.add_argument("pack", metavar="PACK", help="file of the task (.task.safetensors)")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    command.add_argument(
+        "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
+    )
+    add_base_options(command)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from piggyback_tf.data import DataError, parse_augment
+
+    pack = TaskPack.load(options.pack)
+    base = choose_base(pack, options)
+    if missing := [path for path in options.images if not Path(path).is_file()]:
+        raise UsageError(f"There is no image file {missing[0]!r}.")
+    try:
+        operations = parse_augment(pack.eval_augment)
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    bank, status = None, 0
+    for start in range(0, len(options.images), options.batch_size):
+        images = {}
+        for path in options.images[start : start + options.batch_size]:
+            try:
+                images[path] = _read_prepared(path, operations, pack)
+            except DataError as error:
+                status = 2
+                complain(options.command, str(error))
+        if not images:
+            continue
+        bank = bank or load_bank(pack, base)
+        scores = bank.predict(list(images.values()), task=pack.task, batch_size=options.batch_size)
+        for path, probabilities in zip(images, scores, strict=True):
+            print(path)
+            # Of equal probabilities the first class comes first, as in the errors.
+            for place in (-probabilities).argsort(kind="stable")[: options.top_k]:
+                print(f"  {100 * probabilities[place]:6.2f} %  {pack.class_names[place]}")
+    return status
+
+
+def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "np.ndarray":
+    from piggyback_tf.data import DataError, read_image
+
+    image = read_image(path)
+    try:
+        for operation in operations:
+            image = operation.apply(image)
+    except DataError as error:
+        raise DataError(f"Image {path!r} cannot be prepared: {error}") from error
+    check_size(image.shape[:2], pack)
+    return image
