@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from piggyback_tf.backbones import Backbone, load_backbone
 from piggyback_tf.data import Subset, load_data
+from piggyback_tf.masking import masked_weights
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, make_strategy, train_task
@@ -186,4 +187,6 @@ def test_half_precision_trains(policy, data):
     finally:
         keras.config.set_dtype_policy("float32")
     assert np.isfinite(trained.history["loss"][0])
+    # Steps were taken, none of them skipped for an overflow.
+    assert all(np.all(weight.mask_real.numpy() != 1e-2) for weight in masked_weights(trained.model).values())
     assert trained.model.output.dtype == "float32"
