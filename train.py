@@ -181,7 +181,8 @@ def measure(model: keras.Model, source: Any, inputs: InputConfig) -> dict[str, A
         source, inputs.augment_eval, batch_size=FLAGS.batch_size, training=False, **inputs.cache_options()
     )
     # Not Keras' predict: within a strategy's scope it would run the batch on every device.
-    predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True, jit_compile=False)
+    spec = tf.TensorSpec([None, *dataset.element_spec[0].shape[1:]], dataset.element_spec[0].dtype)
+    predict = tf.function(lambda images: model(images, training=False), input_signature=[spec], jit_compile=False)
     with surface_data_errors():
         return evaluate(predict, dataset)
 

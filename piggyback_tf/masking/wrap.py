@@ -121,8 +121,9 @@ def _copy_layers(
     copies = []
 
     def copy_layer(layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):  # An operation without state, such as `a + b`.
-            return layer
+        if not isinstance(layer, keras.Layer):
+            # An operation such as `a + b`. One that two graphs share would keep both of them alive.
+            return type(layer).from_config(layer.get_config())
         kind, changes = settings_of(layer)
         name = paths[id(layer)].rpartition("/")[2]
         copy = kind.from_config({**layer.get_config(), "name": name, **changes})

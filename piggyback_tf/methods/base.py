@@ -109,8 +109,9 @@ def copy_of_base(model: keras.Model, *, train_norm: bool, norm_momentum: float) 
     """
 
     def copy_layer(layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):  # An operation without state, such as `a + b`.
-            return layer
+        if not isinstance(layer, keras.Layer):
+            # An operation such as `a + b`. One that two graphs share would keep both of them alive.
+            return type(layer).from_config(layer.get_config())
         settings = {**layer.get_config(), "trainable": True}
         if isinstance(layer, keras.layers.BatchNormalization):
             settings["trainable"] = train_norm

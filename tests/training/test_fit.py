@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -132,14 +135,12 @@ def _constant_network():
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0)(inputs)))
 
 
-def test_two_devices_give_the_weights_of_one(tmp_path):
+def test_two_devices_give_the_weights_of_one():
     """Needs two logical devices, which TensorFlow only makes before it starts: a process of its own."""
-    import subprocess
-    import sys
-
-    script = tmp_path / "two_devices.py"
-    script.write_text(_TWO_DEVICES)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    # As `python -c` in the repository's root, where the package is found without being installed.
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", _TWO_DEVICES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split()[-1]) <= 1e-5
 
