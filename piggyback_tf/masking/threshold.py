@@ -50,13 +50,15 @@ def masked_kernel(
         The masked kernel, in the kernel's shape and dtype.
     """
 
+    zero = tf.zeros([], kernel.dtype)
+
     @tf.custom_gradient
     def straight_through(mask_real):
         if kind == "binary":
-            masked = tf.where(binarise(mask_real, threshold), kernel, tf.zeros_like(kernel))
+            masked = tf.where(binarise(mask_real, threshold), kernel, zero)
         else:
             mask = ternarise(mask_real, threshold)
-            masked = tf.where(mask == 0.0, tf.zeros_like(kernel), kernel * tf.cast(mask, kernel.dtype))
+            masked = tf.where(mask == 0.0, zero, kernel * tf.cast(mask, kernel.dtype))
 
         def gradient(upstream):
             upstream = tf.cast(upstream, mask_real.dtype)

@@ -51,38 +51,37 @@ class FlipLimitedAdam(keras.optimizers.Adam):
         self.kind = kind
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        # The step is linear in the learning rate: shortening it is scaling the rate, at no cost.
-        flips = self._foreseen_flips(gradient, variable, learning_rate)
-        limit = self.max_flips(self.iterations) if callable(self.max_flips) else tf.constant(self.max_flips)
-        # The limit may be 0, as at the end of a cosine; then only a step that flips nothing is taken as it is.
-        scale = tf.where(flips > limit, tf.math.divide_no_nan(limit, flips), 1.0)
-        super().update_step(gradient, variable, tf.cast(learning_rate, tf.float32) * scale)
+        # The formulas and their order are those of `keras.optimizers.Adam`, whose bits an unshortened step has.
+        index = self._get_variable_index(variable)
+        mean, square = self._momentums[index], self._velocities[index]
+        gradient = tf.cast(gradient, variable.dtype)
+        count = tf.cast(self.iterations + 1, variable.dtype)
+        rate = tf.cast(learning_rate, variable.dtype) * tf.sqrt(1 - tf.pow(self.beta_2, count))
+        rate /= 1 - tf.pow(self.beta_1, count)
+        self.assign_add(mean, (gradient - mean.value) * (1 - self.beta_1))
+        self.assign_add(square, (tf.square(gradient) - square.value) * (1 - self.beta_2))
+        # The step is linear in the rate: shortening it is scaling the rate, at no cost.
+        rate *= self._shortening(variable, mean.value, square.value, rate)
+        self.assign_sub(variable, mean.value * rate / (tf.sqrt(square.value) + self.epsilon))
 
-    def _foreseen_flips(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> tf.Tensor:
-        """Returns the fraction of the mask that a full Adam step would change, from a sample of the weights."""
+    def _shortening(self, variable: tf.Variable, mean: tf.Tensor, square: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        """Returns by what to multiply a layer's step so that no more than the limit of its mask flips."""
         size = math.prod(variable.shape)
         stride = -(-size // _SAMPLE)
         stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
-        index = self._get_variable_index(variable)
 
         def sample(tensor: Any) -> tf.Tensor:
-            return tf.reshape(tf.convert_to_tensor(tensor), [-1])[::stride]
+            flat = tf.reshape(tensor, [-1])
+            return flat[::stride] if stride > 1 else flat
 
-        gradient = sample(tf.cast(gradient, tf.float32))
-        mean, square = sample(self._momentums[index].value), sample(self._velocities[index].value)
-        mean += (gradient - mean) * (1 - self.beta_1)
-        square += (tf.square(gradient) - square) * (1 - self.beta_2)
-        step = tf.cast(self.iterations + 1, tf.float32)
-        rate = (
-            tf.cast(learning_rate, tf.float32)
-            * tf.sqrt(1 - tf.pow(self.beta_2, step))
-            / (1 - tf.pow(self.beta_1, step))
-        )
         before = sample(variable)
-        after = before - rate * mean / (tf.sqrt(square) + self.epsilon)
+        after = before - sample(mean) * rate / (tf.sqrt(sample(square)) + self.epsilon)
         mask = ternarise if self.kind == "ternary" else binarise
         changed = mask(before, self.threshold) != mask(after, self.threshold)
-        return tf.reduce_mean(tf.cast(changed, tf.float32))
+        flips = tf.reduce_mean(tf.cast(changed, tf.float32))
+        limit = self.max_flips(self.iterations) if callable(self.max_flips) else tf.constant(self.max_flips)
+        # The limit may be 0, as at the end of a cosine; then only a step that flips nothing is taken as it is.
+        return tf.where(flips > limit, tf.math.divide_no_nan(limit, flips), 1.0)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
