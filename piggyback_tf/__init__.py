@@ -4,9 +4,9 @@ The public names are imported when they are first used: `import piggyback_tf` an
 TensorFlow.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
+from piggyback_tf.lazy import lazy_names
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:
@@ -48,14 +48,4 @@ __all__ = [
     "read_masks",
 ]
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -3,7 +3,7 @@
 Names are looked up when they are first used, so that listing the backbones does not load TensorFlow.
 """
 
-import importlib
+from piggyback_tf.lazy import lazy_names
 
 _HOMES = {
     "Backbone": "backbone",
@@ -23,14 +23,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
