@@ -1,15 +1,11 @@
 """Settings of a training: the fields become the command-line flags of the same names."""
 
 import dataclasses
-from typing import Any
+
+from piggyback_tf.methods.base import option
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
-
-
-def option(default: Any, help: str) -> Any:
-    """A field with its help text."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclasses.dataclass(frozen=True)

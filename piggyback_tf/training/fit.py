@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
-from piggyback_tf.methods import Method
+from piggyback_tf.methods import Method, option
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, TensorBoard
-from piggyback_tf.training.config import TrainConfig, option
+from piggyback_tf.training.config import TrainConfig
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.optimizers import make_optimizer
 from piggyback_tf.training.strategies import weight_for_replicas
