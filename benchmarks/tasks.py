@@ -13,6 +13,7 @@ from piggyback_tf.data import load_data, make_dataset
 from piggyback_tf.evaluation import evaluate
 from piggyback_tf.masking import read_masks
 from piggyback_tf.methods import METHODS
+from piggyback_tf.packs import TaskPack
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 
 SETS = ("pacs_sketch", "pacs_art_painting", "dtd10")
@@ -26,6 +27,13 @@ def mobilenet() -> Backbone:
     )
 
 
+def state_folder(state: str) -> Path:
+    """Returns the folder of a run under the system's temporary one; makes it if need be."""
+    folder = Path(tempfile.gettempdir()) / "piggyback_benchmarks" / state
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConfig, state: str) -> dict[str, Any]:
     """Trains a method on one of the sets, and measures it on the test split.
 
@@ -34,11 +42,11 @@ def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConf
         name: One of `SETS`.
         method: Name of the method.
         config: How to train; its seed decides the validation split too.
-        state: Name of the folder, under the system's temporary one, from which an interrupted training goes on.
+        state: Names the run's `state_folder`, from which an interrupted training goes on, and where a task with masks
+            leaves its pack, `<name>.task.safetensors`.
     """
     data = load_data(f"folder:{realdata() / name}", seed=config.seed)
-    folder = Path(tempfile.gettempdir()) / "piggyback_benchmarks" / state
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = state_folder(state)
     row: dict[str, Any] = {"config": dataclasses.asdict(config)}
     try:
         trained = train_task(METHODS[method](), backbone, data, config, INPUTS, state_dir=folder)
@@ -56,6 +64,15 @@ def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConf
     if masks:
         zeros = sum(int((m == 0).sum()) for m in masks.values())
         row["zeros_percent"] = 100 * zeros / sum(m.size for m in masks.values())
+        TaskPack.from_model(
+            trained.model,
+            task=name,
+            class_names=data.class_names,
+            backbone=backbone,
+            method=method,
+            eval_augment=INPUTS.augment_eval,
+            settings=row["config"],
+        ).save(folder / f"{name}.task.safetensors")
     return row
 
 

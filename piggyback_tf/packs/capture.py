@@ -8,8 +8,8 @@ import numpy as np
 from piggyback_tf.backbones.paths import named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import mask_config, read_masks
-from piggyback_tf.packs import codec
-from piggyback_tf.packs.pack import MaskBits, PackError
+from piggyback_tf.packs.bits import MaskBits, pack_bits
+from piggyback_tf.packs.fileformat import PackError
 
 
 def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     config = mask_config(model)
     found = read_masks(model)
     masks = {
-        path: MaskBits(tuple(found[path].shape), codec.encode(found[path], config.kind))
+        path: MaskBits(tuple(found[path].shape), pack_bits(found[path], config.kind))
         for path in base_variables
         if path in found
     }

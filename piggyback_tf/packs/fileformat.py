@@ -1,7 +1,7 @@
 """The file of a task pack: a safetensors file with one JSON document as metadata.
 
-safetensors writes several metadata entries in an order that changes from run to run, hence the
-single entry. Every check that a header allows is made before the tensors are read.
+What is common to all versions of the format. safetensors writes several metadata entries in an order that changes from
+run to run, hence the single entry. Every check that a header allows is made before the tensors are read.
 """
 
 import hashlib
@@ -13,14 +13,19 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize
 
-from piggyback_tf.packs import codec
-
 METADATA_KEY = "piggyback_tf.task_pack"
-FORMAT_VERSION = 1
-MASK_KINDS = ("none", *codec.MASK_VALUES)
+FORMAT_VERSION = 2
 # The limit of the safetensors library itself.
 _LARGEST_HEADER = 100_000_000
-_DTYPES = {"U8": np.dtype("uint8"), "F32": np.dtype("<f4")}
+_DTYPES = {
+    "U8": np.dtype("uint8"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+}
+# A shape that a tensor must have; None is a vector of any length.
+Shape = tuple[int, ...] | None
 
 
 class PackError(ValueError):
@@ -36,8 +41,23 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=_number)
 
 
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """Returns the object that a JSON text holds.
+
+    Raises:
+        ValueError: If it is no JSON, or no object; NaN and infinite numbers are no JSON.
+    """
+    try:
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("is no JSON object")
+    return value
+
+
 def digest(document: dict, tensors: dict[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of a pack's content: document and tensors, the date of creation aside."""
+    """Returns the SHA-256 of a document without `created` and `checksum`, and of tensors."""
     content = {key: value for key, value in document.items() if key not in ("created", "checksum")}
     result = hashlib.sha256(canonical_json(content).encode("ascii"))
     for name, tensor in sorted(tensors.items()):
@@ -49,8 +69,7 @@ def digest(document: dict, tensors: dict[str, np.ndarray]) -> str:
 
 
 def to_bytes(document: dict, tensors: dict[str, np.ndarray]) -> bytes:
-    """Returns the bytes of a pack's file: the same content and date give the same bytes."""
-    document = dict(document, checksum=digest(document, tensors))
+    """Returns the bytes of a pack's file."""
     # Contiguous and little-endian, as safetensors wants them.
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     return serialize(tensors, metadata={METADATA_KEY: canonical_json(document)})
@@ -69,25 +88,24 @@ class PackReader:
     """
 
     def __init__(self, stream: BinaryIO, size: int, name: str):
-        self._stream, self._size, self._name = stream, size, name
+        self._stream, self.size, self._name = stream, size, name
         self._start = stream.read(8)
         length = int.from_bytes(self._start, "little")
         if len(self._start) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
             raise self.error("is no task pack, or only a part of one: its header does not fit into the file")
         self._header = stream.read(length)
-        header = self._parse(self._header, "header")
-        metadata = header.pop("__metadata__", None)
+        self._entries = self._parse(self._header, "header")
+        metadata = self._entries.pop("__metadata__", None)
         text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
         if not isinstance(text, str):
             raise self.error("is a safetensors file, but no task pack: it does not describe a task")
         self.document = self._parse(text, "description of the task")
-        self._entries = header
-        version = self.document.get("format_version")
-        if type(version) is not int or version < 1:
-            raise self.error(f"has the format version {version!r}, which is no version")
-        if version > FORMAT_VERSION:
+        self.version = self.document.get("format_version")
+        if type(self.version) is not int or self.version < 1:
+            raise self.error(f"has the format version {self.version!r}, which is no version")
+        if self.version > FORMAT_VERSION:
             raise self.error(
-                f"has format version {version}, and this version of piggyback_tf reads up to {FORMAT_VERSION}: "
+                f"has format version {self.version}, and this version of piggyback_tf reads up to {FORMAT_VERSION}: "
                 "upgrade piggyback_tf"
             )
 
@@ -95,91 +113,69 @@ class PackReader:
         """Returns an error about this file; `what` goes on after the file's name."""
         return PackFileError(f"The file {self._name!r} {what}.")
 
-    def tensors(self, expected: dict[str, tuple[np.dtype, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    def check_keys(self, keys: set[str]) -> None:
+        """Checks that the description has these entries and no others.
+
+        Raises:
+            PackError: If not.
+        """
+        if missing := sorted(keys - self.document.keys()):
+            raise PackError(f"its description has no entry {missing[0]!r}.")
+        if extra := sorted(self.document.keys() - keys):
+            raise PackError(f"its description has an entry {extra[0]!r} that is not part of the format.")
+
+    def has(self, name: str) -> bool:
+        """Returns whether the file holds a tensor of this name."""
+        return name in self._entries
+
+    def first_side(self, name: str) -> int:
+        """Returns the first side of a tensor's shape, at least 1; 1 if it has none, which `tensors` then refuses."""
+        entry = self._entries.get(name)
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        return shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int and shape[0] > 0 else 1
+
+    def tensors(self, expected: dict[str, tuple[np.dtype, Shape]]) -> dict[str, np.ndarray]:
         """Returns the tensors.
 
         Args:
             expected: Name to dtype and shape of every tensor that the description asks for.
 
         Raises:
-            PackFileError: If the file holds others, or its checksum is not that of its content.
+            PackFileError: If the file holds others.
         """
         if missing := sorted(expected.keys() - self._entries.keys()):
             raise self.error(f"lacks the tensor {missing[0]!r}")
         if extra := sorted(self._entries.keys() - expected.keys()):
             raise self.error(f"should not hold the tensor {extra[0]!r}")
-        for name, (dtype, shape) in expected.items():
-            entry = self._entries[name]
-            found = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
-            if _DTYPES.get(found[0] if isinstance(found[0], str) else "") != dtype or found[1] != list(shape):
-                raise self.error(f"has the tensor {name!r} as {found[0]} {found[1]}, not as {dtype} {list(shape)}")
-        content = sum(dtype.itemsize * math.prod(shape) for dtype, shape in expected.values())
+        shapes = {name: self._checked_shape(name, *wanted) for name, wanted in expected.items()}
+        content = sum(dtype.itemsize * math.prod(shapes[name]) for name, (dtype, _) in expected.items())
         length = len(self._start) + len(self._header) + content
-        if self._size != length:
-            raise self.error(f"should be {length} bytes long and is {self._size}: it is cut off or damaged")
+        if self.size != length:
+            raise self.error(f"should be {length} bytes long and is {self.size}: it is cut off or damaged")
         try:
             entries = deserialize(self._start + self._header + self._stream.read())
         except SafetensorError as error:
             raise self.error(f"is damaged ({error})") from error
-        tensors = {}
-        for name, entry in entries:
-            dtype, shape = expected[name]
-            tensors[name] = np.frombuffer(entry["data"], dtype).reshape(shape)
-        if self.document.get("checksum") != digest(self.document, tensors):
-            raise self.error("is damaged: its checksum is not that of its content")
-        return tensors
+        return {name: np.frombuffer(entry["data"], expected[name][0]).reshape(shapes[name]) for name, entry in entries}
+
+    def _checked_shape(self, name: str, dtype: np.dtype, shape: Shape) -> tuple[int, ...]:
+        entry = self._entries[name]
+        kind, found = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+        good = _DTYPES.get(kind if isinstance(kind, str) else "") == dtype and isinstance(found, list)
+        if shape is None:
+            good = good and len(found) == 1 and type(found[0]) is int and 0 <= found[0] <= self.size
+        else:
+            good = good and found == list(shape)
+        if not good:
+            wanted = "a vector" if shape is None else list(shape)
+            raise self.error(f"has the tensor {name!r} as {kind} {found}, not as {dtype} {wanted}")
+        return tuple(found)
 
     def _parse(self, text: str | bytes, what: str) -> dict:
         try:
-            text = text if isinstance(text, str) else text.decode("utf-8")
-            value = json.loads(text, parse_constant=_refuse_constant)
-        # Deep nesting ends in a RecursionError.
-        except (ValueError, RecursionError) as error:
-            raise self.error(f"is no task pack, or a damaged one: its {what} is not JSON") from error
-        if not isinstance(value, dict):
-            raise self.error(f"is no task pack, or a damaged one: its {what} is no JSON object")
-        return value
-
-
-def check_document(document: dict[str, Any], keys: set[str]) -> None:
-    """Checks what has to be right in a pack's description before its tensors are read.
-
-    Raises:
-        PackError: If other entries than `keys` are there, or one of those that the tensors depend on is wrong.
-    """
-    if missing := sorted(keys - document.keys()):
-        raise PackError(f"its description has no entry {missing[0]!r}.")
-    if extra := sorted(document.keys() - keys):
-        raise PackError(f"its description has an entry {extra[0]!r} that is not part of the format.")
-    if document["codec"] != codec.CODEC:
-        raise PackError(f"its masks are coded as {document['codec']!r}, and this version reads {codec.CODEC!r} only.")
-    if document["mask_kind"] not in MASK_KINDS:
-        raise PackError(f"its mask kind is {document['mask_kind']!r}, none of {MASK_KINDS}.")
-    if type(document["features"]) is not int or document["features"] < 1:
-        raise PackError(f"its number of features is {document['features']!r}.")
-    if not isinstance(document["class_names"], list):
-        raise PackError("its class names are no list.")
-
-
-def read_tables(document: dict[str, Any]) -> tuple[dict[str, tuple], dict[str, tuple], dict[str, float]]:
-    """Returns the shapes of masks and of batch norm, and the masks' fractions of zeros, each by path.
-
-    Raises:
-        PackError: If the description does not hold them as it must.
-    """
-    tables = []
-    for table, keys in (("masks", {"path", "shape", "zeros"}), ("norm", {"path", "shape"})):
-        entries = {}
-        for entry in document[table] if isinstance(document[table], list) else [None]:
-            if not isinstance(entry, dict) or entry.keys() != keys or not isinstance(entry["path"], str):
-                raise PackError(f"its table of {table} is wrong.")
-            if not isinstance(entry["shape"], list) or entry["path"] in entries:
-                raise PackError(f"its table of {table} is wrong at {entry['path']!r}.")
-            check_shape(entry["shape"])
-            entries[entry["path"]] = entry
-        tables.append(entries)
-    masks, norm = ({path: tuple(entry["shape"]) for path, entry in table.items()} for table in tables)
-    return masks, norm, {path: entry["zeros"] for path, entry in tables[0].items()}
+            return parse_json(text)
+        except ValueError as error:
+            raise self.error(f"is no task pack, or a damaged one: its {what} is not a JSON object") from error
 
 
 def check_shape(shape: Any) -> None:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from piggyback_tf.files import write_atomically
-from piggyback_tf.packs import codec, fileformat
-from piggyback_tf.packs.fileformat import FORMAT_VERSION, MASK_KINDS, PackError, PackFileError
+from piggyback_tf.packs import bits, fileformat, version1, version2
+from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, PackFileError
+from piggyback_tf.packs.fit import BaseSpec, Claims, MisfitError, check_fits
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:
@@ -28,30 +30,8 @@ if TYPE_CHECKING:
 PACK_SUFFIX = ".task.safetensors"
 _TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing")
 _DICTS = ("settings", "errors", "versions")
-_UINT8, _FLOAT32 = np.dtype("uint8"), np.dtype("float32")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MaskBits:
-    """The packed mask of one weight.
-
-    Attributes:
-        shape: The shape of the weight.
-        packed: The bits, uint8 `[planes, bytes a plane]`; see `codec`.
-    """
-
-    shape: tuple[int, ...]
-    packed: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """The number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def zeros(self) -> float:
-        """The fraction of the weights that the mask drops."""
-        return codec.count_zeros(self.packed, self.shape) / self.size
+MASK_KINDS = ("none", *bits.MASK_VALUES)
+_FLOAT32 = np.dtype("float32")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -76,8 +56,9 @@ class TaskPack:
         settings: The settings of the training.
         errors: Split name to the errors measured there, in percent, and the number of images.
         versions: Package name to version at training.
+        dtype: `"float32"`, or `"float16"` if batch norm and head are to be stored so; see `astype`.
         created: Date and time in ISO 8601; no part of `content_digest`.
-        format_version: Version of the file format.
+        format_version: Version of the file that the pack came from; it is saved in the newest.
 
     Raises:
         PackError: If the parts do not fit together.
@@ -100,6 +81,7 @@ class TaskPack:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
     created: str = dataclasses.field(
         default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     )
@@ -176,17 +158,12 @@ class TaskPack:
     def zeros_total(self) -> float:
         """The fraction of dropped weights over all masks; 0 without masks."""
         weights = self.masked_weights
-        return sum(codec.count_zeros(m.packed, m.shape) for m in self.masks.values()) / weights if weights else 0.0
+        return sum(bits.count_zeros(m.packed, m.shape) for m in self.masks.values()) / weights if weights else 0.0
 
     @property
     def masked_weights(self) -> int:
         """The number of weights that have a mask."""
         return sum(mask.size for mask in self.masks.values())
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the pack's file in bytes."""
-        return len(self.to_bytes())
 
     def mask(self, path: str) -> np.ndarray:
         """Returns the mask of a weight as an int8 array of the weight's shape.
@@ -196,75 +173,129 @@ class TaskPack:
         """
         if path not in self.masks:
             raise KeyError(f"Task {self.task!r} has no mask for {path!r}.")
-        return codec.decode(self.masks[path].packed, self.masks[path].shape, self.mask_kind)
+        return bits.unpack_bits(self.masks[path].packed, self.masks[path].shape, self.mask_kind)
+
+    def astype(self, dtype: str) -> "TaskPack":
+        """Returns the pack with batch norm and head rounded to a type, in which they are then stored.
+
+        Args:
+            dtype: `"float32"` or `"float16"`. In the pack's attributes they are float32 in any case.
+
+        Raises:
+            PackError: If there is no such type, or a number is too large for it.
+        """
+        if dtype not in version2.DTYPES:
+            raise PackError(f"dtype must be one of {', '.join(version2.DTYPES)}. Received: {dtype!r}.")
+
+        def rounded(name: str, value: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):
+                result = value.astype(dtype).astype(np.float32)
+            if not np.isfinite(result).all():
+                raise PackError(f"{name!r} holds {np.abs(value).max()}, which is too large for {dtype}.")
+            return result
+
+        return dataclasses.replace(
+            self,
+            norm={path: rounded(path, value) for path, value in self.norm.items()},
+            head={name: rounded(f"head/{name}", value) for name, value in self.head.items()},
+            dtype=dtype,
+        )
 
     def content_digest(self) -> str:
-        """Returns the SHA-256 of everything in the pack but its date, as hexadecimal digits."""
-        return fileformat.digest(self._document(), self._tensors())
+        """Returns the SHA-256 of everything in the pack but its date, as hexadecimal digits.
 
-    def to_bytes(self) -> bytes:
+        It does not depend on the codec of the masks, nor on the version of the file.
+        """
+        content = self._plain() | {
+            "masks": [[path, list(mask.shape)] for path, mask in self.masks.items()],
+            "norm": [[path, list(value.shape)] for path, value in self.norm.items()],
+        }
+        del content["format_version"]
+        arrays = {f"mask/{path}": mask.packed for path, mask in self.masks.items()}
+        arrays |= {f"norm/{path}": value for path, value in self.norm.items()}
+        return fileformat.digest(content, arrays | {f"head/{name}": value for name, value in self.head.items()})
+
+    def to_bytes(self, codec: str = "best") -> bytes:
         """Returns the pack as the bytes of its file; equal packs of one date give equal bytes.
+
+        Args:
+            codec: How to code the masks: `"best"` (for each layer what is smallest), `"static"` (entropy-coded with one
+                probability for each layer) or `"bits"` (a bit for a weight, two if the mask is ternary).
 
         Raises:
             PackError: If the parts no longer fit together.
+            ValueError: If there is no such codec.
         """
         self.check()
-        return fileformat.to_bytes(self._document(), self._tensors())
+        return version2.write(self, self._plain(), self.content_digest(), codec)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, codec: str = "best") -> None:
         """Writes the pack to a file, whole or not at all.
 
         Args:
             path: The file, by convention `<task>.task.safetensors`; its folder must exist.
+            codec: See `to_bytes`.
 
         Raises:
             PackError: If the parts no longer fit together.
+            ValueError: If there is no such codec.
             OSError: If the file cannot be written.
         """
-        write_atomically(path, self.to_bytes())
+        write_atomically(path, self.to_bytes(codec))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "TaskPack":
+    def load(cls, path: str | os.PathLike, base: BaseSpec | None = None) -> "TaskPack":
         """Reads a pack and checks all of it.
 
+        Args:
+            path: The file.
+            base: The base that the pack must fit, `BaseSpec.of(backbone)`: what the file says of itself is compared
+                with it before memory is taken. Without one, a file may claim no more than 2^29 weights.
+
         Raises:
-            PackError: If the file is no pack, damaged, or of a newer format.
+            PackError: If the file is no pack, damaged, of a newer format, or of another base.
             OSError: If the file cannot be read.
         """
         with Path(path).open("rb") as stream:
-            return cls._read(fileformat.PackReader(stream, os.fstat(stream.fileno()).st_size, os.fspath(path)))
+            size = os.fstat(stream.fileno()).st_size
+            return cls._read(fileformat.PackReader(stream, size, os.fspath(path)), base)
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "bytes") -> "TaskPack":
+    def from_bytes(cls, data: bytes, name: str = "bytes", base: BaseSpec | None = None) -> "TaskPack":
         """Does what `load` does with the content of a file; `name` stands for the file in errors."""
-        return cls._read(fileformat.PackReader(io.BytesIO(data), len(data), name))
+        return cls._read(fileformat.PackReader(io.BytesIO(data), len(data), name), base)
 
     @classmethod
-    def _read(cls, reader: fileformat.PackReader) -> "TaskPack":
-        document = reader.document
+    def _read(cls, reader: fileformat.PackReader, base: BaseSpec | None) -> "TaskPack":
         try:
-            fileformat.check_document(document, _DOCUMENT_KEYS)
-            masks, norm, zeros = fileformat.read_tables(document)
-            planes = {path: codec.packed_shape(shape, document["mask_kind"]) for path, shape in masks.items()}
-            features, classes = document["features"], len(document["class_names"])
-            tensors = reader.tensors(
-                {f"mask/{path}": (_UINT8, shape) for path, shape in planes.items()}
-                | {f"norm/{path}": (_FLOAT32, shape) for path, shape in norm.items()}
-                | {"head/kernel": (_FLOAT32, (features, classes)), "head/bias": (_FLOAT32, (classes,))}
-            )
-            pack = cls(
-                masks={path: MaskBits(shape, tensors[f"mask/{path}"]) for path, shape in masks.items()},
-                norm={path: tensors[f"norm/{path}"] for path in norm},
-                head={"kernel": tensors["head/kernel"], "bias": tensors["head/bias"]},
-                **{field: document[field] for field in _PLAIN_FIELDS},
-            )
-            if pack.zeros != zeros:
-                raise PackError("its fractions of zeros are not those of its masks.")
+            if reader.version == 1:
+                pack = cls(**version1.read(reader, _PLAIN_FIELDS))
+            else:
+                fields, checksum = version2.read(reader, _PLAIN_FIELDS, base)
+                pack = cls(**fields)
+                if pack.content_digest() != checksum:
+                    raise PackError("its checksum is not that of its content.")
+            if base is not None:
+                check_fits(pack.claims, base)
             return pack
-        except PackFileError:
+        except (PackFileError, MisfitError):
             raise
         except PackError as error:
             raise reader.error(f"is damaged or was not written by this package: {str(error).rstrip('.')}") from error
+
+    @property
+    def claims(self) -> Claims:
+        """What has to agree with a base, for `check_fits`."""
+        return Claims(
+            task=self.task,
+            base_name=self.base_name,
+            base_weights=self.base_weights,
+            base_hash=self.base_hash,
+            image_size=self.image_size,
+            features=self.head["kernel"].shape[0],
+            masks={path: mask.shape for path, mask in self.masks.items()},
+            norm={path: value.shape for path, value in self.norm.items()},
+        )
 
     def check(self) -> None:
         """Checks that the parts fit together.
@@ -281,7 +312,7 @@ class TaskPack:
         for path, mask in self.masks.items():
             try:
                 fileformat.check_shape(mask.shape)
-                codec.check(mask.packed, mask.shape, self.mask_kind)
+                bits.check_bits(mask.packed, mask.shape, self.mask_kind)
             except ValueError as error:
                 raise PackError(f"The mask of {path!r} is wrong: {error}") from error
         classes = len(self.class_names)
@@ -298,28 +329,17 @@ class TaskPack:
                 raise PackError(f"{name!r} must be float32 and not empty. Received: {value.dtype} {value.shape}.")
             if not np.isfinite(value).all():
                 raise PackError(f"{name!r} holds NaN or infinite values.")
+            with np.errstate(over="ignore"):
+                if not np.array_equal(value.astype(self.dtype).astype(np.float32), value):
+                    raise PackError(f"{name!r} holds numbers that are none of {self.dtype}; see TaskPack.astype.")
 
-    def _document(self) -> dict[str, Any]:
+    def _plain(self) -> dict[str, Any]:
         """Returns all but the arrays, as JSON values."""
-        return {field: getattr(self, field) for field in _PLAIN_FIELDS} | {
-            "codec": codec.CODEC,
-            # Lists, as their order is that of the layers, and keys are sorted in the file.
-            "masks": [{"path": p, "shape": list(m.shape), "zeros": m.zeros} for p, m in self.masks.items()],
-            "norm": [{"path": p, "shape": list(v.shape)} for p, v in self.norm.items()],
-            "features": int(self.head["kernel"].shape[0]),
-        }
-
-    def _tensors(self) -> dict[str, np.ndarray]:
-        return (
-            {f"mask/{path}": mask.packed for path, mask in self.masks.items()}
-            | {f"norm/{path}": value for path, value in self.norm.items()}
-            | {f"head/{name}": value for name, value in self.head.items()}
-        )
+        return {field: getattr(self, field) for field in _PLAIN_FIELDS}
 
 
 # The fields that are JSON values as they are.
 _PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TaskPack) if f.name not in ("masks", "norm", "head"))
-_DOCUMENT_KEYS = {*_PLAIN_FIELDS, "codec", "masks", "norm", "features", "checksum"}
 
 
 def check_task_name(name: str) -> str:
@@ -361,8 +381,10 @@ def _check_fields(pack: TaskPack) -> None:
             raise PackError(f"{field} must be a dict. Received: {getattr(pack, field)!r}.")
     if not all(isinstance(errors, dict) for errors in pack.errors.values()):
         raise PackError("errors must map the name of a split to a dict of errors.")
-    if pack.format_version != FORMAT_VERSION:
-        raise PackError(f"format_version must be {FORMAT_VERSION}. Received: {pack.format_version!r}.")
+    if type(pack.format_version) is not int or not 1 <= pack.format_version <= FORMAT_VERSION:
+        raise PackError(f"format_version must be 1 to {FORMAT_VERSION}. Received: {pack.format_version!r}.")
+    if pack.dtype not in version2.DTYPES:
+        raise PackError(f"dtype must be one of {', '.join(version2.DTYPES)}. Received: {pack.dtype!r}.")
     try:
         datetime.datetime.fromisoformat(pack.created)
     except (TypeError, ValueError) as error:

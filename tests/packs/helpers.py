@@ -1,10 +1,14 @@
 """A small base, tasks on it, and packs made of nothing but arrays."""
 
 import dataclasses
+import json
+import zlib
 
 import numpy as np
+from safetensors.numpy import load as load_tensors
 
-from piggyback_tf.packs import MaskBits, TaskPack, codec, fileformat
+from piggyback_tf.packs import MaskBits, TaskPack, fileformat
+from piggyback_tf.packs.bits import MASK_VALUES, pack_bits
 
 
 def make_pack(kind="binary", seed=0, **changes):
@@ -12,7 +16,7 @@ def make_pack(kind="binary", seed=0, **changes):
     rng = np.random.default_rng(seed)
     shapes = {"conv/kernel": (3, 3, 3, 5), "block/dense/kernel": (7, 4)}
     masks = {
-        path: MaskBits(shape, codec.encode(rng.choice(codec.MASK_VALUES[kind], shape), kind))
+        path: MaskBits(shape, pack_bits(rng.choice(MASK_VALUES[kind], shape).astype(np.int8), kind))
         for path, shape in (shapes.items() if kind != "none" else ())
     }
     fields = {
@@ -38,11 +42,29 @@ def make_pack(kind="binary", seed=0, **changes):
     return TaskPack(**fields | changes)
 
 
-def forge(pack, tensors=None, **document):
-    """Returns the bytes of a file with a right checksum and any other content."""
-    changed = {**pack._document(), **document}
-    changed = {key: value for key, value in changed.items() if value is not ...}
-    return fileformat.to_bytes(changed, {**pack._tensors(), **(tensors or {})})
+def forge(pack, tensors=None, index=None, **document):
+    """Returns the bytes of a pack's file with other content.
+
+    Args:
+        pack: The pack, or the bytes of a file.
+        tensors: Tensors to put in; `...` takes one out.
+        index: A function of the index, which changes it or returns another one, or its bytes.
+        **document: Entries of the description to put in; `...` takes one out.
+    """
+    data = pack if isinstance(pack, bytes) else pack.to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][fileformat.METADATA_KEY])
+    found = load_tensors(data)
+    if index:
+        entries = json.loads(zlib.decompress(found["index"].tobytes()))
+        changed = index(entries)
+        changed = entries if changed is None else changed
+        if not isinstance(changed, bytes):
+            changed = zlib.compress(fileformat.canonical_json(changed).encode())
+        found["index"] = np.frombuffer(changed, np.uint8)
+    found = {name: value for name, value in {**found, **(tensors or {})}.items() if value is not ...}
+    content = {key: value for key, value in {**content, **document}.items() if value is not ...}
+    return fileformat.to_bytes(content, found)
 
 
 def small_backbone(seed=0, image_size=8):

@@ -6,38 +6,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from piggyback_tf.packs import codec
+from piggyback_tf.packs import bits
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=9)
 
 
-@given(kind=st.sampled_from(sorted(codec.MASK_VALUES)), data=st.data())
+@given(kind=st.sampled_from(sorted(bits.MASK_VALUES)), data=st.data())
 def test_round_trip(kind, data):
-    mask = data.draw(hnp.arrays(np.int8, SHAPES, elements=st.sampled_from(codec.MASK_VALUES[kind])))
-    packed = codec.encode(mask, kind)
+    mask = data.draw(hnp.arrays(np.int8, SHAPES, elements=st.sampled_from(bits.MASK_VALUES[kind])))
+    packed = bits.pack_bits(mask, kind)
     assert packed.dtype == np.uint8
-    assert packed.shape == codec.packed_shape(mask.shape, kind)
-    decoded = codec.decode(packed, mask.shape, kind)
+    assert packed.shape == bits.packed_shape(mask.shape, kind)
+    decoded = bits.unpack_bits(packed, mask.shape, kind)
     assert decoded.dtype == np.int8
     np.testing.assert_array_equal(decoded, mask)
-    assert codec.count_zeros(packed, mask.shape) == (mask == 0).sum()
+    assert bits.count_zeros(packed, mask.shape) == (mask == 0).sum()
 
 
 def test_the_layout_is_fixed():
     # Files outlive this code: bit i of byte j is weight 8 j + i in C order.
     mask = np.array([[1, 0, 0, 0, 0], [0, 0, 1, 0, 1]])
-    assert codec.encode(mask, "binary").tolist() == [[0b10000001, 0b10]]
-    assert codec.encode(-mask, "ternary").tolist() == [[0b10000001, 0b10], [0b10000001, 0b10]]
+    assert bits.pack_bits(mask, "binary").tolist() == [[0b10000001, 0b10]]
+    assert bits.pack_bits(-mask, "ternary").tolist() == [[0b10000001, 0b10], [0b10000001, 0b10]]
 
 
 def test_binary_masks_take_one_bit_a_weight():
-    assert codec.encode(np.ones((3, 3, 64, 64), np.int8), "binary").nbytes == 3 * 3 * 64 * 64 // 8
+    assert bits.pack_bits(np.ones((3, 3, 64, 64), np.int8), "binary").nbytes == 3 * 3 * 64 * 64 // 8
 
 
 @pytest.mark.parametrize(("kind", "value"), [("binary", -1), ("binary", 0.5), ("ternary", 2), ("ternary", np.nan)])
 def test_other_values_are_refused(kind, value):
     with pytest.raises(ValueError, match="holds the values"):
-        codec.encode(np.array([1, value]), kind)
+        bits.pack_bits(np.array([1, value]), kind)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_other_values_are_refused(kind, value):
 )
 def test_bits_that_no_mask_has_are_refused(packed, kind, message):
     with pytest.raises(ValueError, match=message):
-        codec.decode(np.array(packed, np.uint8), (2, 3), kind)
+        bits.unpack_bits(np.array(packed, np.uint8), (2, 3), kind)

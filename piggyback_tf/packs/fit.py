@@ -1,0 +1,119 @@
+"""Does a task fit a base? Everything that a file says of its arrays is compared with the base before it is believed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from piggyback_tf.packs.fileformat import PackError
+
+if TYPE_CHECKING:
+    from piggyback_tf.backbones import Backbone
+
+
+class MisfitError(PackError):
+    """A good pack, and another base than its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseSpec:
+    """What a task has to agree with: the base's hash and the shapes of its weights.
+
+    Attributes:
+        name: The backbone's name.
+        weights: Where its weights came from.
+        hash: Its hash.
+        image_size: Side of its images in pixels.
+        features: How many features it gives.
+        shapes: The shape of every weight by canonical path.
+        norm_paths: The paths that belong to batch norm.
+    """
+
+    name: str
+    weights: str
+    hash: str
+    image_size: int
+    features: int
+    shapes: Mapping[str, tuple[int, ...]]
+    norm_paths: frozenset[str]
+
+    @classmethod
+    def of(cls, backbone: "Backbone") -> "BaseSpec":
+        """Returns the description of a backbone."""
+        import keras
+
+        from piggyback_tf.backbones import named_layers, named_variables
+
+        shapes = {path: tuple(variable.shape) for path, variable in named_variables(backbone.model).items()}
+        norm_layers = {
+            path for path, layer in named_layers(backbone.model) if isinstance(layer, keras.layers.BatchNormalization)
+        }
+        return cls(
+            name=backbone.name,
+            weights=backbone.weights,
+            hash=backbone.hash,
+            image_size=backbone.image_size,
+            features=backbone.feature_dim,
+            shapes=shapes,
+            norm_paths=frozenset(path for path in shapes if path.rpartition("/")[0] in norm_layers),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """What a task says of itself and its arrays.
+
+    Attributes:
+        task: The task's name.
+        base_name: The name of its base.
+        base_weights: Where the weights of its base came from.
+        base_hash: The hash of its base.
+        image_size: Side of its images in pixels.
+        features: How many features its head takes.
+        masks: The shape of every mask by path.
+        norm: The shape of every variable of batch norm by path.
+    """
+
+    task: str
+    base_name: str
+    base_weights: str
+    base_hash: str
+    image_size: int
+    features: int
+    masks: Mapping[str, tuple[int, ...]]
+    norm: Mapping[str, tuple[int, ...]]
+
+
+def check_fits(claims: Claims, base: BaseSpec) -> None:
+    """Checks that a task can be used on a base.
+
+    Raises:
+        MisfitError: With the first thing that does not fit.
+    """
+    task = f"Task {claims.task!r}"
+    if claims.base_hash != base.hash:
+        raise MisfitError(
+            f"{task} was trained on another base: {claims.base_name!r} with weights {claims.base_weights!r} and hash "
+            f"{claims.base_hash[:12]}..., and this is {base.name!r} with weights {base.weights!r} and hash "
+            f"{base.hash[:12]}..."
+        )
+    if claims.image_size != base.image_size:
+        raise MisfitError(
+            f"{task} takes images of {claims.image_size} pixels, and this base was built for {base.image_size}. Load "
+            f"it with image_size={claims.image_size}."
+        )
+    for path, shape in (*claims.masks.items(), *claims.norm.items()):
+        if path not in base.shapes:
+            raise MisfitError(f"{task} has a mask or batch norm for {path!r}, which {base.name!r} lacks.")
+        if tuple(base.shapes[path]) != tuple(shape):
+            raise MisfitError(
+                f"{task} has a mask or batch norm of shape {list(shape)} for {path!r}, which has shape "
+                f"{list(base.shapes[path])} in {base.name!r}."
+            )
+    for path in claims.norm:
+        if path in claims.masks or path not in base.norm_paths:
+            raise MisfitError(f"{task} brings batch norm for {path!r}, which is none in {base.name!r}.")
+    if claims.features != base.features:
+        raise MisfitError(
+            f"The head of {task[0].lower() + task[1:]} takes {claims.features} features, and {base.name!r} gives "
+            f"{base.features}."
+        )
