@@ -24,7 +24,10 @@ class TrainConfig:
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
     warmup_steps: int = option(100, "Steps of warm-up of masks, batch norm and weights; at most half of the training.")
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
-    mask_lr: float = option(4e-4, "Learning rate of the masks.")
+    mask_lr: float = option(2.5e-4, "Learning rate of the masks.")
+    mask_epsilon: float = option(
+        1e-6, "Epsilon of the masks' adam, beside whose gradients it is not small: what hardly matters moves less."
+    )
     max_flips: float = option(
         1e-3, "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit."
     )
@@ -35,7 +38,7 @@ class TrainConfig:
     weights_optimizer: str = option("adam", "Optimiser of the weights with --method=finetune: adam or sgd.")
     weights_lr: float = option(1e-4, "Learning rate of the weights with --method=finetune.")
     sgd_momentum: float = option(0.9, "Momentum wherever the optimiser is sgd.")
-    adam_epsilon: float = option(1e-7, "Epsilon wherever the optimiser is adam (PyTorch's default is 1e-8).")
+    adam_epsilon: float = option(1e-7, "Epsilon of adam for all but the masks (PyTorch's default is 1e-8).")
     chance_epochs: int = option(
         3, "Stop if the loss has been that of guessing for so many epochs after the warm-up; 0 never stops."
     )
@@ -47,7 +50,7 @@ class TrainConfig:
         for name in ("warmup_steps", "step_epochs", "max_flips", "chance_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
-        for name in ("mask_lr", "head_lr", "norm_lr", "weights_lr", "adam_epsilon", "step_decay"):
+        for name in ("mask_lr", "head_lr", "norm_lr", "weights_lr", "mask_epsilon", "adam_epsilon", "step_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={getattr(self, name)}.")
         if not 0 <= self.sgd_momentum < 1:

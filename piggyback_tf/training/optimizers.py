@@ -149,6 +149,6 @@ def _group_optimizer(
             max_flips=schedule(config.max_flips),
             threshold=masks.threshold,
             kind=masks.kind,
-            epsilon=config.adam_epsilon,
+            epsilon=config.mask_epsilon,
         )
-    return keras.optimizers.Adam(rate, epsilon=config.adam_epsilon)
+    return keras.optimizers.Adam(rate, epsilon=config.mask_epsilon if group == "mask" else config.adam_epsilon)

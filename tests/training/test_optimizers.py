@@ -134,10 +134,11 @@ def test_norm_per_task_is_a_group_and_the_head_has_no_warmup():
 def test_the_papers_recipe_is_plain_adam():
     method = Piggyback()
     model = method.build(_backbone(), 3)
-    config = TrainConfig(max_flips=0, warmup_steps=0, schedule="step", mask_lr=1e-4, head_lr=1e-4, adam_epsilon=1e-8)
+    config = TrainConfig(max_flips=0, warmup_steps=0, schedule="step", mask_lr=1e-4, mask_epsilon=1e-8, head_lr=1e-4)
     optimizer = make_optimizer(method, model, config, 10)
     optimizer.build(model.trainable_variables)
     assert {type(inner) for inner in optimizer.optimizers} == {keras.optimizers.Adam}
+    assert sorted(inner.epsilon for inner in optimizer.optimizers) == [1e-8, 1e-7], "masks have an epsilon of their own"
 
 
 def test_limiting_flips_needs_adam():
