@@ -1,13 +1,25 @@
-"""What can be done with task packs and backbones: python -m piggyback_tf evaluate|inspect|predict|backbones
+"""What can be done with task packs and backbones: python -m piggyback_tf COMMAND
 
-Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect` never loads it.
+Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect`, `compare`,
+`convert`, `push` and `pull` never load it.
 """
 
 import argparse
 import os
 import sys
 
-from piggyback_tf.commands import backbones, evaluate, inspect, predict
+from piggyback_tf.commands import (
+    backbones,
+    compare,
+    convert,
+    evaluate,
+    inspect,
+    merge,
+    predict,
+    pull,
+    push,
+    verify,
+)
 from piggyback_tf.commands.common import PROGRAM, UsageError, complain
 from piggyback_tf.packs import PackError
 from piggyback_tf.version import __version__
@@ -23,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0, or 2 if something that the caller gave is wrong.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Class and file names may hold what the terminal cannot show.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -48,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description="Work with the packs of trained tasks.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"piggyback_tf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (evaluate, inspect, predict, backbones):
+    for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, backbones):
         command.add_command(commands)
     return parser
 

@@ -1,38 +1,17 @@
 """The commands on task packs."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from piggyback_tf.__main__ import main
 from piggyback_tf.commands.common import _CHATTER
+from piggyback_tf.packs.codec import encode
 from tests.packs.helpers import make_pack, pack_of, trained_model
+from tests.run_command import run_command
 
-ROOT = Path(__file__).parents[1]
+COMMANDS = ["evaluate", "predict", "inspect", "compare", "verify", "convert", "merge", "push", "pull", "backbones"]
 CLASSES = ["cat", "dog", "emu"]
-
-
-def _run(*arguments, **environment):
-    """Runs a command in a process of its own; adds a last line to stdout that says whether TensorFlow was loaded."""
-    program = (
-        "import atexit, runpy, sys; sys.argv[0] = 'piggyback_tf'; "
-        "atexit.register(lambda: print('tensorflow' in sys.modules or 'keras' in sys.modules)); "
-        "runpy.run_module('piggyback_tf', run_name='__main__', alter_sys=True)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
-    *lines, loaded = run.stdout.splitlines()
-    return run.returncode, lines, run.stderr, loaded == "True"
 
 
 @pytest.fixture(name="pack")
@@ -94,11 +73,9 @@ def _features(model):
 # -------------------------------------------------------------------------------------------------- without TensorFlow
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-h"], *([command, "--help"] for command in ("evaluate", "inspect", "predict", "backbones"))]
-)
+@pytest.mark.parametrize("arguments", [["-h"], *([command, "--help"] for command in COMMANDS)])
 def test_help_needs_no_tensorflow(arguments):
-    status, lines, errors, loaded = _run(*arguments)
+    status, lines, errors, loaded = run_command(*arguments)
     assert (status, errors, loaded) == (0, "", False)
     assert lines[0].startswith("usage: python -m piggyback_tf")
 
@@ -106,7 +83,7 @@ def test_help_needs_no_tensorflow(arguments):
 def test_inspect_needs_no_tensorflow(tmp_path, pack):
     make_pack("none", task="plain", errors={}, norm={}).save(tmp_path / "plain")
     make_pack("ternary", task="signs", norm={}).save(tmp_path / "signs")
-    status, lines, errors, loaded = _run("inspect", pack, tmp_path / "plain", tmp_path / "signs", "--layers")
+    status, lines, errors, loaded = run_command("inspect", pack, tmp_path / "plain", tmp_path / "signs", "--layers")
     assert (status, errors, loaded) == (0, "", False)
     birds, plain, signs = (line.split("  ") for line in lines[2:5])
     birds, plain, signs = ([cell.strip() for cell in row if cell.strip()] for row in (birds, plain, signs))
@@ -118,7 +95,8 @@ def test_inspect_needs_no_tensorflow(tmp_path, pack):
     ]  # fmt: skip
     assert plain[4:7] == ["none", "3", "-"]
     assert plain[8:] == ["-", "-"]
-    assert (signs[4], signs[8]) == ("ternary", "2.061")
+    coded = encode(make_pack("ternary", norm={}).masks, "ternary").nbytes
+    assert (signs[4], signs[8]) == ("ternary", f"{8 * coded / 163:.3f}")
     assert lines[6] == "birds:"
     assert lines[9].split()[:3] == ["conv/kernel", "3x3x3x5", "135"]
     assert "no masks" in lines
@@ -133,12 +111,12 @@ def test_inspect_prints_all_that_is_in_a_pack(tmp_path):
         settings={"epochs": 3, "mask_init": "constant", "patterns": ["*"], "note": "tüvö", "data_dir": None},
         versions={"keras": "3.15.1", "numpy": "2.1.0"},
     ).save(path)
-    status, lines, errors, loaded = _run("inspect", "--details", path)
+    status, lines, errors, loaded = run_command("inspect", "--details", path)
     assert (status, errors, loaded) == (0, "", False)
     assert lines[3:] == [
         "",
         f"{path}:",
-        "  format version     1",
+        "  format version     2",
         "  task               birds",
         "  created            2026-01-02T03:04:05+00:00",
         "  method             piggyback",
@@ -151,7 +129,7 @@ def test_inspect_prints_all_that_is_in_a_pack(tmp_path):
         "  mask               binary, threshold 0.005",
         "  masked weights     163 in 2 variables",
         "  norm               2 variables of this task",
-        "  head               kernel 4x3, bias 3",
+        "  head               kernel 4x3, bias 3, stored as float32",
         "  classes: 3",
         "    0 'wren', 1 'rook', 2 'tüvö'",
         "  errors % [95 % Wilson score interval]:",
@@ -214,7 +192,7 @@ def test_both_lists_of_inspect_together(tmp_path, capsys):
 
 def test_inspect_names_the_broken_and_shows_the_others(tmp_path, pack):
     (tmp_path / "broken").write_bytes(pack.read_bytes()[:-1])
-    status, lines, errors, _ = _run("inspect", tmp_path / "broken", pack, tmp_path / "nothing")
+    status, lines, errors, _ = run_command("inspect", tmp_path / "broken", pack, tmp_path / "nothing")
     assert status == 2
     assert len(lines) == 3
     assert lines[2].startswith("birds")
@@ -224,23 +202,23 @@ def test_inspect_names_the_broken_and_shows_the_others(tmp_path, pack):
 
 
 def test_backbones_are_listed_by_pattern_without_tensorflow():
-    assert _run("backbones", "shapes*") == (0, ["shapesnet"], "", False)
-    names = _run("backbones")[1]
+    assert run_command("backbones", "shapes*") == (0, ["shapesnet"], "", False)
+    names = run_command("backbones")[1]
     assert {"shapesnet", "resnet50", "vgg16"} < set(names)
 
 
-def test_class_names_that_the_terminal_cannot_show(tmp_path):
-    make_pack(task="v\udce9gel").save(tmp_path / "pack")
-    status, lines, errors, _ = _run("inspect", tmp_path / "pack", PYTHONIOENCODING="ascii")
+def test_names_that_the_terminal_cannot_show(tmp_path):
+    make_pack(task="vögel", base_name="\x1b[31mred").save(tmp_path / "pack")
+    status, lines, errors, _ = run_command("inspect", tmp_path / "pack", PYTHONIOENCODING="ascii")
     assert (status, errors) == (0, "")
-    assert lines[2].startswith("v\\udce9gel")
+    assert lines[2].startswith("v\\xf6gel  piggyback  '\\x1b[31mred (given)'  ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["train"], "invalid choice: 'train' (choose from 'evaluate', 'inspect', 'predict', 'backbones')"),
+        (["train"], "invalid choice: 'train' (choose from 'evaluate', 'predict', 'inspect'"),
         (["evaluate", "PACK"], "the following arguments are required: --data"),
         (["evaluate", "PACK", "--dat=digits"], "the following arguments are required: --data"),
         (["evaluate", "PACK", "--data=digits", "--split=dev"], "invalid choice: 'dev'"),
@@ -265,7 +243,7 @@ def test_class_names_that_the_terminal_cannot_show(tmp_path):
     ],
 )
 def test_wrong_arguments_are_answered_before_tensorflow_is_loaded(pack, arguments, message):
-    status, lines, errors, loaded = _run(*(pack if argument == "PACK" else argument for argument in arguments))
+    status, lines, errors, loaded = run_command(*(pack if argument == "PACK" else argument for argument in arguments))
     assert (status, lines, loaded) == (2, [], False)
     assert message in errors
     assert "Traceback" not in errors
@@ -375,7 +353,7 @@ def test_the_weights_of_a_file(trained, backbone, tmp_path, capsys):
 def test_tensorflow_is_quiet(trained):
     folder, _ = trained
     image = folder / "data/test/cat/0.png"
-    status, lines, errors, loaded = _run(
+    status, lines, errors, loaded = run_command(
         "predict", folder / "colours.task.safetensors", image, TF_CPP_MIN_LOG_LEVEL="2"
     )
     assert (status, errors, loaded) == (0, "", True)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.remote import is_url, local_input, read_bytes
 
 if TYPE_CHECKING:
+    from piggyback_tf.backbones import Backbone
     from piggyback_tf.packs import TaskBank
 
 PROGRAM = "python -m piggyback_tf"
+PACK_HELP = "file of a task (.task.safetensors), or the URL of one, such as hf://OWNER/NAME/birds.task.safetensors"
 # What TensorFlow writes to stderr on any machine, whatever the log level, when it is imported.
 _CHATTER = re.compile(r"I\d{4} |\d{4}-.*: I |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|\s*$")
 
@@ -29,15 +32,54 @@ def complain(command: str, message: str) -> None:
     print(f"{PROGRAM} {command}: {message}", file=sys.stderr)
 
 
+def load_pack(path: str) -> tuple[TaskPack, bytes]:
+    """Returns a pack and the content of its file.
+
+    Raises:
+        PackError: If the file is no good pack.
+        OSError: If the file cannot be read.
+    """
+    if is_url(path):
+        data = read_bytes(path)
+        return TaskPack.from_bytes(data, path), data
+    # Not from its bytes: of a large file that is no pack, only the start is read.
+    return TaskPack.load(path), Path(path).read_bytes()
+
+
+def file_error(path: str, error: Exception) -> str:
+    """Returns the sentence for an error that belongs to one of several files."""
+    return f"{path!r}: {error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def printable(value: object) -> str:
+    """Returns a value as text on one line; a pack may come from anywhere, and must not send commands to a terminal."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
+
+
+def check_output(path: str) -> None:
+    """Raises a `UsageError` if a file cannot be written, as far as that can be seen before."""
+    if is_url(path):
+        return
+    if Path(path).is_dir():
+        raise UsageError(f"--output={path}: this is a folder; name a file in it.")
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"--output={path}: there is no folder {str(Path(path).parent)!r}.")
+
+
 def add_base_options(command: argparse.ArgumentParser) -> None:
     """Declares the arguments of a command that loads a base; `choose_base` reads them."""
     command.add_argument("--backbone", metavar="NAME", help="the base; default: the one that the pack names")
     command.add_argument(
         "--weights",
         metavar="WEIGHTS",
-        help="the base's weights: imagenet, random, shipped, or a file; needed if the pack's base came from a file, "
-        "whose folder a pack does not know; default: those that the pack names",
+        help="the base's weights: imagenet, random, shipped, or a file or URL; needed if the pack's base came from a "
+        "file, whose folder a pack does not know; default: those that the pack names",
     )
+
+
+def add_batch_size(command: argparse.ArgumentParser) -> None:
+    """Declares the argument of a command that sends images through a network."""
     command.add_argument("--batch_size", type=positive, default=32, metavar="N", help="images at once; default: 32")
 
 
@@ -77,12 +119,32 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
             raise UsageError(
                 f"Task {pack.task!r} was trained on weights from the file {weights!r}; say where it is: --weights=PATH."
             )
-    elif weights not in entry.weights and not Path(weights).is_file():
+    elif weights not in entry.weights and not is_url(weights) and not Path(weights).is_file():
         raise UsageError(
             f"--weights={weights}: there is no such file, and {name!r} has no weights of this name. "
             f"Valid: {', '.join(entry.weights)}, or the path of a file."
         )
     return name, weights
+
+
+def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
+    """Loads the base that `choose_base` found.
+
+    Raises:
+        UsageError: If its weights cannot be loaded.
+        RemoteError: If its weights are given by a URL and cannot be read.
+    """
+    _load_tensorflow()
+    from piggyback_tf.backbones import load_backbone
+
+    name, weights = base
+    # Random weights are those of a training with the same seed.
+    seed = pack.settings.get("seed", 0) if weights == "random" else 0
+    with local_input(weights) as local:
+        try:
+            return load_backbone(name, weights=local, image_size=pack.image_size, seed=seed)
+        except ValueError as error:
+            raise UsageError(str(error).replace(local, weights)) from error
 
 
 def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
@@ -92,17 +154,9 @@ def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
         UsageError: If the base's weights cannot be loaded.
         PackError: If the base has another hash than that of the pack.
     """
-    _load_tensorflow()
-    from piggyback_tf.backbones import load_backbone
+    backbone = load_base(pack, base)
     from piggyback_tf.packs import TaskBank
 
-    name, weights = base
-    # Random weights are those of a training with the same seed.
-    seed = pack.settings.get("seed", 0) if weights == "random" else 0
-    try:
-        backbone = load_backbone(name, weights=weights, image_size=pack.image_size, seed=seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return TaskBank(backbone).add(pack)
 
 

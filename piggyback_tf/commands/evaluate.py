@@ -5,7 +5,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.commands.common import UsageError, add_base_options, check_size, choose_base, load_bank
+from piggyback_tf.commands.common import (
+    PACK_HELP,
+    UsageError,
+    add_base_options,
+    add_batch_size,
+    check_size,
+    choose_base,
+    load_bank,
+    load_pack,
+)
 from piggyback_tf.evaluation import evaluate, format_error
 from piggyback_tf.packs import TaskPack
 
@@ -21,7 +30,7 @@ def add_command(commands: Any) -> None:
         "evaluate", help="measure top-1 and top-5 error of a pack on a data set", allow_abbrev=False
     )
     command.set_defaults(run=_run)
-    command.add_argument("pack", metavar="PACK", help="file of the task (.task.safetensors)")
+    command.add_argument("pack", metavar="PACK", help=PACK_HELP)
     command.add_argument(
         "--data", required=True, metavar="SPEC", help="the images: folder:PATH, tfds:NAME or digits; see train.py"
     )
@@ -33,12 +42,13 @@ def add_command(commands: Any) -> None:
         "--skip_broken_images", action="store_true", help="leave broken images out and count them, instead of an error"
     )
     add_base_options(command)
+    add_batch_size(command)
 
 
 def _run(options: argparse.Namespace) -> int:
     from piggyback_tf.data import DataError, make_dataset, surface_data_errors
 
-    pack = TaskPack.load(options.pack)
+    pack, _ = load_pack(options.pack)
     base = choose_base(pack, options)
     try:
         data = _load_data(pack, options)

@@ -2,11 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from piggyback_tf.commands.common import complain
-from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros
+from safetensors.numpy import load as load_tensors
+
+from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack, printable
+from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
 from piggyback_tf.packs import PackError, TaskPack
 
 # The list of classes is wrapped to this many characters.
@@ -17,9 +18,13 @@ def add_command(commands: Any) -> None:
     """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser("inspect", help="show what is in packs; needs no TensorFlow", allow_abbrev=False)
     command.set_defaults(run=_run)
-    command.add_argument("packs", metavar="PACK", nargs="+", help="files of tasks (.task.safetensors)")
-    command.add_argument(
+    command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument(
         "--details", action="store_true", help="print everything else that a pack says of its task, settings included"
+    )
+    form.add_argument(
+        "--json", action="store_true", help="print all that as a JSON list, an object a pack; see docs/commands.md"
     )
     command.add_argument("--layers", action="store_true", help="list the zeros of every mask too")
 
@@ -28,17 +33,18 @@ def _run(options: argparse.Namespace) -> int:
     status, packs = 0, []
     for path in options.packs:
         try:
-            packs.append((path, TaskPack.load(path), Path(path).stat().st_size))
-        except PackError as error:
+            pack, data = load_pack(path)
+            packs.append((path, pack, len(data), _mask_bytes(data)))
+        except (PackError, OSError) as error:
             status = 2
-            complain(options.command, str(error))
-        except OSError as error:
-            status = 2
-            complain(options.command, f"{path!r}: {error.strerror}.")
+            complain(options.command, file_error(path, error))
+    if options.json:
+        print(json.dumps([_json(*pack, layers=options.layers) for pack in packs], indent=2))
+        return status
     if packs:
         header = ["task", "method", "base", "hash", "mask", "classes", "error %", "bytes", "bits/weight", "zeros"]
-        print(format_table(header, [_row(pack, size) for _, pack, size in packs], left=5))
-    for path, pack, _ in packs:
+        print(format_table(header, [_row(*pack) for _, *pack in packs], left=5))
+    for path, pack, *_ in packs:
         if options.details:
             print(f"\n{path}:\n{_details(pack)}")
         if options.layers:
@@ -46,18 +52,57 @@ def _run(options: argparse.Namespace) -> int:
     return status
 
 
-def _row(pack: TaskPack, size: int) -> list[str]:
-    packed = sum(mask.packed.nbytes for mask in pack.masks.values())
+def _mask_bytes(data: bytes) -> int:
+    """Returns the bytes that masks take in a pack's file, without their list of weights and shapes."""
+    # In format version 1 a tensor for each mask, later the tensors of all masks together.
+    return sum(array.nbytes for name, array in load_tensors(data).items() if name.startswith(("mask/", "masks/")))
+
+
+def _json(path: str, pack: TaskPack, size: int, mask_bytes: int, layers: bool) -> dict[str, Any]:
+    """Returns what a pack holds as JSON values; the keys are those in docs/commands.md."""
+    features, _ = pack.head["kernel"].shape
+    return {
+        "file": path,
+        "bytes": size,
+        "format_version": pack.format_version,
+        "content_digest": pack.content_digest(),
+        "task": pack.task,
+        "classes": pack.class_names,
+        "created": pack.created,
+        "method": pack.method,
+        "base": {"name": pack.base_name, "weights": pack.base_weights, "hash": pack.base_hash},
+        "image_size": pack.image_size,
+        "preprocessing": pack.preprocessing,
+        "eval_augment": pack.eval_augment,
+        "mask": {
+            "kind": pack.mask_kind,
+            "threshold": pack.threshold,
+            "weights": pack.masked_weights,
+            "zeros": pack.zeros_total if pack.masks else None,
+            "bytes": mask_bytes,
+            "bits_per_weight": 8 * mask_bytes / pack.masked_weights if pack.masks else None,
+        },
+        "norm_variables": len(pack.norm),
+        "features": features,
+        "dtype": pack.dtype,
+        "errors": pack.errors,
+        "settings": pack.settings,
+        "versions": pack.versions,
+        **({"layers": zeros_table(pack)} if layers else {}),
+    }
+
+
+def _row(pack: TaskPack, size: int, mask_bytes: int) -> list[str]:
     return [
-        pack.task,
-        pack.method,
-        f"{pack.base_name} ({pack.base_weights})",
-        pack.base_hash[:12],
+        printable(pack.task),
+        printable(pack.method),
+        printable(f"{pack.base_name} ({pack.base_weights})"),
+        printable(pack.base_hash[:12]),
         pack.mask_kind + (" + norm" if pack.norm else ""),
         f"{len(pack.class_names):,}",
         format_error(pack.errors.get("test")),
         format_bytes(size),
-        f"{8 * packed / pack.masked_weights:.3f}" if pack.masks else "-",
+        f"{8 * mask_bytes / pack.masked_weights:.3f}" if pack.masks else "-",
         f"{100 * pack.zeros_total:.2f} %" if pack.masks else "-",
     ]
 
@@ -79,13 +124,13 @@ def _details(pack: TaskPack) -> str:
         "mask": f"{pack.mask_kind}, threshold {pack.threshold}" if pack.masks else "none",
         "masked weights": f"{pack.masked_weights:,} in {len(pack.masks):,} variables" if pack.masks else "none",
         "norm": f"{len(pack.norm):,} variables of this task" if pack.norm else "that of the base",
-        "head": f"kernel {features}x{classes}, bias {classes}",
+        "head": f"kernel {features}x{classes}, bias {classes}, stored as {pack.dtype}",
     }
     names = [f"{place} {name!r}" for place, name in enumerate(pack.class_names)]
     settings = {name: json.dumps(value, ensure_ascii=False) for name, value in pack.settings.items()}
     errors = [
         [
-            _printable(split),
+            printable(split),
             format_error(measured, "top1_error"),
             format_error(measured, "top5_error"),
             f"{measured['images']:,}" if "images" in measured else "-",
@@ -109,13 +154,7 @@ def _details(pack: TaskPack) -> str:
 
 def _pairs(values: dict[str, Any], indent: int) -> list[str]:
     width = max(map(len, values), default=0)
-    return [" " * indent + f"{_printable(name).ljust(width)}  {_printable(value)}" for name, value in values.items()]
-
-
-def _printable(value: Any) -> str:
-    # A pack may come from anywhere: no line of it shall look like several, nor reach the terminal as a command.
-    text = str(value)
-    return text if text.isprintable() else repr(text)
+    return [" " * indent + f"{printable(name).ljust(width)}  {printable(value)}" for name, value in values.items()]
 
 
 def _wrapped(names: list[str], indent: int) -> list[str]:

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.commands.common import (
+    PACK_HELP,
     UsageError,
     add_base_options,
+    add_batch_size,
     check_size,
     choose_base,
     complain,
     load_bank,
+    load_pack,
     positive,
 )
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,20 +29,21 @@ def add_command(commands: Any) -> None:
     """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser("predict", help="classify image files", allow_abbrev=False)
     command.set_defaults(run=_run)
-    command.add_argument("pack", metavar="PACK", help="file of the task (.task.safetensors)")
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    command.add_argument("pack", metavar="PACK", help=PACK_HELP)
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or URLs of some")
     command.add_argument(
         "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
     )
     add_base_options(command)
+    add_batch_size(command)
 
 
 def _run(options: argparse.Namespace) -> int:
     from piggyback_tf.data import DataError, parse_augment
 
-    pack = TaskPack.load(options.pack)
+    pack, _ = load_pack(options.pack)
     base = choose_base(pack, options)
-    if missing := [path for path in options.images if not Path(path).is_file()]:
+    if missing := [path for path in options.images if not is_url(path) and not Path(path).is_file()]:
         raise UsageError(f"There is no image file {missing[0]!r}.")
     try:
         operations = parse_augment(pack.eval_augment)
@@ -50,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         for path in options.images[start : start + options.batch_size]:
             try:
                 images[path] = _read_prepared(path, operations, pack)
-            except DataError as error:
+            except (DataError, RemoteError) as error:
                 status = 2
                 complain(options.command, str(error))
         if not images:
@@ -66,9 +71,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "np.ndarray":
-    from piggyback_tf.data import DataError, read_image
+    from piggyback_tf.data import DataError, decode_image, read_image
 
-    image = read_image(path)
+    image = decode_image(read_bytes(path), path) if is_url(path) else read_image(path)
     try:
         for operation in operations:
             image = operation.apply(image)

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +113,24 @@ def results_table(methods: dict[str, dict[str, Any]]) -> list[str]:
     rows = {title: [cell(m) for m in methods.values()] for title, cell in columns.items()}
     # A column without a single value says nothing.
     rows = {title: cells for title, cells in rows.items() if any(cell != "-" for cell in cells)}
-    table = [["method", *rows], *([name, *(cells[i] for cells in rows.values())] for i, name in enumerate(methods))]
-    table = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    return markdown_table(
+        ["method", *rows], [[name, *(cells[i] for cells in rows.values())] for i, name in enumerate(methods)]
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Returns the lines of a Markdown table.
+
+    Args:
+        header: The columns' names.
+        rows: The cells.
+        left: How many columns, from the first, are aligned to the left; the others hold numbers.
+    """
+    table = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     # Filled up with blanks, so that the table can be read in a terminal too.
     widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in table]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = [[*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])] for row in table]
+    lines.insert(1, [*("-" * w for w in widths[:left]), *("-" * (w - 1) + ":" for w in widths[left:])])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

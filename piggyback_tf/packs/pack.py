@@ -8,16 +8,15 @@ import datetime
 import importlib.metadata
 import io
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from piggyback_tf.files import write_atomically
-from piggyback_tf.packs import bits, fileformat, version1, version2
+from piggyback_tf.packs import bits, fileformat, remote, version1, version2
 from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.fields import DICTS, DTYPES, check_fields
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, PackFileError
 from piggyback_tf.packs.fit import BaseSpec, Claims, MisfitError, check_fits
 from piggyback_tf.version import __version__
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
 
 PACK_SUFFIX = ".task.safetensors"
-_TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing")
-_DICTS = ("settings", "errors", "versions")
-MASK_KINDS = ("none", *bits.MASK_VALUES)
 _FLOAT32 = np.dtype("float32")
 
 
@@ -89,7 +85,7 @@ class TaskPack:
 
     def __post_init__(self) -> None:
         self.class_names = list(self.class_names) if isinstance(self.class_names, list | tuple) else self.class_names
-        for field in _DICTS:
+        for field in DICTS:
             # What a file would make of it (tuples become lists, keys strings), so that a pack equals its file.
             try:
                 setattr(self, field, json.loads(fileformat.canonical_json(getattr(self, field))))
@@ -184,8 +180,8 @@ class TaskPack:
         Raises:
             PackError: If there is no such type, or a number is too large for it.
         """
-        if dtype not in version2.DTYPES:
-            raise PackError(f"dtype must be one of {', '.join(version2.DTYPES)}. Received: {dtype!r}.")
+        if dtype not in DTYPES:
+            raise PackError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}.")
 
         def rounded(name: str, value: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):
@@ -233,7 +229,8 @@ class TaskPack:
         """Writes the pack to a file, whole or not at all.
 
         Args:
-            path: The file, by convention `<task>.task.safetensors`; its folder must exist.
+            path: The file, by convention `<task>.task.safetensors`; its folder must exist. Or a URL, such as
+                `gs://bucket/birds.task.safetensors`, for which fsspec has a driver.
             codec: See `to_bytes`.
 
         Raises:
@@ -241,21 +238,24 @@ class TaskPack:
             ValueError: If there is no such codec.
             OSError: If the file cannot be written.
         """
-        write_atomically(path, self.to_bytes(codec))
+        remote.write_bytes(path, self.to_bytes(codec))
 
     @classmethod
     def load(cls, path: str | os.PathLike, base: BaseSpec | None = None) -> "TaskPack":
         """Reads a pack and checks all of it.
 
         Args:
-            path: The file.
+            path: The file, or a URL for which fsspec has a driver.
             base: The base that the pack must fit, `BaseSpec.of(backbone)`: what the file says of itself is compared
-                with it before memory is taken. Without one, a file may claim no more than 2^29 weights.
+                with it before memory is taken. Without one, a file may claim 2^28 weights, and more only if it has a
+                byte for every 32.
 
         Raises:
             PackError: If the file is no pack, damaged, of a newer format, or of another base.
             OSError: If the file cannot be read.
         """
+        if remote.is_url(path):
+            return cls.from_bytes(remote.read_bytes(path), os.fspath(path), base)
         with Path(path).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             return cls._read(fileformat.PackReader(stream, size, os.fspath(path)), base)
@@ -303,12 +303,16 @@ class TaskPack:
         Raises:
             PackError: With the first thing that does not.
         """
-        _check_fields(self)
+        check_fields(self._plain())
         if (self.mask_kind == "none") != (not self.masks) or (self.threshold is None) != (not self.masks):
             raise PackError(
                 "A pack with masks has a mask kind and a threshold, one without has none. Received: "
                 f"{len(self.masks)} masks, mask_kind={self.mask_kind!r}, threshold={self.threshold!r}."
             )
+        for path in (*self.masks, *self.norm):
+            fileformat.check_path(path)
+        if twice := sorted(self.masks.keys() & self.norm.keys()):
+            raise PackError(f"{twice[0]!r} has a mask, and is a variable of batch norm.")
         for path, mask in self.masks.items():
             try:
                 fileformat.check_shape(mask.shape)
@@ -340,55 +344,6 @@ class TaskPack:
 
 # The fields that are JSON values as they are.
 _PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TaskPack) if f.name not in ("masks", "norm", "head"))
-
-
-def check_task_name(name: str) -> str:
-    """Returns the name of a task if it can be part of a file name.
-
-    Raises:
-        PackError: If it is empty, begins with a dot, or has slashes or line ends in it.
-    """
-    if not name or name.startswith(".") or any(character in name for character in "/\\\0\n\r"):
-        raise PackError(
-            f"A task's name is part of a file name: no slashes, no line ends, no dot in front. Received: {name!r}."
-        )
-    return name
-
-
-def _check_fields(pack: TaskPack) -> None:
-    for field in _TEXTS:
-        value = getattr(pack, field)
-        if not isinstance(value, str) or not value:
-            raise PackError(f"{field} must be a text that is not empty. Received: {value!r}.")
-    # An empty string stands for no augmentation.
-    if not isinstance(pack.eval_augment, str):
-        raise PackError(f"eval_augment must be an augmentation string. Received: {pack.eval_augment!r}.")
-    check_task_name(pack.task)
-    if pack.mask_kind not in MASK_KINDS:
-        raise PackError(f"mask_kind must be one of {MASK_KINDS}. Received: {pack.mask_kind!r}.")
-    names = pack.class_names
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise PackError("class_names must be a list of texts that is not empty.")
-    if len(set(names)) != len(names):
-        raise PackError("class_names must be different from one another.")
-    if type(pack.image_size) is not int or pack.image_size < 1:
-        raise PackError(f"image_size must be a positive integer. Received: {pack.image_size!r}.")
-    threshold = pack.threshold
-    if threshold is not None and (type(threshold) not in (int, float) or not math.isfinite(threshold)):
-        raise PackError(f"threshold must be a finite number or None. Received: {threshold!r}.")
-    for field in _DICTS:
-        if not isinstance(getattr(pack, field), dict):
-            raise PackError(f"{field} must be a dict. Received: {getattr(pack, field)!r}.")
-    if not all(isinstance(errors, dict) for errors in pack.errors.values()):
-        raise PackError("errors must map the name of a split to a dict of errors.")
-    if type(pack.format_version) is not int or not 1 <= pack.format_version <= FORMAT_VERSION:
-        raise PackError(f"format_version must be 1 to {FORMAT_VERSION}. Received: {pack.format_version!r}.")
-    if pack.dtype not in version2.DTYPES:
-        raise PackError(f"dtype must be one of {', '.join(version2.DTYPES)}. Received: {pack.dtype!r}.")
-    try:
-        datetime.datetime.fromisoformat(pack.created)
-    except (TypeError, ValueError) as error:
-        raise PackError(f"created must be a date in ISO 8601. Received: {pack.created!r}.") from error
 
 
 def _package_versions() -> dict[str, str]:

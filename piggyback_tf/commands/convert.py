@@ -1,0 +1,52 @@
+"""convert: a pack in another coding, or of an older format in the present one, without TensorFlow."""
+
+import argparse
+from typing import Any
+
+from piggyback_tf.commands.common import PACK_HELP, check_output, load_pack
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.codec import CODECS
+from piggyback_tf.packs.fileformat import FORMAT_VERSION
+from piggyback_tf.packs.remote import write_bytes
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "convert",
+        help="write a pack in another coding, or from an older format; needs no TensorFlow",
+        description=f"Writes a pack in format version {FORMAT_VERSION}, from this or an older version. Masks stay as "
+        "they are, whatever the codec.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("pack", metavar="PACK", help=PACK_HELP)
+    command.add_argument("--output", required=True, metavar="FILE", help="the file to write, or a URL")
+    command.add_argument(
+        "--codec",
+        choices=CODECS,
+        default="best",
+        help="of the masks: best takes for each layer what is smallest, static one probability for each layer, bits "
+        "one bit a weight (two if ternary); default: best",
+    )
+    command.add_argument(
+        "--float16", action="store_true", help="round batch norm and head to float16, which halves their bytes"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    check_output(options.output)
+    pack, before = load_pack(options.pack)
+    converted = pack.astype("float16") if options.float16 else pack
+    after = converted.to_bytes(options.codec)
+    # The checksum is that of the pack: nothing is written that would not come back as it was.
+    TaskPack.from_bytes(after, options.output)
+    write_bytes(options.output, after)
+    print(
+        f"{options.pack}: {len(before):,} bytes, format version {pack.format_version}, {pack.dtype}\n"
+        f"{options.output}: {len(after):,} bytes, format version {FORMAT_VERSION}, {converted.dtype}, codec "
+        f"{options.codec} ({100 * len(after) / len(before):.1f} %)"
+    )
+    if converted.dtype != pack.dtype and pack.errors:
+        print("The errors in the pack are those that were measured before rounding.")
+    return 0

@@ -1,0 +1,52 @@
+"""merge: a task and its base as one plain Keras model."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from piggyback_tf.commands.common import (
+    PACK_HELP,
+    UsageError,
+    add_base_options,
+    check_output,
+    choose_base,
+    load_bank,
+    load_pack,
+)
+from piggyback_tf.packs.remote import is_url, local_output
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "merge",
+        help="write a task and its base as one plain Keras model",
+        description="Writes a .keras file with a task's network: the base with the weights that the task drops set to "
+        "0, the task's batch norm and its classifier. It loads without this package.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("pack", metavar="PACK", help=PACK_HELP)
+    command.add_argument("--output", required=True, metavar="FILE", help="the file to write (.keras), or a URL")
+    add_base_options(command)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.output.endswith(".keras"):
+        raise UsageError(f"--output={options.output}: the name of a Keras model must end in .keras.")
+    check_output(options.output)
+    pack, _ = load_pack(options.pack)
+    model = load_bank(pack, choose_base(pack, options)).to_keras(pack.task)
+    with local_output(options.output) as path:
+        model.save(path)
+        size = path.stat().st_size
+    # Keras reads few kinds of URLs.
+    remote = is_url(options.output)
+    copied, name = ("Copy it here and load", Path(options.output).name) if remote else ("Load", options.output)
+    images = f"[N, {pack.image_size}, {pack.image_size}, 3]"
+    print(
+        f"{options.output}: {size:,} bytes.\n"
+        f"{copied} it with keras.models.load_model({name!r}). It takes RGB images {images} in "
+        f"[0, 255] and gives the probabilities of {len(pack.class_names)} classes, in the pack's order."
+    )
+    return 0

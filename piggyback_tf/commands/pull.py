@@ -1,0 +1,80 @@
+"""pull: packs from a repository on the Hugging Face Hub, without TensorFlow."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from piggyback_tf.commands.common import UsageError, complain, printable
+from piggyback_tf.evaluation import format_bytes, format_error, format_table
+from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs.pack import PACK_SUFFIX
+from piggyback_tf.packs.remote import is_url, write_bytes
+from piggyback_tf.registry import unknown_name_message
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "pull",
+        help="download packs from a repository on the Hugging Face Hub; needs no TensorFlow",
+        description="Downloads the packs in the top folder of a repository. Each is checked before it takes its place, "
+        "where it replaces a file of the same name. A single pack can also be used where it is, as "
+        "hf://OWNER/NAME/TASK.task.safetensors, or hf://OWNER/NAME@REVISION/...",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument(
+        "tasks",
+        metavar="TASK",
+        nargs="*",
+        help=f"names of packs, without {PACK_SUFFIX}; default: all in the repository",
+    )
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository")
+    command.add_argument("--output_dir", default=".", metavar="DIR", help="a folder, or a URL; default: this one")
+    command.add_argument("--revision", metavar="REVISION", help="a branch, tag or commit; default: main")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from piggyback_tf.packs.hub import HubRepository
+
+    folder = options.output_dir.rstrip("/") if is_url(options.output_dir) else Path(options.output_dir)
+    if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_dir={options.output_dir}: this is no folder.")
+    repository = HubRepository(options.repo, options.revision)
+    files = repository.pack_files()
+    if not files:
+        raise UsageError(
+            f"The repository {options.repo!r} has no packs: no file in its top folder ends in {PACK_SUFFIX}."
+        )
+    if unknown := [task for task in options.tasks if task not in files]:
+        raise UsageError(f"In the repository {options.repo!r}: {unknown_name_message('task', unknown[0], list(files))}")
+    status, rows = 0, []
+    for task in dict.fromkeys(options.tasks or files):
+        name = files[task]
+        data = repository.read(name)
+        try:
+            pack = TaskPack.from_bytes(data, f"hf://{options.repo}/{name}")
+        except PackError as error:
+            status = 2
+            complain(options.command, str(error))
+            continue
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name if isinstance(folder, Path) else f"{folder}/{name}"
+        write_bytes(path, data)
+        rows.append(
+            [
+                printable(pack.task),
+                printable(pack.base_name),
+                f"{len(pack.class_names):,}",
+                format_error(pack.errors.get("test")),
+                format_bytes(len(data)),
+                printable(path),
+            ]
+        )
+    if rows:
+        # The path last, and to the left as text is.
+        width = max(len(row[-1]) for row in rows)
+        header = ["task", "base", "classes", "error %", "bytes", "file".ljust(width)]
+        print(format_table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows], left=2))
+    return status

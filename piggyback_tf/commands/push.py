@@ -1,0 +1,76 @@
+"""push: packs and a model card to a repository on the Hugging Face Hub, without TensorFlow."""
+
+import argparse
+from typing import Any
+
+from piggyback_tf.commands.common import PACK_HELP, UsageError, complain, load_pack
+from piggyback_tf.evaluation import format_bytes
+from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs.pack import PACK_SUFFIX
+
+_CARD = "README.md"
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "push",
+        help="upload packs to a repository on the Hugging Face Hub; needs no TensorFlow",
+        description="Uploads packs, under the names of their tasks, and a model card (README.md) that lists all packs "
+        "of the repository, in one commit. The repository is created if there is none. Of a README.md that is there "
+        "already, only the part between the command's marker lines is written anew. The token is that of "
+        "huggingface_hub: HF_TOKEN, or 'hf auth login'.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository")
+    command.add_argument("--private", action="store_true", help="if the repository is created, only you shall see it")
+    command.add_argument("--revision", metavar="BRANCH", help="a branch, created if there is none; default: main")
+    command.add_argument("--message", metavar="TEXT", help="of the commit; default: names the tasks")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from piggyback_tf.evaluation.model_card import CardError, PackFile, model_card
+    from piggyback_tf.packs.hub import HubRepository, check_repository_name
+
+    check_repository_name(options.repo)
+    packs = _load(options.packs)
+    repository = HubRepository.create(options.repo, options.revision, options.private)
+    files = {name: PackFile(name, len(data), pack) for name, (pack, data) in packs.items()}
+    for name in repository.pack_files().values():
+        if name not in files:
+            data = repository.read(name)
+            files[name] = PackFile(name, len(data), _read(options.command, name, data))
+    try:
+        existing = repository.read(_CARD).decode() if _CARD in repository.files else None
+        card = model_card(options.repo, [files[name] for name in sorted(files)], existing)
+    except (CardError, UnicodeDecodeError) as error:
+        raise UsageError(f"{_CARD} of {options.repo!r} cannot be filled in: {error}") from error
+    message = options.message or f"Add {', '.join(repr(pack.task) for pack, _ in packs.values())}"
+    uploads = {name: data for name, (_, data) in packs.items()} | {_CARD: card.encode()}
+    address = repository.commit(uploads, message)
+    for name, (_, data) in packs.items():
+        print(f"{name}: {format_bytes(len(data))}")
+    print(f"{_CARD}: lists {len(files)} task{'s' * (len(files) > 1)}\n{address}")
+    return 0
+
+
+def _load(paths: list[str]) -> dict[str, tuple[TaskPack, bytes]]:
+    """Returns the packs and the content of their files by the name that they get in the repository."""
+    packs: dict[str, tuple[TaskPack, bytes]] = {}
+    for path in paths:
+        pack, data = load_pack(path)
+        name = f"{pack.task}{PACK_SUFFIX}"
+        if name in packs:
+            raise UsageError(f"Two of the packs are of a task named {pack.task!r}; a repository holds one of a name.")
+        packs[name] = pack, data
+    return packs
+
+
+def _read(command: str, name: str, data: bytes) -> TaskPack | None:
+    try:
+        return TaskPack.from_bytes(data, name)
+    except PackError as error:
+        complain(command, f"In the repository: {error} The model card says so.")
+        return None

@@ -1,0 +1,66 @@
+"""verify: whether packs are whole and fit their base."""
+
+import argparse
+from typing import Any
+
+from piggyback_tf.commands.common import (
+    PACK_HELP,
+    UsageError,
+    add_base_options,
+    choose_base,
+    complain,
+    file_error,
+    load_base,
+    load_pack,
+)
+from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "verify",
+        help="check that packs are whole and fit their base",
+        description="Checks files of tasks (format, checksum, masks), then loads the base and compares its hash and "
+        "the shapes of its weights. Exit status: 0 if all packs are good, else 2.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
+    add_base_options(command)
+
+
+def _run(options: argparse.Namespace) -> int:
+    status, packs = 0, []
+    # All files first: what is wrong with one is said before TensorFlow is loaded.
+    for path in options.packs:
+        try:
+            pack, data = load_pack(path)
+            packs.append((path, pack, len(data), choose_base(pack, options)))
+        except (PackError, UsageError, OSError) as error:
+            status = 2
+            complain(options.command, file_error(path, error))
+    loaded: dict[tuple, BaseSpec] = {}
+    for path, pack, size, base in packs:
+        try:
+            key = (*base, pack.image_size, pack.settings.get("seed", 0) if base[1] == "random" else None)
+            if key not in loaded:
+                loaded[key] = BaseSpec.of(load_base(pack, base))
+            print(f"{path}:\n{_check(pack, size, loaded[key])}")
+        except (PackError, UsageError, OSError) as error:
+            status = 2
+            complain(options.command, f"{path!r}: {error}")
+    return status
+
+
+def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:
+    from piggyback_tf.packs.fit import check_fits
+
+    check_fits(pack.claims, base)
+    features, classes = pack.head["kernel"].shape
+    return (
+        f"  file    whole: {size:,} bytes, format version {pack.format_version}, checksum as computed\n"
+        f"  base    {base.name} ({base.weights}) has the hash that the pack names, {base.hash[:12]}...\n"
+        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head from {features} "
+        f"features to {classes} classes"
+    )

@@ -1,0 +1,188 @@
+"""The model card of a repository of task packs: README.md with YAML in front, as the Hugging Face Hub shows it.
+
+Only what stands between two marker lines is written anew; the rest belongs to the user, a licence for instance.
+"""
+
+import dataclasses
+import html
+import re
+from typing import TYPE_CHECKING, Any
+
+from piggyback_tf.backbones.errors import one_line
+from piggyback_tf.evaluation.report import format_bytes, format_error, markdown_table
+from piggyback_tf.packs import TaskPack
+
+if TYPE_CHECKING:
+    from huggingface_hub import RepoCard
+
+BEGIN = "<!-- piggyback_tf: begin; 'push' writes anew what stands between these two lines -->"
+END = "<!-- piggyback_tf: end -->"
+_TAGS = ("piggyback", "task-pack")
+_ABOUT = (
+    "Tasks for pretrained networks that stay as they are, learned with `piggyback_tf`. A task pack holds what a task "
+    "adds to its network: a binary or ternary mask over the weights ([Piggyback](https://arxiv.org/abs/1801.06519)), "
+    "batch norm if it was trained, and a classifier. It holds no weights of the network, and is refused on any network "
+    "but its own, which is told by the SHA-256 of its weights."
+)
+
+
+class CardError(ValueError):
+    """A README.md that cannot be filled in; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackFile:
+    """A pack in the repository.
+
+    Attributes:
+        name: The file's name.
+        size: Its bytes.
+        pack: Its content; None if it cannot be read.
+    """
+
+    name: str
+    size: int
+    pack: TaskPack | None
+
+
+def model_card(repository: str, files: list[PackFile], existing: str | None = None) -> str:
+    """Returns the model card of a repository.
+
+    Args:
+        repository: `"OWNER/NAME"`.
+        files: All packs in the repository.
+        existing: The present README.md, if there is one. One without text gets it; in any other, what stands between
+            the lines `BEGIN` and `END` is replaced. Of its YAML all is kept that is not about these packs.
+
+    Raises:
+        CardError: If the present README.md has text and not these two lines, or its YAML cannot be read.
+    """
+    name = repository.rpartition("/")[2]
+    card = _parse(existing or "")
+    body = "\n".join([BEGIN, *_body(repository, files), END])
+    if not card.text.strip():
+        card.text = f"\n# {_plain(name)}\n\n{body}\n"
+    else:
+        card.text = _replace_between_markers(card.text, body)
+    for key, value in _metadata(name, files, card.data.to_dict()).items():
+        card.data[key] = value
+    return card.content
+
+
+def _parse(text: str) -> "RepoCard":
+    from huggingface_hub import RepoCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        # A card without YAML would be complained of.
+        return RepoCard(text if REGEX_YAML_BLOCK.search(text) else "---\n{}\n---\n" + text)
+    except Exception as error:  # YAML's own errors among them.
+        raise CardError(f"the YAML in front of it cannot be read: {one_line(error)}") from error
+
+
+def _replace_between_markers(text: str, body: str) -> str:
+    lines = text.splitlines()
+    places = [[place for place, line in enumerate(lines) if line.strip() == marker] for marker in (BEGIN, END)]
+    if [len(found) for found in places] != [1, 1] or places[0] > places[1]:
+        raise CardError(
+            "it was not written by this command. Put these two lines into it, where the tasks shall be listed, or "
+            f"remove it:\n{BEGIN}\n{END}"
+        )
+    (begin,), (end,) = places
+    return "\n".join([*lines[:begin], body, *lines[end + 1 :]]) + "\n"
+
+
+def _metadata(name: str, files: list[PackFile], old: dict[str, Any]) -> dict[str, Any]:
+    """Returns the YAML's entries that are about the packs; those that the user may have chosen are kept."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    packs = [file.pack for file in files if file.pack]
+    tags = old.get("tags") or []
+    tags = tags if isinstance(tags, list) else [tags]
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=_plain(pack.task),
+            dataset_name=f"{_plain(pack.task)}, {pack.errors['test']['images']} test images",
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name="Top-1 accuracy",
+            metric_value=round(1 - pack.errors["test"]["top1_error"] / 100, 6),
+        )
+        for pack in packs
+        if {"images", "top1_error"} <= pack.errors.get("test", {}).keys()
+    ]
+    index = old.get("model-index") or []
+    others = [entry for entry in index if not isinstance(entry, dict) or entry.get("name") != name]
+    return {
+        "library_name": old.get("library_name", "piggyback_tf"),
+        "pipeline_tag": old.get("pipeline_tag", "image-classification"),
+        "tags": list(dict.fromkeys([*tags, *_TAGS, *(_plain(pack.base_name) for pack in packs)])),
+        "model-index": others + (eval_results_to_model_index(name, results) if results else []) or None,
+    }
+
+
+def _body(repository: str, files: list[PackFile]) -> list[str]:
+    header = ["task", "base", "base hash", "classes", "test error %", "zeros %", "size"]
+    lines = [_ABOUT, "", *markdown_table(header, [_row(file) for file in files], left=3), ""]
+    lines += [
+        "*Test error*: top-1, with 95 % Wilson score interval. *Zeros*: the part of the masked weights that the task "
+        "does not use. *Base hash*: the first digits of the SHA-256.",
+        "",
+        "```bash",
+        f"python -m piggyback_tf pull --repo {repository} --output_dir packs",
+        "```",
+        "",
+    ]
+    readable = next((file for file in files if file.pack), None)
+    return lines + (_example(readable.name, readable.pack) if readable else [])
+
+
+def _row(file: PackFile) -> list[str]:
+    pack = file.pack
+    if pack is None:
+        return [_markdown(file.name), "cannot be read", "-", "-", "-", "-", format_bytes(file.size)]
+    return [
+        _markdown(pack.task),
+        _markdown(f"{pack.base_name} ({pack.base_weights}, {pack.image_size} px)"),
+        _markdown(pack.base_hash[:12]),
+        f"{len(pack.class_names):,}",
+        format_error(pack.errors.get("test")),
+        f"{100 * pack.zeros_total:.2f}" if pack.masks else "-",
+        format_bytes(file.size),
+    ]
+
+
+def _example(file: str, pack: TaskPack) -> list[str]:
+    """Returns the lines that load one of the packs in Python."""
+    from piggyback_tf.backbones.registry import get_entry, list_backbones
+
+    name, size = pack.base_name, pack.image_size
+    if name not in list_backbones():
+        backbone = f"pb.Backbone.from_model(model)  # {_plain(name)}, as the task's author has it"
+    elif pack.base_weights in get_entry(name).weights:
+        seed = f", seed={pack.settings.get('seed', 0)!r}" if pack.base_weights == "random" else ""
+        backbone = f"pb.load_backbone({name!r}, weights={pack.base_weights!r}, image_size={size}{seed})"
+    else:
+        backbone = f"pb.load_backbone({name!r}, weights={f'FOLDER/{pack.base_weights}'!r}, image_size={size})"
+    return [
+        "```python",
+        "import piggyback_tf as pb",
+        "",
+        f"backbone = {backbone}",
+        f"bank = pb.TaskBank(backbone).add({f'packs/{file}'!r})",
+        f"probabilities = bank.predict(images, task={pack.task!r})  # images: [N, {size}, {size}, 3], RGB in [0, 255]",
+        "```",
+    ]
+
+
+def _plain(text: str) -> str:
+    """Returns a text on one line, without control characters; a pack may come from anywhere."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _markdown(text: str) -> str:
+    """Returns a text that Markdown shows as it is, neither as HTML nor as a link."""
+    return re.sub(r"([\\`*\[\]])", r"\\\1", html.escape(_plain(text), quote=False))
