@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import constriction
 import keras
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from piggyback_tf.backbones.registry import _BACKBONES, list_backbones
 from piggyback_tf.data import AUGMENTATIONS, DATA_KINDS, data_kinds, load_data, make_dataset
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskBank, TaskPack
-from tests.packs.helpers import make_pack
+from piggyback_tf.packs.codec import CODECS
+from tests.packs.helpers import make_pack, structured_pack
 
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRIES = (METHODS, _BACKBONES, DATA_KINDS, AUGMENTATIONS)
@@ -88,10 +90,18 @@ def test_the_examples_of_data_and_augmentation(tmp_path):
         load_data("npz:nothing")
 
 
-@pytest.mark.parametrize("kind", ["binary", "ternary", "none"])
-def test_a_pack_is_read_without_the_package(kind, tmp_path):
-    pack = make_pack(kind)
-    pack.save(tmp_path / "birds.task.safetensors")
+PACKS = {
+    **{f"{kind} {codec}": (structured_pack(kind), codec) for kind in ("binary", "ternary") for codec in CODECS},
+    "random": (make_pack("ternary"), "best"),
+    "none": (make_pack("none"), "best"),
+    "float16": (structured_pack(norm={}).astype("float16"), "best"),
+}
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_a_pack_is_read_without_the_package(name, tmp_path):
+    pack, codec = PACKS[name]
+    pack.save(tmp_path / "birds.task.safetensors", codec)
     code = _code("docs/pack-format.md", "Reading a pack without this package")
     code += "\nassert not {'tensorflow', 'piggyback_tf'} & set(sys.modules)\n"
     code += "np.savez(sys.argv[2], **{path.replace('/', '.'): mask for path, mask in masks.items()})\n"
@@ -109,3 +119,26 @@ def test_a_pack_is_read_without_the_package(kind, tmp_path):
         for path in pack.masks:
             np.testing.assert_array_equal(masks[path.replace("/", ".")], pack.mask(path))
             assert f"{path} {list(pack.mask(path).shape)} {pack.zeros[path]:.2%} zeros\n" in done.stdout
+
+
+def test_the_entropy_coder_is_the_documented_one():
+    names = {}
+    exec(compile(_code("docs/pack-format.md", "Entropy coder"), "pack-format.md", "exec"), names)
+    rng = np.random.default_rng(0)
+    library = constriction.stream
+    for keep, negate in [(1, 1), (65534, 65534), (3, 65000), *rng.integers(1, 65535, (60, 2)).tolist()]:
+        # As the decoder takes them, one by one: values of two and of three kinds.
+        binary = [(65536 - keep) * 65536, keep * 65536]
+        ternary = [(65536 - keep) * 65536, keep * (65536 - negate), keep * negate]
+        count, parts = int(rng.integers(0, 200)), []
+        for shares in (binary, ternary):
+            chances = np.array(shares) / 2.0**32
+            model = library.model.Categorical(chances, perfect=False, lazy=False)
+            parts.append((model, names["starts_of_values"](shares), rng.choice(len(shares), count, p=chances)))
+        coder = library.stack.AnsCoder()
+        for model, _, symbols in reversed(parts):
+            coder.encode_reverse(symbols.astype(np.int32), model)
+        reader = names["Ans"](coder.get_compressed())
+        for _, starts, symbols in parts:
+            assert [reader.decode(starts) for _ in symbols] == symbols.tolist()
+        assert reader.is_empty()

@@ -1,7 +1,8 @@
-"""Masks in a file: a range coder with one probability for a layer, or for each rectangle of channel classes.
+"""Masks in a file: entropy-coded with one rate of zeros for a layer, or for each rectangle of channel classes.
 
 Layers follow one another in one stream, so that a layer costs no more than its own bits. How a layer is coded is
-written beside it: the encoder takes for each layer what is smallest.
+written beside it: the encoder takes for each layer what is smallest. The coder is ANS (asymmetric numeral systems): as
+short as range coding, and faster to decode.
 """
 
 import dataclasses
@@ -13,22 +14,21 @@ import numpy as np
 
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.fileformat import PackError, check_shape, shown
 from piggyback_tf.packs.partition import (
-    ALL_ONES,
-    ALL_ZEROS,
     MAX_CLASSES,
-    PROBABILITY_ONE,
     Partition,
     channel_view_shape,
     find_partition,
-    probability_of,
+    members,
     whole_layer,
 )
+from piggyback_tf.packs.rates import NEVER, RATE_BITS, RATE_ONE, RATES, rate_code
 
 CODECS = ("best", "static", "bits")
-# How a layer is coded: by the range coder, or as it is.
-LAYER_CODECS = ("range", "bits")
-# Symbols are 32-bit integers on their way to and from the range coder: a part of a layer at a time.
+# How a layer is coded: by the entropy coder, or as it is.
+LAYER_CODECS = ("ans", "bits")
+# Symbols are 32-bit integers on their way to and from the entropy coder: a part of a layer at a time.
 _CHUNK = 1 << 16
 
 
@@ -41,7 +41,7 @@ class CodedLayer:
         shape: Its shape.
         zeros: How many weights are dropped.
         codec: One of `LAYER_CODECS`.
-        classes: Numbers of input and of output classes; `(1, 1)` is one probability for the layer.
+        classes: Numbers of input and of output classes; `(1, 1)` is one rate for the layer.
     """
 
     path: str
@@ -63,21 +63,21 @@ class EncodedMasks:
     Attributes:
         kind: `"binary"` or `"ternary"`.
         layers: The index, in layer order.
-        probabilities: All probabilities, uint16, in layer order; see `docs/pack-format.md`.
-        stream: What the range coder wrote, uint32.
+        rates: Codes of all rates, uint8, in layer order; see `rates.py` and `docs/pack-format.md`.
+        stream: What the entropy coder wrote, uint32.
         raw: The packed bits of the layers that are coded as they are, uint8.
     """
 
     kind: str
     layers: tuple[CodedLayer, ...]
-    probabilities: np.ndarray
+    rates: np.ndarray
     stream: np.ndarray
     raw: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        """Bytes of coded masks and model parameters, without the index."""
-        return self.probabilities.nbytes + self.stream.nbytes + self.raw.nbytes
+        """Bytes of coded masks, rates included, without the index."""
+        return self.rates.nbytes + self.stream.nbytes + self.raw.nbytes
 
     def decode(self) -> dict[str, MaskBits]:
         """Returns the masks by path.
@@ -86,15 +86,11 @@ class EncodedMasks:
             ValueError: If this is not what `encode` makes of any masks of these shapes.
         """
         decoder = _Decoder(self)
-        try:
-            masks = {layer.path: MaskBits(layer.shape, decoder.layer(layer)) for layer in self.layers}
-        except AssertionError as error:
-            # The range coder's way to say it.
-            raise ValueError("The coded masks are no output of the range coder.") from error
+        masks = {layer.path: MaskBits(layer.shape, decoder.layer(layer)) for layer in self.layers}
         decoder.finish()
         for layer in self.layers:
             if bits.count_zeros(masks[layer.path].packed, layer.shape) != layer.zeros:
-                raise ValueError(f"The mask of {layer.path!r} has another number of zeros than the index says.")
+                raise ValueError(f"The mask of {shown(layer.path)} has another number of zeros than the index says.")
         return masks
 
 
@@ -104,8 +100,8 @@ def encode(masks: dict[str, MaskBits], kind: str, codec: str = "best") -> Encode
     Args:
         masks: Packed masks by path, in layer order.
         kind: `"binary"` or `"ternary"`.
-        codec: `"best"` takes for each layer what is smallest, `"static"` one probability for each layer (its entropy
-            if weights were dropped independently), `"bits"` one bit a weight (two if ternary).
+        codec: `"best"` takes for each layer what is smallest, `"static"` one rate of zeros for each layer (its
+            entropy if weights were dropped independently), `"bits"` one bit a weight (two if ternary).
 
     Raises:
         ValueError: If there is no such codec.
@@ -121,100 +117,106 @@ def encode(masks: dict[str, MaskBits], kind: str, codec: str = "best") -> Encode
 class _Encoder:
     def __init__(self, kind: str, codec: str):
         self._kind, self._codec = kind, codec
-        self._coder = constriction.stream.queue.RangeEncoder()
+        # Symbols and their model, in the order of decoding. The coder is a stack: it takes them from the last one on.
+        self._coded: list[tuple[np.ndarray, Any]] = []
         self._layers: list[CodedLayer] = []
-        self._probabilities: list[np.ndarray] = []
+        self._rates: list[np.ndarray] = []
         self._raw: list[np.ndarray] = []
 
     def add(self, path: str, mask: MaskBits) -> None:
         zeros = bits.count_zeros(mask.packed, mask.shape)
         kept = mask.size - zeros
+        values = _unpacked(mask) if self._codec != "bits" else None
         partition = whole_layer(mask.shape, kept)
-        view = None
         if self._codec == "best" and zeros and kept:
-            view = _unpacked(mask.packed[0], mask.size).reshape(channel_view_shape(mask.shape))
-            partition = find_partition(view)
+            partition = find_partition(values != 0)
         negated = bits.count_ones(mask.packed[1]) if self._kind == "ternary" else 0
         signs = whole_layer((max(1, kept),), kept - negated) if self._kind == "ternary" else None
         length = partition.bits + (signs.bits if signs else 0)
-        if self._codec == "bits" or (self._codec == "best" and length >= 8 * mask.packed.size):
+        if values is None or (self._codec == "best" and length >= 8 * mask.packed.size):
             self._layers.append(CodedLayer(path, mask.shape, zeros, "bits"))
             self._raw.append(mask.packed.reshape(-1))
             return
-        self._layers.append(CodedLayer(path, mask.shape, zeros, "range", partition.probabilities.shape))
-        if view is None:
-            view = _unpacked(mask.packed[0], mask.size).reshape(channel_view_shape(mask.shape))
-        self._add_partition(view, partition)
-        if signs:
-            self._probabilities.append(probability_of(negated, kept).reshape(-1))
-            self._add_symbols(_unpacked(mask.packed[1], mask.size)[view.reshape(-1) == 1], self._probabilities[-1][0])
+        self._layers.append(CodedLayer(path, mask.shape, zeros, "ans", partition.rates.shape))
+        self._add_layer(values, partition, rate_code(negated, kept))
 
     def result(self) -> EncodedMasks:
+        coder = constriction.stream.stack.AnsCoder()
+        for symbols, model in reversed(self._coded):
+            for start in reversed(range(0, symbols.size, _CHUNK)):
+                coder.encode_reverse(symbols[start : start + _CHUNK].astype(np.int32), model)
         return EncodedMasks(
             self._kind,
             tuple(self._layers),
-            np.concatenate([np.zeros(0, np.uint16), *self._probabilities]),
-            self._coder.get_compressed(),
+            np.concatenate([np.zeros(0, np.uint8), *self._rates]),
+            coder.get_compressed(),
             np.concatenate([np.zeros(0, np.uint8), *self._raw]),
         )
 
-    def _add_partition(self, view: np.ndarray, partition: Partition) -> None:
-        for number, classes in zip(partition.probabilities.shape, (partition.inputs, partition.outputs), strict=True):
-            if number > 1:
-                self._coder.encode(classes.astype(np.int32), _uniform(number))
-        self._probabilities.append(partition.probabilities.reshape(-1))
-        members = [np.flatnonzero(partition.outputs == b) for b in range(partition.probabilities.shape[1])]
-        for a, row in enumerate(partition.probabilities):
-            block = view[:, partition.inputs == a]
-            for columns, probability in zip(members, row, strict=True):
-                self._add_symbols(np.take(block, columns, axis=2).reshape(-1), probability)
+    def _add_layer(self, values: np.ndarray, partition: Partition, negate: np.ndarray) -> None:
+        for number, classes in zip(partition.rates.shape, (partition.inputs, partition.outputs), strict=True):
+            for inside in members(classes, number):
+                rate = rate_code(inside.sum(), inside.size)
+                self._rates.append(rate.reshape(1))
+                self._add_symbols(inside, _member_shares(rate))
+        self._rates.append(partition.rates.reshape(-1))
+        if self._kind == "ternary":
+            self._rates.append(negate.reshape(1))
+        columns = [np.flatnonzero(partition.outputs == b) for b in range(partition.rates.shape[1])]
+        for a, row in enumerate(partition.rates):
+            block = values[:, partition.inputs == a]
+            for places, rate in zip(columns, row, strict=True):
+                self._add_symbols(np.take(block, places, axis=2).reshape(-1), _weight_shares(rate, negate))
 
-    def _add_symbols(self, symbols: np.ndarray, probability: int) -> None:
-        if probability not in (ALL_ZEROS, ALL_ONES):
-            model = _bernoulli(probability)
-            for start in range(0, symbols.size, _CHUNK):
-                self._coder.encode(symbols[start : start + _CHUNK].astype(np.int32), model)
+    def _add_symbols(self, values: np.ndarray, shares: tuple[int, ...]) -> None:
+        alphabet, model = _model(shares)
+        if model:
+            symbols = values if _numbered(alphabet) else np.searchsorted(alphabet, values)
+            self._coded.append((symbols.astype(np.uint8), model))
 
 
 class _Decoder:
     def __init__(self, encoded: EncodedMasks):
         self._kind, self._raw = encoded.kind, encoded.raw
-        self._probabilities = encoded.probabilities
-        self._coder = constriction.stream.queue.RangeDecoder(np.ascontiguousarray(encoded.stream, np.uint32))
+        self._rates = encoded.rates
+        if encoded.stream.size and not encoded.stream[-1]:
+            raise ValueError("The coded masks end in a zero, which the coder never writes.")
+        self._coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(encoded.stream, np.uint32))
 
     def layer(self, layer: CodedLayer) -> np.ndarray:
         """Returns the packed bits of the next layer."""
         shape = bits.packed_shape(layer.shape, self._kind)
         if layer.codec == "bits":
             return self._take("_raw", math.prod(shape), "packed bits").reshape(shape).copy()
+        values = self._values(channel_view_shape(layer.shape), layer.classes)
         packed = np.empty(shape, np.uint8)
-        kept = self._partition(channel_view_shape(layer.shape), layer.classes)
-        packed[0] = np.packbits(kept, bitorder="little")
+        packed[0] = np.packbits(values, bitorder="little")
         if self._kind == "ternary":
-            negated = np.zeros(layer.size, np.uint8)
-            places = np.flatnonzero(kept.reshape(-1))
-            negated[places] = self._symbols(len(places), self._take("_probabilities", 1, "probabilities")[0])
-            packed[1] = np.packbits(negated, bitorder="little")
+            values >>= 1
+            packed[1] = np.packbits(values, bitorder="little")
         return packed
 
     def finish(self) -> None:
         """Checks that everything was used."""
-        if self._probabilities.size or self._raw.size or not self._coder.maybe_exhausted():
+        if self._rates.size or self._raw.size or not self._coder.is_empty():
             raise ValueError("More is coded than the index says.")
 
-    def _partition(self, view: tuple[int, int, int], numbers: tuple[int, int]) -> np.ndarray:
-        """Returns which weights are kept, uint8 `[S, I, O]`."""
+    def _values(self, view: tuple[int, int, int], numbers: tuple[int, int]) -> np.ndarray:
+        """Returns which weights are dropped (0), kept (1) and negated (2), uint8 `[S, I, O]`."""
         positions, *channels = view
         classes = [self._classes(size, number) for size, number in zip(channels, numbers, strict=True)]
         sizes = [np.bincount(assigned, minlength=number) for assigned, number in zip(classes, numbers, strict=True)]
-        probabilities = self._take("_probabilities", math.prod(numbers), "probabilities").reshape(numbers)
+        rates = self._take("_rates", math.prod(numbers), "rates").reshape(numbers)
+        negate = self._take("_rates", 1, "rates")[0] if self._kind == "ternary" else NEVER
+        if numbers == (1, 1):
+            return self._symbols(math.prod(view), _weight_shares(rates[0, 0], negate)).reshape(view)
         ordered = np.empty(view, np.uint8)
         top = 0
         for a, height in enumerate(sizes[0]):
             left = 0
             for b, width in enumerate(sizes[1]):
-                symbols = self._symbols(positions * height * width, probabilities[a, b])
-                ordered[:, top : top + height, left : left + width] = symbols.reshape(positions, height, width)
+                rectangle = self._symbols(positions * height * width, _weight_shares(rates[a, b], negate))
+                ordered[:, top : top + height, left : left + width] = rectangle.reshape(positions, height, width)
                 left += width
             top += height
         # Back from the order of the classes to that of the channels.
@@ -224,16 +226,25 @@ class _Decoder:
         return ordered
 
     def _classes(self, size: int, number: int) -> np.ndarray:
-        return self._coder.decode(_uniform(number), size) if number > 1 else np.zeros(size, np.int32)
+        """Returns the class of each channel; `members` takes them apart."""
+        classes = np.full(size, number - 1, np.uint8)
+        left = np.arange(size)
+        for c in range(number - 1):
+            inside = self._symbols(left.size, _member_shares(self._take("_rates", 1, "rates")[0])) == 1
+            classes[left[inside]] = c
+            left = left[~inside]
+        return classes
 
-    def _symbols(self, count: int, probability: int) -> np.ndarray:
-        if probability in (ALL_ZEROS, ALL_ONES):
-            return np.full(count, int(probability == ALL_ONES), np.uint8)
-        symbols, model = np.empty(count, np.uint8), _bernoulli(probability)
+    def _symbols(self, count: int, shares: tuple[int, ...]) -> np.ndarray:
+        """Returns the next values, uint8 `[count]`."""
+        alphabet, model = _model(shares)
+        if not model:
+            return np.full(count, alphabet[0], np.uint8)
+        symbols = np.empty(count, np.uint8)
         for start in range(0, count, _CHUNK):
             end = min(start + _CHUNK, count)
             symbols[start:end] = self._coder.decode(model, end - start)
-        return symbols
+        return symbols if _numbered(alphabet) else np.array(alphabet, np.uint8)[symbols]
 
     def _take(self, name: str, count: int, what: str) -> np.ndarray:
         """Returns the next elements of an array, and takes them off it."""
@@ -252,19 +263,26 @@ def check_layer(entry: Any) -> CodedLayer:
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
         raise ValueError("The index has an entry without a path.")
-    path, shape, classes = entry["path"], entry.get("shape"), entry.get("classes", [1, 1])
+    shape, classes = entry.get("shape"), entry.get("classes", [1, 1])
+    wrong = f"The index is wrong at {shown(entry['path'])}"
     if set(entry) - {"classes"} != {"path", "shape", "zeros", "codec"} or entry["codec"] not in LAYER_CODECS:
-        raise ValueError(f"The index is wrong at {path!r}: it has other entries than it should, or an unknown codec.")
-    if not isinstance(shape, list) or not shape or not all(type(side) is int and side > 0 for side in shape):
-        raise ValueError(f"The index is wrong at {path!r}: {shape!r} is no shape of a weight.")
+        raise ValueError(f"{wrong}: it has other entries than it should, or an unknown codec.")
+    try:
+        check_shape(shape)
+    except PackError as error:
+        raise ValueError(f"{wrong}: {error}") from error
     if type(entry["zeros"]) is not int or not 0 <= entry["zeros"] <= math.prod(shape):
-        raise ValueError(f"The index is wrong at {path!r}: {entry['zeros']!r} is no number of zeros.")
+        raise ValueError(f"{wrong}: {shown(entry['zeros'])} is no number of zeros.")
+    if "classes" in entry and (entry["codec"] == "bits" or classes == [1, 1]):
+        raise ValueError(f"{wrong}: it has classes that it should not have.")
     if not isinstance(classes, list) or len(classes) != 2 or not all(type(c) is int for c in classes):
-        raise ValueError(f"The index is wrong at {path!r}: {classes!r} are no numbers of classes.")
+        raise ValueError(f"{wrong}: {shown(classes)} are no numbers of classes.")
     for number, channels in zip(classes, channel_view_shape(tuple(shape))[1:], strict=True):
         if not 1 <= number <= min(MAX_CLASSES, channels):
-            raise ValueError(f"The index is wrong at {path!r}: {channels} channels cannot be in {number} classes.")
-    return CodedLayer(path, tuple(shape), entry["zeros"], entry["codec"], (classes[0], classes[1]))
+            raise ValueError(f"{wrong}: {channels} channels cannot be in {number} classes.")
+    if RATE_BITS * (classes[0] * classes[1] - 1) > math.prod(shape):
+        raise ValueError(f"{wrong}: {classes} classes take more bits than they can save.")
+    return CodedLayer(entry["path"], tuple(shape), entry["zeros"], entry["codec"], (classes[0], classes[1]))
 
 
 def layer_entry(layer: CodedLayer) -> dict[str, Any]:
@@ -273,15 +291,34 @@ def layer_entry(layer: CodedLayer) -> dict[str, Any]:
     return entry | ({"classes": list(layer.classes)} if layer.classes != (1, 1) else {})
 
 
-def _bernoulli(probability: int) -> Any:
-    # The coder accepts any number, -1 and 2 too. Only a 16-bit integer that is not one of the extremes comes here, and
-    # its quotient is exact.
-    return constriction.stream.model.Bernoulli(int(probability) / PROBABILITY_ONE, perfect=False)
+def _weight_shares(drop: int, negate: int) -> tuple[int, ...]:
+    """Returns how often a weight is dropped, kept and negated, in 2^-32, by codes of rates: of all, of those kept."""
+    dropped, negated = int(RATES[drop]), int(RATES[negate])
+    return dropped * RATE_ONE, (RATE_ONE - dropped) * (RATE_ONE - negated), (RATE_ONE - dropped) * negated
 
 
-def _uniform(number: int) -> Any:
-    return constriction.stream.model.Uniform(number)
+def _member_shares(rate: int) -> tuple[int, ...]:
+    """Returns how often a channel is outside and inside of a class, in 2^-32, by the code of a rate."""
+    inside = int(RATES[rate])
+    return (RATE_ONE - inside) * RATE_ONE, inside * RATE_ONE
 
 
-def _unpacked(packed: np.ndarray, count: int) -> np.ndarray:
-    return np.unpackbits(packed, count=count, bitorder="little")
+def _model(shares: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
+    """Returns the values that occur, and the model of the symbols that number them; None if there is one only."""
+    alphabet = tuple(value for value, share in enumerate(shares) if share)
+    if len(alphabet) == 1:
+        return alphabet, None
+    # Multiples of 2^-32, exact in float64; they add up to one.
+    probabilities = np.array([shares[value] / RATE_ONE**2 for value in alphabet])
+    return alphabet, constriction.stream.model.Categorical(probabilities, perfect=False, lazy=False)
+
+
+def _numbered(alphabet: tuple[int, ...]) -> bool:
+    """Returns whether the values number themselves."""
+    return alphabet[-1] == len(alphabet) - 1
+
+
+def _unpacked(mask: MaskBits) -> np.ndarray:
+    """Returns which weights are dropped (0), kept (1) and negated (2), uint8 `[S, I, O]`."""
+    planes = np.unpackbits(mask.packed, axis=1, count=mask.size, bitorder="little")
+    return planes.sum(axis=0, dtype=np.uint8).reshape(channel_view_shape(mask.shape))

@@ -7,6 +7,7 @@ run to run, hence the single entry. Every check that a header allows is made bef
 import hashlib
 import json
 import math
+import reprlib
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,8 +16,17 @@ from safetensors.numpy import save as serialize
 
 METADATA_KEY = "piggyback_tf.task_pack"
 FORMAT_VERSION = 2
-# The limit of the safetensors library itself.
-_LARGEST_HEADER = 100_000_000
+# Longer files are not read, whatever they say: a pack of every weight of the largest network has a tenth of that.
+_LARGEST_FILE = 1 << 31
+# A header this long describes 20,000 classes and a thousand layers, and takes little memory when it is parsed.
+_LARGEST_HEADER = 1 << 22
+# How deeply JSON may be nested.
+_DEEPEST = 32
+# How much of a value from a file an error repeats.
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
+_REPR.maxlist = 8
+shown = _REPR.repr
 _DTYPES = {
     "U8": np.dtype("uint8"),
     "U16": np.dtype("<u2"),
@@ -24,8 +34,8 @@ _DTYPES = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
-# A shape that a tensor must have; None is a vector of any length.
-Shape = tuple[int, ...] | None
+# A shape that a tensor must have, or how long a vector may be at most.
+Shape = tuple[int, ...] | int
 
 
 class PackError(ValueError):
@@ -45,15 +55,41 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
     """Returns the object that a JSON text holds.
 
     Raises:
-        ValueError: If it is no JSON, or no object; NaN and infinite numbers are no JSON.
+        ValueError: If it is no JSON, no object, or what `check_json` refuses.
     """
     try:
-        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_object)
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("it is no object")
+    check_json(value)
     return value
+
+
+def check_json(value: Any) -> None:
+    """Checks JSON values for what this format does not allow, though Python's JSON library reads and writes it.
+
+    Raises:
+        ValueError: If they are nested too deeply, or hold a number that is not finite or a text that is no Unicode.
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        for item in level:
+            if isinstance(item, str) and not item.isascii():
+                # Half of a surrogate pair can be written in JSON, and neither printed nor encoded.
+                item.encode("utf-8")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{item} is no JSON number")
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in ((*item, *item.values()) if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
 
 
 def digest(document: dict, tensors: dict[str, np.ndarray]) -> str:
@@ -69,10 +105,17 @@ def digest(document: dict, tensors: dict[str, np.ndarray]) -> str:
 
 
 def to_bytes(document: dict, tensors: dict[str, np.ndarray]) -> bytes:
-    """Returns the bytes of a pack's file."""
+    """Returns the bytes of a pack's file.
+
+    Raises:
+        PackError: If the description is too long.
+    """
     # Contiguous and little-endian, as safetensors wants them.
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    return serialize(tensors, metadata={METADATA_KEY: canonical_json(document)})
+    data = serialize(tensors, metadata={METADATA_KEY: canonical_json(document)})
+    if (length := int.from_bytes(data[:8], "little")) > _LARGEST_HEADER:
+        raise PackError(f"The description of the task takes {length:,} bytes; at most {_LARGEST_HEADER:,} can be read.")
+    return data
 
 
 class PackReader:
@@ -91,8 +134,10 @@ class PackReader:
         self._stream, self.size, self._name = stream, size, name
         self._start = stream.read(8)
         length = int.from_bytes(self._start, "little")
-        if len(self._start) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        if len(self._start) < 8 or not 2 <= length <= size - 8:
             raise self.error("is no task pack, or only a part of one: its header does not fit into the file")
+        if length > _LARGEST_HEADER:
+            raise self.error(f"has a header of {length:,} bytes, and a task pack's has at most {_LARGEST_HEADER:,}")
         self._header = stream.read(length)
         self._entries = self._parse(self._header, "header")
         metadata = self._entries.pop("__metadata__", None)
@@ -102,11 +147,11 @@ class PackReader:
         self.document = self._parse(text, "description of the task")
         self.version = self.document.get("format_version")
         if type(self.version) is not int or self.version < 1:
-            raise self.error(f"has the format version {self.version!r}, which is no version")
+            raise self.error(f"has the format version {shown(self.version)}, which is no version")
         if self.version > FORMAT_VERSION:
             raise self.error(
-                f"has format version {self.version}, and this version of piggyback_tf reads up to {FORMAT_VERSION}: "
-                "upgrade piggyback_tf"
+                f"has format version {shown(self.version)}, and this version of piggyback_tf reads up to "
+                f"{FORMAT_VERSION}: upgrade piggyback_tf"
             )
 
     def error(self, what: str) -> PackFileError:
@@ -120,9 +165,9 @@ class PackReader:
             PackError: If not.
         """
         if missing := sorted(keys - self.document.keys()):
-            raise PackError(f"its description has no entry {missing[0]!r}.")
+            raise PackError(f"its description has no entry {shown(missing[0])}.")
         if extra := sorted(self.document.keys() - keys):
-            raise PackError(f"its description has an entry {extra[0]!r} that is not part of the format.")
+            raise PackError(f"its description has an entry {shown(extra[0])} that is not part of the format.")
 
     def has(self, name: str) -> bool:
         """Returns whether the file holds a tensor of this name."""
@@ -144,44 +189,57 @@ class PackReader:
             PackFileError: If the file holds others.
         """
         if missing := sorted(expected.keys() - self._entries.keys()):
-            raise self.error(f"lacks the tensor {missing[0]!r}")
+            raise self.error(f"lacks the tensor {shown(missing[0])}")
         if extra := sorted(self._entries.keys() - expected.keys()):
-            raise self.error(f"should not hold the tensor {extra[0]!r}")
+            raise self.error(f"should not hold the tensor {shown(extra[0])}")
         shapes = {name: self._checked_shape(name, *wanted) for name, wanted in expected.items()}
         content = sum(dtype.itemsize * math.prod(shapes[name]) for name, (dtype, _) in expected.items())
         length = len(self._start) + len(self._header) + content
         if self.size != length:
             raise self.error(f"should be {length} bytes long and is {self.size}: it is cut off or damaged")
+        if self.size > _LARGEST_FILE:
+            raise self.error(f"is {self.size:,} bytes long, and a task pack has at most {_LARGEST_FILE:,}")
         try:
             entries = deserialize(self._start + self._header + self._stream.read())
         except SafetensorError as error:
-            raise self.error(f"is damaged ({error})") from error
+            raise self.error(f"is damaged: safetensors says {shown(str(error))}") from error
         return {name: np.frombuffer(entry["data"], expected[name][0]).reshape(shapes[name]) for name, entry in entries}
 
     def _checked_shape(self, name: str, dtype: np.dtype, shape: Shape) -> tuple[int, ...]:
         entry = self._entries[name]
         kind, found = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
         good = _DTYPES.get(kind if isinstance(kind, str) else "") == dtype and isinstance(found, list)
-        if shape is None:
-            good = good and len(found) == 1 and type(found[0]) is int and 0 <= found[0] <= self.size
+        if isinstance(shape, int):
+            good = good and len(found) == 1 and type(found[0]) is int and 0 <= found[0] <= shape
         else:
             good = good and found == list(shape)
         if not good:
-            wanted = "a vector" if shape is None else list(shape)
-            raise self.error(f"has the tensor {name!r} as {kind} {found}, not as {dtype} {wanted}")
+            wanted = f"a vector of at most {shape:,}" if isinstance(shape, int) else list(shape)
+            raise self.error(f"has the tensor {name!r} as {shown(kind)} {shown(found)}, not as {dtype} {wanted}")
         return tuple(found)
 
     def _parse(self, text: str | bytes, what: str) -> dict:
         try:
             return parse_json(text)
         except ValueError as error:
-            raise self.error(f"is no task pack, or a damaged one: its {what} is not a JSON object") from error
+            raise self.error(f"is no task pack, or a damaged one: its {what} is not a JSON object: {error}") from error
 
 
 def check_shape(shape: Any) -> None:
-    """Raises a `PackError` unless `shape` is a list or tuple of positive integers that is not empty."""
-    if not shape or not all(type(side) is int and side > 0 for side in shape):
-        raise PackError(f"{shape!r} is no shape of a weight.")
+    """Raises a `PackError` unless `shape` is a list or tuple of one to eight positive integers below 2^31."""
+    good = isinstance(shape, list | tuple) and 1 <= len(shape) <= 8
+    if not good or not all(type(side) is int and 0 < side < 1 << 31 for side in shape):
+        raise PackError(f"{shown(shape)} is no shape of a weight.")
+
+
+def check_path(path: Any) -> None:
+    """Raises a `PackError` unless `path` can be the canonical path of a weight, such as `"conv1/kernel"`."""
+    parts = path.split("/") if isinstance(path, str) else [""]
+    if not {"", ".", ".."}.isdisjoint(parts) or "\\" in path or any(ord(character) < 32 for character in path):
+        raise PackError(
+            f"{shown(path)} is no path of a weight: names with slashes between them, none of them empty, '.' or "
+            "'..'; no backslashes, no control characters."
+        )
 
 
 def _number(value: object) -> object:
@@ -190,5 +248,10 @@ def _number(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"it has {shown(key)} twice")
+        result[key] = value
+    return result

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.fileformat import PackError, shown
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
@@ -82,6 +82,18 @@ class Claims:
     masks: Mapping[str, tuple[int, ...]]
     norm: Mapping[str, tuple[int, ...]]
 
+    @classmethod
+    def of(
+        cls,
+        fields: Mapping[str, Any],
+        features: int,
+        masks: Mapping[str, tuple[int, ...]],
+        norm: Mapping[str, tuple[int, ...]],
+    ) -> "Claims":
+        """Returns the claims of a task with these fields of a `TaskPack`, among others."""
+        said = {name: fields[name] for name in ("task", "base_name", "base_weights", "base_hash", "image_size")}
+        return cls(**said, features=features, masks=masks, norm=norm)
+
 
 def check_fits(claims: Claims, base: BaseSpec) -> None:
     """Checks that a task can be used on a base.
@@ -89,12 +101,12 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
     Raises:
         MisfitError: With the first thing that does not fit.
     """
-    task = f"Task {claims.task!r}"
+    task = f"Task {shown(claims.task)}"
     if claims.base_hash != base.hash:
         raise MisfitError(
-            f"{task} was trained on another base: {claims.base_name!r} with weights {claims.base_weights!r} and hash "
-            f"{claims.base_hash[:12]}..., and this is {base.name!r} with weights {base.weights!r} and hash "
-            f"{base.hash[:12]}..."
+            f"{task} was trained on another base: {shown(claims.base_name)} with weights {shown(claims.base_weights)} "
+            f"and hash {_short(claims.base_hash)}, and this is {base.name!r} with weights {base.weights!r} and hash "
+            f"{_short(base.hash)}."
         )
     if claims.image_size != base.image_size:
         raise MisfitError(
@@ -103,7 +115,7 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
         )
     for path, shape in (*claims.masks.items(), *claims.norm.items()):
         if path not in base.shapes:
-            raise MisfitError(f"{task} has a mask or batch norm for {path!r}, which {base.name!r} lacks.")
+            raise MisfitError(f"{task} has a mask or batch norm for {shown(path)}, which {base.name!r} lacks.")
         if tuple(base.shapes[path]) != tuple(shape):
             raise MisfitError(
                 f"{task} has a mask or batch norm of shape {list(shape)} for {path!r}, which has shape "
@@ -117,3 +129,8 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
             f"The head of {task[0].lower() + task[1:]} takes {claims.features} features, and {base.name!r} gives "
             f"{base.features}."
         )
+
+
+def _short(digest: str) -> str:
+    """Returns the beginning of a hash, without anything that could not be printed."""
+    return repr(digest[:12])[1:-1] + "..."

@@ -18,7 +18,7 @@ from piggyback_tf.packs import bits, fileformat, remote, version1, version2
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.fields import DICTS, DTYPES, check_fields
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, PackFileError
-from piggyback_tf.packs.fit import BaseSpec, Claims, MisfitError, check_fits
+from piggyback_tf.packs.fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class TaskPack:
 
         Args:
             codec: How to code the masks: `"best"` (for each layer what is smallest), `"static"` (entropy-coded with one
-                probability for each layer) or `"bits"` (a bit for a weight, two if the mask is ternary).
+                rate of zeros for each layer) or `"bits"` (a bit for a weight, two if the mask is ternary).
 
         Raises:
             PackError: If the parts no longer fit together.
@@ -247,8 +247,8 @@ class TaskPack:
         Args:
             path: The file, or a URL for which fsspec has a driver.
             base: The base that the pack must fit, `BaseSpec.of(backbone)`: what the file says of itself is compared
-                with it before memory is taken. Without one, a file may claim 2^28 weights, and more only if it has a
-                byte for every 32.
+                with it before memory is taken. Without one, a file may have masks for 150 million weights, and for more
+                only if it has a byte for every 32.
 
         Raises:
             PackError: If the file is no pack, damaged, of a newer format, or of another base.
@@ -269,14 +269,11 @@ class TaskPack:
     def _read(cls, reader: fileformat.PackReader, base: BaseSpec | None) -> "TaskPack":
         try:
             if reader.version == 1:
-                pack = cls(**version1.read(reader, _PLAIN_FIELDS))
-            else:
-                fields, checksum = version2.read(reader, _PLAIN_FIELDS, base)
-                pack = cls(**fields)
-                if pack.content_digest() != checksum:
-                    raise PackError("its checksum is not that of its content.")
-            if base is not None:
-                check_fits(pack.claims, base)
+                return cls(**version1.read(reader, _PLAIN_FIELDS, base))
+            fields, checksum = version2.read(reader, _PLAIN_FIELDS, base)
+            pack = cls(**fields)
+            if pack.content_digest() != checksum:
+                raise PackError("its checksum is not that of its content.")
             return pack
         except (PackFileError, MisfitError):
             raise
@@ -286,16 +283,9 @@ class TaskPack:
     @property
     def claims(self) -> Claims:
         """What has to agree with a base, for `check_fits`."""
-        return Claims(
-            task=self.task,
-            base_name=self.base_name,
-            base_weights=self.base_weights,
-            base_hash=self.base_hash,
-            image_size=self.image_size,
-            features=self.head["kernel"].shape[0],
-            masks={path: mask.shape for path, mask in self.masks.items()},
-            norm={path: value.shape for path, value in self.norm.items()},
-        )
+        masks = {path: mask.shape for path, mask in self.masks.items()}
+        norm = {path: value.shape for path, value in self.norm.items()}
+        return Claims.of(self._plain(), self.head["kernel"].shape[0], masks, norm)
 
     def check(self) -> None:
         """Checks that the parts fit together.

@@ -1,8 +1,8 @@
 """Channel classes: which channels of a layer drop weights alike.
 
 Input and output channels of a trained mask differ in how many weights they drop. Sorted into a few classes each, every
-rectangle of an input and an output class has a probability of its own, which takes fewer bits than one probability for
-the layer. The classes are found by alternating between the two axes (the block model of Dhillon, Mallela and Modha,
+rectangle of an input and an output class has a rate of zeros of its own, which takes fewer bits than one rate for the
+layer. The classes are found by alternating between the two axes (the block model of Dhillon, Mallela and Modha,
 "Information-theoretic co-clustering", KDD 2003).
 """
 
@@ -11,13 +11,14 @@ import math
 
 import numpy as np
 
-# A probability is k / PROBABILITY_ONE. The two extreme values of k stand for rectangles without any choice.
-PROBABILITY_ONE = 1 << 16
-PROBABILITY_BITS = 16
-ALL_ZEROS, ALL_ONES = 0, PROBABILITY_ONE - 1
+from piggyback_tf.packs.rates import RATE_BITS, RATE_ONE, RATES, rate_code
+
 MAX_CLASSES = 16
 _CLASSES = (1, 2, 3, 4, 6, 8, 12, MAX_CLASSES)
 _ROUNDS = 8
+# Matrix products are made in pieces of so many multiplications: of these BLAS makes no threads, which would wait for
+# one another many times as long as the product takes where other work keeps the processor busy.
+_PIECE = 1 << 18
 # Lengths in bits are rounded to multiples of 2^-16: sums of them are then exact in float64, whatever the order in which
 # a processor adds them, and the same mask gives the same classes everywhere.
 _EXACT = 65536.0
@@ -25,19 +26,18 @@ _EXACT = 65536.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partition:
-    """Classes of a layer's channels, and one probability for each rectangle of classes.
+    """Classes of a layer's channels, and one rate of dropped weights for each rectangle of classes.
 
     Attributes:
         inputs: The class of each input channel, uint8 `[I]`.
         outputs: The class of each output channel, uint8 `[O]`.
-        probabilities: uint16 `[A, B]`, for A input and B output classes: 65536 times the probability that a weight is
-            kept; `ALL_ZEROS` and `ALL_ONES` where that is certain.
-        bits: The length of the layer's code with this partition, model parameters included.
+        rates: uint8 `[A, B]`, for A input and B output classes: codes of the rate of dropped weights.
+        bits: The length of the layer's code with this partition, rates and classes included.
     """
 
     inputs: np.ndarray
     outputs: np.ndarray
-    probabilities: np.ndarray
+    rates: np.ndarray
     bits: float
 
 
@@ -52,15 +52,13 @@ def channel_view_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return math.prod(shape[:-2]), shape[-2], shape[-1]
 
 
-def probability_of(kept: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Returns the probabilities, uint16, of rectangles of which `kept` of `counts` weights are kept."""
-    kept, counts = np.asarray(kept, np.int64), np.maximum(np.asarray(counts, np.int64), 1)
-    middle = np.clip((PROBABILITY_ONE * kept + counts // 2) // counts, ALL_ZEROS + 1, ALL_ONES - 1)
-    return np.where(kept == 0, ALL_ZEROS, np.where(kept == counts, ALL_ONES, middle)).astype(np.uint16)
+def members(assigned: np.ndarray, number: int) -> list[np.ndarray]:
+    """Returns, for each class but the last, which of the channels in no class before it are in it, uint8 0 or 1."""
+    return [(assigned[assigned >= c] == c).astype(np.uint8) for c in range(number - 1)]
 
 
 def whole_layer(shape: tuple[int, ...], kept: int) -> Partition:
-    """Returns the partition into one rectangle: one probability for a layer that keeps `kept` weights."""
+    """Returns the partition into one rectangle: one rate for a layer that keeps `kept` weights."""
     positions, inputs, outputs = channel_view_shape(shape)
     dropped = np.array([[positions * inputs * outputs - kept]], np.float64)
     counts = np.array([[positions * inputs * outputs]], np.float64)
@@ -71,7 +69,7 @@ def find_partition(mask: np.ndarray) -> Partition:
     """Returns the partition with the shortest code that the search finds; one rectangle if nothing is shorter.
 
     Args:
-        mask: Which weights are kept, uint8 of 0 and 1, `[S, I, O]`.
+        mask: Which weights are kept, bool `[S, I, O]`.
     """
     positions, inputs, outputs = mask.shape
     # Small counts in a small type: the largest kernels have 10^8 of them.
@@ -112,26 +110,33 @@ def _co_cluster(dropped: np.ndarray, positions: int, inputs: int, outputs: int) 
             break
         best = partition
         drop_bits, keep_bits = _lengths(block_dropped, block_counts)
-        rows = np.argmin(row_dropped @ drop_bits.T + (row_counts - row_dropped) @ keep_bits.T, axis=1).astype(np.uint8)
+        lengths = row_dropped @ drop_bits.T + (row_counts - row_dropped) @ keep_bits.T + _class_bits(rows, inputs)
+        rows = np.argmin(lengths, axis=1).astype(np.uint8)
         block_dropped = _sum_rows(row_dropped, rows, inputs)
         row_sizes = np.bincount(rows, minlength=inputs).astype(np.float64)
         drop_bits, keep_bits = _lengths(block_dropped, np.outer(row_sizes, row_counts))
         column_dropped = _sum_columns(dropped.T, rows, inputs)
         rest = positions * row_sizes - column_dropped
-        columns = np.argmin(column_dropped @ drop_bits + rest @ keep_bits, axis=1).astype(np.uint8)
+        lengths = column_dropped @ drop_bits + rest @ keep_bits + _class_bits(columns, outputs)
+        columns = np.argmin(lengths, axis=1).astype(np.uint8)
     return best
 
 
 def _partition(rows: np.ndarray, columns: np.ndarray, dropped: np.ndarray, counts: np.ndarray) -> Partition:
-    kept = counts - dropped
-    probabilities = probability_of(kept, counts)
-    p = np.clip(probabilities, ALL_ZEROS + 1, ALL_ONES - 1) / PROBABILITY_ONE
-    coded = (dropped > 0) & (kept > 0)
-    bits = np.where(coded, -(dropped * _exact(np.log2(1 - p)) + kept * _exact(np.log2(p))), 0).sum()
-    bits += PROBABILITY_BITS * probabilities.size
-    for classes, assigned in zip(probabilities.shape, (rows, columns), strict=True):
-        bits += math.log2(classes) * len(assigned)
-    return Partition(rows, columns, probabilities, float(bits))
+    rates = rate_code(dropped, counts)
+    bits = _event_bits(dropped, counts).sum() + RATE_BITS * rates.size
+    for number, assigned in zip(rates.shape, (rows, columns), strict=True):
+        sizes = np.bincount(assigned, minlength=number).astype(np.float64)
+        # As many of those that are left are in each class.
+        left = sizes.sum() - np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        bits += _event_bits(sizes[:-1], left[:-1]).sum() + RATE_BITS * (number - 1)
+    return Partition(rows, columns, rates, float(bits))
+
+
+def _event_bits(events: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns the bits of what happens `events` times of `counts`, coded at the rate of its code."""
+    codes = rate_code(events, counts)
+    return events * _HAPPENS[codes] + (counts - events) * _FAILS[codes]
 
 
 def _lengths(dropped: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,8 +145,18 @@ def _lengths(dropped: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
     return _exact(-np.log2(p)), _exact(-np.log2(1 - p))
 
 
+def _class_bits(assigned: np.ndarray, number: int) -> np.ndarray:
+    """Returns what it takes to say that a channel is in each class, if they stay as large as they are."""
+    return _exact(-np.log2((np.bincount(assigned, minlength=number) + 0.5) / (len(assigned) + 0.5 * number)))
+
+
 def _exact(bits: np.ndarray) -> np.ndarray:
     return np.round(bits * _EXACT) / _EXACT
+
+
+# The bits of an event, and of its absence, by the code of its rate; what is certain takes none.
+with np.errstate(divide="ignore"):
+    _HAPPENS, _FAILS = (np.where(p > 0, _exact(-np.log2(p)), 0) for p in (RATES / RATE_ONE, 1 - RATES / RATE_ONE))
 
 
 def _by_rank(values: np.ndarray, classes: int) -> np.ndarray:
@@ -154,8 +169,8 @@ def _by_rank(values: np.ndarray, classes: int) -> np.ndarray:
 def _sum_columns(counts: np.ndarray, classes: np.ndarray, number: int) -> np.ndarray:
     """Returns the sums over the columns of each class, float64 `[rows, number]`."""
     members = np.eye(number, dtype=np.float32)[classes]
-    # float32 holds these sums exactly (a row has fewer than 2^24 weights); blocks keep its copy of `counts` small.
-    step = max(1, (1 << 22) // max(1, counts.shape[1]))
+    # float32 holds these sums exactly: a row has fewer than 2^24 weights.
+    step = max(1, _PIECE // members.size)
     blocks = [counts[i : i + step].astype(np.float32) @ members for i in range(0, len(counts), step)]
     return np.concatenate(blocks).astype(np.float64)
 

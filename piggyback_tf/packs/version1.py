@@ -4,19 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.packs.bits import MASK_VALUES, MaskBits, packed_shape
-from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest
+from piggyback_tf.packs.bits import MaskBits, packed_shape
+from piggyback_tf.packs.fields import check_fields
+from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest, shown
+from piggyback_tf.packs.fit import BaseSpec, Claims, check_fits
 
 _UINT8, _FLOAT32 = np.dtype("uint8"), np.dtype("float32")
 _KEYS = {"codec", "masks", "norm", "features", "checksum"}
 
 
-def read(reader: PackReader, plain_fields: tuple[str, ...]) -> dict[str, Any]:
+def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | None) -> dict[str, Any]:
     """Returns the fields of a `TaskPack`.
 
     Args:
         reader: The file, of which the header has been read.
         plain_fields: The fields that the description holds as they are.
+        base: The base that it must fit; it is compared before memory is taken.
 
     Raises:
         PackError: If anything in the file is not as it must be.
@@ -24,17 +27,17 @@ def read(reader: PackReader, plain_fields: tuple[str, ...]) -> dict[str, Any]:
     document = reader.document
     fields = [field for field in plain_fields if field != "dtype"]
     reader.check_keys(_KEYS | set(fields))
+    check_fields({**document, "dtype": "float32"})
     if document["codec"] != "bits":
-        raise PackError(f"its masks are coded as {document['codec']!r}, and version 1 knows 'bits' only.")
+        raise PackError(f"its masks are coded as {shown(document['codec'])}, and version 1 knows 'bits' only.")
     kind = document["mask_kind"]
-    if kind not in ("none", *MASK_VALUES):
-        raise PackError(f"its mask kind is {kind!r}.")
     if type(document["features"]) is not int or document["features"] < 1:
-        raise PackError(f"its number of features is {document['features']!r}.")
-    if not isinstance(document["class_names"], list):
-        raise PackError("its class names are no list.")
+        raise PackError(f"its number of features is {shown(document['features'])}.")
     masks, norm = _read_table(document, "masks"), _read_table(document, "norm")
     features, classes = document["features"], len(document["class_names"])
+    if base is not None:
+        shapes = ({path: tuple(entry["shape"]) for path, entry in table.items()} for table in (masks, norm))
+        check_fits(Claims.of(document, features, *shapes), base)
     tensors = reader.tensors(
         {f"mask/{path}": (_UINT8, packed_shape(tuple(entry["shape"]), kind)) for path, entry in masks.items()}
         | {f"norm/{path}": (_FLOAT32, tuple(entry["shape"])) for path, entry in norm.items()}
@@ -45,7 +48,7 @@ def read(reader: PackReader, plain_fields: tuple[str, ...]) -> dict[str, Any]:
     packed = {path: MaskBits(tuple(entry["shape"]), tensors[f"mask/{path}"]) for path, entry in masks.items()}
     for path, mask in packed.items():
         if mask.zeros != masks[path]["zeros"]:
-            raise PackError(f"its fraction of zeros of {path!r} is not that of the mask.")
+            raise PackError(f"its fraction of zeros of {shown(path)} is not that of the mask.")
     return {
         "masks": packed,
         "norm": {path: tensors[f"norm/{path}"] for path in norm},
@@ -61,7 +64,7 @@ def _read_table(document: dict[str, Any], table: str) -> dict[str, dict[str, Any
         if not isinstance(entry, dict) or entry.keys() != keys or not isinstance(entry["path"], str):
             raise PackError(f"its table of {table} is wrong.")
         if not isinstance(entry["shape"], list) or entry["path"] in entries:
-            raise PackError(f"its table of {table} is wrong at {entry['path']!r}.")
+            raise PackError(f"its table of {table} is wrong at {shown(entry['path'])}.")
         check_shape(entry["shape"])
         entries[entry["path"]] = entry
     return entries

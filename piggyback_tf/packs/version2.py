@@ -7,19 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from piggyback_tf.packs import codec, fileformat
-from piggyback_tf.packs.bits import MASK_VALUES, MaskBits
-from piggyback_tf.packs.fileformat import PackError, PackReader, Shape
+from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.fields import check_fields
+from piggyback_tf.packs.fileformat import PackError, PackReader, Shape, shown
 from piggyback_tf.packs.fit import BaseSpec, Claims, check_fits
+from piggyback_tf.packs.partition import MAX_CLASSES
 
 if TYPE_CHECKING:
     from piggyback_tf.packs.pack import TaskPack
 
-DTYPES = ("float32", "float16")
-# Without a base to compare with, no more weights than this are believed: decoded, they are 64 MiB.
-MAX_WEIGHTS = 1 << 29
-# Of the index as text; the networks with most layers need a tenth of it.
-_MAX_INDEX = 1 << 20
-_UINT8, _UINT16, _UINT32 = np.dtype("uint8"), np.dtype("<u2"), np.dtype("<u4")
+# Without a base to compare with, a file is believed so many weights (VGG19 has 140 million), or so many for each of its
+# bytes: larger networks, of which it drops more than next to nothing.
+MAX_WEIGHTS, MAX_WEIGHTS_PER_BYTE = 150_000_000, 32
+# Characters of the index, and numbers of rates; the networks with most layers need a tenth of it.
+_MAX_INDEX, _MAX_RATES = 1 << 20, 1 << 18
+# Vectors of this length cost nothing: what is too long in them for a small base gets an error that says more.
+_SHORT = 1 << 10
+# Characters of a line of the index, but for its path, of which every character may be written as "\\u0000".
+_INDEX_LINE = 256
+_UINT8, _UINT32 = np.dtype("uint8"), np.dtype("<u4")
 _FLOAT = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
@@ -31,6 +37,9 @@ def write(pack: "TaskPack", plain: dict[str, Any], checksum: str, codec_name: st
         plain: Its other fields, as JSON values.
         checksum: The digest of its content.
         codec_name: How to code the masks, see `codec.encode`.
+
+    Raises:
+        PackError: If there is more to describe than can be read.
     """
     masks = codec.encode(pack.masks, pack.mask_kind, codec_name)
     dtype = _FLOAT[pack.dtype]
@@ -38,8 +47,15 @@ def write(pack: "TaskPack", plain: dict[str, Any], checksum: str, codec_name: st
         "masks": [codec.layer_entry(layer) for layer in masks.layers],
         "norm": [{"path": path, "shape": list(value.shape)} for path, value in pack.norm.items()],
     }
+    text = fileformat.canonical_json(index).encode("ascii")
+    for what, size, most in (
+        ("characters to list its weights", len(text), _MAX_INDEX),
+        ("rates for its masks", masks.rates.size, _MAX_RATES),
+    ):
+        if size > most:
+            raise PackError(f"The pack takes {size:,} {what}; at most {most:,} can be read.")
     tensors = {f"head/{name}": value.astype(dtype) for name, value in pack.head.items()}
-    tensors["index"] = np.frombuffer(zlib.compress(fileformat.canonical_json(index).encode("ascii"), 9), np.uint8)
+    tensors["index"] = np.frombuffer(zlib.compress(text, 9), np.uint8)
     for name, array in _mask_arrays(masks).items():
         if array.size:
             tensors[name] = array
@@ -61,71 +77,77 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
     """
     document = reader.document
     reader.check_keys({*plain_fields, "checksum"})
+    check_fields(document)
     kind, names = document["mask_kind"], document["class_names"]
-    if kind not in ("none", *MASK_VALUES):
-        raise PackError(f"its mask kind is {kind!r}.")
-    if document["dtype"] not in DTYPES:
-        raise PackError(f"its numbers are of type {document['dtype']!r}, none of {', '.join(DTYPES)}.")
-    if not isinstance(names, list) or not names:
-        raise PackError("its class names are no list.")
-    tensors = reader.tensors(_expected(reader, len(names), _FLOAT[document["dtype"]]))
-    layers, norm_shapes = _read_index(tensors["index"])
-    head = {name: tensors[f"head/{name}"].astype(np.float32) for name in ("kernel", "bias")}
+    features = reader.first_side("head/kernel")
     if base is not None:
-        text_fields = ("task", "base_name", "base_weights", "base_hash")
-        if wrong := [field for field in text_fields if not isinstance(document[field], str)]:
-            raise PackError(f"{wrong[0]} must be a text. Received: {document[wrong[0]]!r}.")
-        check_fits(
-            Claims(
-                **{field: document[field] for field in text_fields},
-                image_size=document["image_size"],
-                features=head["kernel"].shape[0],
-                masks={layer.path: layer.shape for layer in layers},
-                norm=norm_shapes,
-            ),
-            base,
-        )
-    elif (weights := sum(layer.size for layer in layers)) > MAX_WEIGHTS:
+        check_fits(Claims.of(document, features, {}, {}), base)
+    limits = _limits(reader, base, 2 if kind == "ternary" else 1)
+    tensors = reader.tensors(_expected(reader, (features, len(names)), _FLOAT[document["dtype"]], limits))
+    layers, norm_shapes = _read_index(tensors["index"], limits["index"])
+    head = {name: tensors[f"head/{name}"].astype(np.float32) for name in ("kernel", "bias")}
+    weights = sum(layer.size for layer in layers)
+    if base is not None:
+        shapes = {layer.path: layer.shape for layer in layers}
+        check_fits(Claims.of(document, features, shapes, norm_shapes), base)
+    elif weights > (believed := max(MAX_WEIGHTS, MAX_WEIGHTS_PER_BYTE * reader.size)):
         raise PackError(
-            f"it has masks for {weights:,} weights. More than {MAX_WEIGHTS:,} are read only when the base is given, "
-            "with which they are compared first."
+            f"it has masks for {weights:,} weights. More than {believed:,} are read from a file of its size only when "
+            "the base is given, with which they are compared first."
         )
     fields = {field: document[field] for field in plain_fields}
     masks = _decode(tensors, layers, kind)
-    return {**fields, "masks": masks, "norm": _split(tensors.get("norm"), norm_shapes), "head": head}, document[
-        "checksum"
-    ]
+    norm = _split(tensors.get("norm"), norm_shapes)
+    return {**fields, "masks": masks, "norm": norm, "head": head}, document["checksum"]
+
+
+def _limits(reader: PackReader, base: BaseSpec | None, planes: int) -> dict[str, int]:
+    """Returns how long the vectors may be: what a mask over every weight of the base could need."""
+    if base is None:
+        unknown = dict.fromkeys(("masks/stream", "masks/bits", "norm"), reader.size)
+        return unknown | {"index": _MAX_INDEX, "masks/rates": _MAX_RATES}
+    sizes = [math.prod(shape) for shape in base.shapes.values()]
+    limits = {
+        "index": min(_MAX_INDEX, sum(_INDEX_LINE + 6 * len(path) for path in base.shapes)),
+        "masks/rates": min(_MAX_RATES, (MAX_CLASSES + 1) ** 2 * len(sizes)),
+        # Twice as long as the packed bits: no encoder takes so many words.
+        "masks/stream": planes * sum(sizes) // 16,
+        "masks/bits": planes * sum(-(-size // 8) for size in sizes),
+        "norm": sum(sizes),
+    }
+    return {name: max(limit, _SHORT) for name, limit in limits.items()}
 
 
 def _mask_arrays(masks: codec.EncodedMasks) -> dict[str, np.ndarray]:
     return {
-        "masks/probabilities": masks.probabilities.astype(_UINT16, copy=False),
+        "masks/rates": masks.rates,
         "masks/stream": masks.stream.astype(_UINT32, copy=False),
         "masks/bits": masks.raw,
     }
 
 
-def _expected(reader: PackReader, classes: int, dtype: np.dtype) -> dict[str, tuple[np.dtype, Shape]]:
+def _expected(
+    reader: PackReader, head: tuple[int, int], dtype: np.dtype, limits: dict[str, int]
+) -> dict[str, tuple[np.dtype, Shape]]:
     """Returns what tensors there must be; those that may be missing only if they are there."""
-    features = reader.first_side("head/kernel")
     expected: dict[str, tuple[np.dtype, Shape]] = {
-        "head/kernel": (dtype, (features, classes)),
-        "head/bias": (dtype, (classes,)),
-        "index": (_UINT8, None),
+        "head/kernel": (dtype, head),
+        "head/bias": (dtype, head[1:]),
+        "index": (_UINT8, limits["index"]),
     }
-    optional = {"masks/probabilities": _UINT16, "masks/stream": _UINT32, "masks/bits": _UINT8, "norm": dtype}
-    return expected | {name: (kind, None) for name, kind in optional.items() if reader.has(name)}
+    optional = {"masks/rates": _UINT8, "masks/stream": _UINT32, "masks/bits": _UINT8, "norm": dtype}
+    return expected | {name: (kind, limits[name]) for name, kind in optional.items() if reader.has(name)}
 
 
-def _read_index(compressed: np.ndarray) -> tuple[list[codec.CodedLayer], dict[str, tuple[int, ...]]]:
+def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLayer], dict[str, tuple[int, ...]]]:
     try:
         unpacker = zlib.decompressobj()
-        text = unpacker.decompress(compressed.tobytes(), _MAX_INDEX)
+        text = unpacker.decompress(compressed.tobytes(), limit)
         if not unpacker.eof or unpacker.unused_data:
             raise PackError("its index is cut off, too long, or followed by something else.")
         index = fileformat.parse_json(text)
     except (zlib.error, ValueError) as error:
-        raise error if isinstance(error, PackError) else PackError("its index cannot be read.") from error
+        raise error if isinstance(error, PackError) else PackError(f"its index cannot be read: {error}.") from error
     if index.keys() != {"masks", "norm"} or not all(isinstance(table, list) for table in index.values()):
         raise PackError("its index does not list masks and batch norm.")
     try:
@@ -137,7 +159,7 @@ def _read_index(compressed: np.ndarray) -> tuple[list[codec.CodedLayer], dict[st
         if not isinstance(entry, dict) or entry.keys() != {"path", "shape"} or not isinstance(entry["path"], str):
             raise PackError("its index of batch norm is wrong.")
         if not isinstance(entry["shape"], list):
-            raise PackError(f"its index is wrong at {entry['path']!r}.")
+            raise PackError(f"its index is wrong at {shown(entry['path'])}.")
         fileformat.check_shape(entry["shape"])
         norm[entry["path"]] = tuple(entry["shape"])
     if len(norm) != len(index["norm"]) or len({layer.path for layer in layers}) != len(layers):
@@ -149,7 +171,7 @@ def _decode(tensors: dict[str, np.ndarray], layers: list[codec.CodedLayer], kind
     if (kind == "none") != (not layers):
         raise PackError(f"its mask kind is {kind!r}, and its index lists {len(layers)} masks.")
     arrays = {
-        "probabilities": tensors.get("masks/probabilities", np.zeros(0, np.uint16)),
+        "rates": tensors.get("masks/rates", np.zeros(0, np.uint8)),
         "stream": tensors.get("masks/stream", np.zeros(0, np.uint32)),
         "raw": tensors.get("masks/bits", np.zeros(0, np.uint8)),
     }

@@ -3,12 +3,25 @@
 import dataclasses
 import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
 
-from piggyback_tf.packs import MaskBits, TaskPack, fileformat
+from piggyback_tf.packs import BaseSpec, MaskBits, TaskPack, fileformat
 from piggyback_tf.packs.bits import MASK_VALUES, pack_bits
+from piggyback_tf.packs.partition import channel_view_shape
+
+GOLDEN = Path(__file__).parent / "golden"
+# Arguments of `trained_model` for each kind of task that a pack can hold.
+VARIANTS = {
+    "binary": {},
+    "ternary": {"kind": "ternary"},
+    "binary_norm": {"norm": "task"},
+    "ternary_norm": {"kind": "ternary", "norm": "task"},
+    "some_layers": {"include": ["conv2d", "fc"]},
+    "classifier_only": {"kind": "none"},
+}
 
 
 def make_pack(kind="binary", seed=0, **changes):
@@ -40,6 +53,53 @@ def make_pack(kind="binary", seed=0, **changes):
         "created": "2026-01-02T03:04:05+00:00",
     }
     return TaskPack(**fields | changes)
+
+
+def channel_mask(shape, kind="binary", seed=0, spread=2.0):
+    """Returns a mask, int8, that drops about a fifth of the weights, and of some channels many more than of others."""
+    rng = np.random.default_rng(seed)
+    _, inputs, outputs = channel_view_shape(shape)
+    level = np.add.outer(spread * rng.standard_normal(inputs), spread * rng.standard_normal(outputs)) - 1.5
+    mask = (rng.random((*shape[:-2], inputs, outputs)) * (1 + np.exp(-level)) >= 1).astype(np.int8)
+    if kind == "ternary":
+        mask[rng.random(mask.shape) < 0.1] *= -1
+    return mask.reshape(shape)
+
+
+def structured_pack(kind="binary", seed=0, **changes):
+    """Returns a pack with masks worth coding: channels that differ; layers that drop all, nothing, or at random."""
+    rng = np.random.default_rng(seed)
+    masks = {
+        "conv/kernel": channel_mask((3, 3, 24, 40), kind, seed),
+        "block/depthwise/kernel": channel_mask((3, 3, 40, 1), kind, seed),
+        "fc/kernel": channel_mask((40, 30), kind, seed, spread=0),
+        "random/kernel": rng.choice(MASK_VALUES[kind], (11, 13)).astype(np.int8),
+        "whole/kernel": np.ones((9, 9), np.int8),
+        "dead/kernel": np.zeros(7, np.int8),
+    }
+    bits = {path: MaskBits(mask.shape, pack_bits(mask, kind)) for path, mask in masks.items()}
+    return make_pack("none", seed, **{"masks": bits, "mask_kind": kind, "threshold": 5e-3} | changes)
+
+
+def rates_of(classes, kind):
+    """Returns how many rates a coded layer has: of classes, of rectangles, of negated weights."""
+    a, b = classes
+    return (a - 1) + (b - 1) + a * b + (kind == "ternary")
+
+
+def base_of(pack):
+    """Returns the description of a base that a pack fits, with a weight more than the pack has masks for."""
+    shapes = {path: mask.shape for path, mask in pack.masks.items()}
+    shapes |= {path: value.shape for path, value in pack.norm.items()}
+    return BaseSpec(
+        pack.base_name,
+        pack.base_weights,
+        pack.base_hash,
+        pack.image_size,
+        pack.head["kernel"].shape[0],
+        shapes | {"other/kernel": (3, 3)},
+        frozenset(pack.norm),
+    )
 
 
 def forge(pack, tensors=None, index=None, **document):
@@ -135,3 +195,11 @@ def pack_of(model, backbone, task="birds", classes=3):
 def renamed(pack, task):
     """Returns the same pack as another task."""
     return dataclasses.replace(pack, task=task)
+
+
+def packs_of_all_kinds(backbone):
+    """Returns a pack of each variant with two, three, ... classes, named after it."""
+    return [
+        pack_of(trained_model(backbone, classes=classes, seed=classes, **variant), backbone, name, classes)
+        for classes, (name, variant) in enumerate(VARIANTS.items(), start=2)
+    ]
