@@ -39,6 +39,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--factors", nargs="+", default=list(FACTORS), choices=FACTORS)
+    arguments.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    arguments.add_argument("--ablation", nargs="*", default=list(ABLATION), choices=ABLATION)
     arguments.add_argument("--ablation_sets", nargs="*", default=["dtd10"], choices=SETS)
     arguments.add_argument("--ablation_seeds", type=int, nargs="+", default=[1])
     arguments.add_argument("--ablation_factors", nargs="+", default=["1", "2"], choices=FACTORS)
@@ -69,17 +71,17 @@ def main() -> None:
 
     table = []
     # Seeds outermost: interrupted, every rate has been tried on some of them.
-    for seed, factor, name in itertools.product(options.seeds, options.factors, SETS):
+    for seed, factor, name in itertools.product(options.seeds, options.factors, options.sets):
         train("default", {}, factor, name, seed)
-    for recipe, changes in ABLATION.items():
+    for recipe in options.ablation:
         for factor, name, seed in itertools.product(
             options.ablation_factors, options.ablation_sets, options.ablation_seeds
         ):
-            train(recipe, changes, factor, name, seed)
-    for recipe in ("default", *ABLATION):
+            train(recipe, ABLATION[recipe], factor, name, seed)
+    for recipe in ("default", *options.ablation):
         own = recipe == "default"
         for factor in options.factors if own else options.ablation_factors:
-            for name in SETS if own else options.ablation_sets:
+            for name in options.sets if own else options.ablation_sets:
                 seeds = options.seeds if own else options.ablation_seeds
                 rows = [results.rows[f"{recipe}/{factor}/{name}/{seed}".replace(" ", "_")] for seed in seeds]
                 base = [reference(name, seed) for seed in seeds]

@@ -1,46 +1,69 @@
 """TaskBank: one frozen base in memory, and many tasks on it."""
 
-import dataclasses
-import math
 import os
 import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, named_layers, named_variables
-from piggyback_tf.packs.pack import PackError, TaskPack
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.packs.compare import MaskOverlap, compare_bits
+from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.fit import BaseSpec, check_fits
+from piggyback_tf.packs.held import HOLDS, HeldTask
+from piggyback_tf.packs.kernel_cache import KernelCache
+from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
+from piggyback_tf.packs.pack import PACK_SUFFIX, TaskPack
+from piggyback_tf.packs.to_keras import keras_model
 from piggyback_tf.registry import unknown_name_message
+
+# Thirty tasks of MobileNetV2, or two of ResNet-50.
+DEFAULT_CACHE_BYTES = 256 * 2**20
 
 
 class TaskBank:
     """Holds one base and the packs of many tasks, and predicts with any of them.
 
-    In memory are the base, the masks as packed bits, batch norm and heads. The masked kernels of a task exist while
-    a call of `predict` runs and no longer. The base's variables are read and never written, and which task is meant
-    is an argument of each call, so that calls from several threads, for one task or several, do not meet.
+    In memory are the base, and for each task its masks as bits, batch norm and head. Masked kernels are made when a
+    task is asked for; those of the tasks used last stay in a cache. The base's variables are read and never written,
+    and which task is meant is an argument of each call, so that calls from several threads, for one task or several,
+    do not meet: an answer depends on nothing but the call's own arguments and the task as it was when the call began.
 
     Args:
-        backbone: The base. It must not change while the bank lives: its hash is taken once, here.
+        backbone: The base. It must not change while the bank lives: its hash is taken here, and the network is traced
+            and run once, so that the first prediction takes no longer than the next.
+        cache_bytes: Limit of the cache, for masked kernels, batch norm and heads that are ready for use; a task that
+            takes more by itself is made anew for each call. A call also holds the task that it is at, whether the
+            cache keeps that or not: with t threads up to `cache_bytes` and t tasks are in memory.
+        hold: How masks are kept: `"packed"`, a bit a weight (two if ternary), or `"compressed"` as in a file. That is
+            smaller, and has to be coded when a task is added and decoded whenever it comes into the cache.
+
+    Raises:
+        ValueError: If an argument is not one of these.
     """
 
-    def __init__(self, backbone: Backbone):
+    def __init__(self, backbone: Backbone, *, cache_bytes: int = DEFAULT_CACHE_BYTES, hold: str = "packed"):
+        if hold not in HOLDS:
+            raise ValueError(unknown_name_message("way to hold masks", str(hold), list(HOLDS)))
         self.backbone = backbone
-        self._hash = backbone.hash
-        self._variables = named_variables(backbone.model)
-        self._norm_layers = {
-            path for path, layer in named_layers(backbone.model) if isinstance(layer, keras.layers.BatchNormalization)
-        }
-        self._packs: dict[str, TaskPack] = {}
+        self._hold = hold
+        self._spec = BaseSpec.of(backbone)
+        variables = named_variables(backbone.model)
+        self._variables = list(variables.values())
+        self._base = BaseTensors(variables)
+        self._cache: KernelCache[HeldTask, TaskTensors] = KernelCache(cache_bytes)
+        self._tasks: dict[str, HeldTask] = {}
         self._lock = threading.Lock()
         # The number of features is known and that of classes is not: one trace serves every task and batch size.
         features, size = backbone.feature_dim, backbone.image_size
         self._run = tf.function(
             self._forward,
             input_signature=[
-                [tf.TensorSpec(v.shape, v.dtype) for v in self._variables.values()],
+                [tf.TensorSpec(v.shape, v.dtype) for v in self._variables],
                 tf.TensorSpec([features, None], tf.float32),
                 tf.TensorSpec([None], tf.float32),
                 tf.TensorSpec([None, size, size, 3], tf.float32),
@@ -48,40 +71,41 @@ class TaskBank:
             # XLA made MobileNetV2 many times slower on CPUs.
             jit_compile=False,
         )
+        # Traces and runs the network on a black image, so that the first prediction takes no longer than the next.
+        head = tf.zeros([features, 2]), tf.zeros([2])
+        self._run(list(self._base.tensors.values()), *head, tf.zeros([1, size, size, 3]))
 
     @property
     def names(self) -> list[str]:
         """The names of the tasks in the order in which they were added."""
-        return list(self._packs)
+        return list(self._tasks)
 
-    def add(self, pack: TaskPack | str | os.PathLike) -> "TaskBank":
-        """Adds a task.
+    def add(self, source: TaskPack | str | os.PathLike) -> "TaskBank":
+        """Adds a task, or all tasks of a folder.
 
         Args:
-            pack: The task's pack or its file.
+            source: A task's pack, its file or URL, or a folder, of which every `*.task.safetensors` is added: all,
+                or none if anything is wrong with one.
 
         Returns:
             The bank itself, so that `TaskBank(backbone).add(pack)` gives a bank.
 
         Raises:
-            PackError: If the pack is for another base, does not fit it, or a task of its name is in the bank.
+            PackError: If a pack is for another base, does not fit it, or a task of its name is in the bank or twice in
+                the folder; if a file is no pack, or the folder has none.
+            OSError: If a file cannot be read.
         """
-        if not isinstance(pack, TaskPack):
-            pack = TaskPack.load(pack)
-        pack.check()
-        self._check_fits(pack)
-        # The bank's own copies: what the caller does to the pack afterwards does not reach the bank.
-        pack = dataclasses.replace(
-            pack,
-            masks={path: dataclasses.replace(m, packed=m.packed.copy()) for path, m in pack.masks.items()},
-            norm={path: value.copy() for path, value in pack.norm.items()},
-            head={name: value.copy() for name, value in pack.head.items()},
-        )
+        added: dict[str, HeldTask] = {}
+        for pack in self._packs(source):
+            if pack.task in added:
+                raise PackError(f"The folder {os.fspath(source)!r} has two packs of a task named {pack.task!r}.")
+            added[pack.task] = HeldTask.of(pack, self._hold)
         with self._lock:
-            if pack.task in self._packs:
-                raise PackError(f"The bank has a task named {pack.task!r} already; remove it first.")
-            # A new dict each time, so that threads that iterate over the old one are not disturbed.
-            self._packs = {**self._packs, pack.task: pack}
+            for name in added:
+                if name in self._tasks:
+                    raise PackError(f"The bank has a task named {name!r} already; remove it first.")
+            # A new dict each time, so that threads that read the old one are not disturbed.
+            self._tasks = {**self._tasks, **added}
         return self
 
     def remove(self, name: str) -> None:
@@ -91,8 +115,9 @@ class TaskBank:
             ValueError: If the bank has no such task.
         """
         with self._lock:
-            self._find(name)
-            self._packs = {key: pack for key, pack in self._packs.items() if key != name}
+            task = self._find(name)
+            self._tasks = {key: held for key, held in self._tasks.items() if key != name}
+        self._cache.discard(task)
 
     def info(self, name: str) -> dict[str, Any]:
         """Returns what is known about a task: classes, method, errors, zeros, and the bytes it holds in memory.
@@ -100,118 +125,155 @@ class TaskBank:
         Raises:
             ValueError: If the bank has no such task.
         """
-        pack = self._find(name)
-        return {
-            "task": pack.task,
-            "class_names": list(pack.class_names),
-            "method": pack.method,
-            "mask_kind": pack.mask_kind,
-            "errors": {split: dict(errors) for split, errors in pack.errors.items()},
-            "zeros": pack.zeros_total,
-            "eval_augment": pack.eval_augment,
-            "bytes": _held_bytes(pack),
-        }
+        return self._find(name).info()
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """The bytes of the arrays in memory: of the base, and of all tasks together."""
-        base = sum(
-            math.prod(v.shape) * tf.as_dtype(keras.backend.standardize_dtype(v.dtype)).size
-            for v in self._variables.values()
-        )
-        return {"base": base, "tasks": sum(_held_bytes(pack) for pack in self._packs.values())}
+        """The bytes of the arrays in memory: of the base, of all tasks together, and in the cache now."""
+        return {
+            "base": self._base.nbytes,
+            "tasks": sum(task.nbytes for task in self._tasks.values()),
+            "cache": self._cache.nbytes,
+        }
 
-    def predict(self, images: Any, task: str, batch_size: int = 32) -> np.ndarray:
+    def compare(self, a: str, b: str) -> dict[str, MaskOverlap]:
+        """Compares the masks of two tasks.
+
+        Returns:
+            The overlap by the weight's canonical path; see `compare_masks`.
+
+        Raises:
+            ValueError: If the bank has no such task.
+        """
+        first, second = self._find_all([a, b])
+        return compare_bits(first.masks(), second.masks())
+
+    def predict(self, images: Any, task: str | Sequence[str], batch_size: int = 32) -> "np.ndarray | list[np.ndarray]":
         """Returns the probabilities of a task's classes.
 
         Args:
             images: Array `[N, S, S, 3]` of RGB images of the base's size S, values in [0, 255], integer or
                 floating point.
-            task: The name of the task.
+            task: The name of the task, or N names, one for each image. Images of one task then go through the network
+                together, in their order.
             batch_size: Images that go through the network at once.
 
         Returns:
-            Float32 array `[N, C]`, softmax over the classes of the task.
+            Softmax over the classes of the task, float32: an array `[N, C]` for one name; for N names a list of N
+            arrays, each `[C]` with C of the image's task, in the order of the images.
 
         Raises:
-            ValueError: If the bank has no such task, or the images are not as they must be.
+            ValueError: If the bank has no such task, there is not one name for each image, or the images are not as
+                they must be.
         """
-        pack = self._find(task)
+        return self._predict(images, self._tasks_of(task), batch_size)
+
+    def top_k(
+        self, images: Any, task: str | Sequence[str], k: int = 5, batch_size: int = 32
+    ) -> list[list[tuple[str, float]]]:
+        """Returns the most probable classes of each image.
+
+        Args:
+            images: As in `predict`.
+            task: As in `predict`.
+            k: How many classes; all of them if the task has fewer.
+            batch_size: As in `predict`.
+
+        Returns:
+            For each image a list of class name and probability, the most probable first; of equal ones the first in
+            the order of the task's classes.
+
+        Raises:
+            ValueError: As in `predict`, or if k is less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1. Received: {k}.")
+        tasks = self._tasks_of(task)
+        rows = self._predict(images, tasks, batch_size)
+        if isinstance(tasks, HeldTask):
+            tasks = [tasks] * len(rows)
+        return [
+            [(held.class_names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:k]]
+            for held, row in zip(tasks, rows, strict=True)
+        ]
+
+    def to_keras(self, name: str) -> keras.Model:
+        """Returns a task as a plain Keras model, which loads without this package.
+
+        Args:
+            name: The name of the task.
+
+        Returns:
+            A functional model with weights of its own, dropped ones being 0, from images `[B, S, S, 3]` in [0, 255]
+            (scaling is a part of it) to float32 probabilities `[B, C]`. It is made of the base's kinds of layers only;
+            those of `keras` load anywhere.
+
+        Raises:
+            ValueError: If the bank has no such task.
+        """
+        tensors = self._tensors(self._find(name))
+        weights = {path: tensor.numpy() for path, tensor in zip(self._base.tensors, tensors.weights, strict=True)}
+        return keras_model(self.backbone.model, weights, tensors.kernel.numpy(), tensors.bias.numpy())
+
+    def _predict(
+        self, images: Any, tasks: HeldTask | list[HeldTask], batch_size: int
+    ) -> "np.ndarray | list[np.ndarray]":
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
         images = self._check_images(images)
+        if isinstance(tasks, HeldTask):
+            return self._predict_one(images, tasks, batch_size)
+        if len(tasks) != len(images):
+            raise ValueError(
+                f"task must be one name, or one for each image. Received: {len(tasks)} names for {len(images)} images."
+            )
+        groups: dict[HeldTask, list[int]] = {}
+        for index, task in enumerate(tasks):
+            groups.setdefault(task, []).append(index)
+        answers: dict[int, np.ndarray] = {}
+        for task, indices in groups.items():
+            answers.update(zip(indices, self._predict_one(images[indices], task, batch_size), strict=True))
+        return [answers[index] for index in range(len(images))]
+
+    def _predict_one(self, images: np.ndarray, task: HeldTask, batch_size: int) -> np.ndarray:
         if not len(images):
-            return np.zeros([0, len(pack.class_names)], np.float32)
-        weights = self._task_weights(pack)
-        kernel, bias = tf.constant(pack.head["kernel"]), tf.constant(pack.head["bias"])
-        starts = range(0, len(images), batch_size)
+            return np.zeros([0, len(task.class_names)], np.float32)
+        tensors = self._tensors(task)
+        parts = (tf.constant(images[i : i + batch_size], tf.float32) for i in range(0, len(images), batch_size))
         return np.concatenate(
-            [
-                self._run(weights, kernel, bias, tf.constant(images[i : i + batch_size], tf.float32)).numpy()
-                for i in starts
-            ]
+            [self._run(tensors.weights, tensors.kernel, tensors.bias, part).numpy() for part in parts]
         )
 
     def _forward(self, weights: list[tf.Tensor], kernel: tf.Tensor, bias: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
         # Within the scope Keras reads these tensors in the place of the variables, in this thread only.
-        with keras.StatelessScope(state_mapping=list(zip(self._variables.values(), weights, strict=True))):
+        with keras.StatelessScope(state_mapping=list(zip(self._variables, weights, strict=True))):
             features = self.backbone.model(images, training=False)
         return tf.nn.softmax(tf.nn.bias_add(tf.matmul(tf.cast(features, tf.float32), kernel), bias))
 
-    def _task_weights(self, pack: TaskPack) -> list[tf.Tensor]:
-        """Returns the value of every variable of the base for a task; what the task leaves alone is not copied."""
-        weights = []
-        for path, variable in self._variables.items():
-            value = tf.convert_to_tensor(variable.value)
-            if path in pack.norm:
-                value = tf.constant(pack.norm[path], value.dtype)
-            elif path in pack.masks:
-                mask = tf.constant(pack.mask(path))
-                if pack.mask_kind == "ternary":
-                    # +0.0 where the mask is 0, as in training, which a product would not give.
-                    value = tf.where(mask == 0, tf.zeros_like(value), value * tf.cast(mask, value.dtype))
-                else:
-                    value = tf.where(mask != 0, value, tf.zeros_like(value))
-            weights.append(value)
-        return weights
+    def _tensors(self, task: HeldTask) -> TaskTensors:
+        """Returns the tensors of a task, from the cache or made now."""
+        tensors = self._cache.get(task)
+        if tensors is None:
+            tensors = self._base.materialise(task)
+            self._cache.put(task, tensors)
+            # Removed meanwhile? Then `remove` may have been here before them. If it comes later, it drops them itself.
+            if self._tasks.get(task.name) is not task:
+                self._cache.discard(task)
+        return tensors
 
-    def _find(self, name: str) -> TaskPack:
-        packs = self._packs
-        if name not in packs:
-            raise ValueError(unknown_name_message("task", str(name), list(packs)))
-        return packs[name]
+    def _tasks_of(self, task: str | Sequence[str]) -> HeldTask | list[HeldTask]:
+        return self._find(task) if isinstance(task, str) else self._find_all(task)
 
-    def _check_fits(self, pack: TaskPack) -> None:
-        name = self.backbone.name
-        if pack.base_hash != self._hash:
-            raise PackError(
-                f"Task {pack.task!r} was trained on another base: {pack.base_name!r} with weights "
-                f"{pack.base_weights!r} and hash {pack.base_hash[:12]}..., and this is {name!r} with weights "
-                f"{self.backbone.weights!r} and hash {self._hash[:12]}..."
-            )
-        if pack.image_size != self.backbone.image_size:
-            raise PackError(
-                f"Task {pack.task!r} takes images of {pack.image_size} pixels, and this base was built for "
-                f"{self.backbone.image_size}. Load it with image_size={pack.image_size}."
-            )
-        found = {path: mask.shape for path, mask in pack.masks.items()}
-        found |= {path: value.shape for path, value in pack.norm.items()}
-        for path, shape in found.items():
-            variable = self._variables.get(path)
-            if variable is None:
-                raise PackError(f"Task {pack.task!r} has a mask or batch norm for {path!r}, which {name!r} lacks.")
-            if path in pack.norm and (path in pack.masks or path.rpartition("/")[0] not in self._norm_layers):
-                raise PackError(f"Task {pack.task!r} brings batch norm for {path!r}, which is none in {name!r}.")
-            if tuple(variable.shape) != tuple(shape):
-                raise PackError(
-                    f"Task {pack.task!r} has a mask or batch norm of shape {list(shape)} for {path!r}, which has shape "
-                    f"{list(variable.shape)} in {name!r}."
-                )
-        if pack.head["kernel"].shape[0] != self.backbone.feature_dim:
-            raise PackError(
-                f"The head of task {pack.task!r} takes {pack.head['kernel'].shape[0]} features, and {name!r} gives "
-                f"{self.backbone.feature_dim}."
-            )
+    def _find(self, name: str) -> HeldTask:
+        return self._find_all([name])[0]
+
+    def _find_all(self, names: Sequence[str]) -> list[HeldTask]:
+        # All from one state of the bank.
+        tasks = self._tasks
+        for name in names:
+            if name not in tasks:
+                raise ValueError(unknown_name_message("task", str(name), list(tasks)))
+        return [tasks[name] for name in names]
 
     def _check_images(self, images: Any) -> np.ndarray:
         images, size = np.asarray(images), self.backbone.image_size
@@ -225,7 +287,18 @@ class TaskBank:
                 raise ValueError(f"Images must hold values in [0, 255]. Received: {low} to {high}.")
         return images
 
-
-def _held_bytes(pack: TaskPack) -> int:
-    arrays = [mask.packed for mask in pack.masks.values()] + list(pack.norm.values()) + list(pack.head.values())
-    return sum(array.nbytes for array in arrays)
+    def _packs(self, source: TaskPack | str | os.PathLike) -> Iterator[TaskPack]:
+        """Yields the pack itself, that of a file, or those of a folder, checked and one in memory at a time."""
+        if isinstance(source, TaskPack):
+            # It may have been changed since it was made.
+            source.check()
+            check_fits(source.claims, self._spec)
+            yield source
+            return
+        files = [source]
+        if Path(source).is_dir():
+            files = sorted(Path(source).glob(f"*{PACK_SUFFIX}"))
+            if not files:
+                raise PackError(f"The folder {os.fspath(source)!r} has no file *{PACK_SUFFIX}.")
+        for file in files:
+            yield TaskPack.load(file, self._spec)

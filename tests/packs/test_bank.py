@@ -1,13 +1,5 @@
 """From a trained model to a pack to a bank: the same predictions, one base, many tasks."""
 
-import gc
-import os
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -15,19 +7,10 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.masking import read_masks
-from piggyback_tf.packs import MaskBits, PackError, TaskBank, codec
-from tests.packs.helpers import pack_of, renamed, small_backbone, trained_model
+from piggyback_tf.packs import MaskBits, PackError, TaskBank
+from tests.packs.helpers import VARIANTS, pack_of, packs_of_all_kinds, renamed, small_backbone, trained_model
 
-ROOT = Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-VARIANTS = {
-    "binary": {},
-    "ternary": {"kind": "ternary"},
-    "binary_norm": {"norm": "task"},
-    "ternary_norm": {"kind": "ternary", "norm": "task"},
-    "some_layers": {"include": ["conv2d", "fc"]},
-    "classifier_only": {"kind": "none"},
-}
 
 
 @pytest.fixture(scope="module", name="backbone")
@@ -109,7 +92,7 @@ def test_a_model_without_a_head_or_of_another_base(backbone):
 
 
 def test_one_trace_serves_all_tasks_and_batches(backbone):
-    bank, models = TaskBank(backbone), {}
+    bank, models = TaskBank(backbone, cache_bytes=3000), {}
     for classes, variant in enumerate(VARIANTS.values(), start=2):
         models[classes] = trained_model(backbone, classes=classes, seed=classes, **variant)
         bank.add(pack_of(models[classes], backbone, task=f"task{classes}", classes=classes))
@@ -118,48 +101,39 @@ def test_one_trace_serves_all_tasks_and_batches(backbone):
             found = bank.predict(IMAGES, task=f"task{classes}", batch_size=batch_size)
             assert found.shape == (5, classes)
             np.testing.assert_allclose(found, _probabilities(model), rtol=0, atol=1e-6)
+    bank.predict(IMAGES, task=["task2", "task4", "task2", "task7", "task3"])
     assert bank._run.experimental_get_tracing_count() == 1
     assert bank.predict(IMAGES[:0], task="task4").shape == (0, 4)
 
 
-def test_threads_on_different_tasks_do_not_meet(backbone):
-    bank, expected = TaskBank(backbone), {}
-    for index, variant in enumerate(VARIANTS.values()):
-        pack = pack_of(trained_model(backbone, seed=index, **variant), backbone, task=f"task{index}")
-        bank.add(pack)
-        # Another bank for the expected values, so that the threads below make the first call and trace together.
-        expected[pack.task] = TaskBank(backbone).add(pack).predict(IMAGES, task=pack.task)
-    barrier = threading.Barrier(8)
+def test_a_folder_is_added_whole_or_not_at_all(tmp_path, backbone):
+    packs = packs_of_all_kinds(backbone)
+    for pack in packs:
+        pack.save(tmp_path / f"{pack.task}.task.safetensors")
+    (tmp_path / "notes.txt").write_text("no pack")
+    (tmp_path / "sub").mkdir()
+    bank = TaskBank(backbone).add(tmp_path)
+    assert bank.names == sorted(VARIANTS)
+    for pack in packs:
+        expected = TaskBank(backbone).add(pack).predict(IMAGES, task=pack.task)
+        np.testing.assert_array_equal(bank.predict(IMAGES, task=pack.task), expected)
 
-    def call(number):
-        barrier.wait()
-        for step in range(15):
-            task = f"task{(number + step) % len(expected)}"
-            np.testing.assert_array_equal(bank.predict(IMAGES, task=task), expected[task])
-
-    with ThreadPoolExecutor(8) as pool:
-        for future in [pool.submit(call, number) for number in range(8)]:
-            future.result()
-    assert bank._run.experimental_get_tracing_count() == 1
-
-
-def test_tasks_come_and_go_while_others_predict(backbone):
-    steady = pack_of(trained_model(backbone), backbone, task="steady")
-    bank = TaskBank(backbone).add(steady)
-    expected, done = bank.predict(IMAGES, task="steady"), threading.Event()
-
-    def change():
-        for index in range(40):
-            bank.add(renamed(steady, f"other{index % 4}"))
-            bank.remove(f"other{index % 4}")
-        done.set()
-
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(change)
-        while not done.is_set() and not future.done():
-            np.testing.assert_array_equal(bank.predict(IMAGES, task="steady"), expected)
-        future.result()
-    assert bank.names == ["steady"]
+    fresh = TaskBank(backbone)
+    with pytest.raises(PackError, match="has no file"):
+        fresh.add(tmp_path / "sub")
+    packs[0].save(tmp_path / "twice.task.safetensors")
+    with pytest.raises(PackError, match="two packs of a task named 'binary'"):
+        fresh.add(tmp_path)
+    (tmp_path / "twice.task.safetensors").write_bytes(b"damaged")
+    with pytest.raises(PackError, match="twice.task.safetensors"):
+        fresh.add(tmp_path)
+    (tmp_path / "twice.task.safetensors").unlink()
+    fresh.add(packs[-1])
+    with pytest.raises(PackError, match="has a task named 'classifier_only' already"):
+        fresh.add(str(tmp_path))
+    assert fresh.names == ["classifier_only"]
+    with pytest.raises(FileNotFoundError):
+        fresh.add(tmp_path / "nothing")
 
 
 def test_the_bank_keeps_its_own_copy(backbone):
@@ -199,6 +173,15 @@ def test_packs_that_do_not_fit_are_refused(backbone):
     with pytest.raises(PackError, match="takes images of 8 pixels"):
         TaskBank(small_backbone(image_size=12)).add(pack)
 
+    with pytest.raises(ValueError, match="Unknown way to hold masks 'zipped'.* Valid: compressed, packed"):
+        TaskBank(backbone, hold="zipped")
+    for limit in (-1, 1.5, None, True):
+        with pytest.raises(ValueError, match="cache_bytes must be an integer of at least 0"):
+            TaskBank(backbone, cache_bytes=limit)
+
+
+def test_packs_with_wrong_parts_are_refused(backbone):
+    pack = pack_of(trained_model(backbone, norm="task"), backbone)
     fresh = TaskBank(backbone)
     bits = MaskBits((4, 2), np.zeros((1, 1), np.uint8))
     kernel = pack.head["kernel"]
@@ -213,6 +196,10 @@ def test_packs_that_do_not_fit_are_refused(backbone):
         setattr(wrong, field, value)
         with pytest.raises(PackError, match=message):
             fresh.add(wrong)
+    wrong = renamed(pack, "wrong")
+    wrong.head["bias"] = np.zeros(7, "float32")
+    with pytest.raises(PackError, match=r"a kernel \[F, 3\]"):
+        fresh.add(wrong)
     assert fresh.names == []
 
 
@@ -243,90 +230,3 @@ def test_images_of_any_number_type_give_the_same(backbone):
     expected = bank.predict(IMAGES, task="birds")
     for images in (IMAGES.astype("int64"), IMAGES.astype("float64"), tf.constant(IMAGES), IMAGES.tolist()):
         np.testing.assert_array_equal(bank.predict(images, task="birds"), expected)
-
-
-def test_no_tensor_outlives_a_call(backbone):
-    bank = TaskBank(backbone).add(pack_of(trained_model(backbone), backbone))
-    bank.predict(IMAGES, task="birds")
-
-    def held():
-        gc.collect()
-        return sum(type(item).__name__ == "EagerTensor" for item in gc.get_objects())
-
-    before = held()
-    kept = tf.constant(1.0)
-    assert held() == before + 1, "tensors are found this way"
-    del kept
-    for _ in range(3):
-        bank.predict(IMAGES, task="birds")
-    assert held() == before
-
-
-# Five convolutions, 9.5 million weights; what the process holds is read from the kernel after each step.
-_MEMORY = """
-import ctypes, gc, os, sys
-import keras, numpy as np
-from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.packs import MaskBits, TaskBank, TaskPack, codec
-from tests.packs.helpers import make_pack
-
-def resident():
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-x = inputs = keras.Input((8, 8, 3))
-for _ in range(5):
-    x = keras.layers.Conv2D(512, 3, padding="same", activation="relu")(x)
-backbone = Backbone.from_model(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="base"))
-kernels = {path: v.shape for path, v in named_variables(backbone.model).items() if path.endswith("kernel")}
-rng = np.random.default_rng(0)
-for task in range(10):
-    masks = {p: MaskBits(tuple(s), codec.encode(rng.random(s) > 0.2, "binary")) for p, s in kernels.items()}
-    head = {"kernel": np.zeros((512, 3), "float32"), "bias": np.zeros(3, "float32")}
-    pack = make_pack(task=f"task{task}", masks=masks, head=head, norm={}, base_hash=backbone.hash)
-    pack.save(f"{sys.argv[1]}/{task}")
-del masks, pack
-images = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-
-def fill(bank, tasks):
-    for task in tasks:
-        bank.add(f"{sys.argv[1]}/{task}")
-        bank.predict(images, task=f"task{task}")
-    return resident()
-
-bank = TaskBank(backbone)
-# The first call traces and compiles, which TensorFlow needs memory for whatever the bank holds.
-one = fill(bank, [0])
-ten = fill(bank, range(1, 10))
-print(ten - one, bank.nbytes["base"], bank.nbytes["tasks"])
-"""
-
-
-def test_ten_tasks_take_hardly_more_memory_than_their_bits(tmp_path):
-    # With oneDNN TensorFlow keeps freed memory for later calls, and what is held could not be told from what was. The
-    # allocator's arenas, one a thread, do the same; what they still keep differs by chance and only ever adds.
-    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0", "MALLOC_ARENA_MAX": "1"}
-    for _ in range(3):
-        run = subprocess.run(
-            [sys.executable, "-c", _MEMORY, tmp_path], capture_output=True, text=True, cwd=ROOT, env=environment
-        )
-        assert run.returncode == 0, run.stderr
-        grown, base, tasks = map(int, run.stdout.split())
-        assert tasks < 0.33 * base
-        # Nine of ten tasks were added between the two measurements.
-        if 0.8 * 0.9 * tasks < grown < 0.9 * tasks + 0.1 * (base + tasks):
-            return
-    pytest.fail(f"Nine tasks of {tasks / 10:.0f} bytes made the process grow by {grown} bytes, three times over.")
-
-
-def test_bytes_held_are_the_bits(backbone):
-    pack = pack_of(trained_model(backbone), backbone)
-    bank = TaskBank(backbone).add(pack)
-    variables = named_variables(backbone.model)
-    bits = sum(codec.packed_shape(tuple(variables[path].shape), "binary")[1] for path in pack.masks)
-    assert bank.nbytes == {
-        "base": sum(4 * int(np.prod(variable.shape)) for variable in variables.values()),
-        "tasks": bits + 4 * (9 * 3 + 3),
-    }

@@ -1,0 +1,135 @@
+"""From packed bits to masked kernels: what a task makes of the variables of its base."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.packs.held import HeldTask
+
+# TensorFlow takes memory over without a copy if it begins at a multiple of this. It is also room for eight weights of
+# any dtype, so that the weights of a mask's last byte may be written in full behind each kernel's end.
+_ALIGNMENT = 64
+# Weights that are unpacked at once: large enough to be fast, and little memory beside a kernel of a hundred megabytes.
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class TaskTensors:
+    """A task, ready to predict with.
+
+    Attributes:
+        weights: The value of every variable of the base for this task, in order.
+        kernel: The head's kernel, float32 `[F, C]`.
+        bias: The head's bias, float32 `[C]`.
+        nbytes: Bytes that belong to this task; tensors of the base are shared and not counted.
+    """
+
+    weights: list[tf.Tensor]
+    kernel: tf.Tensor
+    bias: tf.Tensor
+    nbytes: int
+
+
+class BaseTensors:
+    """The variables of a base as tensors over the same memory, which are read and never written.
+
+    Args:
+        variables: The variables by canonical path.
+    """
+
+    def __init__(self, variables: Mapping[str, keras.Variable]):
+        self.tensors = {path: tf.convert_to_tensor(variable.value) for path, variable in variables.items()}
+        self._device = next(iter(self.tensors.values())).device
+        # On a CPU these share the tensors' memory, too.
+        self._arrays = {path: np.asarray(tensor) for path, tensor in self.tensors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all variables."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def materialise(self, task: HeldTask) -> TaskTensors:
+        """Returns the tensors of a task, which has been checked to fit the base.
+
+        Masked kernels, batch norm and head lie one behind another in one piece of memory, which is given back at once
+        when the last tensor goes.
+        """
+        masks, norm, head = task.masks(), task.norm(), task.head()
+        paths = [*masks, *norm]
+        like = [*(self._arrays[path] for path in paths), *head]
+        buffers = _allocate(like)
+        for path, weights, buffer in zip(paths, like, buffers, strict=False):
+            if path in masks:
+                apply_mask(weights, masks[path].packed, buffer)
+            else:
+                buffer[: weights.size] = _as_words(norm[path].astype(weights.dtype))
+        for value, buffer in zip(head, buffers[-2:], strict=True):
+            buffer[: value.size] = _as_words(value)
+        *own, kernel, bias = (_tensor(*pair, self._device) for pair in zip(buffers, like, strict=True))
+        own = dict(zip(paths, own, strict=True))
+        return TaskTensors(
+            weights=[own.get(path, tensor) for path, tensor in self.tensors.items()],
+            kernel=kernel,
+            bias=bias,
+            nbytes=sum(buffer.nbytes for buffer in buffers),
+        )
+
+
+def apply_mask(weights: np.ndarray, packed: np.ndarray, out: np.ndarray) -> None:
+    """Writes masked weights: +0.0 where the mask drops, else the weight's own bits, with the sign flipped if negated.
+
+    Args:
+        weights: The weights, contiguous, of any shape and floating dtype.
+        packed: Their packed mask, uint8 `[planes, ceil(n / 8)]`.
+        out: Integers as wide as a weight, `[8 ceil(n / 8)]` or longer; what is behind the n-th is 0 afterwards.
+    """
+    words = _as_words(weights)
+    keep, sign = _tables(words.dtype)
+    rows = out[: 8 * packed.shape[1]].reshape(-1, 8)
+    for start in range(0, packed.shape[1], _CHUNK // 8):
+        part = slice(start, start + _CHUNK // 8)
+        # Eight weights a byte are looked up at once; "clip" only spares the check of the indices.
+        np.take(keep, packed[0, part], axis=0, out=rows[part], mode="clip")
+        masked = rows[part].reshape(-1)[: words.size - 8 * start]
+        masked &= words[8 * start : 8 * start + masked.size]
+        if len(packed) > 1:
+            rows[part] ^= np.take(sign, packed[1, part], axis=0, mode="clip")
+
+
+@functools.lru_cache
+def _tables(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, for each byte of a mask, eight words to AND with (all bits or none) and to XOR with (the sign bit)."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(dtype)
+    return bits * dtype.type(-1), bits * np.iinfo(dtype).min
+
+
+def _as_words(array: np.ndarray) -> np.ndarray:
+    """Returns a view `[n]` of an array as integers of the same width."""
+    return array.reshape(-1).view(f"int{8 * array.itemsize}")
+
+
+def _allocate(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns room for each array, as integers of its width, in one piece of memory; all of it aligned."""
+    sizes = [math.ceil(array.nbytes / _ALIGNMENT) * _ALIGNMENT for array in arrays]
+    memory = np.empty(sum(sizes) + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    spans = itertools.pairwise(itertools.accumulate(sizes, initial=first))
+    return [memory[a:b].view(f"int{8 * array.itemsize}") for (a, b), array in zip(spans, arrays, strict=True)]
+
+
+def _tensor(words: np.ndarray, like: np.ndarray, device: str) -> tf.Tensor:
+    """Returns a tensor over the memory of `words`, which must not change afterwards, with shape and dtype of `like`."""
+    native = like.dtype.kind == "f"
+    words = words[: like.size].reshape(like.shape)
+    tensor = tf.experimental.dlpack.from_dlpack((words.view(like.dtype) if native else words).__dlpack__())
+    if native and "CPU" in device:
+        return tensor
+    # NumPy cannot hand over bfloat16, which is no dtype of its own, nor anything to a GPU.
+    with tf.device(device):
+        return tf.bitcast(tensor, tf.as_dtype(like.dtype))
