@@ -62,7 +62,10 @@ def main() -> None:
 
     results.rows["conditions"] = {name: conditions(name, packs, backbone) for name in SETS}
     header = ["task", *next(iter(results.rows["conditions"].values()))]
-    rows = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in results.rows["conditions"].items()]
+    rows = [
+        [name, *("-" if value is None else f"{value:.4f}" for value in row.values())]
+        for name, row in results.rows["conditions"].items()
+    ]
     print("Entropy, relative to that of independent weights, if the decoder knew more:\n")
     print(markdown(header, rows), "\n")
 
@@ -144,7 +147,7 @@ def cells_entropy(zeros: np.ndarray, counts: np.ndarray) -> float:
     return float(-(counts * (rate * np.log2(rate) + (1 - rate) * np.log2(1 - rate))).sum())
 
 
-def conditions(name: str, packs: dict[str, TaskPack], backbone: Backbone) -> dict[str, float]:
+def conditions(name: str, packs: dict[str, TaskPack], backbone: Backbone) -> dict[str, float | None]:
     """Returns what remains of the independent entropy if the decoder also knew another task's mask, or the weights."""
     pack, kernels = packs[name], named_variables(backbone.model)
     total, result = entropy(pack.masks), {}
@@ -154,7 +157,7 @@ def conditions(name: str, packs: dict[str, TaskPack], backbone: Backbone) -> dic
             dropped, given = pack.mask(path).reshape(-1) == 0, packs[other].mask(path).reshape(-1)
             bits += cells_entropy(np.bincount(given, dropped, 2), np.bincount(given, minlength=2))
         result[f"given {other}"] = bits / total
-    result = {f"given {other}": result.get(f"given {other}", math.nan) for other in packs}
+    result = {f"given {other}": result.get(f"given {other}") for other in packs}
     for signed in (False, True):
         bits = 0.0
         for path in pack.masks:
