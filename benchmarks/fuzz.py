@@ -205,7 +205,7 @@ def claims() -> Iterator[tuple[str, bytes]]:
                 name = f"one layer, {kind}, {classes} x {classes} classes, rate {rate}"
                 yield name, _claim(kind, lines, rate)
     yield "many layers", _claim("binary", _lines(16_000, [1], 1), 0)
-    yield "many rectangles", _claim("binary", _lines(1000, [16, 256], 16), 40_000)
+    yield "many rectangles", _claim("binary", _lines(900, [16, 256], 16), 200)
     index = zlib.compress(b'{"masks":[],"norm":[' + b"[]," * 349_000 + b"[]]}", 9)
     yield "an index of brackets", forge(make_pack(), index=lambda _: index)
 

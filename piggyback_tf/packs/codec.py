@@ -215,8 +215,11 @@ class _Decoder:
         for a, height in enumerate(sizes[0]):
             left = 0
             for b, width in enumerate(sizes[1]):
-                rectangle = self._symbols(positions * height * width, _weight_shares(rates[a, b], negate))
-                ordered[:, top : top + height, left : left + width] = rectangle.reshape(positions, height, width)
+                shares = _weight_shares(rates[a, b], negate)
+                # Not kept in a variable: it may be as large as the layer, and the copies below are made one at a time.
+                ordered[:, top : top + height, left : left + width] = self._symbols(
+                    positions * height * width, shares
+                ).reshape(positions, height, width)
                 left += width
             top += height
         # Back from the order of the classes to that of the channels.
