@@ -37,8 +37,7 @@ def define_flags() -> None:
     _own(text, "task", None, "Name of the task; by default that of the data set.")
     _own(flags.DEFINE_float, "val_fraction", 0.1, "Part of train for validation, if there is no such split.")
     _own(flag, "skip_broken_images", False, "Leave broken images out and count them.")
-    _own(text, "backbone", "mobilenet_v2", "The frozen network; python -m piggyback_tf backbones lists them.")
-    _own(text, "weights", None, "imagenet, random, or a .weights.h5 or .keras file.")
+    define_base_flags("mobilenet_v2")
     _own(number, "image_size", None, "Height and width in pixels; by default the backbone's own.")
     _own(flags.DEFINE_enum, "method", "piggyback", METHODS.names(), "How the task is learned.")
     _own(flags.DEFINE_multi_enum, "baseline", [], METHODS.names(), "A method to compare with, trained first.")
@@ -48,7 +47,28 @@ def define_flags() -> None:
     _own(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.")
     _own(number, "verbose", None, "0: quiet, 1: progress bar (default on a terminal), 2: one line an epoch.")
     for config in (TrainConfig, InputConfig, *(METHODS[name].Config for name in METHODS)):
-        _define_fields(config)
+        define_config_flags(config)
+
+
+def define_base_flags(backbone: str | None = None) -> None:
+    """Defines the flags that say which base is meant; `define_flags` does so, too.
+
+    Args:
+        backbone: Default of `--backbone`; None where packs name theirs.
+    """
+    _own(flags.DEFINE_string, "backbone", backbone, "The frozen network; python -m piggyback_tf backbones lists them.")
+    _own(flags.DEFINE_string, "weights", None, "imagenet, random, or a .weights.h5 or .keras file.")
+
+
+def define_config_flags(config: type) -> None:
+    """Defines a flag for each field of a config dataclass; `read_config` reads them."""
+    makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for field in dataclasses.fields(config):
+        if field.name in _OWN:  # A setting that two methods share, such as `norm`.
+            if flags.FLAGS[field.name].default != field.default:
+                raise ValueError(f"Two configs define --{field.name} with different defaults.")
+            continue
+        _own(makers[type(field.default)], field.name, field.default, field.metadata["help"])
 
 
 def read_config(config: type[Config]) -> Config:
@@ -82,13 +102,3 @@ def _own(define: Any, name: str, *args: Any, **kwargs: Any) -> None:
     if flag.default not in (None, "", []):
         flag.help += f" [{flag.default_as_str[1:-1]}]"
     flag.default_as_str = None
-
-
-def _define_fields(config: type) -> None:
-    makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-    for field in dataclasses.fields(config):
-        if field.name in _OWN:  # A setting that two methods share, such as `norm`.
-            if flags.FLAGS[field.name].default != field.default:
-                raise ValueError(f"Two configs define --{field.name} with different defaults.")
-            continue
-        _own(makers[type(field.default)], field.name, field.default, field.metadata["help"])

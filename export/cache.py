@@ -1,0 +1,89 @@
+"""Packed or unpacked: how the masked kernels of an export are kept in the memory of a server."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from export.layout import Layout
+from export.network import unpack_kernels
+from export.tables import TaskTables
+
+CACHES = ("auto", "packed", "unpacked")
+_MEGABYTE = 2**20
+
+
+class UnpackedKernels(tf.saved_model.experimental.TrackableResource):
+    """The masked kernels of one task, made once by the SavedModel's init op and never written again.
+
+    Args:
+        name: What no other resource of a process is called.
+        kernels: Variable of the base's kernels, float32 `[n]`.
+        planes: Variable of the packed masks.
+        keep_row: The task's row in `planes`.
+        sign_row: The row of the negated weights; -1 if none.
+    """
+
+    def __init__(self, name: str, kernels: tf.Variable, planes: tf.Variable, keep_row: int, sign_row: int):
+        super().__init__()
+        self._shared_name = name
+        self._kernels, self._planes = kernels, planes
+        self._rows = keep_row, sign_row
+        # Made here, outside of any function that would keep the handle to itself.
+        self.resource_handle  # noqa: B018
+
+    def _create_resource(self) -> tf.Tensor:
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=self._kernels.shape, shared_name=self._shared_name)
+
+    def _initialize(self) -> None:
+        keep, sign = self._rows
+        rows = tf.gather(self._planes, [keep] if sign < 0 else [keep, sign])
+        kernels = unpack_kernels(self._kernels.read_value(), *tf.unstack(rows))
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=kernels)
+
+    def read(self) -> tf.Tensor:
+        """Returns the masked kernels, `[n]`; no copy is made."""
+        return tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
+
+
+def choose_cache(cache: str, memory_limit: int, layout: Layout, tables: TaskTables) -> str:
+    """Decides how kernels are kept, so that all arrays of the export fit into memory.
+
+    Args:
+        cache: One of `CACHES`; `"auto"` unpacks them if that fits.
+        memory_limit: Megabytes (2^20 bytes) for the arrays; what a server needs for images and features comes on top.
+        layout: Where weights are.
+        tables: The tasks.
+
+    Returns:
+        `"packed"` or `"unpacked"`.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    need = memory_needed(layout, tables)
+    chosen = cache
+    if cache == "auto":
+        chosen = "unpacked" if need["unpacked"] <= memory_limit * _MEGABYTE else "packed"
+    if need[chosen] > memory_limit * _MEGABYTE:
+        smaller = ""
+        if need["packed"] <= memory_limit * _MEGABYTE:
+            smaller = f" With --cache=packed they take {_megabytes(need['packed'])} MB."
+        raise ValueError(
+            f"{len(tables.names)} tasks with {chosen} kernels take {_megabytes(need[chosen])} MB of memory, and "
+            f"--memory_limit is {memory_limit} MB.{smaller}"
+        )
+    return chosen
+
+
+def memory_needed(layout: Layout, tables: TaskTables) -> dict[str, int]:
+    """Returns the bytes of all arrays in a server's memory by way of keeping kernels."""
+    base = 4 * (layout.kernels.length + layout.rest.length)
+    # Texts in memory take 24 bytes each, and the longer ones what they are long.
+    texts = sum(24 + len(text) for name in ("names", "labels") for text in getattr(tables, name))
+    arrays: dict[str, Any] = tables.arrays()
+    packed = base + texts + sum(array.nbytes for array in arrays.values() if array.dtype != object)
+    return {"packed": packed, "unpacked": packed + 4 * layout.kernels.length * len(tables.names)}
+
+
+def _megabytes(count: int) -> str:
+    return f"{-(-count // _MEGABYTE):,}"

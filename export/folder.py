@@ -1,0 +1,150 @@
+"""The folder of an export: versions that are written whole or not at all, and read again to add tasks.
+
+`DIR/<version>` is the servable; `DIR/with_mask/<version>` is the second one, beside it. A server takes no notice of
+subfolders whose names are no numbers.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from export.layout import Layout
+from export.network import ExportedBase
+from export.options import ExportOptions
+from export.tables import ARRAYS, TaskTables
+from piggyback_tf.packs import BaseSpec
+
+FORMAT = 1
+SECOND = "with_mask"
+# Beside a SavedModel's variables: what is needed to add a task, without weights or images.
+DESCRIPTION, NETWORK = Path("assets/export.json"), Path("assets/network")
+
+
+class ExportError(Exception):
+    """An export cannot be written, or is not what it should be; the message says why."""
+
+
+def next_version(output: Path) -> int:
+    """Returns the version after the highest that is there; 1 if there is none."""
+    return max([0, *_versions(output), *_versions(output / SECOND)]) + 1
+
+
+def find_version(path: Path) -> Path:
+    """Returns the folder of a version: the path itself, or the highest version in it.
+
+    Raises:
+        ExportError: If there is none.
+    """
+    if (path / DESCRIPTION).is_file():
+        return path
+    found = _versions(path)
+    if not found or not (path / str(max(found)) / DESCRIPTION).is_file():
+        raise ExportError(
+            f"{str(path)!r} is no export: neither it nor a version in it has a file {str(DESCRIPTION)!r}."
+        )
+    return path / str(max(found))
+
+
+@contextlib.contextmanager
+def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
+    """Yields temporary folders for both servables, which become those of a version when the block ends well.
+
+    Args:
+        output: The export's folder; made if need be.
+        version: The version.
+
+    Raises:
+        ExportError: If the version is there already.
+    """
+    targets = output / str(version), output / SECOND / str(version)
+    if taken := [target for target in targets if target.exists()]:
+        raise ExportError(f"There is a version {version} already: {str(taken[0])!r}. Versions are never overwritten.")
+    targets[1].parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{version}.tmp", dir=output))
+    try:
+        yield temporary / "main", temporary / SECOND
+        for path in temporary.rglob("*"):
+            _flush(path)
+        # The second first: where a server sees the one that is listed, the other is there.
+        (temporary / SECOND).rename(targets[1])
+        try:
+            (temporary / "main").rename(targets[0])
+        except OSError:
+            shutil.rmtree(targets[1])
+            raise
+        _flush(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_description(
+    folder: Path, spec: BaseSpec, layout: Layout, tables: TaskTables, options: dict[str, Any]
+) -> None:
+    """Writes what is known of an export beside its variables."""
+    base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}
+    content = {"format": FORMAT, "base": base, "options": options, **tables.to_json(), "layout": layout.to_json()}
+    path = folder / DESCRIPTION
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Returns what `write_description` wrote.
+
+    Raises:
+        ExportError: If the file is not there or of another format.
+    """
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ExportError(
+                f"{str(folder)!r} is an export of format {content['format']}; this package reads {FORMAT}."
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{str(folder)!r} is no export, or is damaged: {error}.") from error
+    return content
+
+
+def read_export(folder: Path) -> tuple[ExportedBase, TaskTables, ExportOptions]:
+    """Reads an export: its base, its tasks, and what was chosen for it.
+
+    Raises:
+        ExportError: If the folder is no whole export.
+    """
+    content = read_description(folder)
+    try:
+        layout = Layout.from_json(content["layout"])
+        shapes = {p: s for part in (layout.kernels, layout.norm, layout.rest) for p, s in part.shapes.items()}
+        spec = BaseSpec(**content["base"], shapes=shapes, norm_paths=frozenset(layout.norm.shapes))
+        options = ExportOptions(**content["options"])
+        # From the file: loading the SavedModel would unpack the kernels of every task.
+        reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+        arrays = {
+            name: reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE") for name in (*ARRAYS, "kernels", "rest")
+        }
+        network = tf.saved_model.load(str(folder / NETWORK))
+        base = ExportedBase(spec, layout, network.features, arrays["kernels"], arrays["rest"])
+        return base, TaskTables.restore(arrays, content), options
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, tf.errors.OpError) as error:
+        raise ExportError(f"{str(folder)!r} is no whole export: {error}") from error
+
+
+def _versions(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""Where the weights of a base lie in the flat vectors of an export, and the masks in its bits.
+
+Nothing here needs TensorFlow: a client that sends a mask packs it with this file.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from piggyback_tf.packs import PackError, TaskPack
+
+if TYPE_CHECKING:
+    from piggyback_tf.backbones import Backbone
+
+# Every weight begins at a multiple of 64 bytes: TensorFlow then cuts it out of the vector without a copy.
+ROW = 16
+# Bit k of byte i is weight k n/8 + i, and n/8 is a multiple of 64 for the same reason.
+_BITS = 8
+_MASKED_ROWS = _BITS * 64 // ROW
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Weights one behind another in a vector of float32, each filled up to a multiple of `ROW` numbers.
+
+    Attributes:
+        shapes: The shape of each weight by canonical path, in order.
+        multiple: The number of rows is a multiple of this.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    multiple: int = 1
+
+    @functools.cached_property
+    def rows(self) -> tuple[int, ...]:
+        """How many rows of `ROW` numbers each weight takes."""
+        return tuple(-(-math.prod(shape) // ROW) for shape in self.shapes.values())
+
+    @functools.cached_property
+    def length(self) -> int:
+        """Length of the vector."""
+        return -(-sum(self.rows) // self.multiple) * self.multiple * ROW
+
+    def items(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
+        """Yields path, shape and first place of each weight."""
+        starts = itertools.accumulate(self.rows, initial=0)
+        for (path, shape), start in zip(self.shapes.items(), starts, strict=False):
+            yield path, shape, start * ROW
+
+    def flatten(self, arrays: Mapping[str, np.ndarray], otherwise: np.ndarray | None = None) -> np.ndarray:
+        """Returns the vector, float32 `[length]`.
+
+        Args:
+            arrays: Weights by path.
+            otherwise: The vector to take the other weights from; needed if there are others.
+        """
+        flat = np.zeros(self.length, np.float32) if otherwise is None else otherwise.copy()
+        for path, shape, start in self.items():
+            if path in arrays or otherwise is None:
+                flat[start : start + math.prod(shape)] = arrays[path].reshape(-1)
+        return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The three vectors that the weights of a base are kept in.
+
+    Attributes:
+        kernels: Those that can be masked, masked by a task or not.
+        norm: Those of batch norm, of which a task can have its own.
+        rest: All others of float32; the same for every task. What is of another dtype, such as a counter, is a constant
+            of the graph.
+    """
+
+    kernels: Section
+    norm: Section
+    rest: Section
+
+    @classmethod
+    def of(cls, backbone: "Backbone") -> "Layout":
+        """Returns the layout of a base.
+
+        Raises:
+            ValueError: If a kernel or a variable of batch norm is not float32.
+        """
+        import keras
+
+        from piggyback_tf.backbones import named_layers, named_variables
+        from piggyback_tf.masking.layers import MASKED_LAYERS
+
+        masked, norm = set(), set()
+        for path, layer in named_layers(backbone.model):
+            if type(layer) in MASKED_LAYERS:
+                masked |= {f"{path}/{weight}" for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS}
+            elif isinstance(layer, keras.layers.BatchNormalization):
+                norm.add(path)
+        parts: dict[str, dict[str, tuple[int, ...]]] = {"kernels": {}, "norm": {}, "rest": {}}
+        for path, variable in named_variables(backbone.model).items():
+            part = "kernels" if path in masked else "norm" if path.rpartition("/")[0] in norm else "rest"
+            if keras.backend.standardize_dtype(variable.dtype) == "float32":
+                parts[part][path] = tuple(variable.shape)
+            elif part != "rest":
+                raise ValueError(
+                    f"Weight {path!r} of {backbone.name!r} is {variable.dtype}; a base is exported if its kernels and "
+                    "batch norm are float32."
+                )
+        return cls.from_json(parts)
+
+    @classmethod
+    def from_json(cls, parts: Mapping[str, Mapping[str, Any]]) -> "Layout":
+        """Returns the layout that `to_json` described."""
+        shapes = {name: {path: tuple(shape) for path, shape in part.items()} for name, part in parts.items()}
+        return cls(Section(shapes["kernels"], _MASKED_ROWS), Section(shapes["norm"]), Section(shapes["rest"]))
+
+    def to_json(self) -> dict[str, dict[str, list[int]]]:
+        """Returns path and shape of every weight by section, in order."""
+        sections = {"kernels": self.kernels, "norm": self.norm, "rest": self.rest}
+        return {name: {path: list(shape) for path, shape in part.shapes.items()} for name, part in sections.items()}
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a task's mask: one bit for each number of the vector of kernels."""
+        return self.kernels.length // _BITS
+
+    def pack_mask(self, pack: TaskPack) -> np.ndarray:
+        """Returns a task's mask in the order of the kernels' vector.
+
+        Args:
+            pack: A pack for this base.
+
+        Returns:
+            uint8 `[planes, mask_bytes]`: which weights are kept and, if the mask is ternary, which are negated. Bit k
+            of byte i stands for number `k mask_bytes + i` of the vector. Weights that the task does not mask are kept.
+
+        Raises:
+            PackError: If the pack masks a weight that is in none of the layers that can be masked.
+        """
+        if foreign := [path for path in pack.masks if path not in self.kernels.shapes]:
+            raise PackError(
+                f"Task {pack.task!r} has a mask for {foreign[0]!r}, which belongs to no kind of layer that an export "
+                "masks: Dense, Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose."
+            )
+        planes = np.zeros((2 if pack.mask_kind == "ternary" else 1, self.kernels.length), np.uint8)
+        for path, shape, start in self.kernels.items():
+            part = slice(start, start + math.prod(shape))
+            if path not in pack.masks:
+                planes[0, part] = 1
+                continue
+            planes[:, part] = np.unpackbits(pack.masks[path].packed, axis=1, count=math.prod(shape), bitorder="little")
+        columns = planes.reshape(len(planes), _BITS, self.mask_bytes)
+        return np.packbits(columns, axis=1, bitorder="little")[:, 0]

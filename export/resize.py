@@ -1,0 +1,119 @@
+"""The operations that prepare images, as graphs that give the same bytes as those of `piggyback_tf.data`."""
+
+import tensorflow as tf
+
+from piggyback_tf.data import DataError, Operation, parse_augment
+from piggyback_tf.data.augment import chain_size
+from piggyback_tf.data.operations import CentralCrop, Resize
+
+# Pillow computes with weights that are integers of so many bits behind the point.
+_PRECISION = 22
+
+
+def prepare(image: tf.Tensor, operations: list[Operation]) -> tf.Tensor:
+    """Returns a prepared image.
+
+    Args:
+        image: uint8 `[H, W, 3]`, of any size.
+        operations: What `parse_preparation` returned.
+
+    Returns:
+        uint8, of the same bytes as `Operation.apply` returns one after another.
+    """
+    for operation in operations:
+        image = _resize(image, operation) if isinstance(operation, Resize) else _central_crop(image, operation)
+    return image
+
+
+def parse_preparation(augment: str) -> list[Operation]:
+    """Reads the augmentation string that prepares a task's images.
+
+    Raises:
+        DataError: If it is not well formed, or has an operation that cannot be exported.
+    """
+    operations = parse_augment(augment)
+    for operation in operations:
+        if type(operation) not in (Resize, CentralCrop):
+            raise DataError(
+                f"{operation.source!r} in the augmentation {augment!r} cannot be exported; "
+                "an export prepares images with resize and central_crop."
+            )
+    return operations
+
+
+def check_preparation(augment: str, size: int) -> None:
+    """Checks that a task's images can be prepared within a graph.
+
+    Raises:
+        DataError: If not, or if they would not be of `size` pixels.
+    """
+    found = chain_size(parse_preparation(augment), None)
+    if found is not None and found != (size, size):
+        raise DataError(
+            f"The augmentation {augment!r} gives images of {found[0]}x{found[1]} pixels, and the base takes "
+            f"{size}x{size}."
+        )
+
+
+def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tf.Tensor:
+    height, width = operation.output_size(None)
+    top, left = (tf.shape(image)[0] - height) // 2, (tf.shape(image)[1] - width) // 2
+    # Of an image that is too small the slice fails, and with it the image.
+    return tf.slice(image, [top, left, 0], [height, width, 3])
+
+
+def _resize(image: tf.Tensor, operation: Resize) -> tf.Tensor:
+    sides = tf.shape(image)[:2]
+    target = tf.stack(operation.output_size(None) or _target(sides, operation))
+    # The order of Pillow 13, with rounding to bytes in between: along the width first, unless the height is scaled down
+    # much more. (Older ones begin with the width always, which makes a difference of 1 in some pixels of tall images.)
+    smaller = sides - target
+    height_first = (smaller[0] > 0) & (smaller[0] > 2 * smaller[1])
+    # The axis in work comes first, so that what is gathered is contiguous.
+    image = tf.cond(height_first, lambda: image, lambda: tf.transpose(image, [1, 0, 2]))
+    first, second = tf.unstack(tf.where(height_first, target, tf.roll(target, 1, axis=0)))
+    image = _resample(tf.transpose(_resample(image, first), [1, 0, 2]), second)
+    return tf.cond(height_first, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+
+
+def _target(sides: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns height and width of the result if the shorter side gets the length that is asked for."""
+    length = operation.output_size((1, 1))[0]
+    # Rounded as Python does: halves to the even number.
+    scaled = tf.cast(sides * length, tf.float64) / tf.cast(tf.reduce_min(sides), tf.float64)
+    height, width = tf.unstack(tf.maximum(tf.cast(tf.round(scaled), tf.int32), length))
+    return height, width
+
+
+def _resample(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Resamples the first axis as Pillow's antialiased bilinear filter does, to the byte.
+
+    Each result is a sum over `taps` neighbours with weights that fall off linearly from its place in the image; the
+    weights are rounded to integers, and the sum is shifted back.
+    """
+    length = tf.shape(image)[0]
+    first, weights = _weights(length, size)
+    total = tf.fill(tf.stack([size, tf.shape(image)[1], 3]), 1 << (_PRECISION - 1))
+
+    def add(tap: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        neighbours = tf.gather(image, tf.minimum(first + tap, length - 1))
+        return tap + 1, total + tf.cast(neighbours, tf.int32) * weights[:, tap, None, None]
+
+    taps = tf.shape(weights)[1]
+    shapes = (tf.TensorShape([]), tf.TensorShape([None, None, 3]))
+    _, total = tf.while_loop(lambda tap, _: tap < taps, add, (tf.constant(0), total), shapes, parallel_iterations=1)
+    return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(total, tf.constant(_PRECISION)), 0, 255), tf.uint8)
+
+
+def _weights(length: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the first neighbour of each result, int32 `[size]`, and the weights, int32 `[size, taps]`."""
+    scale = tf.cast(length, tf.float64) / tf.cast(size, tf.float64)
+    support = tf.maximum(scale, 1.0)
+    centre = (tf.cast(tf.range(size), tf.float64) + 0.5) * scale
+    first = tf.maximum(tf.cast(centre - support + 0.5, tf.int32), 0)
+    end = tf.minimum(tf.cast(centre + support + 0.5, tf.int32), length)
+    places = first[:, None] + tf.range(tf.cast(tf.math.ceil(support), tf.int32) * 2 + 1)
+    distance = tf.abs((tf.cast(places, tf.float64) - centre[:, None] + 0.5) * (1.0 / support))
+    weights = tf.where(places < end[:, None], tf.maximum(1.0 - distance, 0.0), 0.0)
+    weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
+    return first, tf.cast(0.5 + weights * (1 << _PRECISION), tf.int32)

@@ -1,0 +1,195 @@
+"""One base and any number of tasks as one SavedModel for TensorFlow Serving.
+
+    python -m export.saved_model --packs=a.task.safetensors,b.task.safetensors --output=DIR
+    python -m export.saved_model --add_to=DIR/3 --packs=c.task.safetensors
+
+The first writes `DIR/1` (or the version after the highest that is there), a SavedModel with the signatures
+`serving_default`, `by_name` and `encoded`, and beside it `DIR/with_mask/1`, with `with_mask` and `tasks`. The second
+writes `DIR/4` from `DIR/3` and the new packs alone; neither the backbone's weights nor the old packs are needed.
+"""
+
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+from absl import app, flags
+
+from export.cache import choose_cache
+from export.folder import NETWORK, ExportError, find_version, new_version, next_version, read_export, write_description
+from export.layout import Layout
+from export.network import ExportedBase, save_network
+from export.options import ExportOptions
+from export.packs import find_packs, load_base_of
+from export.resize import check_preparation
+from export.servable import Servable
+from export.tables import TaskTables
+from export.with_mask import WithMask
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.commands.common import UsageError
+from piggyback_tf.data import DataError
+from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
+from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.fit import check_fits
+
+FLAGS = flags.FLAGS
+PackSource = TaskPack | str | os.PathLike
+
+
+def export_saved_model(
+    backbone: Backbone,
+    packs: Iterable[PackSource],
+    output: str | os.PathLike,
+    options: ExportOptions | None = None,
+    *,
+    version: int | None = None,
+) -> Path:
+    """Writes a base and tasks as a SavedModel, whole or not at all.
+
+    Args:
+        backbone: The base; not changed.
+        packs: Packs for this base, their files or URLs, in the order of the tasks' numbers.
+        output: The export's folder.
+        options: What can be chosen; `ExportOptions()` if None.
+        version: The version to write; if None the one after the highest that is there.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        PackError: If a pack is for another base, or two tasks have one name.
+        DataError: If the images of a task cannot be prepared within a graph.
+        ExportError: If there are no packs, or the version is there already.
+        ValueError: If the base cannot be exported, or what it takes is more than the limit of memory.
+        OSError: If the files cannot be written.
+    """
+    layout, spec = Layout.of(backbone), BaseSpec.of(backbone)
+    arrays = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
+    kernels, norm, rest = (part.flatten(arrays) for part in (layout.kernels, layout.norm, layout.rest))
+
+    def write_network(folder: Path) -> ExportedBase:
+        save_network(backbone, layout, folder)
+        return ExportedBase(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
+
+    tables = TaskTables.empty(layout, norm).with_tasks(_checked(packs, spec), layout)
+    return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
+
+
+def add_tasks(
+    source: str | os.PathLike,
+    packs: Iterable[PackSource],
+    output: str | os.PathLike | None = None,
+    *,
+    version: int | None = None,
+    **changes: Any,
+) -> Path:
+    """Writes an export with more tasks, from an export and the new packs alone.
+
+    Args:
+        source: The folder of an export's version, which is not changed; of its folder the highest version is taken.
+        packs: Packs for the same base, their files or URLs; their numbers follow those of the old tasks.
+        output: The new export's folder; that of `source` if None.
+        version: As in `export_saved_model`.
+        **changes: Fields of `ExportOptions` that are not to be as in `source`.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        ExportError: If `source` is no export, or as in `export_saved_model`.
+        PackError, DataError, ValueError, OSError: As in `export_saved_model`.
+    """
+    source = find_version(Path(source))
+    base, tables, options = read_export(source)
+
+    def copy_network(folder: Path) -> ExportedBase:
+        shutil.copytree(source / NETWORK, folder)
+        return base
+
+    tables = tables.with_tasks(_checked(packs, base.spec), base.layout)
+    output = source.parent if output is None else Path(output)
+    options = dataclasses.replace(options, **changes)
+    return _write(copy_network, base.spec, base.layout, tables, output, options, version)
+
+
+def _checked(packs: Iterable[PackSource], spec: BaseSpec) -> Iterable[TaskPack]:
+    """Yields packs that fit the base, one in memory at a time."""
+    for source in packs:
+        pack = source if isinstance(source, TaskPack) else TaskPack.load(source, spec)
+        # A pack that is given may have been changed since it was made.
+        pack.check()
+        check_fits(pack.claims, spec)
+        check_preparation(pack.eval_augment, pack.image_size)
+        yield pack
+
+
+def _write(
+    make_base: Callable[[Path], ExportedBase],
+    spec: BaseSpec,
+    layout: Layout,
+    tables: TaskTables,
+    output: Path,
+    options: ExportOptions,
+    version: int | None,
+) -> Path:
+    """Writes both servables; `make_base` puts the network's graph into a folder and returns the base over it."""
+    if not len(tables.names):
+        raise ExportError("An export needs at least one task.")
+    unpacked = choose_cache(options.cache, options.memory_limit, layout, tables) == "unpacked"
+    version = next_version(output) if version is None else version
+    with new_version(output, version) as (first, second):
+        network = first.parent / "network"
+        base = make_base(network)
+        servable, with_mask = Servable(base, tables, options, unpacked=unpacked), WithMask(base, tables, options)
+        for module, folder in ((servable, first), (with_mask, second)):
+            tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        write_description(first, spec, layout, tables, dataclasses.asdict(options))
+        network.rename(first / NETWORK)
+    return output / str(version)
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_base_flags()
+    define_config_flags(ExportOptions)
+    flags.DEFINE_list("packs", None, "Packs: files, URLs, folders or glob patterns.", required=True)
+    flags.DEFINE_string("output", None, "Folder of the export; with --add_to by default that of the old export.")
+    flags.DEFINE_string("add_to", None, "Version of an export, or its folder, that the packs are added to.")
+    flags.DEFINE_integer("version", None, "Version to write; by default that after the highest one.", lower_bound=1)
+
+
+def run() -> Path:
+    """Does what the flags say and returns the folder of the version."""
+    files = find_packs(FLAGS.packs)
+    if FLAGS.add_to is not None:
+        # Only what was given on the command line is changed.
+        fields = (field.name for field in dataclasses.fields(ExportOptions))
+        changes = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
+        return add_tasks(FLAGS.add_to, files, FLAGS.output, version=FLAGS.version, **changes)
+    if FLAGS.output is None:
+        raise UsageError("--output is missing: the folder of the export.")
+    options = read_config(ExportOptions)
+    backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
+    return export_saved_model(backbone, files, FLAGS.output, options, version=FLAGS.version)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
+    try:
+        folder = run()
+    except (UsageError, PackError, ExportError, DataError, ValueError, OSError, flags.Error) as error:
+        print(f"export.saved_model: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(folder)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

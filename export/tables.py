@@ -1,0 +1,152 @@
+"""What an export keeps of its tasks: masks, batch norm and heads as a few arrays, and where in them each task is."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from export.layout import Layout
+from piggyback_tf.packs import PackError, TaskPack
+
+# The arrays that are variables of an export, by their dtype there; texts are UTF-8.
+ARRAYS = {
+    "planes": np.uint8,
+    "norms": np.float32,
+    "heads": np.float32,
+    "keep_row": np.int32,
+    "sign_row": np.int32,
+    "norm_row": np.int32,
+    "head_start": np.int64,
+    "classes": np.int32,
+    "label_start": np.int64,
+    "preparation": np.int32,
+    "names": object,
+    "labels": object,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TaskTables:
+    """The tasks of an export, T in number.
+
+    Attributes:
+        planes: Packed masks, uint8 `[rows, mask_bytes]`; see `Layout.pack_mask`. A ternary task has two rows.
+        norms: Batch norm, float32 `[rows, M]`; the first row is the base's.
+        heads: For each task its kernel `[F, C]` and its bias `[C]`, one behind another: float32 `[numbers]`.
+        keep_row: The row of `planes` that tells which weights a task keeps, int32 `[T]`.
+        sign_row: The row that tells which of them it negates; -1 if none.
+        norm_row: The row of `norms`, int32 `[T]`.
+        head_start: The first number in `heads`, int64 `[T]`.
+        classes: The number of classes, int32 `[T]`.
+        label_start: The first text in `labels`, int64 `[T]`.
+        preparation: The place in `preparations`, int32 `[T]`.
+        names: The tasks' names, bytes `[T]`.
+        labels: The names of all classes of all tasks, one behind another, bytes.
+        preparations: The augmentation strings that prepare images, each once.
+        details: For each task what else is known of it.
+    """
+
+    planes: np.ndarray
+    norms: np.ndarray
+    heads: np.ndarray
+    keep_row: np.ndarray
+    sign_row: np.ndarray
+    norm_row: np.ndarray
+    head_start: np.ndarray
+    classes: np.ndarray
+    label_start: np.ndarray
+    preparation: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray
+    preparations: tuple[str, ...]
+    details: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def empty(cls, layout: Layout, base_norm: np.ndarray) -> "TaskTables":
+        """Returns the tables of no task.
+
+        Args:
+            layout: Where weights are.
+            base_norm: Batch norm of the base, `[M]`.
+        """
+        arrays = {name: np.zeros(0, dtype) for name, dtype in ARRAYS.items()}
+        arrays |= {"planes": np.zeros((0, layout.mask_bytes), np.uint8), "norms": base_norm[None]}
+        return cls(**arrays, preparations=(), details=())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays by name."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    def with_tasks(self, packs: Iterable[TaskPack], layout: Layout) -> "TaskTables":
+        """Returns the tables with more tasks behind those that are there, which stay as they are.
+
+        Args:
+            packs: Packs that fit the base.
+            layout: Where weights are.
+
+        Raises:
+            PackError: If a task of a pack's name is there, or a mask cannot be exported.
+        """
+        old, new = self.arrays(), {name: [] for name in ARRAYS}
+        lengths = {name: len(array) for name, array in old.items()}
+        preparations, details = list(self.preparations), list(self.details)
+        names = {name.decode() for name in self.names}
+
+        def append(array: str, rows: Any) -> int:
+            """Puts rows behind an array and returns where they begin."""
+            start = lengths[array]
+            lengths[array] += len(rows)
+            new[array].append(np.asarray(rows, ARRAYS[array]))
+            return start
+
+        for pack in packs:
+            if pack.task in names:
+                raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
+            names.add(pack.task)
+            planes = layout.pack_mask(pack)
+            keep = append("planes", planes)
+            append("keep_row", [keep])
+            append("sign_row", [keep + 1 if len(planes) > 1 else -1])
+            own_norm = [layout.norm.flatten(pack.norm, otherwise=self.norms[0])] if pack.norm else []
+            append("norm_row", [append("norms", own_norm) if own_norm else 0])
+            append("head_start", [append("heads", pack.head["kernel"].reshape(-1))])
+            append("heads", pack.head["bias"])
+            append("classes", [len(pack.class_names)])
+            append("label_start", [append("labels", [name.encode() for name in pack.class_names])])
+            append("names", [pack.task.encode()])
+            if pack.eval_augment not in preparations:
+                preparations.append(pack.eval_augment)
+            append("preparation", [preparations.index(pack.eval_augment)])
+            details.append(_details(pack))
+        return TaskTables(
+            **{name: np.concatenate([old[name], *new[name]]) for name in ARRAYS},
+            preparations=tuple(preparations),
+            details=tuple(details),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is no array."""
+        return {"preparations": list(self.preparations), "tasks": list(self.details)}
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> "TaskTables":
+        """Returns the tables of which `arrays` and `to_json` returned the parts."""
+        return cls(
+            **{name: np.asarray(arrays[name], dtype) for name, dtype in ARRAYS.items()},
+            preparations=tuple(description["preparations"]),
+            details=tuple(description["tasks"]),
+        )
+
+
+def _details(pack: TaskPack) -> dict[str, Any]:
+    return {
+        "task": pack.task,
+        "classes": len(pack.class_names),
+        "method": pack.method,
+        "mask_kind": pack.mask_kind,
+        "own_batch_norm": bool(pack.norm),
+        "eval_augment": pack.eval_augment,
+        "content_digest": pack.content_digest(),
+        "created": pack.created,
+    }

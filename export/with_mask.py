@@ -1,0 +1,99 @@
+"""The second servable: a task whose mask and head come with the request, and the list of the tasks of the first one.
+
+A server merges requests along the first dimension of all inputs, which a mask does not have, so that this one is
+served without batching.
+"""
+
+import tensorflow as tf
+
+from export.network import ExportedBase, unpack_kernels
+from export.options import ExportOptions
+from export.servable import (
+    Outputs,
+    any_shape,
+    check_images,
+    class_labels,
+    good_images,
+    head_probabilities,
+    table_variable,
+)
+from export.tables import TaskTables
+
+
+class WithMask(tf.Module):
+    """The base, and the names of tasks.
+
+    `with_mask` takes images, `mask` (uint8: the bytes of `Layout.pack_mask` one behind another, two planes if the mask
+    is ternary), `head` (float32 `[F + 1, C]`: the kernel and below it the bias) and `norm` (float32: batch norm of the
+    task as `Layout.norm` flattens it, or none for that of the base).
+
+    Args:
+        base: The base.
+        tables: The tasks.
+        options: What images come as.
+    """
+
+    def __init__(self, base: ExportedBase, tables: TaskTables, options: ExportOptions):
+        super().__init__(name="with_mask")
+        self._features, self._layout, self._feature_count = base.features, base.layout, base.spec.features
+        self._size, self._dtype = base.spec.image_size, tf.as_dtype(options.image_dtype)
+        self._width = int(tables.classes.max())
+        for name, array in {"kernels": base.kernels, "rest": base.rest, "norm": tables.norms[0]}.items():
+            setattr(self, name, tf.Variable(array, trainable=False, name=name))
+        for name in ("names", "classes", "label_start", "labels"):
+            setattr(self, name, table_variable(name, getattr(tables, name)))
+
+    def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
+        """Returns the signatures by name."""
+        inputs = [
+            tf.TensorSpec([None, self._size, self._size, 3], self._dtype, "images"),
+            tf.TensorSpec([None], tf.uint8, "mask"),
+            tf.TensorSpec([self._feature_count + 1, None], tf.float32, "head"),
+            tf.TensorSpec([None], tf.float32, "norm"),
+        ]
+        return {
+            "with_mask": tf.function(self._with_mask, inputs, autograph=False).get_concrete_function(),
+            "tasks": tf.function(self._tasks, [], autograph=False).get_concrete_function(),
+        }
+
+    def _with_mask(self, images: tf.Tensor, mask: tf.Tensor, head: tf.Tensor, norm: tf.Tensor) -> Outputs:
+        bits, numbers = self._layout.mask_bytes, self._layout.norm.length
+        images = check_images(images, self._size)
+        mask = _check(mask, f"mask must be [{bits}], or [{2 * bits}] if ternary, not", [[bits], [2 * bits]])
+        norm = _check(norm, f"norm must be [{numbers}], or [0] for that of the base, not", [[numbers], [0]])
+        rows, columns = self._feature_count + 1, tf.shape(any_shape(head))[-1]
+        head = _check(head, f"head must be [{rows}, C], not", [tf.stack([rows, columns])])
+        planes = tf.reshape(mask, [-1, bits])
+        kernels = tf.cond(
+            tf.shape(planes)[0] == 1,
+            lambda: unpack_kernels(tf.identity(self.kernels), planes[0]),
+            lambda: unpack_kernels(tf.identity(self.kernels), planes[0], planes[1]),
+        )
+        norm = tf.cond(tf.size(norm) == 0, lambda: tf.identity(self.norm), lambda: norm)
+        norm = tf.ensure_shape(norm, [numbers])
+        good = good_images(images)
+        # Not NaN, which no JSON can hold; the rows are set to 0 below.
+        whole = tf.where(good[:, None, None, None], tf.cast(images, tf.float32), 0.0)
+        features = self._features(kernels, norm, tf.identity(self.rest), whole)
+        found = head_probabilities(features, head[:-1], head[-1])
+        good &= tf.reduce_all(tf.math.is_finite(found), axis=1)
+        found = tf.where(good[:, None], found, 0.0)
+        class_id = tf.where(good, tf.argmax(found, axis=1, output_type=tf.int32), -1)
+        return {"probabilities": found, "class_id": class_id}
+
+    def _tasks(self) -> Outputs:
+        tasks = tf.range(tf.shape(self.classes)[0])
+        columns = tf.tile(tf.range(self._width)[None], [tf.size(tasks), 1])
+        return {"names": tf.identity(self.names), "classes": class_labels(self, tasks, columns)}
+
+
+def _check(tensor: tf.Tensor, message: str, shapes: list[list[int] | tf.Tensor]) -> tf.Tensor:
+    """Returns a tensor; the call fails unless it has one of the shapes, all of which are of the tensor's rank."""
+    shape = tf.shape(any_shape(tensor))
+    good = tf.constant(False)
+    for expected in shapes:
+        good |= tf.cond(
+            tf.size(shape) == len(tensor.shape), lambda one=expected: tf.reduce_all(shape == one), lambda: False
+        )
+    with tf.control_dependencies([tf.debugging.Assert(good, [message, shape], 10)]):
+        return tf.identity(tensor)

@@ -1,0 +1,31 @@
+"""One export of small tasks for all tests, made once."""
+
+import dataclasses
+import types
+
+import pytest
+
+from export.options import ExportOptions
+from export.saved_model import export_saved_model
+from piggyback_tf.packs import TaskBank
+from tests.packs.helpers import packs_of_all_kinds, small_backbone
+
+
+@pytest.fixture(scope="session", name="small")
+def _small(tmp_path_factory):
+    """A base, packs of every kind with two ways of preparing images, a bank with them, and their two exports.
+
+    `packed` takes bytes, `unpacked` floating point numbers.
+    """
+    backbone = small_backbone()
+    packs = packs_of_all_kinds(backbone)
+    packs[1] = dataclasses.replace(packs[1], eval_augment="resize(10)|central_crop(8)")
+    bank, folder = TaskBank(backbone), tmp_path_factory.mktemp("export")
+    for pack in packs:
+        bank.add(pack)
+    options = {
+        "packed": ExportOptions(cache="packed"),
+        "unpacked": ExportOptions(cache="unpacked", image_dtype="float32", top_k=9),
+    }
+    exports = {name: export_saved_model(backbone, packs, folder / name, option) for name, option in options.items()}
+    return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, **exports)

@@ -1,0 +1,83 @@
+"""Images in a graph have the bytes that the data package gives them."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from export.decode import decode_batch, decode_file
+from export.resize import check_preparation
+from piggyback_tf.data import DataError, decode_image, parse_augment
+from tests.export.helpers import encode, picture
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (40, 50, 4), dtype=np.uint8)
+
+
+def _with_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a camera", orientation
+    return encode(picture(60, 91), "JPEG", exif=exif)
+
+
+def _deep_grey():
+    stream = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 65536, (30, 40)).astype(np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+FILES = {
+    **{f"JPEG {kind}": encode(picture(133, 201), "JPEG", subsampling=kind) for kind in (0, 1, 2)},
+    "progressive": encode(picture(100, 151), "JPEG", progressive=True),
+    "grey JPEG": encode(picture(64, 77), "JPEG", "L"),
+    **{f"orientation {number}": _with_orientation(number) for number in range(1, 9)},
+    "PNG": encode(picture(150, 99), "PNG"),
+    "transparent": encode(NOISE, "PNG"),
+    "transparent grey": encode(NOISE, "PNG", "LA"),
+    "palette": encode(picture(60, 60), "PNG", "P"),
+    "transparent palette": encode(picture(60, 60), "PNG", "P", transparency=3),
+    "black and white": encode(picture(60, 60), "PNG", "1"),
+    "16-bit grey": _deep_grey(),
+    "small": encode(picture(5, 3), "PNG"),
+    "tall": encode(picture(300, 40), "PNG"),
+}
+
+
+def test_files_are_decoded_to_the_same_bytes():
+    decode = tf.function(decode_file, [tf.TensorSpec([], tf.string)], autograph=False)
+    for name, data in FILES.items():
+        np.testing.assert_array_equal(decode(data), decode_image(data, name), err_msg=name)
+
+
+@pytest.mark.parametrize("augment", ["resize(48,48)", "resize(53)|central_crop(48)", "resize(200)|resize(48,48)"])
+def test_images_are_prepared_to_the_same_bytes(augment):
+    images, good = decode_batch(tf.constant(list(FILES.values())), tf.zeros([len(FILES)], tf.int32), (augment,), 48)
+    assert good.numpy().all()
+    for name, data, found in zip(FILES, FILES.values(), images.numpy(), strict=True):
+        image = decode_image(data, name)
+        for operation in parse_augment(augment):
+            image = operation.apply(image)
+        np.testing.assert_array_equal(found, image, err_msg=name)
+
+
+def test_each_image_is_prepared_in_its_own_way_and_must_have_the_size():
+    files = [encode(picture(48, 48), "PNG"), encode(picture(60, 80), "PNG")] * 2
+    images, good = decode_batch(tf.constant(files), tf.constant([0, 0, 1, 1]), ("", "resize(48,48)"), 48)
+    assert good.numpy().tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(images[0], picture(48, 48))
+    assert not images[1].numpy().any()
+
+
+@pytest.mark.parametrize(
+    "augment, message",
+    [
+        ("resize(48,48)|flip", "'flip' in the augmentation .* cannot be exported"),
+        ("resize(48,50)", "gives images of 48x50 pixels, and the base takes 48x48"),
+        ("shrink(3)", "shrink"),
+    ],
+)
+def test_other_operations_are_refused(augment, message):
+    with pytest.raises(DataError, match=message):
+        check_preparation(augment, 48)

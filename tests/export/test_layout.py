@@ -1,0 +1,55 @@
+"""Masks in the order of the flat vector."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export.layout import Layout
+from export.network import split_section, unpack_kernels
+from piggyback_tf.backbones import named_variables
+from piggyback_tf.packs import MaskBits, PackError
+from piggyback_tf.packs.bits import pack_bits
+
+
+def test_unpacked_kernels_are_the_masked_ones_to_the_bit(small):
+    layout = Layout.of(small.backbone)
+    arrays = {path: variable.numpy() for path, variable in named_variables(small.backbone.model).items()}
+    flat = layout.kernels.flatten(arrays)
+    assert len(flat) == 8 * layout.mask_bytes
+    for pack in small.packs:
+        planes = layout.pack_mask(pack)
+        assert planes.shape == (2 if pack.mask_kind == "ternary" else 1, layout.mask_bytes)
+        found = split_section(layout.kernels, unpack_kernels(flat, *planes))
+        assert found.keys() == layout.kernels.shapes.keys() >= pack.masks.keys()
+        for path, kernel in found.items():
+            mask = pack.mask(path) if path in pack.masks else np.ones(kernel.shape, np.int8)
+            # Dropped weights are +0.0, in bits.
+            expected = np.where(mask == 0, np.float32(0), mask * arrays[path])
+            assert kernel.numpy().tobytes() == expected.astype(np.float32).tobytes(), path
+
+
+def test_every_weight_begins_at_a_multiple_of_64_bytes_and_is_in_one_section(small):
+    layout = Layout.of(small.backbone)
+    sections = (layout.kernels, layout.norm, layout.rest)
+    paths = [path for section in sections for path in section.shapes]
+    assert sorted(paths) == sorted(named_variables(small.backbone.model))
+    assert all(start % 16 == 0 for section in sections for _, _, start in section.items())
+    assert layout.mask_bytes % 64 == 0
+    assert Layout.from_json(layout.to_json()) == layout
+
+
+def test_bits_are_planar():
+    keep = np.zeros(16, np.uint8)
+    keep[3] = 0b100
+    found = unpack_kernels(tf.ones([128]), keep).numpy()
+    assert np.flatnonzero(found).tolist() == [2 * 16 + 3]
+
+
+def test_a_mask_of_a_weight_that_no_export_masks_is_refused(small):
+    layout, pack = Layout.of(small.backbone), small.packs[0]
+    path, shape = next(iter(layout.norm.shapes.items()))
+    bits = MaskBits(shape, pack_bits(np.ones(shape, np.int8), "binary"))
+    with pytest.raises(PackError, match="belongs to no kind of layer that an export masks"):
+        layout.pack_mask(dataclasses.replace(pack, masks={**pack.masks, path: bits}))

@@ -1,0 +1,202 @@
+"""The folder of an export: what is in it, how it is written, and how tasks are added to it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.saved_model.loader_impl import parse_saved_model
+
+from export.cache import choose_cache, memory_needed
+from export.folder import ExportError, find_version, next_version, read_export
+from export.options import ExportOptions
+from export.packs import find_packs
+from export.saved_model import add_tasks, export_saved_model
+from export.tables import TaskTables
+from piggyback_tf.commands.common import UsageError
+from piggyback_tf.data import DataError
+from piggyback_tf.packs import PackError
+from tests.packs.helpers import pack_of, renamed, trained_model
+
+IMAGES = np.random.default_rng(2).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+
+
+def _graphs(folder):
+    graph = parse_saved_model(str(folder)).meta_graphs[0].graph_def
+    return [list(graph.node), *(list(function.node_def) for function in graph.library.function)]
+
+
+def test_only_stock_operations(small):
+    for folder in (small.packed, small.unpacked, small.packed.parent / "with_mask" / "1"):
+        used = {node.op for nodes in _graphs(folder) for node in nodes}
+        assert {"Conv2D", "BitwiseAnd", "Bitcast", "StatefulPartitionedCall"} <= used
+        # An operation of another library is unknown here, as it would be to a server.
+        assert not {name for name in used if not hasattr(tf.raw_ops, name)} - {"Placeholder"}
+        # These are TensorFlow's, and need Python or a compiler.
+        assert not {name for name in used if name in ("PyFunc", "EagerPyFunc", "PyFuncStateless") or "Xla" in name}
+
+
+def test_the_forward_pass_is_in_the_graph_once(small):
+    convolutions = [node.name for nodes in _graphs(small.packed) for node in nodes if node.op == "Conv2D"]
+    expected = [
+        node.name for nodes in _graphs(small.packed / "assets/network") for node in nodes if node.op == "Conv2D"
+    ]
+    assert len(convolutions) == len(expected) > 0
+
+
+def test_signatures_are_readable(small):
+    signatures = tf.saved_model.load(str(small.packed)).signatures
+    found = {
+        name: [{key: (spec.dtype.name, spec.shape.as_list()) for key, spec in part.items()} for part in parts]
+        for name, parts in ((n, (s.structured_input_signature[1], s.structured_outputs)) for n, s in signatures.items())
+    }
+    images, answer = ("uint8", [None, 8, 8, 3]), {"class_id": ("int32", [None]), "task_ok": ("bool", [None])}
+    answer["probabilities"] = ("float32", [None, 7])
+    assert found == {
+        "serving_default": [{"images": images, "task": ("int32", [None])}, answer],
+        "by_name": [{"images": images, "task": ("string", [None])}, answer],
+        "encoded": [
+            {"image_bytes": ("string", [None]), "task": ("string", [None])},
+            {
+                "labels": ("string", [None, 5]),
+                "scores": ("float32", [None, 5]),
+                "task_ok": ("bool", [None]),
+                "image_ok": ("bool", [None]),
+            },
+        ],
+    }
+
+
+def test_masks_and_heads_take_no_more_than_their_bits(small):
+    base, tables, _ = read_export(small.packed)
+    masks = [2 if pack.mask_kind == "ternary" else 1 for pack in small.packs]
+    assert tables.planes.shape == (sum(masks), base.layout.mask_bytes)
+    assert tables.heads.nbytes == sum(4 * 10 * len(pack.class_names) for pack in small.packs)
+    assert len(tables.norms) == 1 + sum(bool(pack.norm) for pack in small.packs)
+    description = json.loads((small.packed / "assets" / "export.json").read_text())
+    assert [entry["content_digest"] for entry in description["tasks"]] == [p.content_digest() for p in small.packs]
+
+
+@pytest.fixture(scope="module", name="added")
+def _added(small, tmp_path_factory):
+    """The export of the first three tasks, and one to which the others were added."""
+    folder = tmp_path_factory.mktemp("added")
+    first = export_saved_model(small.backbone, small.packs[:3], folder, ExportOptions(cache="unpacked"))
+    return first, add_tasks(first, small.packs[3:])
+
+
+def test_added_tasks_answer_and_the_old_ones_are_the_same_to_the_bit(small, added):
+    assert [path.name for path in added] == ["1", "2"]
+    models = [tf.saved_model.load(str(path)).signatures["serving_default"] for path in added]
+    tasks = np.array([2, 0, 1, 1, 0, 2], np.int32)
+    old, new = (model(images=tf.constant(IMAGES), task=tf.constant(tasks)) for model in models)
+    width = old["probabilities"].shape[1]
+    assert new["probabilities"].shape[1] > width
+    np.testing.assert_array_equal(new["probabilities"][:, :width], old["probabilities"])
+    for task, pack in enumerate(small.packs):
+        found = models[1](images=tf.constant(IMAGES), task=tf.fill([len(IMAGES)], task))["probabilities"].numpy()
+        expected = small.bank.predict(IMAGES, task=pack.task)
+        np.testing.assert_allclose(found[:, : expected.shape[1]], expected, rtol=0, atol=1e-5)
+
+
+def test_an_export_that_was_added_to_holds_what_one_made_at_once_does(small, added):
+    whole = read_export(small.packed)[1]
+    grown, options = read_export(added[1])[1:]
+    for name, array in whole.arrays().items():
+        np.testing.assert_array_equal(getattr(grown, name), array, err_msg=name)
+    assert (grown.preparations, grown.details) == (whole.preparations, whole.details)
+    assert options.cache == "unpacked"
+
+
+def test_nothing_is_left_of_an_export_that_failed(small, tmp_path, added):
+    with pytest.raises(PackError, match="two tasks named 'binary'"):
+        export_saved_model(small.backbone, [small.packs[0]] * 2, tmp_path)
+    with pytest.raises(PackError, match="two tasks named 'binary'"):
+        add_tasks(added[1], [small.packs[0]], tmp_path)
+    other = dataclasses.replace(small.packs[0], base_hash="cd" * 32)
+    with pytest.raises(PackError, match="trained on another base"):
+        add_tasks(added[1], [other], tmp_path)
+    with pytest.raises(DataError, match="cannot be exported"):
+        add_tasks(added[1], [dataclasses.replace(renamed(small.packs[0], "new"), eval_augment="flip")], tmp_path)
+    with pytest.raises(ExportError, match="at least one task"):
+        export_saved_model(small.backbone, [], tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ExportError, match="version 2 already"):
+        add_tasks(added[0], [renamed(small.packs[0], "new")], version=2)
+    assert not list(added[0].parent.glob(".*"))
+
+
+def test_versions_are_counted_and_found(added, tmp_path):
+    folder = added[0].parent
+    assert next_version(folder) == 3
+    assert find_version(folder) == added[1]
+    assert find_version(added[0]) == added[0]
+    assert next_version(tmp_path / "new") == 1
+    with pytest.raises(ExportError, match="is no export"):
+        find_version(tmp_path)
+
+
+def test_a_damaged_export_is_refused(small, tmp_path):
+    copy = tmp_path / "1"
+    for path in small.packed.rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(small.packed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    read_export(copy)
+    variables = next(copy.glob("variables/variables.data*"))
+    variables.write_bytes(variables.read_bytes()[:1000])
+    with pytest.raises(ExportError, match="is no whole export"):
+        read_export(copy)
+    (copy / "assets/export.json").write_text('{"format": 2}')
+    with pytest.raises(ExportError, match="format 2"):
+        read_export(copy)
+
+
+def test_the_cache_is_chosen_by_the_limit_of_memory(small):
+    base, tables, _ = read_export(small.packed)
+    many = TaskTables.restore(
+        {**tables.arrays(), "names": np.array([f"task {index}".encode() for index in range(2000)], object)},
+        tables.to_json(),
+    )
+    need = memory_needed(base.layout, many)
+    assert need["unpacked"] - need["packed"] == 2000 * 4 * base.layout.kernels.length
+    limit = -(-need["unpacked"] // 2**20)
+    assert choose_cache("auto", limit, base.layout, many) == choose_cache("unpacked", limit, base.layout, many)
+    assert choose_cache("auto", limit - 1, base.layout, many) == "packed"
+    assert choose_cache("packed", limit, base.layout, many) == "packed"
+    with pytest.raises(ValueError, match=f"take {limit} MB of memory, and --memory_limit is {limit - 1} MB. With"):
+        choose_cache("unpacked", limit - 1, base.layout, many)
+    large = dataclasses.replace(many, planes=np.zeros((2**14, base.layout.mask_bytes), np.uint8))
+    with pytest.raises(ValueError, match="with packed kernels take"):
+        choose_cache("auto", 1, base.layout, large)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("cache", "both"), ("memory_limit", 0), ("top_k", 0), ("image_dtype", "float16")]
+)
+def test_options_are_checked(field, value):
+    with pytest.raises(ValueError, match=field):
+        ExportOptions(**{field: value})
+
+
+def test_packs_are_found_as_files_folders_and_patterns(small, tmp_path):
+    paths = [str(tmp_path / f"{pack.task}.task.safetensors") for pack in small.packs[:3]]
+    for pack, path in zip(small.packs, paths, strict=False):
+        pack.save(path)
+    assert find_packs([str(tmp_path)]) == find_packs([f"{tmp_path}/*"]) == sorted(paths)
+    assert find_packs([paths[2], paths[0]]) == [paths[2], paths[0]]
+    assert find_packs(["hf://me/birds.task.safetensors"]) == ["hf://me/birds.task.safetensors"]
+    (tmp_path / "empty").mkdir()
+    for source, message in ((f"{tmp_path}/empty", "has no file"), (f"{tmp_path}/x*", "matches nothing")):
+        with pytest.raises(UsageError, match=message):
+            find_packs([source])
+
+
+def test_names_and_classes_may_be_any_text(small, tmp_path):
+    pack = pack_of(trained_model(small.backbone, classes=2), small.backbone, "Vögel 鳥", 2)
+    pack = dataclasses.replace(pack, class_names=["Zaunkönig", ""])
+    signatures = tf.saved_model.load(str(export_saved_model(small.backbone, [pack], tmp_path))).signatures
+    found = signatures["by_name"](images=tf.constant(IMAGES), task=tf.constant(["Vögel 鳥"] * 5 + ["Vogel"]))
+    assert found["task_ok"].numpy().tolist() == [True] * 5 + [False]
