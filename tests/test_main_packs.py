@@ -1,5 +1,6 @@
 """The commands that compare, check, convert and merge packs, and packs that are given by URLs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -316,3 +317,15 @@ def test_every_command_takes_urls(trained, backbone, memory, tmp_path, capsys):
 def test_the_bank_takes_urls(trained, backbone, memory):
     write_bytes(f"{memory}/birds.task.safetensors", trained[1].read_bytes())
     assert TaskBank(backbone).add(f"{memory}/birds.task.safetensors").names == ["birds"]
+
+
+def test_what_a_pack_says_reaches_no_terminal_as_a_command(tmp_path, capsys):
+    path = tmp_path / "pack"
+    pack = make_pack(settings={"seed": [1]}, base_name="shapesnet", base_weights="random", image_size=32)
+    masks = {f"{name}\x9b1m": mask for name, mask in pack.masks.items()}
+    dataclasses.replace(pack, masks=masks).save(path)
+    assert main(["inspect", "--layers", str(path)]) == 0
+    assert main(["compare", str(path), str(path)]) == 0
+    assert "\x9b" not in capsys.readouterr().out
+    assert main(["verify", str(path)]) == 2
+    assert "a seed that is no integer: [1]" in capsys.readouterr().err

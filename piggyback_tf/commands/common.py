@@ -127,6 +127,18 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
     return name, weights
 
 
+def seed_of(pack: TaskPack) -> int:
+    """Returns the seed that a pack says it was trained with, 0 if it says none.
+
+    Raises:
+        UsageError: If it is no number: settings are whatever somebody wrote into the file.
+    """
+    seed = pack.settings.get("seed", 0)
+    if type(seed) is not int:
+        raise UsageError(f"The pack's settings have a seed that is no integer: {seed!r}.")
+    return seed
+
+
 def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
     """Loads the base that `choose_base` found.
 
@@ -139,7 +151,7 @@ def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
 
     name, weights = base
     # Random weights are those of a training with the same seed.
-    seed = pack.settings.get("seed", 0) if weights == "random" else 0
+    seed = seed_of(pack) if weights == "random" else 0
     with local_input(weights) as local:
         try:
             return load_backbone(name, weights=local, image_size=pack.image_size, seed=seed)

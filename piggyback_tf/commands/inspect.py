@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.details:
             print(f"\n{path}:\n{_details(pack)}")
         if options.layers:
-            print(f"\n{pack.task}:\n{format_zeros(pack) if pack.masks else 'no masks'}")
+            print(f"\n{printable(pack.task)}:\n{format_zeros(pack) if pack.masks else 'no masks'}")
     return status
 
 

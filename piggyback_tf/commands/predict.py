@@ -15,6 +15,7 @@ from piggyback_tf.commands.common import (
     load_bank,
     load_pack,
     positive,
+    printable,
 )
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
@@ -66,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
             print(path)
             # Of equal probabilities the first class comes first, as in the errors.
             for place in (-probabilities).argsort(kind="stable")[: options.top_k]:
-                print(f"  {100 * probabilities[place]:6.2f} %  {pack.class_names[place]}")
+                print(f"  {100 * probabilities[place]:6.2f} %  {printable(pack.class_names[place])}")
     return status
 
 

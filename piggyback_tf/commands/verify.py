@@ -12,6 +12,7 @@ from piggyback_tf.commands.common import (
     file_error,
     load_base,
     load_pack,
+    seed_of,
 )
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 
@@ -43,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     loaded: dict[tuple, BaseSpec] = {}
     for path, pack, size, base in packs:
         try:
-            key = (*base, pack.image_size, pack.settings.get("seed", 0) if base[1] == "random" else None)
+            key = (*base, pack.image_size, seed_of(pack) if base[1] == "random" else None)
             if key not in loaded:
                 loaded[key] = BaseSpec.of(load_base(pack, base))
             print(f"{path}:\n{_check(pack, size, loaded[key])}")

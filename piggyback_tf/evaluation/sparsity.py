@@ -31,7 +31,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int
         rows: The cells.
         left: How many columns, from the first, are aligned to the left; the others hold numbers.
     """
-    table = [list(header), *map(list, rows)]
+    # A cell may come from a pack, and a pack from anywhere: none shall reach the terminal as a command.
+    table = [[cell if cell.isprintable() else repr(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])
     lines = (

@@ -3,7 +3,8 @@
 Two of the 256 codes say never and always; then nothing has to be coded. The others are small floating-point numbers, a
 mantissa of four bits and an exponent of four, in multiples of 2^-16: code c is ((16 + c % 16) << (c // 16)) >> 4. One
 code differs from the next by at most a sixteenth; a mask that is coded with the nearest one is longer by less than a
-thousandth, and by little more where most weights are dropped.
+thousandth up to half of zeros. The highest rate below always is 0.94: sparser layers are coded with that one, at 1.007
+times their entropy with 95 % zeros, and 1.6 times with 99 %.
 """
 
 import numpy as np
