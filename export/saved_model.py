@@ -21,16 +21,24 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 from absl import app, flags
 
-from export.cache import choose_cache
-from export.folder import NETWORK, ExportError, find_version, new_version, next_version, read_export, write_description
-from export.layout import Layout
-from export.network import ExportedBase, save_network
-from export.options import ExportOptions
 from export.packs import find_packs, load_base_of
-from export.resize import check_preparation
-from export.servable import Servable
-from export.tables import TaskTables
-from export.with_mask import WithMask
+from export.servable.cache import choose_cache
+from export.servable.folder import (
+    NETWORK,
+    ExportError,
+    find_version,
+    new_version,
+    next_version,
+    read_export,
+    write_description,
+)
+from export.servable.layout import Layout
+from export.servable.network import ExportedBase, save_network
+from export.servable.options import ExportOptions
+from export.servable.resize import check_preparation
+from export.servable.signatures import Servable
+from export.servable.tables import TaskTables
+from export.servable.with_mask import WithMask
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError

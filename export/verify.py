@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from export.folder import ExportError, find_version, read_description
 from export.packs import find_packs, load_base_of
+from export.servable.folder import ExportError, find_version, read_description
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from piggyback_tf.data.images import has_image_extension

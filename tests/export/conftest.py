@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from export.options import ExportOptions
 from export.saved_model import export_saved_model
+from export.servable.options import ExportOptions
 from piggyback_tf.packs import TaskBank
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
 

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export.decode import decode_batch, decode_file
-from export.resize import check_preparation
+from export.servable.decode import decode_batch, decode_file
+from export.servable.resize import check_preparation
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from tests.export.helpers import encode, picture
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.layout import Layout
-from export.network import split_section, unpack_kernels
+from export.servable.layout import Layout
+from export.servable.network import split_section, unpack_kernels
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import MaskBits, PackError
 from piggyback_tf.packs.bits import pack_bits

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from export.options import ExportOptions
 from export.saved_model import export_saved_model
+from export.servable.options import ExportOptions
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import decode_image, parse_augment
 from piggyback_tf.packs import TaskBank

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
-from export.cache import choose_cache, memory_needed
-from export.folder import ExportError, find_version, next_version, read_export
-from export.options import ExportOptions
 from export.packs import find_packs
 from export.saved_model import add_tasks, export_saved_model
-from export.tables import TaskTables
+from export.servable.cache import choose_cache, memory_needed
+from export.servable.folder import ExportError, find_version, next_version, read_export
+from export.servable.options import ExportOptions
+from export.servable.tables import TaskTables
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError
 from piggyback_tf.packs import PackError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.layout import Layout
+from export.servable.layout import Layout
 from tests.export.helpers import call
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)

@@ -4,9 +4,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.layout import Layout
-from export.network import unpack_kernels
-from export.tables import TaskTables
+from export.servable.layout import Layout
+from export.servable.network import unpack_kernels
+from export.servable.tables import TaskTables
 
 CACHES = ("auto", "packed", "unpacked")
 _MEGABYTE = 2**20

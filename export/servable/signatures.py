@@ -5,11 +5,11 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from export.cache import UnpackedKernels
-from export.decode import decode_batch
-from export.network import ExportedBase, unpack_kernels
-from export.options import ExportOptions
-from export.tables import ARRAYS, TaskTables
+from export.servable.cache import UnpackedKernels
+from export.servable.decode import decode_batch
+from export.servable.network import ExportedBase, unpack_kernels
+from export.servable.options import ExportOptions
+from export.servable.tables import ARRAYS, TaskTables
 
 Outputs = dict[str, tf.Tensor]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.layout import Layout
-from export.network import ExportedBase
-from export.options import ExportOptions
-from export.tables import ARRAYS, TaskTables
+from export.servable.layout import Layout
+from export.servable.network import ExportedBase
+from export.servable.options import ExportOptions
+from export.servable.tables import ARRAYS, TaskTables
 from piggyback_tf.packs import BaseSpec
 
 FORMAT = 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.layout import Layout
+from export.servable.layout import Layout
 from piggyback_tf.packs import PackError, TaskPack
 
 # The arrays that are variables of an export, by their dtype there; texts are UTF-8.

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.layout import ROW, Layout, Section
+from export.servable.layout import ROW, Layout, Section
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
 

@@ -8,7 +8,7 @@ PNG. Other formats than JPEG and PNG are flagged as broken.
 
 import tensorflow as tf
 
-from export.resize import parse_preparation, prepare
+from export.servable.resize import parse_preparation, prepare
 
 # Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
 MAX_PIXELS = 89_478_485

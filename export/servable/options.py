@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from export.cache import CACHES
+from export.servable.cache import CACHES
 from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
 

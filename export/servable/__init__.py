@@ -1,0 +1,1 @@
+"""What a SavedModel of a base and its tasks is made of."""
