@@ -13,6 +13,7 @@ from piggyback_tf import flags as own_flags
 from piggyback_tf.backbones import list_backbones
 from piggyback_tf.backbones.registry import get_entry
 from piggyback_tf.data import data_kinds, output_size, parse_augment
+from piggyback_tf.data.augment import RandomOperation
 from piggyback_tf.data.tfds_source import _parse_splits
 from piggyback_tf.methods import METHODS
 from piggyback_tf.training import InputConfig, TrainConfig
@@ -76,7 +77,7 @@ def test_a_file_says_how_it_is_run_and_can_be(name, monkeypatch):
     assert entry.min_size <= size <= (entry.max_size or size)
     assert FLAGS.weights is None or FLAGS.weights in entry.weights
     inputs = own_flags.read_config(InputConfig)
-    assert not any(operation.random for operation in parse_augment(inputs.augment_eval))
+    assert not any(isinstance(operation, RandomOperation) for operation in parse_augment(inputs.augment_eval))
     for augment in (inputs.augment_train, inputs.augment_eval):
         # Stated, so that the file can be read without knowing what the defaults are.
         assert augment

@@ -90,15 +90,13 @@ class Layout:
         """
         import keras
 
-        from piggyback_tf.backbones import named_layers, named_variables
+        from piggyback_tf.backbones import batch_norm_paths, named_layers, named_variables
         from piggyback_tf.masking.layers import MASKED_LAYERS
 
-        masked, norm = set(), set()
+        masked, norm = set(), batch_norm_paths(backbone.model)
         for path, layer in named_layers(backbone.model):
             if type(layer) in MASKED_LAYERS:
                 masked |= {f"{path}/{weight}" for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS}
-            elif isinstance(layer, keras.layers.BatchNormalization):
-                norm.add(path)
         parts: dict[str, dict[str, tuple[int, ...]]] = {"kernels": {}, "norm": {}, "rest": {}}
         for path, variable in named_variables(backbone.model).items():
             part = "kernels" if path in masked else "norm" if path.rpartition("/")[0] in norm else "rest"

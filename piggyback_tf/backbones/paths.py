@@ -67,6 +67,16 @@ def named_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, ke
             yield path, layer
 
 
+def is_batch_norm(layer: keras.Layer) -> bool:
+    """Whether a layer is batch norm, whose weights a task can have of its own."""
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def batch_norm_paths(model: keras.Model) -> set[str]:
+    """Returns the canonical path of every batch norm layer."""
+    return {path for path, layer in named_layers(model) if is_batch_norm(layer)}
+
+
 def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
     """Returns every weight of `model` by its canonical path, such as `"conv1/kernel"`.
 

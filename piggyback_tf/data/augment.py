@@ -8,11 +8,15 @@ tensor and takes all its random numbers from the seed it is given.
 import abc
 import ast
 import inspect
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.registry import Registry
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 Size = tuple[int, int]
 
@@ -21,11 +25,9 @@ class Operation(abc.ABC):
     """One step of an augmentation; the arguments of its `__init__` are those in the string.
 
     Attributes:
-        random: Whether the step draws random numbers; it then has `sample`, otherwise `apply`.
         source: How the step is written.
     """
 
-    random: bool
     source: str = ""
 
     @abc.abstractmethod
@@ -42,12 +44,21 @@ class Operation(abc.ABC):
             DataError: If an image of this size cannot be worked on.
         """
 
-    def apply(self, image: np.ndarray) -> np.ndarray:
-        """Returns a deterministic step's result, uint8 `(height, width, 3)` from the same."""
-        raise NotImplementedError
 
-    def sample(self, image, seed):
-        """Returns a random step's result.
+class DeterministicOperation(Operation):
+    """A step that gives the same result for the same image."""
+
+    @abc.abstractmethod
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Returns the result, uint8 `(height, width, 3)` from the same."""
+
+
+class RandomOperation(Operation):
+    """A step that draws random numbers."""
+
+    @abc.abstractmethod
+    def sample(self, image: "tf.Tensor", seed: "tf.Tensor") -> "tf.Tensor":
+        """Returns the result for random numbers that follow from a seed.
 
         Args:
             image: A uint8 tensor of shape `(height, width, 3)`.
@@ -56,7 +67,6 @@ class Operation(abc.ABC):
         Returns:
             A uint8 tensor of shape `(height, width, 3)`.
         """
-        raise NotImplementedError
 
 
 AUGMENTATIONS: Registry[type[Operation]] = Registry("augmentation")
@@ -109,7 +119,8 @@ def chain_size(operations: list[Operation], size: Size | None) -> Size | None:
 
 def leading_deterministic(operations: list[Operation]) -> int:
     """Returns how many operations stand before the first random one."""
-    return next((i for i, operation in enumerate(operations) if operation.random), len(operations))
+    random = (index for index, operation in enumerate(operations) if isinstance(operation, RandomOperation))
+    return next(random, len(operations))
 
 
 def _parse_operation(part: str, spec: str) -> Operation:

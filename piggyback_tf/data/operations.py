@@ -3,13 +3,17 @@
 import numpy as np
 from PIL import Image
 
-from piggyback_tf.data.augment import Operation, Size, register_augmentation
+from piggyback_tf.data.augment import DeterministicOperation, Operation, RandomOperation, Size, register_augmentation
 from piggyback_tf.data.images import DataError
+
+# An augmentation may come with a pack from a stranger: no step makes an image larger than this, 192 MiB.
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
 
 
 def _pixels(name: str, value: int | float, least: int = 1) -> int:
-    if not isinstance(value, int) or value < least:
-        raise DataError(f"{name} is a whole number of pixels of at least {least}, not {value}.")
+    if not isinstance(value, int) or not least <= value <= MAX_SIDE:
+        raise DataError(f"{name} is a whole number of pixels of {least} to {MAX_SIDE}, not {value}.")
     return value
 
 
@@ -22,14 +26,12 @@ def _check_fits(operation: Operation, crop: Size, size: Size | None) -> None:
 
 
 @register_augmentation("resize")
-class Resize(Operation):
+class Resize(DeterministicOperation):
     """Resizes with antialiased bilinear interpolation.
 
     With one argument the shorter side gets this length and the aspect is kept; with two the image
     is warped to this height and width.
     """
-
-    random = False
 
     def __init__(self, size, width=None):
         self._height = _pixels("size", size)
@@ -42,6 +44,11 @@ class Resize(Operation):
             return None
         shorter = min(size)
         height, width = (max(round(side * self._height / shorter), self._height) for side in size)
+        if height * width > MAX_PIXELS:
+            raise DataError(
+                f"{self.source or 'resize'} would make an image of {height}x{width} pixels from one of "
+                f"{size[0]}x{size[1]}; at most {MAX_PIXELS} pixels are possible."
+            )
         return height, width
 
     def apply(self, image: np.ndarray) -> np.ndarray:
@@ -52,10 +59,8 @@ class Resize(Operation):
 
 
 @register_augmentation("central_crop")
-class CentralCrop(Operation):
+class CentralCrop(DeterministicOperation):
     """Cuts a square out of the middle."""
-
-    random = False
 
     def __init__(self, size):
         self._size = _pixels("size", size)
@@ -70,10 +75,8 @@ class CentralCrop(Operation):
 
 
 @register_augmentation("random_crop")
-class RandomCrop(Operation):
+class RandomCrop(RandomOperation):
     """Cuts out a square at a random place, after adding `padding` black pixels on every side."""
-
-    random = True
 
     def __init__(self, size, padding=0):
         self._size = _pixels("size", size)
@@ -98,15 +101,13 @@ class RandomCrop(Operation):
 
 
 @register_augmentation("random_area_crop")
-class RandomAreaCrop(Operation):
+class RandomAreaCrop(RandomOperation):
     """Cuts out a rectangle of random area and aspect and resizes it to a square ("Inception" crop).
 
     The area is uniform between `min_area` and 1 of the image's, the logarithm of the aspect uniform
     between those of 3/4 and 4/3. The first of ten draws that fits is taken; if none does, the
     largest central rectangle whose aspect is allowed.
     """
-
-    random = True
 
     def __init__(self, size, min_area=0.08):
         self._size = _pixels("size", size)
@@ -144,10 +145,8 @@ class RandomAreaCrop(Operation):
 
 
 @register_augmentation("flip")
-class Flip(Operation):
+class Flip(RandomOperation):
     """Mirrors left and right, every second image."""
-
-    random = True
 
     def __init__(self):
         pass
@@ -163,10 +162,8 @@ class Flip(Operation):
 
 
 @register_augmentation("rotate")
-class Rotate(Operation):
+class Rotate(RandomOperation):
     """Rotates by up to `degrees` to either side; the corners are filled with the nearest edge pixels."""
-
-    random = True
 
     def __init__(self, degrees):
         if not 0 < degrees <= 180:
@@ -198,10 +195,8 @@ class Rotate(Operation):
 
 
 @register_augmentation("translate")
-class Translate(Operation):
+class Translate(RandomOperation):
     """Moves by up to `pixels` in both directions; the border is filled with the nearest edge pixels."""
-
-    random = True
 
     def __init__(self, pixels):
         self._pixels = _pixels("pixels", pixels)
@@ -221,10 +216,8 @@ class Translate(Operation):
 
 
 @register_augmentation("color_jitter")
-class ColorJitter(Operation):
+class ColorJitter(RandomOperation):
     """Multiplies brightness, contrast and saturation by factors between `1 - strength` and `1 + strength`."""
-
-    random = True
 
     def __init__(self, strength):
         if not 0 < strength <= 1:

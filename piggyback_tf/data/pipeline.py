@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data.augment import Operation, Size, chain_size, leading_deterministic, parse_augment
+from piggyback_tf.data.augment import Operation, RandomOperation, Size, chain_size, leading_deterministic, parse_augment
 from piggyback_tf.data.cache import (
     CachedImages,
     bytes_in_memory,
@@ -229,7 +229,7 @@ def _check_arguments(source, augment, operations, batch_size, training, seed, ep
     if training and not 0 <= initial_epoch < epochs:
         raise DataError(f"initial_epoch must lie in 0 to epochs - 1 = {epochs - 1}, but is {initial_epoch}.")
     if not training:
-        if drawn := [operation.source for operation in operations if operation.random]:
+        if drawn := [operation.source for operation in operations if isinstance(operation, RandomOperation)]:
             raise DataError(
                 f"Only training may draw random numbers, but the augmentation {augment!r} has {', '.join(drawn)}. "
                 f"For evaluation use an augmentation such as 'resize(256)|central_crop(224)'."
@@ -341,7 +341,7 @@ def _build(plan: _Plan):
 
     def augment(epoch, index, valid, image):
         for place, operation in enumerate(operations, start=first_place):
-            if operation.random:
+            if isinstance(operation, RandomOperation):
                 image = operation.sample(image, tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place]))
             else:
                 image = tf.numpy_function(operation.apply, [image], tf.uint8, stateful=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from piggyback_tf.backbones.paths import is_container, named_layers
+from piggyback_tf.backbones.paths import batch_norm_paths, is_batch_norm, is_container, named_layers
 from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
 from piggyback_tf.masking.sharing import share_variables
@@ -67,20 +67,20 @@ def mask(
     _check_model(model)
     paths = {id(layer): path for path, layer in named_layers(model)}
     chosen = _choose_layers(model, _as_patterns(include), _as_patterns(exclude))
-    if norm == "task" and not any(_is_batch_norm(layer) for _, layer in named_layers(model)):
+    if norm == "task" and not batch_norm_paths(model):
         raise ValueError(f"Model {model.name!r} has no batch normalisation to train per task; use norm='frozen'.")
 
     def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
         if id(layer) in chosen:
             # Keras users freeze a base with `trainable = False`; its masks are to be learned all the same.
             return MASKED_LAYERS[type(layer)], {"mask": dataclasses.asdict(config), "trainable": True}
-        if norm == "task" and _is_batch_norm(layer):
+        if norm == "task" and is_batch_norm(layer):
             return type(layer), {"momentum": norm_momentum, "trainable": True}
         return type(layer), {"trainable": False}
 
     masked, copies = _copy_layers(model, settings_of)
     for copy, layer in copies:
-        if norm == "task" and _is_batch_norm(layer):
+        if norm == "task" and is_batch_norm(layer):
             copy.set_weights(layer.get_weights())
             continue
         share_variables(copy, layer)
@@ -161,10 +161,6 @@ def mask_config(model: keras.Model) -> MaskConfig | None:
 
 def _as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _is_batch_norm(layer: keras.Layer) -> bool:
-    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def _check_model(model: keras.Model) -> None:

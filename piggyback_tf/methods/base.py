@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from piggyback_tf.backbones import Backbone, named_layers, named_variables
+from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer
 from piggyback_tf.registry import Registry
@@ -85,7 +85,7 @@ class Method(abc.ABC):
             return "head"
         if isinstance(layer, MaskedLayer):
             return "mask"
-        return "norm" if isinstance(layer, keras.layers.BatchNormalization) else "weights"
+        return "norm" if is_batch_norm(layer) else "weights"
 
     def groups(self, model: keras.Model) -> dict[str, list[keras.Variable]]:
         """Returns the model's trainable variables by group; groups without variables are left out."""
@@ -113,7 +113,7 @@ def copy_of_base(model: keras.Model, *, train_norm: bool, norm_momentum: float) 
             # An operation such as `a + b`. One that two graphs share would keep both of them alive.
             return type(layer).from_config(layer.get_config())
         settings = {**layer.get_config(), "trainable": True}
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if is_batch_norm(layer):
             settings["trainable"] = train_norm
             if train_norm:
                 settings["momentum"] = norm_momentum

@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from piggyback_tf.backbones import Backbone, named_layers
+from piggyback_tf.backbones import Backbone, batch_norm_paths
 from piggyback_tf.methods.base import METHODS, Method, MethodConfig, copy_of_base, option
 
 
@@ -29,8 +29,7 @@ class Finetune(Method):
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
-        layers = [layer for _, layer in named_layers(backbone.model)]
-        if self.config.norm == "task" and not any(isinstance(x, keras.layers.BatchNormalization) for x in layers):
+        if self.config.norm == "task" and not batch_norm_paths(backbone.model):
             raise ValueError(f"Backbone {backbone.name!r} has no batch normalisation to train; use norm='frozen'.")
         return copy_of_base(
             backbone.model, train_norm=self.config.norm == "task", norm_momentum=self.config.norm_momentum

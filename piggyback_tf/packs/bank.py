@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class TaskBank:
     def __init__(self, backbone: Backbone, *, cache_bytes: int = DEFAULT_CACHE_BYTES, hold: str = "packed"):
         if hold not in HOLDS:
             raise ValueError(unknown_name_message("way to hold masks", str(hold), list(HOLDS)))
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                "backbone must be a Backbone; Backbone.from_model makes one of a Keras model. "
+                f"Received: {type(backbone).__name__}."
+            )
         self.backbone = backbone
         self._hold = hold
         self._spec = BaseSpec.of(backbone)
@@ -93,6 +98,7 @@ class TaskBank:
         Raises:
             PackError: If a pack is for another base, does not fit it, or a task of its name is in the bank or twice in
                 the folder; if a file is no pack, or the folder has none.
+            ValueError: If `source` is none of these.
             OSError: If a file cannot be read.
         """
         added: dict[str, HeldTask] = {}
@@ -163,8 +169,8 @@ class TaskBank:
             arrays, each `[C]` with C of the image's task, in the order of the images.
 
         Raises:
-            ValueError: If the bank has no such task, there is not one name for each image, or the images are not as
-                they must be.
+            ValueError: If the bank has no such task, there is not one name for each image, or the images or
+                `batch_size` are not as they must be.
         """
         return self._predict(images, self._tasks_of(task), batch_size)
 
@@ -184,10 +190,9 @@ class TaskBank:
             the order of the task's classes.
 
         Raises:
-            ValueError: As in `predict`, or if k is less than 1.
+            ValueError: As in `predict`, or if k is no integer of at least 1.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1. Received: {k}.")
+        _check_count("k", k)
         tasks = self._tasks_of(task)
         rows = self._predict(images, tasks, batch_size)
         if isinstance(tasks, HeldTask):
@@ -218,8 +223,7 @@ class TaskBank:
     def _predict(
         self, images: Any, tasks: HeldTask | list[HeldTask], batch_size: int
     ) -> "np.ndarray | list[np.ndarray]":
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+        _check_count("batch_size", batch_size)
         images = self._check_images(images)
         if isinstance(tasks, HeldTask):
             return self._predict_one(images, tasks, batch_size)
@@ -262,7 +266,11 @@ class TaskBank:
         return tensors
 
     def _tasks_of(self, task: str | Sequence[str]) -> HeldTask | list[HeldTask]:
-        return self._find(task) if isinstance(task, str) else self._find_all(task)
+        if isinstance(task, str):
+            return self._find(task)
+        if not isinstance(task, Iterable):
+            raise ValueError(f"task must be one name, or one for each image. Received: {task!r}.")
+        return self._find_all(list(task))
 
     def _find(self, name: str) -> HeldTask:
         return self._find_all([name])[0]
@@ -271,7 +279,8 @@ class TaskBank:
         # All from one state of the bank.
         tasks = self._tasks
         for name in names:
-            if name not in tasks:
+            # Asked of a dict, what cannot be hashed would be another error.
+            if not isinstance(name, str) or name not in tasks:
                 raise ValueError(unknown_name_message("task", str(name), list(tasks)))
         return [tasks[name] for name in names]
 
@@ -295,6 +304,8 @@ class TaskBank:
             check_fits(source.claims, self._spec)
             yield source
             return
+        if not isinstance(source, str | os.PathLike):
+            raise ValueError(f"A task is added as a TaskPack, a file, a URL or a folder. Received: {source!r}.")
         files = [source]
         if Path(source).is_dir():
             files = sorted(Path(source).glob(f"*{PACK_SUFFIX}"))
@@ -302,3 +313,8 @@ class TaskBank:
                 raise PackError(f"The folder {os.fspath(source)!r} has no file *{PACK_SUFFIX}.")
         for file in files:
             yield TaskPack.load(file, self._spec)
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1. Received: {value!r}.")

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from piggyback_tf.backbones.paths import named_layers, named_variables
+from piggyback_tf.backbones.paths import batch_norm_paths, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import mask_config, read_masks
 from piggyback_tf.packs.bits import MaskBits, pack_bits
@@ -30,7 +30,7 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     if not isinstance(head, keras.layers.Dense) or head.bias is None:
         raise PackError(f"The model has no Dense layer named {HEAD_NAME!r} with a bias.")
     variables = named_variables(model)
-    norm_layers = {path for path, layer in named_layers(base) if isinstance(layer, keras.layers.BatchNormalization)}
+    norm_layers = batch_norm_paths(base)
     norm_changed, norm = set(), {}
     base_variables = named_variables(base)
     for path, base_variable in base_variables.items():

@@ -39,14 +39,10 @@ class BaseSpec:
     @classmethod
     def of(cls, backbone: "Backbone") -> "BaseSpec":
         """Returns the description of a backbone."""
-        import keras
-
-        from piggyback_tf.backbones import named_layers, named_variables
+        from piggyback_tf.backbones import batch_norm_paths, named_variables
 
         shapes = {path: tuple(variable.shape) for path, variable in named_variables(backbone.model).items()}
-        norm_layers = {
-            path for path, layer in named_layers(backbone.model) if isinstance(layer, keras.layers.BatchNormalization)
-        }
+        norm_layers = batch_norm_paths(backbone.model)
         return cls(
             name=backbone.name,
             weights=backbone.weights,

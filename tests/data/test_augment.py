@@ -5,12 +5,12 @@ import tensorflow as tf
 from piggyback_tf.data import (
     AUGMENTATIONS,
     DataError,
-    Operation,
     augmentation_names,
     output_size,
     parse_augment,
     register_augmentation,
 )
+from piggyback_tf.data.augment import DeterministicOperation, leading_deterministic
 
 
 def apply(spec: str, image: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_parsing():
         "random_crop(224, padding=4)",
         "flip",
     ]
-    assert [op.random for op in parse_augment("resize(8,9)|central_crop(4)|flip()")] == [False, False, True]
+    assert leading_deterministic(parse_augment("resize(8,9)|central_crop(4)|flip()|resize(8)")) == 2
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,10 @@ def test_parsing():
         ("flip(2)", "too many positional arguments"),
         ("resize('a')", "Argument size of .* must be a number"),
         ("resize(True)", "must be a number"),
-        ("resize(0)", "size is a whole number of pixels of at least 1, not 0"),
+        ("resize(60000)", "size is a whole number of pixels of 1 to 8192, not 60000"),
+        ("resize(0)", "size is a whole number of pixels of 1 to 8192, not 0"),
         ("resize(2.5)", "not 2.5"),
-        ("random_crop(8, padding=-1)", "padding is a whole number of pixels of at least 0, not -1"),
+        ("random_crop(8, padding=-1)", "padding is a whole number of pixels of 0 to 8192, not -1"),
         ("random_area_crop(8, 0)", "min_area lies above 0"),
         ("random_area_crop(8, 1.5)", "min_area"),
         ("rotate(0)", "degrees lies above 0"),
@@ -100,6 +101,12 @@ def test_output_size(spec, size, expected):
 def test_crop_larger_than_the_image(spec):
     with pytest.raises(DataError, match="crop.* does not fit an image of height . and width ."):
         output_size(spec, (8, 8))
+
+
+def test_a_resize_that_would_not_fit_into_memory():
+    (resize,) = parse_augment("resize(256)")
+    with pytest.raises(DataError, match="an image of 256x16640000 pixels from one of 1x65000; at most 67108864"):
+        resize.apply(np.zeros((1, 65000, 3), np.uint8))
 
 
 def test_resize_keeps_the_aspect_and_antialiases(picture):
@@ -221,9 +228,7 @@ def test_random_operations_depend_on_nothing_but_the_seed(spec, picture):
 
 def test_registering():
     @register_augmentation("invert_for_test")
-    class Invert(Operation):
-        random = False
-
+    class Invert(DeterministicOperation):
         def __init__(self):
             pass
 

@@ -221,8 +221,24 @@ def test_images_are_checked(backbone, images, message):
     bank = TaskBank(backbone).add(pack_of(trained_model(backbone), backbone))
     with pytest.raises(ValueError, match=message):
         bank.predict(images, task="birds")
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        bank.predict(IMAGES, task="birds", batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda bank: bank.predict(IMAGES, task="birds", batch_size=0), "batch_size must be an integer of at least 1"),
+        (lambda bank: bank.predict(IMAGES, task="birds", batch_size=2.5), "batch_size must be an integer"),
+        (lambda bank: bank.predict(IMAGES, task=5), "task must be one name, or one for each image. Received: 5"),
+        (lambda bank: bank.predict(IMAGES, task=["birds", 5]), "Unknown task '5'. Valid: birds"),
+        (lambda bank: bank.info(["birds"]), "Unknown task .* Valid: birds"),
+        (lambda bank: bank.add(5), "added as a TaskPack, a file, a URL or a folder. Received: 5"),
+        (lambda bank: TaskBank(bank.backbone.model), "backbone must be a Backbone; Backbone.from_model makes one"),
+    ],
+)
+def test_arguments_are_checked(backbone, call, message):
+    bank = TaskBank(backbone).add(pack_of(trained_model(backbone), backbone))
+    with pytest.raises(ValueError, match=message):
+        call(bank)
 
 
 def test_images_of_any_number_type_give_the_same(backbone):

@@ -59,7 +59,7 @@ def test_the_most_probable_classes(bank):
     assert [len(best) for best in mixed] == [min(5, len(bank.info(name)["class_names"])) for name in NAMES]
     assert mixed[3] == bank.top_k(IMAGES[3:4], task="some_layers")[0]
     assert bank.top_k(IMAGES[:0], task="binary") == []
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k must be an integer of at least 1"):
         bank.top_k(IMAGES, task="binary", k=0)
 
 
