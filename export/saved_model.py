@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 from absl import app, flags
 
+from export.deployment.additions import carry_over
 from export.packs import find_packs, load_base_of
 from export.servable.cache import choose_cache
 from export.servable.folder import (
@@ -30,6 +31,7 @@ from export.servable.folder import (
     new_version,
     next_version,
     read_export,
+    share_variables,
     write_description,
 )
 from export.servable.layout import Layout
@@ -123,7 +125,7 @@ def add_tasks(
     tables = tables.with_tasks(_checked(packs, base.spec), base.layout)
     output = source.parent if output is None else Path(output)
     options = dataclasses.replace(options, **changes)
-    return _write(copy_network, base.spec, base.layout, tables, output, options, version)
+    return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 
 
 def _checked(packs: Iterable[PackSource], spec: BaseSpec) -> Iterable[TaskPack]:
@@ -145,8 +147,16 @@ def _write(
     output: Path,
     options: ExportOptions,
     version: int | None,
+    source: Path | None = None,
 ) -> Path:
-    """Writes both servables; `make_base` puts the network's graph into a folder and returns the base over it."""
+    """Writes both servables.
+
+    Args:
+        make_base: Puts the network's graph into a folder and returns the base over it.
+        spec, layout, tables, output, options: What is written, and where.
+        version: The version; if None the next one.
+        source: The version that tasks are added to, if there is one.
+    """
     if not len(tables.names):
         raise ExportError("An export needs at least one task.")
     unpacked = choose_cache(options.cache, options.memory_limit, layout, tables) == "unpacked"
@@ -157,8 +167,11 @@ def _write(
         servable, with_mask = Servable(base, tables, options, unpacked=unpacked), WithMask(base, tables, options)
         for module, folder in ((servable, first), (with_mask, second)):
             tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        share_variables(first, second)
         write_description(first, spec, layout, tables, dataclasses.asdict(options))
         network.rename(first / NETWORK)
+        if source is not None:
+            carry_over(source, first, second)
     return output / str(version)
 
 
@@ -190,6 +203,8 @@ def run() -> Path:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
+    # Only what goes wrong is said, and the folder.
+    tf.get_logger().setLevel("WARNING")
     try:
         folder = run()
     except (UsageError, PackError, ExportError, DataError, ValueError, OSError, flags.Error) as error:

@@ -1,11 +1,11 @@
 """Packed or unpacked: how the masked kernels of an export are kept in the memory of a server."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from export.servable.layout import Layout
-from export.servable.network import unpack_kernels
 from export.servable.tables import TaskTables
 
 CACHES = ("auto", "packed", "unpacked")
@@ -17,27 +17,23 @@ class UnpackedKernels(tf.saved_model.experimental.TrackableResource):
 
     Args:
         name: What no other resource of a process is called.
-        kernels: Variable of the base's kernels, float32 `[n]`.
-        planes: Variable of the packed masks.
-        keep_row: The task's row in `planes`.
-        sign_row: The row of the negated weights; -1 if none.
+        length: Length n of the vector of kernels.
+        unpack: Makes the vector, float32 `[n]`, of a mask's rows in the packed masks, int32 `[1 or 2]`.
+        rows: The rows of the task.
     """
 
-    def __init__(self, name: str, kernels: tf.Variable, planes: tf.Variable, keep_row: int, sign_row: int):
+    def __init__(self, name: str, length: int, unpack: Callable[[tf.Tensor], tf.Tensor], rows: Sequence[int]):
         super().__init__()
         self._shared_name = name
-        self._kernels, self._planes = kernels, planes
-        self._rows = keep_row, sign_row
+        self._length, self._unpack, self._rows = length, unpack, rows
         # Made here, outside of any function that would keep the handle to itself.
         self.resource_handle  # noqa: B018
 
     def _create_resource(self) -> tf.Tensor:
-        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=self._kernels.shape, shared_name=self._shared_name)
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[self._length], shared_name=self._shared_name)
 
     def _initialize(self) -> None:
-        keep, sign = self._rows
-        rows = tf.gather(self._planes, [keep] if sign < 0 else [keep, sign])
-        kernels = unpack_kernels(self._kernels.read_value(), *tf.unstack(rows))
+        kernels = self._unpack(tf.constant(self._rows, tf.int32))
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=kernels)
 
     def read(self) -> tf.Tensor:

@@ -33,7 +33,7 @@ class ExportError(Exception):
 
 def next_version(output: Path) -> int:
     """Returns the version after the highest that is there; 1 if there is none."""
-    return max([0, *_versions(output), *_versions(output / SECOND)]) + 1
+    return max([0, *versions_in(output), *versions_in(output / SECOND)]) + 1
 
 
 def find_version(path: Path) -> Path:
@@ -44,7 +44,7 @@ def find_version(path: Path) -> Path:
     """
     if (path / DESCRIPTION).is_file():
         return path
-    found = _versions(path)
+    found = versions_in(path)
     if not found or not (path / str(max(found)) / DESCRIPTION).is_file():
         raise ExportError(
             f"{str(path)!r} is no export: neither it nor a version in it has a file {str(DESCRIPTION)!r}."
@@ -82,6 +82,22 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
         _flush(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def share_variables(first: Path, second: Path) -> None:
+    """Makes the variables' files of the second servable those of the first, so that the disk holds the base once.
+
+    A loader reads by name what its graph asks for, and the first one's files hold all that the second one's do. A copy
+    that does not keep hard links holds both, and serves as well.
+    """
+    for path in (second / "variables").iterdir():
+        path.unlink()
+    for path in (first / "variables").iterdir():
+        try:
+            os.link(path, second / "variables" / path.name)
+        except OSError:
+            # Not every file system has links.
+            shutil.copy2(path, second / "variables" / path.name)
 
 
 def write_description(
@@ -136,7 +152,8 @@ def read_export(folder: Path) -> tuple[ExportedBase, TaskTables, ExportOptions]:
         raise ExportError(f"{str(folder)!r} is no whole export: {error}") from error
 
 
-def _versions(folder: Path) -> list[int]:
+def versions_in(folder: Path) -> list[int]:
+    """Returns the subfolders that a server would take for versions, in any order."""
     if not folder.is_dir():
         return []
     return [int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]

@@ -18,39 +18,38 @@ if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
 
 # Every weight begins at a multiple of 64 bytes: TensorFlow then cuts it out of the vector without a copy.
-ROW = 16
-# Bit k of byte i is weight k n/8 + i, and n/8 is a multiple of 64 for the same reason.
-_BITS = 8
-_MASKED_ROWS = _BITS * 64 // ROW
+_ROW = 16
+# So do the bits of every kernel.
+_BITS, _MASKED_ROW = 8, 8 * 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Weights one behind another in a vector of float32, each filled up to a multiple of `ROW` numbers.
+    """Weights one behind another in a vector of float32, each filled up to whole rows.
 
     Attributes:
         shapes: The shape of each weight by canonical path, in order.
-        multiple: The number of rows is a multiple of this.
+        row: How many numbers a row is.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    multiple: int = 1
+    row: int = _ROW
 
     @functools.cached_property
     def rows(self) -> tuple[int, ...]:
-        """How many rows of `ROW` numbers each weight takes."""
-        return tuple(-(-math.prod(shape) // ROW) for shape in self.shapes.values())
+        """How many rows each weight takes."""
+        return tuple(-(-math.prod(shape) // self.row) for shape in self.shapes.values())
 
     @functools.cached_property
     def length(self) -> int:
         """Length of the vector."""
-        return -(-sum(self.rows) // self.multiple) * self.multiple * ROW
+        return sum(self.rows) * self.row
 
     def items(self) -> Iterator[tuple[str, tuple[int, ...], int]]:
         """Yields path, shape and first place of each weight."""
         starts = itertools.accumulate(self.rows, initial=0)
         for (path, shape), start in zip(self.shapes.items(), starts, strict=False):
-            yield path, shape, start * ROW
+            yield path, shape, start * self.row
 
     def flatten(self, arrays: Mapping[str, np.ndarray], otherwise: np.ndarray | None = None) -> np.ndarray:
         """Returns the vector, float32 `[length]`.
@@ -113,7 +112,7 @@ class Layout:
     def from_json(cls, parts: Mapping[str, Mapping[str, Any]]) -> "Layout":
         """Returns the layout that `to_json` described."""
         shapes = {name: {path: tuple(shape) for path, shape in part.items()} for name, part in parts.items()}
-        return cls(Section(shapes["kernels"], _MASKED_ROWS), Section(shapes["norm"]), Section(shapes["rest"]))
+        return cls(Section(shapes["kernels"], _MASKED_ROW), Section(shapes["norm"]), Section(shapes["rest"]))
 
     def to_json(self) -> dict[str, dict[str, list[int]]]:
         """Returns path and shape of every weight by section, in order."""
@@ -132,8 +131,9 @@ class Layout:
             pack: A pack for this base.
 
         Returns:
-            uint8 `[planes, mask_bytes]`: which weights are kept and, if the mask is ternary, which are negated. Bit k
-            of byte i stands for number `k mask_bytes + i` of the vector. Weights that the task does not mask are kept.
+            uint8 `[planes, mask_bytes]`: which weights are kept and, if the mask is ternary, which are negated. To the
+            numbers s to s + m of the vector that are a kernel belong the bytes s / 8 to (s + m) / 8, and bit k of the
+            byte i of these stands for the kernel's number `k m / 8 + i`. Weights that the task does not mask are kept.
 
         Raises:
             PackError: If the pack masks a weight that is in none of the layers that can be masked.
@@ -143,12 +143,15 @@ class Layout:
                 f"Task {pack.task!r} has a mask for {foreign[0]!r}, which belongs to no kind of layer that an export "
                 "masks: Dense, Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose."
             )
-        planes = np.zeros((2 if pack.mask_kind == "ternary" else 1, self.kernels.length), np.uint8)
-        for path, shape, start in self.kernels.items():
-            part = slice(start, start + math.prod(shape))
-            if path not in pack.masks:
-                planes[0, part] = 1
-                continue
-            planes[:, part] = np.unpackbits(pack.masks[path].packed, axis=1, count=math.prod(shape), bitorder="little")
-        columns = planes.reshape(len(planes), _BITS, self.mask_bytes)
-        return np.packbits(columns, axis=1, bitorder="little")[:, 0]
+        planes = np.zeros((2 if pack.mask_kind == "ternary" else 1, self.mask_bytes), np.uint8)
+        for (path, shape, start), rows in zip(self.kernels.items(), self.kernels.rows, strict=True):
+            count, length = math.prod(shape), rows * self.kernels.row
+            bits = np.zeros((len(planes), length), np.uint8)
+            if path in pack.masks:
+                bits[:, :count] = np.unpackbits(pack.masks[path].packed, axis=1, count=count, bitorder="little")
+            else:
+                bits[0, :count] = 1
+            columns = bits.reshape(len(planes), _BITS, -1)
+            part = slice(start // _BITS, (start + length) // _BITS)
+            planes[:, part] = np.packbits(columns, axis=1, bitorder="little")[:, 0]
+        return planes

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.servable.layout import ROW, Layout, Section
+from export.servable.layout import Layout, Section
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
 
@@ -36,26 +36,25 @@ class ExportedBase:
 def save_network(backbone: Backbone, layout: Layout, folder: Path) -> None:
     """Writes the forward pass of a base as a SavedModel with no variables and one function, `features`.
 
-    The function takes the vectors of kernels, batch norm and other weights, float32 (see `Layout`), and images,
-    float32 `[B, S, S, 3]` in [0, 255]; it returns features, float32 `[B, F]`. It is a pure function, so that every
-    signature, task and later export can use the one graph.
+    The function takes a list of kernels, in the order of `layout.kernels`, the vectors of batch norm and other weights,
+    float32 (see `Layout`), and images, float32 `[B, S, S, 3]` in [0, 255]; it returns features, float32 `[B, F]`. It is
+    a pure function, so that every signature, task and later export can use the one graph.
 
     Args:
         backbone: The base.
-        layout: Where its weights are in the vectors.
+        layout: Where its weights are.
         folder: The folder to write.
     """
     variables = named_variables(backbone.model)
     size = backbone.image_size
-    sections = (layout.kernels, layout.norm, layout.rest)
-
-    placed = {path for section in sections for path in section.shapes}
+    placed = {path for section in (layout.kernels, layout.norm, layout.rest) for path in section.shapes}
     constants = [(variable, variable.numpy()) for path, variable in variables.items() if path not in placed]
 
-    def features(kernels: tf.Tensor, norm: tf.Tensor, rest: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+    def features(kernels: list[tf.Tensor], norm: tf.Tensor, rest: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
         mapping = [(variable, tf.constant(value)) for variable, value in constants]
-        for section, flat in zip(sections, (kernels, norm, rest), strict=True):
-            mapping += [(variables[path], value) for path, value in split_section(section, flat).items()]
+        weights = dict(zip(layout.kernels.shapes, kernels, strict=True))
+        weights |= split_section(layout.norm, norm) | split_section(layout.rest, rest)
+        mapping += [(variables[path], value) for path, value in weights.items()]
         # Within the scope Keras reads these tensors in the place of the variables.
         with keras.StatelessScope(state_mapping=mapping):
             return tf.cast(backbone.model(images, training=False), tf.float32)
@@ -64,7 +63,9 @@ def save_network(backbone: Backbone, layout: Layout, folder: Path) -> None:
     module.features = tf.function(
         features,
         input_signature=[
-            *(tf.TensorSpec([section.length], tf.float32) for section in sections),
+            [tf.TensorSpec(shape, tf.float32) for shape in layout.kernels.shapes.values()],
+            tf.TensorSpec([layout.norm.length], tf.float32),
+            tf.TensorSpec([layout.rest.length], tf.float32),
             tf.TensorSpec([None, size, size, 3], tf.float32),
         ],
         autograph=False,
@@ -76,32 +77,83 @@ def split_section(section: Section, flat: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the weights in a vector by path; they share its memory, but for those that do not fill their rows."""
     if not section.shapes:
         return {}
-    padding = section.length // ROW - sum(section.rows)
-    # Rows of 64 bytes: of such a matrix TensorFlow splits off aligned pieces without copying them.
-    pieces = tf.split(tf.reshape(flat, [-1, ROW]), [*section.rows, padding])
+    # Rows are of 64 bytes or a multiple: of such a matrix TensorFlow splits off aligned pieces without copying them.
+    return _in_shape(section, tf.split(tf.reshape(flat, [-1, section.row]), section.rows))
+
+
+def unpack_kernels(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns masked kernels by path: +0.0 where the mask drops, else the weight, with the sign flipped if negated.
+
+    Args:
+        section: Where the kernels are.
+        flat: The vector of kernels, float32 `[n]`.
+        planes: The mask as of `Layout.pack_mask`, uint8 `[1 or 2, n / 8]`.
+    """
+    return _in_shape(section, _unpack_pieces(section, flat, planes))
+
+
+def unpack_vector(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
+    """Returns the vector of masked kernels, `[n]`; see `unpack_kernels`."""
+    return tf.concat(_unpack_pieces(section, flat, planes), axis=0)
+
+
+def _in_shape(section: Section, pieces: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns weights by path from their rows."""
     weights = {}
-    for (path, shape), piece in zip(section.shapes.items(), pieces, strict=False):
+    for (path, shape), piece in zip(section.shapes.items(), pieces, strict=True):
         numbers, count = tf.reshape(piece, [-1]), math.prod(shape)
-        weights[path] = tf.reshape(numbers if count % ROW == 0 else numbers[:count], shape)
+        weights[path] = tf.reshape(numbers if count % section.row == 0 else numbers[:count], shape)
     return weights
 
 
-def unpack_kernels(kernels: tf.Tensor, keep: tf.Tensor, sign: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns masked kernels: +0.0 where the mask drops, else the weight's own bits, with the sign flipped if negated.
+def _unpack_pieces(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the rows of each masked kernel, float32 `[rows * section.row]`."""
 
-    Args:
-        kernels: The vector of kernels, float32 `[n]`.
-        keep: Which are kept, uint8 `[n / 8]`; bit k of byte i stands for number `k n / 8 + i`.
-        sign: Which are negated, likewise; None if none.
-    """
-    # With integers it takes a third of the time of a multiplication by zeros and ones, and leaves no -0.0.
-    words = tf.bitwise.bitwise_and(tf.bitcast(kernels, tf.int32), -_spread(keep))
-    if sign is not None:
-        words = tf.bitwise.bitwise_xor(words, tf.bitwise.left_shift(_spread(sign), tf.constant(31)))
-    return tf.bitcast(words, tf.float32)
+    def unpack(mask: tf.types.experimental.PolymorphicFunction) -> list[tf.Tensor]:
+        pieces: list[tf.Tensor] = []
+        for (_, _, start), rows in zip(section.items(), section.rows, strict=True):
+            # One kernel after another, each ready for its layer before the next is begun. What is computed in between
+            # then stays in the processor's cache, and in memory that is used again; a vector as large as the base is
+            # memory that the system gives and takes back in every call, which takes longer than the unpacking.
+            with tf.control_dependencies(pieces[-1:]):
+                pieces.append(mask(flat, planes, tf.constant(start), tf.constant(start + rows * section.row)))
+        return pieces
+
+    if planes.shape[0] is not None:
+        return unpack(_mask_ternary if planes.shape[0] == 2 else _mask_binary)
+    return tf.cond(tf.shape(planes)[0] == 2, lambda: unpack(_mask_ternary), lambda: unpack(_mask_binary))
+
+
+# A function of the graph for all kernels makes the graph a third of the size.
+_PIECE = [
+    tf.TensorSpec([None], tf.float32),
+    tf.TensorSpec([None, None], tf.uint8),
+    tf.TensorSpec([], tf.int32),
+    tf.TensorSpec([], tf.int32),
+]
+
+
+@tf.function(input_signature=_PIECE, autograph=False)
+def _mask_binary(flat: tf.Tensor, planes: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers from start to end, masked."""
+    return _drop(flat[start:end], planes[0, start // 8 : end // 8])
+
+
+@tf.function(input_signature=_PIECE, autograph=False)
+def _mask_ternary(flat: tf.Tensor, planes: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers from start to end, masked and some of them negated."""
+    bits = planes[:, start // 8 : end // 8]
+    flips = tf.bitwise.left_shift(tf.cast(_spread(bits[1]), tf.int32), tf.constant(31))
+    negated = tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(flat[start:end], tf.int32), flips), tf.float32)
+    return _drop(negated, bits[0])
+
+
+def _drop(kernel: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
+    # Where the mask is 0 the product is +0.0, whatever the weight.
+    return tf.math.multiply_no_nan(kernel, tf.cast(_spread(keep), tf.float32))
 
 
 def _spread(packed: tf.Tensor) -> tf.Tensor:
-    """Returns each bit as an int32 of 0 or 1, `[n]`."""
+    """Returns each bit as a truth value, `[m]`: bit k of byte i at `k m / 8 + i`."""
     places = tf.constant([[1 << k] for k in range(8)], tf.uint8)
-    return tf.cast(tf.reshape(tf.cast(tf.bitwise.bitwise_and(packed[None], places), tf.bool), [-1]), tf.int32)
+    return tf.cast(tf.reshape(tf.bitwise.bitwise_and(packed[None], places), [-1]), tf.bool)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from piggyback_tf.data import DataError, Operation, parse_augment
 from piggyback_tf.data.augment import chain_size
-from piggyback_tf.data.operations import CentralCrop, Resize
+from piggyback_tf.data.operations import MAX_PIXELS, CentralCrop, Resize
 
 # Pillow computes with weights that are integers of so many bits behind the point.
 _PRECISION = 22
@@ -77,11 +77,17 @@ def _resize(image: tf.Tensor, operation: Resize) -> tf.Tensor:
 
 
 def _target(sides: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns height and width of the result if the shorter side gets the length that is asked for."""
+    """Returns height and width of the result if the shorter side gets the length that is asked for.
+
+    The operation fails, as `Resize` does, if the result is too large.
+    """
     length = operation.output_size((1, 1))[0]
     # Rounded as Python does: halves to the even number.
-    scaled = tf.cast(sides * length, tf.float64) / tf.cast(tf.reduce_min(sides), tf.float64)
-    height, width = tf.unstack(tf.maximum(tf.cast(tf.round(scaled), tf.int32), length))
+    scaled = tf.cast(sides, tf.float64) * length / tf.cast(tf.reduce_min(sides), tf.float64)
+    target = tf.maximum(tf.round(scaled), length)
+    fits = tf.reduce_prod(target) <= MAX_PIXELS
+    with tf.control_dependencies([tf.debugging.Assert(fits, ["The resized image is too large:", target])]):
+        height, width = tf.unstack(tf.cast(target, tf.int32))
     return height, width
 
 
@@ -112,7 +118,7 @@ def _weights(length: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     centre = (tf.cast(tf.range(size), tf.float64) + 0.5) * scale
     first = tf.maximum(tf.cast(centre - support + 0.5, tf.int32), 0)
     end = tf.minimum(tf.cast(centre + support + 0.5, tf.int32), length)
-    places = first[:, None] + tf.range(tf.cast(tf.math.ceil(support), tf.int32) * 2 + 1)
+    places = first[:, None] + tf.range(tf.reduce_max(end - first))
     distance = tf.abs((tf.cast(places, tf.float64) - centre[:, None] + 0.5) * (1.0 / support))
     weights = tf.where(places < end[:, None], tf.maximum(1.0 - distance, 0.0), 0.0)
     weights /= tf.reduce_sum(weights, axis=1, keepdims=True)

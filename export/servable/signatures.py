@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from export.servable.cache import UnpackedKernels
 from export.servable.decode import decode_batch
-from export.servable.network import ExportedBase, unpack_kernels
+from export.servable.network import ExportedBase, split_section, unpack_kernels, unpack_vector
 from export.servable.options import ExportOptions
 from export.servable.tables import ARRAYS, TaskTables
 
@@ -29,12 +29,14 @@ class Servable(tf.Module):
 
     def __init__(self, base: ExportedBase, tables: TaskTables, options: ExportOptions, *, unpacked: bool):
         super().__init__(name="servable")
-        self._features = base.features
+        self._features, self._section = base.features, base.layout.kernels
         self._size, self._dtype = base.spec.image_size, tf.as_dtype(options.image_dtype)
         self._count, self._width, self._top_k = len(tables.names), int(tables.classes.max()), options.top_k
         self._preparations = tables.preparations
         self.kernels = tf.Variable(base.kernels, trainable=False, name="kernels")
         self.rest = tf.Variable(base.rest, trainable=False, name="rest")
+        # For the second servable, which reads it from the same file.
+        self.norm = tf.Variable(tables.norms[0], trainable=False, name="norm")
         for name, array in tables.arrays().items():
             setattr(self, name, table_variable(name, array))
         self._ternary = bool((tables.sign_row >= 0).any())
@@ -105,7 +107,7 @@ class Servable(tf.Module):
     def _answer(self, task: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
         """Returns the probabilities of one task, float32 `[B, C]`."""
         norm = tf.gather(self.norms, tf.gather(self.norm_row, task))
-        features = self._features(self._masked_kernels(task), norm, tf.identity(self.rest), images)
+        features = self._features(list(self._masked_kernels(task).values()), norm, tf.identity(self.rest), images)
         classes = tf.gather(self.classes, task)
         count = features.shape[1] * classes
         length = tf.cast(count + classes, tf.int64)
@@ -113,26 +115,27 @@ class Servable(tf.Module):
         found = head_probabilities(features, tf.reshape(numbers[:count], [-1, classes]), numbers[count:])
         return tf.ensure_shape(tf.pad(found, [[0, 0], [0, self._width - classes]]), [None, self._width])
 
-    def _masked_kernels(self, task: tf.Tensor) -> tf.Tensor:
+    def _masked_kernels(self, task: tf.Tensor) -> dict[str, tf.Tensor]:
         if self.unpacked:
-            return tf.switch_case(task, [kernels.read for kernels in self.unpacked])
-        kernels = tf.identity(self.kernels)
-        keep = tf.gather(self.planes, tf.gather(self.keep_row, task))
-        if not self._ternary:
-            return unpack_kernels(kernels, keep)
-        row = tf.gather(self.sign_row, task)
-        return tf.cond(
-            row < 0,
-            lambda: unpack_kernels(kernels, keep),
-            lambda: unpack_kernels(kernels, keep, tf.gather(self.planes, row)),
-        )
+            return split_section(self._section, tf.switch_case(task, [kernels.read for kernels in self.unpacked]))
+        rows = tf.gather(self.keep_row, task)[None]
+        if self._ternary:
+            sign = tf.gather(self.sign_row, task)[None]
+            rows = tf.concat([rows, tf.boolean_mask(sign, sign >= 0)], axis=0)
+        return unpack_kernels(self._section, tf.identity(self.kernels), tf.gather(self.planes, rows))
 
     def _unpack(self, tables: TaskTables) -> list[UnpackedKernels]:
+        # Traced once for all tasks.
+        unpack = tf.function(
+            lambda rows: unpack_vector(self._section, self.kernels.read_value(), tf.gather(self.planes, rows)),
+            [tf.TensorSpec([None], tf.int32)],
+            autograph=False,
+        )
         # A server holds several versions of an export at a time, and a process several exports.
         name = f"kernels_{uuid.uuid4().hex}"
         rows = zip(tables.keep_row.tolist(), tables.sign_row.tolist(), strict=True)
         return [
-            UnpackedKernels(f"{name}_{index}", self.kernels, self.planes, keep, sign)
+            UnpackedKernels(f"{name}_{index}", self._section.length, unpack, [keep] if sign < 0 else [keep, sign])
             for index, (keep, sign) in enumerate(rows)
         ]
 

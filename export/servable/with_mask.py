@@ -51,9 +51,11 @@ class WithMask(tf.Module):
             tf.TensorSpec([self._feature_count + 1, None], tf.float32, "head"),
             tf.TensorSpec([None], tf.float32, "norm"),
         ]
+        names = tf.TensorSpec([None], tf.string, "task")
         return {
             "with_mask": tf.function(self._with_mask, inputs, autograph=False).get_concrete_function(),
             "tasks": tf.function(self._tasks, [], autograph=False).get_concrete_function(),
+            "find_tasks": tf.function(self._find_tasks, [names], autograph=False).get_concrete_function(),
         }
 
     def _with_mask(self, images: tf.Tensor, mask: tf.Tensor, head: tf.Tensor, norm: tf.Tensor) -> Outputs:
@@ -64,17 +66,13 @@ class WithMask(tf.Module):
         rows, columns = self._feature_count + 1, tf.shape(any_shape(head))[-1]
         head = _check(head, f"head must be [{rows}, C], not", [tf.stack([rows, columns])])
         planes = tf.reshape(mask, [-1, bits])
-        kernels = tf.cond(
-            tf.shape(planes)[0] == 1,
-            lambda: unpack_kernels(tf.identity(self.kernels), planes[0]),
-            lambda: unpack_kernels(tf.identity(self.kernels), planes[0], planes[1]),
-        )
+        kernels = unpack_kernels(self._layout.kernels, tf.identity(self.kernels), planes)
         norm = tf.cond(tf.size(norm) == 0, lambda: tf.identity(self.norm), lambda: norm)
         norm = tf.ensure_shape(norm, [numbers])
         good = good_images(images)
         # Not NaN, which no JSON can hold; the rows are set to 0 below.
         whole = tf.where(good[:, None, None, None], tf.cast(images, tf.float32), 0.0)
-        features = self._features(kernels, norm, tf.identity(self.rest), whole)
+        features = self._features(list(kernels.values()), norm, tf.identity(self.rest), whole)
         found = head_probabilities(features, head[:-1], head[-1])
         good &= tf.reduce_all(tf.math.is_finite(found), axis=1)
         found = tf.where(good[:, None], found, 0.0)
@@ -85,6 +83,16 @@ class WithMask(tf.Module):
         tasks = tf.range(tf.shape(self.classes)[0])
         columns = tf.tile(tf.range(self._width)[None], [tf.size(tasks), 1])
         return {"names": tf.identity(self.names), "classes": class_labels(self, tasks, columns)}
+
+    def _find_tasks(self, task: tf.Tensor) -> Outputs:
+        """Returns what `tasks` does of some tasks, or of all if none is named, and how many classes each has.
+
+        TensorFlow Serving's REST API cannot call a signature that has no inputs.
+        """
+        wanted = tf.reshape(any_shape(task), [-1])
+        found = tf.reduce_any(tf.identity(self.names)[:, None] == wanted[None], axis=1) | (tf.size(wanted) == 0)
+        listed = {**self._tasks(), "count": tf.identity(self.classes)}
+        return {name: tf.boolean_mask(rows, found) for name, rows in listed.items()}
 
 
 def _check(tensor: tf.Tensor, message: str, shapes: list[list[int] | tf.Tensor]) -> tf.Tensor:

@@ -70,6 +70,15 @@ def test_each_image_is_prepared_in_its_own_way_and_must_have_the_size():
     assert not images[1].numpy().any()
 
 
+def test_an_image_that_would_become_too_large_is_flagged():
+    # Of 200 bytes as a file; 17 GB if the shorter side became 300 pixels.
+    strip = encode(np.zeros((1, 65000, 3), np.uint8), "PNG")
+    augment = ("resize(300)|central_crop(48)",)
+    images, good = decode_batch(tf.constant([strip, FILES["PNG"]]), tf.zeros([2], tf.int32), augment, 48)
+    assert good.numpy().tolist() == [False, True]
+    assert not images[0].numpy().any()
+
+
 @pytest.mark.parametrize(
     "augment, message",
     [

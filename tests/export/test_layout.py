@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.servable.layout import Layout
-from export.servable.network import split_section, unpack_kernels
+from export.servable.layout import Layout, Section
+from export.servable.network import split_section, unpack_kernels, unpack_vector
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import MaskBits, PackError
 from piggyback_tf.packs.bits import pack_bits
@@ -21,13 +21,15 @@ def test_unpacked_kernels_are_the_masked_ones_to_the_bit(small):
     for pack in small.packs:
         planes = layout.pack_mask(pack)
         assert planes.shape == (2 if pack.mask_kind == "ternary" else 1, layout.mask_bytes)
-        found = split_section(layout.kernels, unpack_kernels(flat, *planes))
+        found = unpack_kernels(layout.kernels, tf.constant(flat), tf.constant(planes))
         assert found.keys() == layout.kernels.shapes.keys() >= pack.masks.keys()
+        again = split_section(layout.kernels, unpack_vector(layout.kernels, tf.constant(flat), tf.constant(planes)))
         for path, kernel in found.items():
             mask = pack.mask(path) if path in pack.masks else np.ones(kernel.shape, np.int8)
             # Dropped weights are +0.0, in bits.
             expected = np.where(mask == 0, np.float32(0), mask * arrays[path])
             assert kernel.numpy().tobytes() == expected.astype(np.float32).tobytes(), path
+            assert again[path].numpy().tobytes() == kernel.numpy().tobytes(), path
 
 
 def test_every_weight_begins_at_a_multiple_of_64_bytes_and_is_in_one_section(small):
@@ -40,11 +42,17 @@ def test_every_weight_begins_at_a_multiple_of_64_bytes_and_is_in_one_section(sma
     assert Layout.from_json(layout.to_json()) == layout
 
 
-def test_bits_are_planar():
-    keep = np.zeros(16, np.uint8)
-    keep[3] = 0b100
-    found = unpack_kernels(tf.ones([128]), keep).numpy()
-    assert np.flatnonzero(found).tolist() == [2 * 16 + 3]
+@pytest.mark.parametrize("rows", [1, 2, None])
+def test_bits_are_planar_within_each_kernel(rows):
+    section = Section({"a": (512,), "b": (2, 500)}, 512)
+    planes = np.zeros((rows or 1, 3 * 64), np.uint8)
+    planes[0, 3], planes[0, 64 + 5] = 0b100, 0b11
+    planes[1:, 64 + 5] = 0b10
+    unpack = tf.function(lambda planes: unpack_kernels(section, tf.ones([3 * 512]), planes))
+    found = unpack.get_concrete_function(tf.TensorSpec([rows, 3 * 64], tf.uint8))(planes)
+    assert np.flatnonzero(found["a"]).tolist() == [2 * 64 + 3]
+    assert np.flatnonzero(found["b"]).tolist() == [5, 128 + 5]
+    assert found["b"].numpy().reshape(-1)[[5, 128 + 5]].tolist() == [1, -1 if rows == 2 else 1]
 
 
 def test_a_mask_of_a_weight_that_no_export_masks_is_refused(small):

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
+from export.deployment.additions import BATCHING_FILE
 from export.packs import find_packs
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.cache import choose_cache, memory_needed
@@ -83,7 +84,17 @@ def _added(small, tmp_path_factory):
     """The export of the first three tasks, and one to which the others were added."""
     folder = tmp_path_factory.mktemp("added")
     first = export_saved_model(small.backbone, small.packs[:3], folder, ExportOptions(cache="unpacked"))
+    # As `export.serving` does.
+    (first / BATCHING_FILE).write_text("max_batch_size { value: 4 }\n")
     return first, add_tasks(first, small.packs[3:])
+
+
+def test_both_servables_share_the_files_of_their_variables(small, added):
+    for first in (small.packed, *added):
+        second = first.parent / "with_mask" / first.name / "variables"
+        files = sorted(path.name for path in second.iterdir())
+        assert files == sorted(path.name for path in (first / "variables").iterdir())
+        assert all((second / name).samefile(first / "variables" / name) for name in files)
 
 
 def test_added_tasks_answer_and_the_old_ones_are_the_same_to_the_bit(small, added):
@@ -125,6 +136,11 @@ def test_nothing_is_left_of_an_export_that_failed(small, tmp_path, added):
     with pytest.raises(ExportError, match="version 2 already"):
         add_tasks(added[0], [renamed(small.packs[0], "new")], version=2)
     assert not list(added[0].parent.glob(".*"))
+
+
+def test_a_server_finds_what_it_reads_while_it_loads_a_new_version(added):
+    assert (added[1] / BATCHING_FILE).read_bytes() == (added[0] / BATCHING_FILE).read_bytes()
+    assert not (added[1].parent / "with_mask" / added[1].name / BATCHING_FILE).exists()
 
 
 def test_versions_are_counted_and_found(added, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.servable.layout import Layout
-from tests.export.helpers import call
+from tests.export.helpers import call, texts
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 
@@ -28,6 +28,8 @@ def _found(request, small):
     calls = {pack.task: ("with_mask", _inputs(pack, layout)) for pack in small.packs}
     inputs = calls["ternary"][1]
     calls["tasks"] = ("tasks", {})
+    calls["all tasks"] = ("find_tasks", {"task": texts()})
+    calls["some tasks"] = ("find_tasks", {"task": texts("ternary", "fish", "binary")})
     calls["short mask"] = ("with_mask", {**inputs, "mask": inputs["mask"][:-1]})
     calls["three planes"] = ("with_mask", {**inputs, "mask": np.tile(inputs["mask"], 2)[: 3 * layout.mask_bytes]})
     calls["short head"] = ("with_mask", {**inputs, "head": inputs["head"][1:]})
@@ -50,6 +52,14 @@ def test_the_tasks_are_listed_with_their_classes(found, small):
     assert [name.decode() for name in listed["names"]] == small.bank.names
     for row, pack in zip(listed["classes"], small.packs, strict=True):
         assert [name.decode() for name in row if name] == pack.class_names
+
+
+@pytest.mark.parametrize("case", ["all tasks", "some tasks"])
+def test_tasks_are_found_by_name(found, small, case):
+    listed, packs = found[0][case], [p for p in small.packs if case == "all tasks" or p.task in ("ternary", "binary")]
+    assert [name.decode() for name in listed["names"]] == [pack.task for pack in packs]
+    for row, count, pack in zip(listed["classes"], listed["count"], packs, strict=True):
+        assert [name.decode() for name in row[:count]] == pack.class_names
 
 
 @pytest.mark.parametrize(

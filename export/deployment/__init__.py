@@ -1,0 +1,1 @@
+"""What runs an export on a server: its configuration and a client."""

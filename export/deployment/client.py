@@ -1,0 +1,602 @@
+"""Asks a TensorFlow Serving server about images, over REST or gRPC.
+
+    python client.py predict --url=http://localhost:8501 --task=birds a.jpg b.png FOLDER
+    python client.py predict --grpc=localhost:8500 --list=images.txt --batch_size=32 --in_flight=4
+    python client.py predict --grpc=localhost:8500 --pack=new.task.safetensors --export=DIR/1 a.jpg
+    python client.py tasks --url=http://localhost:8501
+    python client.py status --grpc=localhost:8500 --label=stable
+
+One file for Python 3.9 or newer. It needs numpy, with --grpc also grpcio and protobuf, with --pack also this project's
+packages `piggyback_tf` and `export`, and never TensorFlow.
+
+`predict` prints a line of JSON for each image, in order: path, task, labels and scores (the best first), task_ok and
+image_ok; what could not be answered is flagged there, and an image file that cannot be opened has an `error`. A line of
+the file --list is a path, or a path, a tab and a task.
+
+Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
+again would not help; 3 the server gave no answer until --deadline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import concurrent.futures
+import http.client
+import json
+import math
+import random
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+MIB = 2**20
+# What a request may weigh before a server or proxy says more; a mask of 25 million weights is 2.9 MB.
+MAX_MESSAGE = 1024 * MIB
+# Of a server that merges requests, one that does not fit fails those of others too: for them it is not final.
+_MERGED = "from different tasks"
+# What to try again: HTTP's 429 and the statuses of servers and proxies that are not ready, gRPC's by name.
+_BUSY_HTTP = (429, 502, 503, 504)
+_BUSY_GRPC = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+_STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
+# The messages of TensorFlow Serving's API that are used: field, number and type, `*` if repeated. They are here since
+# the package that has them, tensorflow-serving-api, brings TensorFlow.
+_MESSAGES = {
+    "Dim": "size:1:int64",
+    "Shape": "dim:2:*Dim",
+    "Tensor": "dtype:1:int32 tensor_shape:2:Shape tensor_content:4:bytes float_val:5:*float int_val:7:*int32 "
+    "string_val:8:*bytes int64_val:10:*int64 bool_val:11:*bool",
+    "Version": "value:1:int64",
+    "ModelSpec": "name:1:string version:2:Version signature_name:3:string version_label:4:string",
+    "Named": "key:1:string value:2:Tensor",
+    "Predict": "model_spec:1:ModelSpec inputs:2:*Named",
+    "Predicted": "outputs:1:*Named",
+    "Error": "error_code:1:int32 error_message:2:string",
+    "VersionStatus": "version:1:int64 state:2:int32 status:3:Error",
+    "Status": "model_spec:1:ModelSpec",
+    "Statuses": "model_version_status:1:*VersionStatus",
+}
+# Numbers of TensorFlow's types, and where their values are if not in `tensor_content`.
+_STRING = 7
+_DTYPES = {
+    1: (np.float32, "float_val"),
+    3: (np.int32, "int_val"),
+    4: (np.uint8, "int_val"),
+    7: (object, "string_val"),
+    9: (np.int64, "int64_val"),
+    10: (np.bool_, "bool_val"),
+}
+
+
+class ClientError(Exception):
+    """A request that cannot be answered; the message says why."""
+
+
+class NoAnswerError(ClientError):
+    """The server gave no answer in time."""
+
+
+class _BusyError(Exception):
+    """What went wrong may go well at another time."""
+
+
+class RestTransport:
+    """Requests over HTTP.
+
+    Args:
+        url: `http://HOST:PORT`, with a path in front of `/v1/models` if a proxy has one.
+
+    Raises:
+        ClientError: If the URL is none.
+    """
+
+    def __init__(self, url: str):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+            raise ClientError(f"{url!r} is no address of a server; it should look like http://localhost:8501.")
+        self.name = url.rstrip("/")
+
+    def predict(
+        self, model: str, version: int | str | None, signature: str, inputs: Mapping[str, Any], timeout: float
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature; `version` is a number, a label, or None for the newest."""
+        try:
+            content = {"signature_name": signature, "inputs": {name: _to_json(v) for name, v in inputs.items()}}
+            body = json.dumps(content, allow_nan=False).encode()
+        except ValueError as error:
+            raise ClientError(
+                "JSON has no NaN and no infinity, and an input has one; over gRPC such images are flagged."
+            ) from error
+        outputs = self._send(f"{_path(model, version)}:predict", body, timeout).get("outputs")
+        if not isinstance(outputs, dict):
+            raise ClientError(f"{self.name} gave no outputs by name for {signature!r}; this client asks for several.")
+        return {name: np.array(value) for name, value in outputs.items()}
+
+    def status(self, model: str, version: int | str | None, timeout: float) -> list[dict[str, Any]]:
+        """Returns version, state and error of each version."""
+        found = self._send(_path(model, version), None, timeout).get("model_version_status", [])
+        return [
+            {"version": int(e["version"]), "state": e["state"], "error": e.get("status", {}).get("error_message", "")}
+            for e in found
+        ]
+
+    def _send(self, path: str, body: bytes | None, timeout: float) -> dict[str, Any]:
+        request = urllib.request.Request(self.name + path, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                text = response.read()
+        except urllib.error.HTTPError as error:
+            raise self._refused(error, body) from error
+        # Refused and reset connections, names that are not known, timeouts, answers that break off.
+        except (OSError, http.client.HTTPException) as error:
+            raise _BusyError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise ClientError(f"{self.name} answered what is not JSON: is TensorFlow Serving's REST there?") from error
+        if not isinstance(content, dict):
+            raise ClientError(f"{self.name} answered what is not an object of JSON.")
+        return content
+
+    def _refused(self, error: urllib.error.HTTPError, body: bytes | None) -> Exception:
+        text = error.read(MIB).decode(errors="replace")
+        try:
+            text = json.loads(text)["error"]
+        except (ValueError, LookupError, TypeError):
+            text = text.strip() or str(error.reason)
+        if error.code == 413:
+            return ClientError(_too_large(self.name, len(body or b"")))
+        if error.code in _BUSY_HTTP or _MERGED in str(text):
+            return _BusyError(f"HTTP {error.code}: {text}")
+        return ClientError(f"{self.name} refused the request (HTTP {error.code}): {text}")
+
+
+class GrpcTransport:
+    """Requests over gRPC.
+
+    Args:
+        address: `HOST:PORT`.
+
+    Raises:
+        ClientError: If the address is none, or grpcio or protobuf is missing.
+    """
+
+    def __init__(self, address: str):
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or "/" in host:
+            raise ClientError(f"{address!r} is no address of a server; it should look like localhost:8500.")
+        try:
+            import grpc
+        except ImportError as error:
+            raise ClientError("--grpc needs grpcio: pip install grpcio protobuf; or use --url.") from error
+        self.name, self._grpc, self._messages = address, grpc, _message_classes()
+        options = {
+            "grpc.max_send_message_length": MAX_MESSAGE,
+            "grpc.max_receive_message_length": MAX_MESSAGE,
+            # Otherwise a server that comes up is looked for every second at first, then every two minutes.
+            "grpc.initial_reconnect_backoff_ms": 100,
+            "grpc.min_reconnect_backoff_ms": 1000,
+            "grpc.max_reconnect_backoff_ms": 2000,
+        }
+        channel = grpc.insecure_channel(address, list(options.items()))
+        kinds = {"Predict": ("PredictionService/Predict", "Predicted")}
+        kinds["Status"] = ("ModelService/GetModelStatus", "Statuses")
+        self._calls = {
+            name: channel.unary_unary(
+                f"/tensorflow.serving.{method}",
+                request_serializer=self._messages[name].SerializeToString,
+                response_deserializer=self._messages[answer].FromString,
+            )
+            for name, (method, answer) in kinds.items()
+        }
+
+    def predict(
+        self, model: str, version: int | str | None, signature: str, inputs: Mapping[str, Any], timeout: float
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature; `version` is a number, a label, or None for the newest."""
+        request = self._messages["Predict"](model_spec=self._spec(model, version, signature))
+        for name, value in inputs.items():
+            _fill_tensor(request.inputs.add(key=name).value, value)
+        return {entry.key: _read_tensor(entry.value) for entry in self._send("Predict", request, timeout).outputs}
+
+    def status(self, model: str, version: int | str | None, timeout: float) -> list[dict[str, Any]]:
+        """Returns version, state and error of each version."""
+        request = self._messages["Status"](model_spec=self._spec(model, version, ""))
+        return [
+            {
+                "version": entry.version,
+                "state": _STATES.get(entry.state, str(entry.state)),
+                "error": entry.status.error_message,
+            }
+            for entry in self._send("Status", request, timeout).model_version_status
+        ]
+
+    def _spec(self, model: str, version: int | str | None, signature: str) -> Any:
+        spec = self._messages["ModelSpec"](name=model, signature_name=signature)
+        if isinstance(version, str):
+            spec.version_label = version
+        elif version is not None:
+            spec.version.value = version
+        return spec
+
+    def _send(self, kind: str, request: Any, timeout: float) -> Any:
+        try:
+            return self._calls[kind](request, timeout=timeout)
+        except self._grpc.RpcError as error:
+            code, text = error.code().name, error.details() or ""
+            if "message larger than max" in text:
+                raise ClientError(_too_large(self.name, request.ByteSize())) from error
+            if code in _BUSY_GRPC or _MERGED in text:
+                raise _BusyError(f"{code}: {text}") from error
+            raise ClientError(f"{self.name} refused the request ({code}): {text}") from error
+
+
+class Client:
+    """Asks a server that has an export. Threads may share it.
+
+    Args:
+        url: Address of the server's REST API, such as `http://localhost:8501`.
+        grpc: Address of its gRPC API, such as `localhost:8500`; one of both is given.
+        model: Name of the export on the server.
+        second_model: Name of the second servable there; `<model>_with_mask` if None.
+        version: Number of the version, or its label; the newest if None.
+        timeout: Seconds for one try of a request.
+        deadline: Seconds for all tries of it together.
+
+    Raises:
+        ClientError: If the address or one of the numbers is not valid, or a package is missing.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        grpc: str | None = None,
+        model: str = "piggyback",
+        second_model: str | None = None,
+        version: int | str | None = None,
+        timeout: float = 20.0,
+        deadline: float = 60.0,
+    ):
+        if (url is None) == (grpc is None):
+            raise ClientError("Give the address of the server: either --url=http://HOST:8501 or --grpc=HOST:8500.")
+        for name, value in {"timeout": timeout, "deadline": deadline}.items():
+            if not 0 < value < math.inf:
+                raise ClientError(f"{name} is {value}; it should be a number of seconds above 0.")
+        self._transport = RestTransport(url) if url is not None else GrpcTransport(str(grpc))
+        self._model, self._second = model, f"{model}_with_mask" if second_model is None else second_model
+        self._version, self._timeout, self._deadline = version, timeout, deadline
+
+    def call(self, signature: str, inputs: Mapping[str, Any], *, second: bool = False) -> dict[str, np.ndarray]:
+        """Calls a signature with arrays, or lists of texts or bytes, and returns its outputs by name.
+
+        Args:
+            signature: Name of the signature.
+            inputs: The inputs by name.
+            second: Whether it belongs to the second servable.
+
+        Raises:
+            ClientError: If the server refuses the request.
+            NoAnswerError: If it did not answer in time.
+        """
+        model = self._second if second else self._model
+        return self._retry(lambda left: self._transport.predict(model, self._version, signature, inputs, left))
+
+    def classify(self, images: np.ndarray, tasks: Sequence[str] | np.ndarray) -> dict[str, np.ndarray]:
+        """Classifies prepared images.
+
+        Args:
+            images: In [0, 255], `[B, S, S, 3]`, of the export's type and size.
+            tasks: For each image the name of its task, or its number (int32).
+
+        Returns:
+            `probabilities` `[B, C]`, `class_id` and `task_ok` `[B]`; -1 and zeros for what cannot be answered.
+        """
+        numbers = isinstance(tasks, np.ndarray) and tasks.dtype.kind in "iu"
+        inputs = {"images": images, "task": np.asarray(tasks, np.int32) if numbers else list(tasks)}
+        return self.call("serving_default" if numbers else "by_name", inputs)
+
+    def classify_files(self, files: Sequence[bytes], tasks: Sequence[str]) -> list[dict[str, Any]]:
+        """Classifies the contents of JPEG and PNG files.
+
+        Returns:
+            For each `labels` and `scores`, the best first, `task_ok` and `image_ok`.
+        """
+        found = self.call("encoded", {"image_bytes": list(files), "task": list(tasks)})
+        rows = []
+        for index in range(len(files)):
+            labels, scores = map(_text, found["labels"][index]), map(float, found["scores"][index])
+            # A task may have fewer classes than are returned; a class may have no name, but then it has a score.
+            best = [(label, score) for label, score in zip(labels, scores) if label or score]  # noqa: B905
+            flags = {name: bool(found[name][index]) for name in ("task_ok", "image_ok")}
+            rows.append({"labels": [b[0] for b in best], "scores": [b[1] for b in best], **flags})
+        return rows
+
+    def classify_with_mask(
+        self, images: np.ndarray, mask: np.ndarray, head: np.ndarray, norm: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Classifies prepared images for a task that the server does not have.
+
+        Args:
+            images: As in `classify`.
+            mask: The task's bits in the order of the export, uint8.
+            head: The kernel, and the bias below it, float32 `[F + 1, C]`.
+            norm: Batch norm of the task in the order of the export, float32; that of the base if None.
+
+        Returns:
+            `probabilities` `[B, C]` and `class_id` `[B]`.
+        """
+        norm = np.zeros(0, np.float32) if norm is None else norm
+        return self.call("with_mask", {"images": images, "mask": mask, "head": head, "norm": norm}, second=True)
+
+    def tasks(self) -> dict[str, list[str]]:
+        """Returns the tasks in the order of their numbers, and the classes of each."""
+        # A signature without inputs cannot be called over REST.
+        found = self.call("find_tasks", {"task": []}, second=True)
+        width = np.asarray(found["count"]).tolist()
+        rows = zip(found["names"], found["classes"], width)  # noqa: B905
+        return {_text(name): [_text(label) for label in row[:count]] for name, row, count in rows}
+
+    def status(self) -> list[dict[str, Any]]:
+        """Returns `version`, `state` and `error` of each version that the server knows."""
+        return self._retry(lambda left: self._transport.status(self._model, self._version, left))
+
+    def _retry(self, send: Callable[[float], Any]) -> Any:
+        """Sends until there is an answer, with pauses that double and have a random part."""
+        end, pause, tries = time.monotonic() + self._deadline, 0.1, 0
+        while True:
+            tries += 1
+            try:
+                return send(max(0.001, min(self._timeout, end - time.monotonic())))
+            except _BusyError as error:
+                wait = pause * random.uniform(0.5, 1)
+                if time.monotonic() + wait >= end:
+                    raise NoAnswerError(
+                        f"{self._transport.name} did not answer within {self._deadline:g} s, asked {tries} times; "
+                        f"at last: {error}"
+                    ) from error
+                time.sleep(wait)
+                pause = min(2 * pause, 5.0)
+
+
+def _path(model: str, version: int | str | None) -> str:
+    kind = (
+        "" if version is None else f"/labels/{quote(version)}" if isinstance(version, str) else f"/versions/{version}"
+    )
+    return f"/v1/models/{quote(model, safe='')}{kind}"
+
+
+def _too_large(name: str, size: int) -> str:
+    return (
+        f"{name} takes no message of {size / MIB:.1f} MB: send fewer images in a request (--batch_size), or raise the "
+        "limit of the server or of the proxy before it."
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.tolist()
+    return [{"b64": base64.b64encode(item).decode()} if isinstance(item, bytes) else item for item in value]
+
+
+def _fill_tensor(tensor: Any, value: Any) -> None:
+    """Writes an array, or a list of texts or bytes, into a message."""
+    if not isinstance(value, np.ndarray) or value.dtype == object:
+        tensor.dtype = _STRING
+        tensor.string_val.extend(item.encode() if isinstance(item, str) else item for item in value)
+        shape: tuple[int, ...] = (len(value),)
+    else:
+        numbers = [number for number, (dtype, _) in _DTYPES.items() if value.dtype == dtype]
+        if not numbers:
+            known = ", ".join(np.dtype(dtype).name for dtype, _ in _DTYPES.values() if dtype is not object)
+            raise ClientError(f"Arrays of {value.dtype} cannot be sent, only {known}.")
+        tensor.dtype, tensor.tensor_content, shape = numbers[0], value.tobytes(), value.shape
+    tensor.tensor_shape.SetInParent()
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+
+
+def _read_tensor(tensor: Any) -> np.ndarray:
+    """Returns the array in a message."""
+    if tensor.dtype not in _DTYPES:
+        raise ClientError(f"The server answered with an array of TensorFlow's type {tensor.dtype}, which is not known.")
+    dtype, field = _DTYPES[tensor.dtype]
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    if tensor.tensor_content:
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    found, values = np.zeros(math.prod(shape), dtype), list(getattr(tensor, field))
+    if values:
+        # The last value stands for all that follow.
+        found[:] = values[-1]
+        found[: len(values)] = values
+    return found.reshape(shape)
+
+
+_MESSAGES_LOCK = threading.Lock()
+_CLASSES: dict[str, Any] = {}
+
+
+def _message_classes() -> dict[str, Any]:
+    """Returns the classes of `_MESSAGES`, in a pool of their own beside those of TensorFlow."""
+    try:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    except ImportError as error:
+        raise ClientError("--grpc needs protobuf: pip install grpcio protobuf; or use --url.") from error
+    with _MESSAGES_LOCK:
+        if not _CLASSES:
+            kind = descriptor_pb2.FieldDescriptorProto
+            file = descriptor_pb2.FileDescriptorProto(name="client.proto", package="client", syntax="proto3")
+            for name, fields in _MESSAGES.items():
+                message = file.message_type.add(name=name)
+                for field, number, what in (text.split(":") for text in fields.split()):
+                    label = kind.LABEL_REPEATED if what.startswith("*") else kind.LABEL_OPTIONAL
+                    entry = message.field.add(name=field, number=int(number), label=label)
+                    what = what.lstrip("*")
+                    if what in _MESSAGES:
+                        entry.type, entry.type_name = kind.TYPE_MESSAGE, f".client.{what}"
+                    else:
+                        entry.type = getattr(kind, f"TYPE_{what.upper()}")
+            pool = descriptor_pool.DescriptorPool()
+            pool.Add(file)
+            for name in _MESSAGES:
+                _CLASSES[name] = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"client.{name}"))
+    return _CLASSES
+
+
+def _read_pack(path: str, export: str | None) -> Any:
+    """Returns the `SentPack` of a pack; the one thing for which a client needs more than this file."""
+    if export is None:
+        raise ClientError("--pack needs --export: the folder of the export's version, or its assets/export.json.")
+    try:
+        from export.deployment.sent_pack import SentPack, SentPackError
+    except ImportError as error:
+        raise ClientError(f"--pack needs this project's packages piggyback_tf and export here: {error}.") from error
+    try:
+        return SentPack(path, export)
+    except SentPackError as error:
+        raise ClientError(str(error)) from error
+
+
+def _find_images(paths: Sequence[str], listed: str | None, task: str | None) -> list[tuple[str, str]]:
+    """Returns path and task of each image that the command line means."""
+    found = []
+    for path in paths:
+        files = [path]
+        if Path(path).is_dir():
+            files = sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not files:
+                raise ClientError(f"The folder {path!r} has no file {', '.join(SUFFIXES)}.")
+        found += [(file, task) for file in files]
+    if listed is not None:
+        try:
+            lines = Path(listed).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise ClientError(f"--list={listed} cannot be read: {error}.") from error
+        for path, tab, own in (line.partition("\t") for line in lines if line.strip()):
+            found.append((path, own if tab else task))
+    if not found:
+        raise ClientError("There are no images: name files or folders, or a list of them with --list=FILE.")
+    if missing := [path for path, name in found if name is None]:
+        raise ClientError(f"No task is given for {missing[0]!r}: use --task=NAME, or a tab and the task in --list.")
+    return found
+
+
+def _answer(client: Client, pack: Any, batch: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Returns the lines of some images."""
+    lines, contents = [], {}
+    for index, (path, task) in enumerate(batch):
+        lines.append({"path": path, "task": task})
+        try:
+            contents[index] = Path(path).read_bytes()
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            lines[index].update(labels=[], scores=[], task_ok=None, image_ok=False, error=reason)
+    if contents:
+        files = list(contents.values())
+        tasks = [batch[index][1] for index in contents]
+        rows = client.classify_files(files, tasks) if pack is None else pack.classify_files(client, files)
+        for index, row in zip(contents, rows):  # noqa: B905
+            lines[index].update(row)
+    return lines
+
+
+def _in_flight(work: Callable[[Any], Any], batches: Iterable[Any], count: int) -> Iterator[Any]:
+    """Yields the results in order, while as many are worked on."""
+    pool, waiting = concurrent.futures.ThreadPoolExecutor(count), collections.deque()
+    try:
+        for batch in batches:
+            if len(waiting) == count:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(work, batch))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _predict(client: Client, options: argparse.Namespace) -> int:
+    pack = None if options.pack is None else _read_pack(options.pack, options.export)
+    images = _find_images(options.images, options.list, options.task if pack is None else pack.task)
+    batches = [images[start : start + options.batch_size] for start in range(0, len(images), options.batch_size)]
+    status = 0
+    for lines in _in_flight(lambda batch: _answer(client, pack, batch), batches, options.in_flight):
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+            status = status if line["task_ok"] and line["image_ok"] else 1
+    return status
+
+
+def _tasks(client: Client, options: argparse.Namespace) -> int:
+    for task, classes in client.tasks().items():
+        print(json.dumps({"task": task, "classes": classes}, ensure_ascii=False))
+    return 0
+
+
+def _status(client: Client, options: argparse.Namespace) -> int:
+    found = client.status()
+    for line in found:
+        print(json.dumps(line, ensure_ascii=False))
+    return 0 if any(line["state"] == "AVAILABLE" for line in found) else 1
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    server = argparse.ArgumentParser(add_help=False)
+    address = server.add_mutually_exclusive_group(required=True)
+    address.add_argument("--url", help="the server's REST API, such as http://localhost:8501")
+    address.add_argument("--grpc", help="its gRPC API, such as localhost:8500")
+    server.add_argument("--model", default="piggyback", help="name of the export on the server")
+    server.add_argument("--second_model", help="name of its second servable; <model>_with_mask by default")
+    version = server.add_mutually_exclusive_group()
+    version.add_argument("--version", type=_count, help="number of the version; the newest by default")
+    version.add_argument("--label", dest="version", help="label of the version, such as stable")
+    server.add_argument("--timeout", type=float, default=20.0, help="seconds for one try of a request")
+    server.add_argument("--deadline", type=float, default=60.0, help="seconds for all tries of a request")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    predict = commands.add_parser("predict", parents=[server], help="classify image files")
+    predict.add_argument("images", nargs="*", metavar="IMAGE", help="files, and folders with all that is in them")
+    predict.add_argument("--list", metavar="FILE", help="more images: in each line a path, or a path, a tab and a task")
+    predict.add_argument("--task", help="the task of all images that have none in --list")
+    predict.add_argument("--batch_size", type=_count, default=16, help="images of a request")
+    predict.add_argument("--in_flight", type=_count, default=2, help="requests at a time")
+    predict.add_argument("--pack", help="a task that the server does not have; it is sent with each request")
+    predict.add_argument("--export", help="with --pack: the export's version folder, or its assets/export.json")
+    predict.set_defaults(run=_predict)
+    commands.add_parser("tasks", parents=[server], help="list tasks and classes").set_defaults(run=_tasks)
+    commands.add_parser("status", parents=[server], help="list versions").set_defaults(run=_status)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    fields = ("url", "grpc", "model", "second_model", "version", "timeout", "deadline")
+    try:
+        client = Client(**{name: getattr(options, name) for name in fields})
+        return options.run(client, options)
+    except ClientError as error:
+        print(f"client.py: {error}", file=sys.stderr)
+        return 3 if isinstance(error, NoAnswerError) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""How much memory a server of an export needs."""
+
+import dataclasses
+from pathlib import Path
+
+from export.deployment.options import ServingOptions
+from export.servable.cache import choose_cache, memory_needed
+from export.servable.folder import read_export
+
+_MEGABYTE = 2**20
+# The program itself, its libraries and threads.
+_SERVER = 512 * _MEGABYTE
+# Features of an image while it goes through a network: two maps of 64 channels in float32 at full size, which is what
+# the first block of VGG holds; other networks take less.
+_BYTES_PER_PIXEL = 2 * 64 * 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Memory of a server, in bytes.
+
+    Attributes:
+        arrays: What both servables of a version hold all the time.
+        working: What all calls that run at a time take on top.
+        loaded: How many versions stay loaded.
+    """
+
+    arrays: int
+    working: int
+    loaded: int
+
+    @property
+    def request(self) -> int:
+        """Megabytes in daily work."""
+        return -(-(_SERVER + self.loaded * self.arrays + self.working) // _MEGABYTE)
+
+    @property
+    def limit(self) -> int:
+        """Megabytes while a new version is loaded before an old one goes, and a quarter for what allocators keep."""
+        most = _SERVER + (self.loaded + 1) * self.arrays + self.working
+        return -(-most * 5 // (4 * _MEGABYTE))
+
+
+def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Memory:
+    """Returns the memory that a server needs for versions of an export.
+
+    Args:
+        versions: The folders of the versions that are loaded now.
+        options: How many batches run at a time, and of how many images.
+        loaded: How many versions stay loaded when there are enough of them.
+
+    Raises:
+        ExportError: If a folder is no whole export.
+    """
+    arrays = working = 0
+    for folder in versions:
+        base, tables, chosen = read_export(folder)
+        need = memory_needed(base.layout, tables)
+        cache = choose_cache(chosen.cache, chosen.memory_limit, base.layout, tables)
+        kernels = 4 * base.layout.kernels.length
+        # The second servable has the base's weights once more, and no masks.
+        second = kernels + 4 * base.layout.rest.length + tables.norms[0].nbytes
+        arrays = max(arrays, need[cache] + second)
+        images = options.max_batch_size * base.spec.image_size**2 * _BYTES_PER_PIXEL
+        working = max(working, options.cpus * (kernels + images))
+    return Memory(arrays, working, loaded)

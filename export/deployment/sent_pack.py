@@ -1,0 +1,102 @@
+"""A task that a server does not have, sent to it with each request; TensorFlow is not needed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.servable.layout import Layout
+from piggyback_tf.data import DataError, decode_image, parse_augment
+from piggyback_tf.packs import PackError, TaskPack
+
+TOP_K = 5
+DESCRIPTION = "assets/export.json"
+
+
+class SentPackError(Exception):
+    """A pack cannot be sent; the message says why."""
+
+
+class SentPack:
+    """A task from its pack, in the form that an export takes.
+
+    Args:
+        path: The pack, or its URL.
+        export: The export on the server: the folder of a version, or its file `assets/export.json`.
+
+    Attributes:
+        task: The task's name.
+        inputs: `mask`, `head` and `norm` as the signature `with_mask` takes them; `norm` is None for that of the base.
+
+    Raises:
+        SentPackError: If one of both cannot be read, or they do not belong together.
+    """
+
+    def __init__(self, path: str, export: str):
+        file = Path(export, DESCRIPTION) if Path(export).is_dir() else Path(export)
+        try:
+            pack = TaskPack.load(path)
+            self._operations = parse_augment(pack.eval_augment)
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (PackError, DataError, OSError) as error:
+            raise SentPackError(str(error)) from error
+        except ValueError as error:
+            raise SentPackError(f"{str(file)!r} is not the description of an export: {error}.") from error
+        try:
+            layout, base = Layout.from_json(content["layout"]), content["base"]["hash"]
+            self._dtype = np.dtype(content["options"]["image_dtype"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
+        if pack.base_hash != base:
+            raise SentPackError(
+                f"Task {pack.task!r} was trained on another base, {pack.base_hash[:12]}, than that of {str(file)!r}, "
+                f"{base[:12]}."
+            )
+        try:
+            self.inputs = {
+                "mask": layout.pack_mask(pack).reshape(-1),
+                "head": np.concatenate([pack.head["kernel"], pack.head["bias"][None]]),
+                "norm": layout.norm.flatten(pack.norm) if pack.norm else None,
+            }
+        except PackError as error:
+            raise SentPackError(str(error)) from error
+        except KeyError as error:
+            raise SentPackError(f"Task {pack.task!r} has batch norm of its own, but not {error}.") from error
+        self.task, self._classes = pack.task, pack.class_names
+
+    def classify_files(self, client: Any, files: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Decodes, prepares and classifies the contents of image files.
+
+        Args:
+            client: A `client.Client`.
+            files: The contents.
+
+        Returns:
+            What `client.Client.classify_files` returns.
+        """
+        rows = [{"labels": [], "scores": [], "task_ok": True, "image_ok": False} for _ in files]
+        images = {}
+        for index, data in enumerate(files):
+            try:
+                images[index] = self._prepare(data)
+            except DataError:
+                continue
+        if not images:
+            return rows
+        found = client.classify_with_mask(np.stack(list(images.values())).astype(self._dtype), **self.inputs)
+        for index, scores, class_id in zip(images, found["probabilities"], found["class_id"], strict=True):
+            best = np.argsort(-scores, kind="stable")[:TOP_K]
+            rows[index] |= {
+                "labels": [self._classes[i] for i in best],
+                "scores": [float(scores[i]) for i in best],
+                "image_ok": bool(class_id >= 0),
+            }
+        return rows
+
+    def _prepare(self, data: bytes) -> np.ndarray:
+        image = decode_image(data, "the image")
+        for operation in self._operations:
+            image = operation.apply(image)
+        return image

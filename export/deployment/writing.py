@@ -1,0 +1,88 @@
+"""Files that are written all or none, and never over what somebody else wrote or changed."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from export.servable.folder import ExportError
+from piggyback_tf.files import atomic_file
+
+# Beside the files: what was written last, to tell whether somebody changed it since.
+RECORD = ".written.json"
+
+
+def write_files(files: Mapping[Path, bytes], folder: Path, *, overwrite: bool = False) -> list[Path]:
+    """Writes files, and remembers them so that the next call may replace them.
+
+    A file that is there is replaced if it is as the last call wrote it. Every file is complete on the disk before the
+    first takes its place.
+
+    Args:
+        files: Content by path.
+        folder: Where it is remembered what was written; made if need be.
+        overwrite: Whether other files may be replaced, too.
+
+    Returns:
+        The files that were not there with that content before.
+
+    Raises:
+        ExportError: If there is another file in a place, and `overwrite` is false; then nothing is written.
+        OSError: If the files cannot be written.
+    """
+    known = _read_record(folder / RECORD)
+    changed = {path: data for path, data in files.items() if not _holds(path, data)}
+    for path in changed:
+        if path.exists() and not overwrite and known.get(_key(path, folder)) != _digest(path.read_bytes()):
+            raise ExportError(
+                f"{str(path)!r} was not written by this command, or was changed since; move it away, or replace it "
+                "with --overwrite."
+            )
+    digests = known | {_key(path, folder): _digest(data) for path, data in files.items()}
+    record = json.dumps(digests, indent=1, sort_keys=True) + "\n"
+    with contextlib.ExitStack() as stack:
+        for path, data in {folder / RECORD: record.encode(), **changed}.items():
+            stack.enter_context(_made_folder(path.parent))
+            stack.enter_context(atomic_file(path)).write_bytes(data)
+    return list(changed)
+
+
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder with those above it, and removes what it made if the block fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            # Another file of ours may be in it still; then it is left to the context that made it.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _read_record(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{str(path)!r} is damaged: {error}; remove it.") from error
+    if not isinstance(content, dict):
+        raise ExportError(f"{str(path)!r} is damaged: it holds no object; remove it.")
+    return content
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
+def _key(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,147 @@
+"""All that a TensorFlow Serving deployment needs beside an export.
+
+    python -m export.serving DIR
+    python -m export.serving DIR --stable=3 --canary=4 --output=FOLDER
+
+Writes `models.config`, `batching_parameters.txt`, `docker-compose.yml`, `kubernetes.yaml` and `client.py` to
+`DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first one its
+`batching_params.pbtxt`. Run again, it replaces what it wrote; a file that somebody changed it leaves alone, unless
+--overwrite is given.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+
+from export.deployment import texts
+from export.deployment.additions import BATCHING_FILE
+from export.deployment.memory import memory_of
+from export.deployment.options import ServingOptions
+from export.deployment.warmup import WARMUP_FILE, warm_up_records, warm_up_requests
+from export.deployment.writing import write_files
+from export.servable.folder import DESCRIPTION, SECOND, ExportError, read_description, versions_in
+from piggyback_tf.flags import define_config_flags, read_config
+
+FLAGS = flags.FLAGS
+
+
+def write_deployment(
+    export: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    options: ServingOptions | None = None,
+    *,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes what a server needs beside an export, all or nothing.
+
+    Args:
+        export: The export's folder, with its versions.
+        output: Where the server's configuration goes; the folder `deployment` in the export if None.
+        options: What can be chosen; `ServingOptions()` if None.
+        overwrite: Whether files are replaced that were changed or written by somebody else.
+
+    Returns:
+        The files that are new or changed.
+
+    Raises:
+        ExportError: If the folder is no export with both servables, a label's version is not there, or a file that
+            somebody else wrote or changed is in the way.
+        OSError: If the files cannot be written.
+    """
+    export, options = Path(export), options or ServingOptions()
+    output = export / "deployment" if output is None else Path(output)
+    versions = exported_versions(export)
+    loaded = loaded_versions(versions, options)
+    memory = memory_of([export / str(version) for version in versions[-loaded:]], options, loaded)
+    inside = output.resolve().is_relative_to(export.resolve())
+    seen = os.path.relpath(export.resolve(), output.resolve()) if inside else str(export.resolve())
+    folders = [base / str(version) for base in (export, export / SECOND) for version in versions]
+    files = {
+        output / "models.config": texts.models_config(options, loaded).encode(),
+        output / "batching_parameters.txt": texts.batching_threads(options).encode(),
+        output / "docker-compose.yml": texts.compose(options, memory, seen).encode(),
+        output / "kubernetes.yaml": texts.kubernetes(options, memory, _disk(folders)).encode(),
+        output / "client.py": texts.read_client(),
+    }
+    for version in versions:
+        first, second = export / str(version), export / SECOND / str(version)
+        requests = list(warm_up_requests(read_description(first), options.max_batch_size))
+        files[first / BATCHING_FILE] = texts.batching_params(options).encode()
+        for servable in (first, second):
+            files[servable / WARMUP_FILE] = warm_up_records(servable, requests)
+    return write_files(files, output, overwrite=overwrite)
+
+
+def exported_versions(export: Path) -> list[int]:
+    """Returns the versions in an export's folder, the oldest first.
+
+    Raises:
+        ExportError: If a folder that a server would load is no export, or has no second servable.
+    """
+    if (export / DESCRIPTION).is_file():
+        raise ExportError(f"{str(export)!r} is one version of an export; give the folder in which it lies.")
+    # A server takes every folder for a version whose name is a number.
+    found = sorted({*versions_in(export), *versions_in(export / SECOND)})
+    if not found:
+        raise ExportError(f"{str(export)!r} is no export: there is no version in it.")
+    for version in found:
+        first, second = export / str(version), export / SECOND / str(version)
+        read_description(first)
+        if not second.is_dir():
+            raise ExportError(f"{str(export)!r} is no whole export: there is no folder {str(second)!r}.")
+    return found
+
+
+def loaded_versions(versions: list[int], options: ServingOptions) -> int:
+    """Returns how many of the newest versions a server keeps loaded.
+
+    With labels that is one more than reaches back to the oldest of them, so that it does not lose its version when the
+    next one comes.
+
+    Raises:
+        ExportError: If a label's version is not there.
+    """
+    for label, version in options.labels.items():
+        if version not in versions:
+            raise ExportError(
+                f"--{label}={version}: there is no version {version}; there are {', '.join(map(str, versions))}."
+            )
+    if not options.labels:
+        return 1
+    return len(versions) - versions.index(min(options.labels.values())) + 1
+
+
+def _disk(folders: list[Path]) -> int:
+    """Returns the bytes of SavedModels, without what this command adds to them."""
+    added = WARMUP_FILE.name, BATCHING_FILE.name
+    paths = (path for folder in folders for path in folder.rglob("*") if path.name not in added)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        raise app.UsageError("One folder of an export is needed: python -m export.serving DIR")
+    try:
+        options = read_config(ServingOptions)
+        written = write_deployment(argv[1], FLAGS.output, options, overwrite=FLAGS.overwrite)
+    except (ExportError, ValueError, OSError, flags.Error) as error:
+        print(f"export.serving: {error}", file=sys.stderr)
+        sys.exit(2)
+    for path in written:
+        print(path)
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_config_flags(ServingOptions)
+    flags.DEFINE_string("output", None, "Folder of the server's configuration; DIR/deployment by default.")
+    flags.DEFINE_bool("overwrite", False, "Replace files that were changed or written by somebody else.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,409 @@
+"""What is written beside an export for a server."""
+
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+from export.deployment import writing
+from export.deployment.additions import carry_over
+from export.deployment.memory import Memory, memory_of
+from export.deployment.options import ServingOptions
+from export.deployment.warmup import WARMUP_FILE
+from export.servable.cache import memory_needed
+from export.servable.folder import ExportError, read_export
+from export.serving import write_deployment
+from tests.export.helpers import ROOT
+
+yaml = pytest.importorskip("yaml")
+BATCH = 4
+NAMES = ["models.config", "batching_parameters.txt", "docker-compose.yml", "kubernetes.yaml", "client.py"]
+# The fields of BatchingParameters in TensorFlow Serving's session_bundle_config.proto that are wrapped numbers.
+WRAPPED = {
+    "Int64Value": ["max_batch_size", "max_execution_batch_size", "batch_timeout_micros"]
+    + ["max_enqueued_batches", "num_batch_threads"],
+    "StringValue": ["thread_pool_name"],
+    "BoolValue": ["enable_large_batch_splitting"],
+}
+
+
+@pytest.fixture(scope="module", name="exports")
+def _exports(small, tmp_path_factory):
+    """Copies of both exports, each with the deployment in it."""
+    folder = tmp_path_factory.mktemp("serving")
+    for name in ("packed", "unpacked"):
+        shutil.copytree(getattr(small, name).parent, folder / name)
+        write_deployment(folder / name, options=ServingOptions(max_batch_size=BATCH, cpus=2))
+    return folder
+
+
+@pytest.fixture(name="export")
+def _export(small, tmp_path):
+    """An export of three versions, of which the second and third are the first one again."""
+    for version in ("1", "2", "3"):
+        shutil.copytree(small.packed, tmp_path / "export" / version)
+        shutil.copytree(small.packed.parent / "with_mask" / "1", tmp_path / "export" / "with_mask" / version)
+    return tmp_path / "export"
+
+
+def _files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _models(folder):
+    config = text_format.Parse((folder / "models.config").read_text(), ModelServerConfig())
+    return list(config.model_config_list.config)
+
+
+def _batching_parameters(text):
+    """Parses text of a message of which no Python package has the definition."""
+    file = descriptor_pb2.FileDescriptorProto(name="batching.proto", package="p", syntax="proto3")
+    file.dependency.append("google/protobuf/wrappers.proto")
+    message = file.message_type.add(name="BatchingParameters")
+    for kind, names in WRAPPED.items():
+        for name in names:
+            message.field.add(
+                name=name, number=len(message.field) + 1, type=11, label=1, type_name=f".google.protobuf.{kind}"
+            )
+    message.field.add(name="pad_variable_length_inputs", number=20, type=8, label=1)
+    message.field.add(name="allowed_batch_sizes", number=21, type=3, label=3)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    found = text_format.Parse(
+        text, message_factory.GetMessageClass(pool.FindMessageTypeByName("p.BatchingParameters"))()
+    )
+    return {field.name: getattr(value, "value", value) for field, value in found.ListFields()}
+
+
+def test_a_server_finds_both_servables(exports):
+    models = _models(exports / "packed" / "deployment")
+    assert [model.name for model in models] == ["piggyback", "piggyback_with_mask"]
+    for model in models:
+        assert model.model_platform == "tensorflow"
+        assert model.model_version_policy.latest.num_versions == 1
+        folder = exports / "packed" / model.base_path.removeprefix("/models/piggyback").lstrip("/")
+        # A server loads whatever lies below the base path under a number.
+        versions = [path for path in folder.iterdir() if path.name.isdigit()]
+        assert versions
+        assert all((path / "saved_model.pb").is_file() for path in versions)
+
+
+def test_only_the_first_servable_is_batched(exports):
+    first, second = exports / "packed" / "1", exports / "packed" / "with_mask" / "1"
+    assert not (second / "batching_params.pbtxt").exists()
+    assert _batching_parameters((first / "batching_params.pbtxt").read_text()) == {
+        "max_batch_size": 8 * BATCH,
+        "enable_large_batch_splitting": True,
+        "max_execution_batch_size": BATCH,
+        "batch_timeout_micros": 1000,
+        "max_enqueued_batches": 64,
+    }
+    shared = _batching_parameters((exports / "packed/deployment/batching_parameters.txt").read_text())
+    assert shared == {"num_batch_threads": 2, "thread_pool_name": "batching"}
+
+
+def _replay(servable):
+    """Yields signature, inputs and outputs of every warm-up request."""
+    signatures = tf.saved_model.load(str(servable)).signatures
+    for record in tf.data.TFRecordDataset(str(servable / WARMUP_FILE)).as_numpy_iterator():
+        request = PredictionLog.FromString(record).predict_log.request
+        signature = signatures[request.model_spec.signature_name]
+        specs = signature.structured_input_signature[1]
+        # As a server reads tensors.
+        inputs = {
+            name: tf.io.parse_tensor(proto.SerializeToString(), specs[name].dtype)
+            for name, proto in request.inputs.items()
+        }
+        yield request.model_spec.signature_name, inputs, signature(**inputs)
+
+
+@pytest.mark.parametrize("export", ["packed", "unpacked"])
+def test_warm_up_requests_call_every_signature_and_preparation(exports, small, export):
+    tasks, sizes, preparations = set(), set(), set()
+    prepared = {pack.task.encode(): pack.eval_augment for pack in small.packs}
+    for signature, inputs, outputs in _replay(exports / export / "1"):
+        rows = inputs["task"].numpy()
+        sizes.add((signature, len(rows)))
+        for flag in {"task_ok", "image_ok"} & set(outputs):
+            assert outputs[flag].numpy().all()
+        if signature == "serving_default":
+            tasks |= set(rows.tolist())
+            assert (outputs["class_id"].numpy() >= 0).all()
+        if signature == "encoded":
+            assert (outputs["scores"].numpy()[:, 0] > 0).all()
+            kinds = ["JPEG" if data.startswith(b"\xff\xd8") else "PNG" for data in inputs["image_bytes"].numpy()]
+            preparations |= {(prepared[name], kind) for name, kind in zip(rows, kinds, strict=True)}
+    assert sizes == {(name, size) for name in ("serving_default", "by_name", "encoded") for size in (1, BATCH)}
+    assert len(tasks) == BATCH
+    assert preparations == {(augment, kind) for augment in prepared.values() for kind in ("JPEG", "PNG")}
+
+
+@pytest.mark.parametrize("export", ["packed", "unpacked"])
+def test_warm_up_requests_of_the_second_servable(exports, export):
+    folder = exports / export / "with_mask" / "1"
+    seen, kinds = set(), set()
+    for signature, inputs, outputs in _replay(folder):
+        seen.add(signature)
+        if signature == "with_mask":
+            kinds.add((len(inputs["images"]), len(inputs["mask"]), len(inputs["norm"]) > 0))
+            assert (outputs["class_id"].numpy() >= 0).all()
+    # Whatever signatures an export has.
+    assert seen == set(tf.saved_model.load(str(folder)).signatures)
+    smallest = min(length for _, length, _ in kinds)
+    assert kinds == {(1, smallest, False), (1, 2 * smallest, True), (BATCH, smallest, False)}
+
+
+def test_warm_up_requests_are_small(exports):
+    sizes = [path.stat().st_size for path in exports.rglob(WARMUP_FILE.name)]
+    assert len(sizes) == 4
+    assert 0 < max(sizes) < 20_000
+
+
+def test_an_export_is_read_as_before(exports, small):
+    for name in ("packed", "unpacked"):
+        before, after = read_export(getattr(small, name)), read_export(exports / name / "1")
+        assert after[1].to_json() == before[1].to_json()
+
+
+def test_compose(exports):
+    text = (exports / "packed/deployment/docker-compose.yml").read_text()
+    service = yaml.safe_load(text)["services"]["serving"]
+    assert service["image"] == "tensorflow/serving:2.21.0"
+    assert {"--enable_batching=true", "--enable_per_model_batching_parameters=true"} < set(service["command"])
+    assert "--allow_version_labels_for_unavailable_models=true" in service["command"]
+    mounts = {volume["target"]: volume["source"] for volume in service["volumes"]}
+    assert mounts == {"/models/piggyback": "..", "/deployment": "."}
+    for flag in ("model_config_file", "batching_parameters_file"):
+        path = next(line for line in service["command"] if line.startswith(f"--{flag}=")).partition("=")[2]
+        assert (exports / "packed/deployment" / path.removeprefix("/deployment/")).is_file()
+    assert service["deploy"]["resources"]["limits"]["cpus"] == "2"
+
+
+def test_a_deployment_elsewhere_names_the_export_by_its_path(export, tmp_path):
+    moved = export.rename(tmp_path / "a $dollar: and space")
+    write_deployment(moved, tmp_path / "out")
+    service = yaml.safe_load((tmp_path / "out/docker-compose.yml").read_text())["services"]["serving"]
+    assert service["volumes"][0]["source"] == str(moved).replace("$", "$$")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash, as the image has")
+@pytest.mark.parametrize("state, status", [("AVAILABLE", 0), ("LOADING", 1), (None, 1)])
+def test_the_health_check_works_with_bash_alone(exports, state, status):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            body = json.dumps({"model_version_status": [{"version": "1", "state": state}]}, indent=1).encode()
+            self.send_response(200 if self.path == "/v1/models/piggyback" else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if state is None:
+        server.server_close()
+    else:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    text = (exports / "packed/deployment/docker-compose.yml").read_text()
+    kind, *command = yaml.safe_load(text)["services"]["serving"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    command[-1] = command[-1].replace("/8501", f"/{server.server_port}")
+    run = subprocess.run(command, capture_output=True, timeout=20)
+    if state is not None:
+        server.shutdown()
+        server.server_close()
+    assert run.returncode == status
+
+
+def test_kubernetes(exports, tmp_path):
+    folder = exports / "packed/deployment"
+    objects = {item["kind"]: item for item in yaml.safe_load_all((folder / "kubernetes.yaml").read_text())}
+    assert set(objects) == {"PersistentVolumeClaim", "ConfigMap", "Deployment", "Service"}
+    data = objects["ConfigMap"]["data"]
+    for name in ("models.config", "batching_parameters.txt"):
+        assert data[name].rstrip() == (folder / name).read_text().rstrip()
+    pod = objects["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    compose = yaml.safe_load((folder / "docker-compose.yml").read_text())["services"]["serving"]
+    assert container["args"] == compose["command"]
+    assert container["image"] == compose["image"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/piggyback"
+    memory = memory_of([exports / "packed" / "1"], ServingOptions(max_batch_size=BATCH, cpus=2), 1)
+    assert container["resources"]["requests"]["memory"] == f"{memory.request}Mi"
+    assert container["resources"]["limits"]["memory"] == f"{memory.limit}Mi"
+    claim = objects["PersistentVolumeClaim"]["metadata"]["name"]
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
+    assert objects["Service"]["spec"]["selector"] == objects["Deployment"]["spec"]["selector"]["matchLabels"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+def test_kubectl_reads_every_object(exports):
+    # Without a server this is what kubectl can check: each object is one of Kubernetes' own kinds.
+    command = ["kubectl", "label", "--local", "--filename", "kubernetes.yaml", "checked=yes", "--output=name"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=exports / "packed/deployment")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [
+        "persistentvolumeclaim/piggyback-export",
+        "configmap/piggyback-config",
+        "deployment.apps/piggyback",
+        "service/piggyback",
+    ]
+
+
+def test_several_servers_share_the_volume_and_names_are_those_of_kubernetes(export):
+    write_deployment(export, options=ServingOptions(name="Birds_v1.2", replicas=3))
+    objects = list(yaml.safe_load_all((export / "deployment/kubernetes.yaml").read_text()))
+    assert objects[0]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert objects[2]["spec"]["strategy"]["type"] == "RollingUpdate"
+    assert [item["metadata"]["name"].removeprefix("birds-v1-2") for item in objects] == ["-export", "-config", "", ""]
+    assert [model.name for model in _models(export / "deployment")] == ["Birds_v1.2", "Birds_v1.2_with_mask"]
+
+
+def test_memory_is_that_of_the_arrays(small):
+    def need(folder, loaded=1, **options):
+        return memory_of([folder], ServingOptions(**options), loaded)
+
+    base, tables, _ = read_export(small.packed)
+    arrays = memory_needed(base.layout, tables)
+    packed, unpacked = need(small.packed), need(small.unpacked)
+    assert unpacked.arrays - packed.arrays == arrays["unpacked"] - arrays["packed"]
+    assert packed.arrays > arrays["packed"] + 4 * base.layout.kernels.length
+    assert need(small.packed, cpus=8).working == 2 * packed.working
+    mega = 2**20
+    assert Memory(100 * mega, 50 * mega, 2).request == 512 + 2 * 100 + 50
+    assert Memory(100 * mega, 50 * mega, 2).limit == (512 + 3 * 100 + 50) * 5 / 4 + 0.5
+
+
+@pytest.mark.parametrize(
+    "labels, loaded", [({}, 1), ({"stable": 3}, 2), ({"canary": 3, "stable": 2}, 3), ({"stable": 1}, 4)]
+)
+def test_labelled_versions_stay_loaded_while_one_more_comes(export, labels, loaded):
+    write_deployment(export, options=ServingOptions(**labels))
+    for model in _models(export / "deployment"):
+        assert dict(model.version_labels) == labels
+        assert model.model_version_policy.latest.num_versions == loaded
+
+
+def test_what_was_written_is_replaced_and_what_was_edited_is_not(export):
+    first = write_deployment(export)
+    assert sorted(path.name for path in first if path.parent.name == "deployment") == sorted(NAMES)
+    before = _files(export)
+    assert write_deployment(export) == []
+    assert _files(export) == before
+    changed = write_deployment(export, options=ServingOptions(stable=3))
+    # The other file says how much memory there is, which a small export does not change.
+    assert {path.name for path in changed} - {"docker-compose.yml"} == {"models.config", "kubernetes.yaml"}
+    edited = export / "2" / "batching_params.pbtxt"
+    edited.write_text("max_batch_size { value: 7 }\n")
+    before = _files(export)
+    with pytest.raises(ExportError, match="2/batching_params.pbtxt' was not written by this command, or was changed"):
+        write_deployment(export, options=ServingOptions(max_batch_size=16))
+    assert _files(export) == before
+    write_deployment(export, options=ServingOptions(max_batch_size=16), overwrite=True)
+    assert _batching_parameters(edited.read_text())["max_execution_batch_size"] == 16
+
+
+def test_warm_up_requests_of_others_are_kept(export):
+    path = export / "1" / WARMUP_FILE
+    path.parent.mkdir()
+    path.write_bytes(b"recorded")
+    with pytest.raises(ExportError, match="replace it with --overwrite"):
+        write_deployment(export)
+    assert path.read_bytes() == b"recorded"
+    assert not (export / "deployment").exists()
+
+
+def test_nothing_is_left_when_the_disk_is_full(export, monkeypatch):
+    before, real = _files(export), writing.atomic_file
+
+    def full(path):
+        if path.name == "client.py":
+            raise OSError("No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(writing, "atomic_file", full)
+    with pytest.raises(OSError, match="No space"):
+        write_deployment(export)
+    assert _files(export) == before
+    assert not (export / "deployment").exists()
+    assert not (export / "3" / "assets.extra").exists()
+
+
+def test_a_version_that_grows_out_of_another_has_what_was_added(export):
+    write_deployment(export)
+    added = [WARMUP_FILE, "batching_params.pbtxt"]
+    for name in added:
+        (export / "3" / name).unlink()
+    (export / "with_mask/3" / WARMUP_FILE).unlink()
+    carry_over(export / "1", export / "3", export / "with_mask/3")
+    for name in added:
+        assert (export / "3" / name).read_bytes() == (export / "1" / name).read_bytes()
+    assert (export / "with_mask/3" / WARMUP_FILE).is_file()
+    assert not (export / "with_mask/3/batching_params.pbtxt").exists()
+    # Images of another type: the requests would fail, and with them the loading.
+    path = export / "2/assets/export.json"
+    path.write_text(path.read_text().replace('"uint8"', '"float32"'))
+    (export / "2" / WARMUP_FILE).unlink()
+    carry_over(export / "1", export / "2", export / "with_mask/2")
+    assert not (export / "2" / WARMUP_FILE).exists()
+
+
+def test_what_is_no_whole_export_is_refused(export, tmp_path):
+    for folder, message in (
+        (tmp_path, "is no export"),
+        (export / "2", "is one version of an export; give the folder"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            write_deployment(folder)
+    with pytest.raises(ExportError, match="--canary=7: there is no version 7; there are 1, 2, 3"):
+        write_deployment(export, options=ServingOptions(canary=7))
+    shutil.rmtree(export / "with_mask" / "2")
+    with pytest.raises(ExportError, match="there is no folder .*with_mask/2'"):
+        write_deployment(export)
+    (export / "with_mask" / "2").mkdir()
+    with pytest.raises(ExportError, match="with_mask/2' is no whole SavedModel"):
+        write_deployment(export)
+    (export / "9").mkdir()
+    with pytest.raises(ExportError, match="9' is no export, or is damaged"):
+        write_deployment(export)
+    assert not list(export.rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("name", "a/b"), ("name", "1a"), ("name", "a" * 41), ("image", "a b"), ("cpus", 0), ("stable", -1)],
+)
+def test_options_are_checked(field, value):
+    with pytest.raises(ValueError, match=field):
+        ServingOptions(**{field: value})
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_files_or_one_sentence(export):
+    def run(*arguments):
+        command = [sys.executable, "-m", "export.serving", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    good = run(export, "--stable=2", "--max_batch_size=2")
+    assert good.returncode == 0, good.stderr
+    assert sorted(good.stdout.split()) == sorted(
+        [str(export / "deployment" / name) for name in NAMES]
+        + [str(export / version / name) for version in "123" for name in (WARMUP_FILE, "batching_params.pbtxt")]
+        + [str(export / "with_mask" / version / WARMUP_FILE) for version in "123"]
+    )
+    for bad in (run(export, "--stable=8"), run(export, "--cpus=0"), run(export / "none")):
+        assert (bad.returncode, bad.stdout) == (2, "")
+        assert "Traceback" not in bad.stderr
+    assert "export.serving: --stable=8: there is no version 8" in run(export, "--stable=8").stderr
