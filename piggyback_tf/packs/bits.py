@@ -9,8 +9,6 @@ import math
 import numpy as np
 
 MASK_VALUES = {"binary": (0, 1), "ternary": (-1, 0, 1)}
-# How many bits are set in each byte.
-_BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +92,7 @@ def unpack_bits(packed: np.ndarray, shape: tuple[int, ...], kind: str) -> np.nda
 
 def count_ones(packed: np.ndarray) -> int:
     """Returns how many bits are set."""
-    return int(_BITS_SET[packed].sum(dtype=np.int64))
+    return int(np.bitwise_count(packed).sum(dtype=np.int64))
 
 
 def count_zeros(packed: np.ndarray, shape: tuple[int, ...]) -> int:

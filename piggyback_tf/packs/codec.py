@@ -100,8 +100,9 @@ def encode(masks: dict[str, MaskBits], kind: str, codec: str = "best") -> Encode
     Args:
         masks: Packed masks by path, in layer order.
         kind: `"binary"` or `"ternary"`.
-        codec: `"best"` takes for each layer what is smallest, `"static"` one rate of zeros for each layer (its
-            entropy if weights were dropped independently), `"bits"` one bit a weight (two if ternary).
+        codec: `"best"` takes for each layer what is smallest, `"static"` one rate of zeros for each layer, `"bits"` one
+            bit a weight (two if ternary). From 0.01 % to 99.99 % of zeros, a static layer takes at most 1.0012 times
+            its entropy if weights were dropped independently, and a byte for the rate.
 
     Raises:
         ValueError: If there is no such codec.

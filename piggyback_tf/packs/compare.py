@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.bits import MaskBits, count_ones
 from piggyback_tf.packs.fileformat import PackError
 from piggyback_tf.packs.pack import TaskPack
 
@@ -81,22 +81,18 @@ def compare_bits(a: Mapping[str, MaskBits], b: Mapping[str, MaskBits]) -> dict[s
 def _overlap(path: str, a: MaskBits | None, b: MaskBits | None) -> MaskOverlap:
     if a is None or b is None:
         mask = b if a is None else a
-        kept = _bits_set(mask.packed[0])
+        kept = count_ones(mask.packed[0])
         rest = mask.size - kept
-        negated = _bits_set(mask.packed[1]) if len(mask.packed) > 1 else 0
+        negated = count_ones(mask.packed[1]) if len(mask.packed) > 1 else 0
         return MaskOverlap(kept, *((rest, 0) if a is None else (0, rest)), neither=0, opposite=negated)
     if tuple(a.shape) != tuple(b.shape):
         raise PackError(f"The masks of {path!r} have different shapes: {list(a.shape)} and {list(b.shape)}.")
     kept = a.packed[0] & b.packed[0]
-    both, kept_a, kept_b = _bits_set(kept), _bits_set(a.packed[0]), _bits_set(b.packed[0])
-    opposite = _bits_set(kept & (_negated(a) ^ _negated(b)))
+    both, kept_a, kept_b = count_ones(kept), count_ones(a.packed[0]), count_ones(b.packed[0])
+    opposite = count_ones(kept & (_negated(a) ^ _negated(b)))
     return MaskOverlap(both, kept_a - both, kept_b - both, a.size - kept_a - kept_b + both, opposite)
 
 
 def _negated(mask: MaskBits) -> np.ndarray:
     """Returns the plane of negated weights; a binary mask has none."""
     return mask.packed[1] if len(mask.packed) > 1 else np.zeros_like(mask.packed[0])
-
-
-def _bits_set(plane: np.ndarray) -> int:
-    return int.from_bytes(plane.tobytes(), "little").bit_count()

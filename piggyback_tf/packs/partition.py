@@ -15,10 +15,10 @@ from piggyback_tf.packs.rates import RATE_BITS, RATE_ONE, RATES, rate_code
 
 MAX_CLASSES = 16
 _CLASSES = (1, 2, 3, 4, 6, 8, 12, MAX_CLASSES)
-_ROUNDS = 8
-# Matrix products are made in pieces of so many multiplications: of these BLAS makes no threads, which would wait for
-# one another many times as long as the product takes where other work keeps the processor busy.
-_PIECE = 1 << 18
+# Layers of more weights are searched from one start only.
+_MANY = 1 << 24
+# Rounds of moving channels: in each attempt, and to finish the best of them.
+_ROUNDS, _LAST_ROUNDS = 3, 8
 # Lengths in bits are rounded to multiples of 2^-16: sums of them are then exact in float64, whatever the order in which
 # a processor adds them, and the same mask gives the same classes everywhere.
 _EXACT = 65536.0
@@ -72,8 +72,7 @@ def find_partition(mask: np.ndarray) -> Partition:
         mask: Which weights are kept, bool `[S, I, O]`.
     """
     positions, inputs, outputs = mask.shape
-    # Small counts in a small type: the largest kernels have 10^8 of them.
-    dropped = (positions - mask.sum(axis=0, dtype=np.int32)).astype(np.uint8 if positions < 256 else np.int32)
+    dropped = _Dropped(mask)
     best = whole_layer(mask.shape, int(mask.sum(dtype=np.int64)))
     places, tried = (0, 0), {(0, 0)}
     while True:
@@ -85,24 +84,77 @@ def find_partition(mask: np.ndarray) -> Partition:
             tried.add(step)
             a, b = (_CLASSES[place] for place in step)
             if a <= inputs and b <= outputs:
-                found.append((_co_cluster(dropped, positions, a, b), step))
-        if not found:
-            return best
-        partition, step = min(found, key=lambda item: item[0].bits)
+                found += [(_co_cluster(dropped, *start, (a, b), _ROUNDS), step) for start in _starts(dropped, a, b)]
+        partition, step = min(found, key=lambda item: item[0].bits, default=(best, places))
         if partition.bits >= best.bits:
-            return best
+            break
         best, places = partition, step
+    if best.rates.size == 1:
+        return best
+    finished = _co_cluster(dropped, best.inputs, best.outputs, best.rates.shape, _LAST_ROUNDS)
+    return finished if finished.bits < best.bits else best
 
 
-def _co_cluster(dropped: np.ndarray, positions: int, inputs: int, outputs: int) -> Partition:
-    """Sorts channels by their zeros into classes, then moves each to the class in which its code is shortest."""
-    by_input, by_output = dropped.sum(axis=1, dtype=np.int64), dropped.sum(axis=0, dtype=np.int64)
-    rows, columns = _by_rank(by_input, inputs), _by_rank(by_output, outputs)
+class _Dropped:
+    """Counts of a layer's dropped weights.
+
+    They are taken on bits, 64 weights at a time: the search counts every weight many times.
+
+    Attributes:
+        positions: How many weights each pair of an input and an output channel has.
+        by_input: The dropped weights of each input channel, int64 `[I]`.
+        by_output: Those of each output channel, int64 `[O]`.
+    """
+
+    def __init__(self, mask: np.ndarray):
+        self.positions = mask.shape[0]
+        dropped = ~mask
+        self._inputs = _words(np.packbits(dropped, axis=2))
+        self._outputs = _words(np.packbits(dropped, axis=1).swapaxes(1, 2))
+        self.by_input, self.by_output = (_count(words) for words in (self._inputs, self._outputs))
+
+    def of_inputs(self, classes: np.ndarray, number: int) -> np.ndarray:
+        """Returns the dropped weights of each input channel by the class of their output channel, `[I, number]`."""
+        return _by_class(self._inputs, self.by_input, classes, number)
+
+    def of_outputs(self, classes: np.ndarray, number: int) -> np.ndarray:
+        """Returns the dropped weights of each output channel by the class of their input channel, `[O, number]`."""
+        return _by_class(self._outputs, self.by_output, classes, number)
+
+
+def _words(packed: np.ndarray) -> np.ndarray:
+    """Returns rows of bytes as rows of words, filled up with zeros."""
+    if packed.shape[2] < 8:
+        return np.ascontiguousarray(packed)
+    words = np.zeros((*packed.shape[:2], -(-packed.shape[2] // 8) * 8), np.uint8)
+    words[..., : packed.shape[2]] = packed
+    return words.view(np.uint64)
+
+
+def _count(words: np.ndarray) -> np.ndarray:
+    """Returns how many bits are set in each row, over all positions."""
+    return np.bitwise_count(words).sum(axis=(0, 2), dtype=np.int64)
+
+
+def _by_class(words: np.ndarray, total: np.ndarray, classes: np.ndarray, number: int) -> np.ndarray:
+    """Returns how many bits are set in each row by the class of their column, float64 `[rows, number]`."""
+    counts = np.empty((len(total), number))
+    for c in range(number - 1):
+        counts[:, c] = _count(words & _words(np.packbits(classes == c)[None, None]))
+    counts[:, -1] = total - counts[:, :-1].sum(axis=1)
+    return counts
+
+
+def _co_cluster(
+    dropped: _Dropped, rows: np.ndarray, columns: np.ndarray, numbers: tuple[int, int], rounds: int
+) -> Partition:
+    """Moves each channel to the class in which its code is shortest, given the classes of the other axis, in turn."""
+    inputs, outputs = numbers
     best = None
-    for _ in range(_ROUNDS):
-        # Both products hold integers below 2^53, so that float64 adds them without rounding.
-        row_dropped = _sum_columns(dropped, columns, outputs)
-        row_counts = positions * np.bincount(columns, minlength=outputs).astype(np.float64)
+    for _ in range(rounds):
+        # All counts are integers below 2^53, so that float64 adds them without rounding.
+        row_dropped = dropped.of_inputs(columns, outputs)
+        row_counts = dropped.positions * np.bincount(columns, minlength=outputs).astype(np.float64)
         block_dropped = _sum_rows(row_dropped, rows, inputs)
         block_counts = np.outer(np.bincount(rows, minlength=inputs), row_counts)
         partition = _partition(rows, columns, block_dropped, block_counts)
@@ -110,16 +162,23 @@ def _co_cluster(dropped: np.ndarray, positions: int, inputs: int, outputs: int) 
             break
         best = partition
         drop_bits, keep_bits = _lengths(block_dropped, block_counts)
-        lengths = row_dropped @ drop_bits.T + (row_counts - row_dropped) @ keep_bits.T + _class_bits(rows, inputs)
-        rows = np.argmin(lengths, axis=1).astype(np.uint8)
+        rows = _shortest(row_dropped, row_counts, drop_bits.T, keep_bits.T, _class_bits(rows, inputs))
         block_dropped = _sum_rows(row_dropped, rows, inputs)
         row_sizes = np.bincount(rows, minlength=inputs).astype(np.float64)
         drop_bits, keep_bits = _lengths(block_dropped, np.outer(row_sizes, row_counts))
-        column_dropped = _sum_columns(dropped.T, rows, inputs)
-        rest = positions * row_sizes - column_dropped
-        lengths = column_dropped @ drop_bits + rest @ keep_bits + _class_bits(columns, outputs)
-        columns = np.argmin(lengths, axis=1).astype(np.uint8)
+        column_dropped = dropped.of_outputs(rows, inputs)
+        column_counts = dropped.positions * row_sizes
+        columns = _shortest(column_dropped, column_counts, drop_bits, keep_bits, _class_bits(columns, outputs))
     return best
+
+
+def _shortest(
+    dropped: np.ndarray, counts: np.ndarray, drop_bits: np.ndarray, keep_bits: np.ndarray, class_bits: np.ndarray
+) -> np.ndarray:
+    """Returns in which class the code of each channel is shortest, uint8."""
+    # Not by BLAS: its threads wait for one another longer than this takes where other work keeps the processor busy.
+    lengths = np.einsum("ij,jk->ik", dropped, drop_bits) + np.einsum("ij,jk->ik", counts - dropped, keep_bits)
+    return np.argmin(lengths + class_bits, axis=1).astype(np.uint8)
 
 
 def _partition(rows: np.ndarray, columns: np.ndarray, dropped: np.ndarray, counts: np.ndarray) -> Partition:
@@ -159,6 +218,18 @@ with np.errstate(divide="ignore"):
     _HAPPENS, _FAILS = (np.where(p > 0, _exact(-np.log2(p)), 0) for p in (RATES / RATE_ONE, 1 - RATES / RATE_ONE))
 
 
+def _starts(dropped: _Dropped, inputs: int, outputs: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns where attempts begin: classes with as many dropped weights, and classes of as many channels.
+
+    Where few weights are dropped, most of them are in a few channels, which the first way sets apart.
+    """
+    axes = ((dropped.by_input, inputs, dropped.by_output.size), (dropped.by_output, outputs, dropped.by_input.size))
+    by_mass = tuple(_by_mass(values, dropped.positions * other, number) for values, number, other in axes)
+    if dropped.positions * dropped.by_input.size * dropped.by_output.size > _MANY:
+        return [by_mass]
+    return [by_mass, tuple(_by_rank(values, number) for values, number, _ in axes)]
+
+
 def _by_rank(values: np.ndarray, classes: int) -> np.ndarray:
     """Returns classes of equal size by rank."""
     result = np.empty(len(values), np.uint8)
@@ -166,14 +237,22 @@ def _by_rank(values: np.ndarray, classes: int) -> np.ndarray:
     return result
 
 
-def _sum_columns(counts: np.ndarray, classes: np.ndarray, number: int) -> np.ndarray:
-    """Returns the sums over the columns of each class, float64 `[rows, number]`."""
-    members = np.eye(number, dtype=np.float32)[classes]
-    # float32 holds these sums exactly: a row has fewer than 2^24 weights.
-    step = max(1, _PIECE // members.size)
-    blocks = [counts[i : i + step].astype(np.float32) @ members for i in range(0, len(counts), step)]
-    return np.concatenate(blocks).astype(np.float64)
+def _by_mass(values: np.ndarray, whole: int, classes: int) -> np.ndarray:
+    """Returns classes of channels, of which each has about as many dropped weights; kept ones, where they are fewer.
+
+    Args:
+        values: The dropped weights of each channel.
+        whole: How many weights a channel has.
+        classes: How many classes.
+    """
+    rare = values if 2 * values.sum() <= whole * len(values) else whole - values
+    order = np.argsort(rare, kind="stable")
+    before = np.cumsum(rare[order]) - rare[order]
+    result = np.empty(len(values), np.uint8)
+    result[order] = before * classes // max(1, rare.sum())
+    return result
 
 
 def _sum_rows(counts: np.ndarray, classes: np.ndarray, number: int) -> np.ndarray:
-    return np.eye(number)[classes].T @ counts
+    """Returns the sums over the rows of each class, float64 `[number, columns]`."""
+    return np.stack([np.bincount(classes, column, number) for column in counts.T], axis=1)

@@ -1,10 +1,11 @@
 """Rates in a byte: how often something happens, as a pack writes it.
 
-Two of the 256 codes say never and always; then nothing has to be coded. The others are small floating-point numbers, a
-mantissa of four bits and an exponent of four, in multiples of 2^-16: code c is ((16 + c % 16) << (c // 16)) >> 4. One
-code differs from the next by at most a sixteenth; a mask that is coded with the nearest one is longer by less than a
-thousandth up to half of zeros. The highest rate below always is 0.94: sparser layers are coded with that one, at 1.007
-times their entropy with 95 % zeros, and 1.6 times with 99 %.
+Codes 0 and 255 say never and always; then nothing has to be coded. The others are multiples of 2^-16. Those from 1 to
+127 are small floating-point numbers: themselves below 16, from there on with a mantissa of three bits, up to one half.
+The others mirror them: code 255 - c is one minus the rate of code c, so that zeros that are rare and weights that are
+rare cost alike. From 0.01 % to 99.99 %, what is coded at the best of these rates takes at most 1.0011 times its entropy
+(the most is at 27 % and 73 %); at 0.001 % 1.009 times, and 1.78 times at 0.0001 %, where there is next to nothing to
+code: 2^-16 is the lowest rate that is not zero.
 """
 
 import numpy as np
@@ -13,11 +14,20 @@ RATE_BITS = 8
 NEVER, ALWAYS = 0, 255
 # A rate is RATES[code] / RATE_ONE.
 RATE_ONE = 1 << 16
-RATES = ((16 + np.arange(256) % 16) << (np.arange(256) // 16)) >> 4
-RATES[NEVER], RATES[ALWAYS] = 0, RATE_ONE
-# Codes of different rates between the two, and the rates at which the nearest one changes.
+
+
+def _all_rates() -> np.ndarray:
+    low = np.arange(128)
+    low = np.where(low < 16, low, np.minimum((8 + low % 8) << np.maximum(low // 8 - 1, 0), RATE_ONE // 2))
+    return np.concatenate([low, RATE_ONE - low[::-1]])
+
+
+RATES = _all_rates()
+# Codes of different rates between never and always, and the rates from which on the next of them takes fewer bits.
 _CODES = np.array([code for code in range(1, 255) if RATES[code] > RATES[code - 1]])
-_LIMITS = np.sqrt(RATES[_CODES[:-1]] * RATES[_CODES[1:]]) / RATE_ONE
+_UP = np.log(RATES[_CODES[1:]] / RATES[_CODES[:-1]])
+_DOWN = np.log((RATE_ONE - RATES[_CODES[:-1]]) / (RATE_ONE - RATES[_CODES[1:]]))
+_LIMITS = _DOWN / (_UP + _DOWN)
 
 
 def rate_code(events: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -337,7 +337,7 @@ def test_every_version_has_golden_files():
         (GOLDEN / "classes.v2.task.safetensors").read_bytes(),
         index=lambda index: lines.extend((line["codec"], line.get("classes", [1, 1])) for line in index["masks"]),
     )
-    assert {("ans", 16), ("ans", 1), ("bits", 1)} == {(codec, a * b) for codec, (a, b) in lines}
+    assert {("ans", 24), ("ans", 1), ("bits", 1)} == {(codec, a * b) for codec, (a, b) in lines}
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
