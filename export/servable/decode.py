@@ -6,14 +6,17 @@ CMYK JPEGs, whose conversion to RGB rounds otherwise by one step of 255, and for
 PNG. Other formats than JPEG and PNG are flagged as broken.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
+from export.servable.headers import DEEP_GREY, JPEG, RGB, RGBA, Headers, read_headers
 from export.servable.resize import parse_preparation, prepare
 
-# Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
-MAX_PIXELS = 89_478_485
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_ORIENTATION_TAG = 0x0112
+# Files that are decoded at a time, which takes 6 bytes a pixel: at most so many, and pixels unless it is one file.
+_FILES, _PIXELS = 32, 50_000_000
+_DTYPES = {JPEG: tf.uint8, RGB: tf.uint8, RGBA: tf.uint8, DEEP_GREY: tf.uint16}
+_CHANNELS = {RGB: 3, RGBA: 4, DEEP_GREY: 1}
 
 
 def decode_batch(
@@ -31,23 +34,80 @@ def decode_batch(
         Images, uint8 `[B, S, S, 3]`, black where a file is broken, too large or not prepared to S x S pixels; and
         which are good, bool `[B]`.
     """
-    operations = [parse_preparation(augment) for augment in preparations]
+    headers, count = read_headers(files), tf.shape(files)[0]
+    chains = [parse_preparation(augment) for augment in preparations]
 
-    def decode(row: tf.Tensor, file: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = decode_file(file)
-        branches = [lambda chain=chain: prepare(image, chain) for chain in operations]
-        image = tf.switch_case(place, branches) if len(branches) > 1 else branches[0]()
-        return row, tf.ensure_shape(image, [size, size, 3])
+    def prepare_row(row_and_content: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        row, content = row_and_content
+        image = restore(content, headers.kind[row], headers.orientation[row])
+        ways = [lambda chain=chain: prepare(image, chain, size) for chain in chains]
+        return tf.switch_case(preparation[row], ways) if len(ways) > 1 else ways[0]()
 
-    count = tf.shape(files)[0]
-    # An error of one element would fail the whole batch in `tf.map_fn`; a dataset can leave the element out.
-    dataset = tf.data.Dataset.from_tensor_slices((tf.range(count), files, preparation))
-    dataset = dataset.map(decode).ignore_errors().batch(tf.cast(tf.maximum(count, 1), tf.int64))
-    nothing = tf.zeros([0], tf.int32), tf.zeros([0, size, size, 3], tf.uint8)
-    rows, images = _only_batch(dataset, nothing)
-    images = tf.scatter_nd(rows[:, None], images, tf.stack([count, size, size, 3]))
-    good = tf.scatter_nd(rows[:, None], tf.ones_like(rows), count[None]) > 0
+    def decode_next(start: tf.Tensor, images: tf.Tensor, good: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Decodes and prepares the next files, as many as may be in memory at a time."""
+        pixels = tf.cumsum(headers.pixels[start : start + _FILES])
+        end = start + tf.maximum(tf.reduce_sum(tf.cast(pixels <= _PIXELS, tf.int32)), 1)
+        rows, contents = decode_files(files, headers, tf.range(start, end))
+        signature = tf.TensorSpec([size, size, 3], tf.uint8), tf.TensorSpec([], tf.bool)
+        found = tf.map_fn(prepare_row, (rows, contents), fn_output_signature=signature, parallel_iterations=2)
+        images, good = (
+            tf.tensor_scatter_nd_update(*pair) for pair in zip((images, good), [rows[:, None]] * 2, found, strict=True)
+        )
+        return end, images, good
+
+    start = tf.constant(0), tf.zeros(tf.stack([count, size, size, 3]), tf.uint8), tf.zeros(count[None], tf.bool)
+    shapes = tf.TensorShape([]), tf.TensorShape([None, size, size, 3]), tf.TensorShape([None])
+    _, images, good = tf.while_loop(lambda start, *_: start < count, decode_next, start, shapes, parallel_iterations=1)
     return images, good
+
+
+def decode_files(files: tf.Tensor, headers: Headers, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes some files.
+
+    Args:
+        files: All files, string `[B]`.
+        headers: Their headers.
+        rows: Which are decoded, int32.
+
+    Returns:
+        The rows of those that are whole, in any order, and their pixels, serialised tensors: string.
+    """
+    kinds = tf.gather(headers.kind, rows)
+    parts = []
+    for kind in _DTYPES:
+        chosen = tf.boolean_mask(rows, kinds == kind)
+        nothing = tf.zeros([0], tf.int32), tf.zeros([0], tf.string)
+        parts.append(
+            tf.cond(
+                tf.size(chosen) > 0,
+                lambda kind=kind, chosen=chosen, nothing=nothing: _decode_kind(kind, chosen, files, headers, nothing),
+                lambda nothing=nothing: nothing,
+            )
+        )
+    rows, contents = (tf.concat(part, 0) for part in zip(*parts, strict=True))
+    return rows, contents
+
+
+def _decode_kind(
+    kind: int, rows: tf.Tensor, files: tf.Tensor, headers: Headers, nothing: tuple[tf.Tensor, tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Does what `decode_files` does, with files of one kind."""
+
+    def decode(row: tf.Tensor, file: tf.Tensor, sides: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if kind != JPEG:
+            return row, tf.io.serialize_tensor(tf.io.decode_png(file, _CHANNELS[kind], _DTYPES[kind]))
+        # The decoder must find the sides whose memory was counted.
+        found = tf.reduce_all(tf.io.extract_jpeg_shape(file)[:2] == sides)
+        with tf.control_dependencies([tf.debugging.Assert(found, ["The header is ambiguous:", sides])]):
+            # As in Pillow; TensorFlow's default is a faster transform that is off by a step here and there.
+            image = tf.io.decode_jpeg(file, channels=3, dct_method="INTEGER_ACCURATE")
+        return row, tf.io.serialize_tensor(image)
+
+    # An error of one element would fail the whole batch in `tf.map_fn`; a dataset can leave the element out. It plans
+    # its function anew in each call, half a second for one with loops and branches, so that this has none.
+    dataset = tf.data.Dataset.from_tensor_slices((rows, tf.gather(files, rows), tf.gather(headers.sides, rows)))
+    dataset = dataset.map(decode).ignore_errors().batch(_FILES)
+    return _only_batch(dataset, nothing)
 
 
 def _only_batch(dataset: tf.data.Dataset, nothing: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
@@ -60,51 +120,28 @@ def _only_batch(dataset: tf.data.Dataset, nothing: tuple[tf.Tensor, ...]) -> tup
     return dataset.reduce(opened(*nothing), lambda _, batch: batch)
 
 
-def decode_file(file: tf.Tensor) -> tf.Tensor:
-    """Returns the image in a JPEG or PNG file, upright and opaque.
+def restore(content: tf.Tensor, kind: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Returns an image, upright and opaque.
 
     Args:
-        file: The file's content, a string.
+        content: What `decode_files` returned for it.
+        kind: Its kind.
+        orientation: Its orientation.
 
     Returns:
-        uint8 `[H, W, 3]`, RGB. Of a broken file, or one of more than `MAX_PIXELS`, which is known before anything is
-        decoded, the operation fails.
+        uint8 `[H, W, 3]`, RGB.
     """
-    starts = tf.strings.substr(file, 0, len(_JPEG)) == _JPEG
-    image = tf.cond(starts, lambda: _decode_jpeg(file), lambda: _decode_png(file))
-    return tf.ensure_shape(image, [None, None, 3])
 
+    def parse(kind: int) -> tf.Tensor:
+        return tf.ensure_shape(tf.io.parse_tensor(content, _DTYPES[kind]), [None, None, _CHANNELS.get(kind, 3)])
 
-def _check_pixels(height: tf.Tensor, width: tf.Tensor) -> tf.Operation:
-    height, width = tf.cast(height, tf.int64), tf.cast(width, tf.int64)
-    good = (height > 0) & (width > 0) & (height <= MAX_PIXELS) & (width <= MAX_PIXELS)
-    return tf.debugging.Assert(good & (height * width <= MAX_PIXELS), ["The image is too large:", height, width])
-
-
-def _decode_jpeg(file: tf.Tensor) -> tf.Tensor:
-    sides = tf.io.extract_jpeg_shape(file)
-    with tf.control_dependencies([_check_pixels(sides[0], sides[1])]):
-        # As in Pillow; TensorFlow's default is a faster transform that is off by a step here and there.
-        image = tf.io.decode_jpeg(file, channels=3, dct_method="INTEGER_ACCURATE")
-    return _upright(image, _jpeg_orientation(file))
-
-
-def _decode_png(file: tf.Tensor) -> tf.Tensor:
-    is_png = tf.strings.substr(file, 0, len(_PNG)) == _PNG
-    with tf.control_dependencies([tf.debugging.Assert(is_png, ["The file is neither JPEG nor PNG."])]):
-        # The header's chunk comes first: length, "IHDR", width, height, bits a channel, kind of colour.
-        header = tf.cast(tf.io.decode_raw(tf.strings.substr(file, 16, 10), tf.uint8), tf.int32)
-    width, height = _number(header, 0, 4, True), _number(header, 4, 4, True)
-    with tf.control_dependencies([_check_pixels(height, width)]):
-        depth, grey = tf.identity(header[8]), tf.equal(header[9], 0)
-    # With an alpha channel TensorFlow expands grey of 1, 2 or 4 bits wrongly.
-    kind = tf.where(grey & (depth == 16), 0, tf.where(grey & (depth < 8), 1, 2))
-    kinds = [
-        lambda: _deep_grey(tf.io.decode_png(file, channels=1, dtype=tf.uint16)),
-        lambda: tf.io.decode_png(file, channels=3),
-        lambda: _on_white(tf.io.decode_png(file, channels=4)),
-    ]
-    return tf.switch_case(kind, kinds)
+    ways: dict[int, Callable[[], tf.Tensor]] = {
+        JPEG: lambda: _upright(parse(JPEG), orientation),
+        RGB: lambda: parse(RGB),
+        RGBA: lambda: _on_white(parse(RGBA)),
+        DEEP_GREY: lambda: _deep_grey(parse(DEEP_GREY)),
+    }
+    return tf.ensure_shape(tf.switch_case(kind, ways), [None, None, 3])
 
 
 def _deep_grey(image: tf.Tensor) -> tf.Tensor:
@@ -138,44 +175,3 @@ def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         return turned
 
     return tf.cond((orientation >= 2) & (orientation <= 8), turned, lambda: image)
-
-
-def _jpeg_orientation(file: tf.Tensor) -> tf.Tensor:
-    """Returns EXIF's orientation of a JPEG file that was found whole; 1 if there is none."""
-    data = tf.io.decode_raw(file, tf.uint8)
-    end = tf.size(data)
-
-    def is_exif(place: tf.Tensor) -> tf.Tensor:
-        return (_number(data, place, 2, True) == 0xFFE1) & (
-            tf.strings.substr(file, tf.minimum(place + 4, end), 6) == b"Exif\0\0"
-        )
-
-    def searching(place: tf.Tensor) -> tf.Tensor:
-        marker = _number(data, place, 2, True)
-        # The scan (FFDA) is behind all segments that say something of the image.
-        return (place + 10 < end) & (marker >= 0xFF00) & (marker != 0xFFDA) & ~is_exif(place)
-
-    def following(place: tf.Tensor) -> tuple[tf.Tensor]:
-        return (place + 2 + tf.maximum(_number(data, place + 2, 2, True), 2),)
-
-    (place,) = tf.while_loop(searching, following, (tf.constant(2),), parallel_iterations=1)
-    return tf.cond(is_exif(place), lambda: _exif_orientation(data, place + 10), lambda: tf.constant(1))
-
-
-def _exif_orientation(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """Returns the orientation in the first directory of a TIFF structure; 1 if there is none."""
-    big = _number(data, start, 1, True) == ord("M")
-    directory = start + _number(data, start + 4, 4, big)
-    entries = directory + 2 + 12 * tf.range(_number(data, directory, 2, big))
-    found = tf.boolean_mask(entries, _number(data, entries, 2, big) == _ORIENTATION_TAG)
-    return tf.cond(tf.size(found) > 0, lambda: _number(data, found[0] + 8, 2, big), lambda: tf.constant(1))
-
-
-def _number(data: tf.Tensor, place: tf.Tensor | int, size: int, big: tf.Tensor | bool) -> tf.Tensor:
-    """Returns the unsigned integers of `size` bytes at places, int32; what lies outside of the data reads as 0."""
-    places = tf.convert_to_tensor(place)[..., None] + tf.range(size)
-    inside = (places >= 0) & (places < tf.size(data))
-    digits = tf.cast(tf.gather(data, tf.clip_by_value(places, 0, tf.maximum(tf.size(data) - 1, 0))), tf.int32)
-    powers = tf.range(size)
-    shifts = 8 * tf.where(big, size - 1 - powers, powers)
-    return tf.reduce_sum(tf.where(inside, tf.bitwise.left_shift(digits, shifts), 0), axis=-1)

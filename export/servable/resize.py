@@ -10,19 +10,25 @@ from piggyback_tf.data.operations import MAX_PIXELS, CentralCrop, Resize
 _PRECISION = 22
 
 
-def prepare(image: tf.Tensor, operations: list[Operation]) -> tf.Tensor:
-    """Returns a prepared image.
+def prepare(image: tf.Tensor, operations: list[Operation], size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Prepares an image; nothing about it makes the call fail.
 
     Args:
         image: uint8 `[H, W, 3]`, of any size.
         operations: What `parse_preparation` returned.
+        size: The side that the image has to have in the end.
 
     Returns:
-        uint8, of the same bytes as `Operation.apply` returns one after another.
+        uint8 `[size, size, 3]`, of the same bytes as `Operation.apply` returns one after another, or black if it
+        cannot be prepared; and whether it could, bool.
     """
+    good = tf.constant(True)
     for operation in operations:
-        image = _resize(image, operation) if isinstance(operation, Resize) else _central_crop(image, operation)
-    return image
+        image, possible = (_resize if isinstance(operation, Resize) else _central_crop)(image, operation)
+        good &= possible
+    good &= tf.reduce_all(tf.shape(image) == [size, size, 3])
+    image = tf.cond(good, lambda: image, lambda: tf.zeros([size, size, 3], tf.uint8))
+    return tf.ensure_shape(image, [size, size, 3]), good
 
 
 def parse_preparation(augment: str) -> list[Operation]:
@@ -55,16 +61,18 @@ def check_preparation(augment: str, size: int) -> None:
         )
 
 
-def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tf.Tensor:
-    height, width = operation.output_size(None)
-    top, left = (tf.shape(image)[0] - height) // 2, (tf.shape(image)[1] - width) // 2
-    # Of an image that is too small the slice fails, and with it the image.
-    return tf.slice(image, [top, left, 0], [height, width, 3])
+def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the crop, and whether the image is large enough for it."""
+    sides, crop = tf.shape(image)[:2], tf.constant(operation.output_size(None))
+    start, length = tf.maximum(sides - crop, 0) // 2, tf.minimum(sides, crop)
+    image = image[start[0] : start[0] + length[0], start[1] : start[1] + length[1]]
+    return image, tf.reduce_all(sides >= crop)
 
 
-def _resize(image: tf.Tensor, operation: Resize) -> tf.Tensor:
-    sides = tf.shape(image)[:2]
-    target = tf.stack(operation.output_size(None) or _target(sides, operation))
+def _resize(image: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the resized image, and whether it is not too large; then it is the image as it was."""
+    sides, fixed = tf.shape(image)[:2], operation.output_size(None)
+    target, possible = (tf.constant(fixed), tf.constant(True)) if fixed else _target(sides, operation)
     # The order of Pillow 13, with rounding to bytes in between: along the width first, unless the height is scaled down
     # much more. (Older ones begin with the width always, which makes a difference of 1 in some pixels of tall images.)
     smaller = sides - target
@@ -73,22 +81,17 @@ def _resize(image: tf.Tensor, operation: Resize) -> tf.Tensor:
     image = tf.cond(height_first, lambda: image, lambda: tf.transpose(image, [1, 0, 2]))
     first, second = tf.unstack(tf.where(height_first, target, tf.roll(target, 1, axis=0)))
     image = _resample(tf.transpose(_resample(image, first), [1, 0, 2]), second)
-    return tf.cond(height_first, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    return tf.cond(height_first, lambda: tf.transpose(image, [1, 0, 2]), lambda: image), possible
 
 
 def _target(sides: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns height and width of the result if the shorter side gets the length that is asked for.
-
-    The operation fails, as `Resize` does, if the result is too large.
-    """
+    """Returns height and width if the shorter side gets the length that is asked for, and whether `Resize` takes it."""
     length = operation.output_size((1, 1))[0]
     # Rounded as Python does: halves to the even number.
     scaled = tf.cast(sides, tf.float64) * length / tf.cast(tf.reduce_min(sides), tf.float64)
     target = tf.maximum(tf.round(scaled), length)
-    fits = tf.reduce_prod(target) <= MAX_PIXELS
-    with tf.control_dependencies([tf.debugging.Assert(fits, ["The resized image is too large:", target])]):
-        height, width = tf.unstack(tf.cast(target, tf.int32))
-    return height, width
+    possible = tf.reduce_prod(target) <= MAX_PIXELS
+    return tf.where(possible, tf.cast(target, tf.int32), sides), possible
 
 
 def _resample(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

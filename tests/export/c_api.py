@@ -26,7 +26,11 @@ class _Buffer(ctypes.Structure):
 
 
 class CallError(Exception):
-    """An error that TensorFlow returned; the message is TensorFlow's."""
+    """An error that TensorFlow returned; the message is TensorFlow's, and so is the number `code`."""
+
+    def __init__(self, message, code=3):
+        super().__init__(message)
+        self.code = code
 
 
 def _load_library():
@@ -41,7 +45,7 @@ def _load_library():
     for name in pointers.split():
         getattr(library, name).restype = ctypes.c_void_p
     library.TF_Message.restype = ctypes.c_char_p
-    library.TF_Dim.restype = ctypes.c_int64
+    library.TF_Dim.restype = library.TF_TensorElementCount.restype = ctypes.c_int64
     library.TF_TensorByteSize.restype = library.TF_StringGetSize.restype = ctypes.c_size_t
     return library
 
@@ -110,7 +114,7 @@ class Session:
             status,
         )
         for tensor in tensors:
-            self._tf.TF_DeleteTensor(ctypes.c_void_p(tensor))
+            self._delete(ctypes.c_void_p(tensor))
         try:
             self._check(status)
         finally:
@@ -124,7 +128,7 @@ class Session:
 
     def _check(self, status):
         if self._tf.TF_GetCode(status):
-            raise CallError(self._tf.TF_Message(status).decode(errors="replace"))
+            raise CallError(self._tf.TF_Message(status).decode(errors="replace"), self._tf.TF_GetCode(status))
 
     def _output(self, name):
         operation, _, index = name.partition(":")
@@ -150,6 +154,14 @@ class Session:
             self._tf.TF_StringInit(place)
             self._tf.TF_StringCopy(place, ctypes.c_char_p(value), ctypes.c_size_t(len(value)))
         return tensor
+
+    def _delete(self, tensor):
+        # What is behind long texts does not go with a tensor that was allocated here.
+        if self._tf.TF_TensorType(tensor) == _STRING:
+            data = self._tf.TF_TensorData(tensor)
+            for index in range(self._tf.TF_TensorElementCount(tensor)):
+                self._tf.TF_StringDealloc(ctypes.c_void_p(data + _TSTRING_BYTES * index))
+        self._tf.TF_DeleteTensor(tensor)
 
     def _array(self, tensor):
         number = self._tf.TF_TensorType(tensor)

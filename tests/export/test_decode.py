@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from export.servable.decode import decode_batch, decode_file
+from export.servable.decode import decode_batch, decode_files, restore
+from export.servable.headers import read_headers
 from export.servable.resize import check_preparation
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from tests.export.helpers import encode, picture
@@ -46,9 +47,14 @@ FILES = {
 
 
 def test_files_are_decoded_to_the_same_bytes():
-    decode = tf.function(decode_file, [tf.TensorSpec([], tf.string)], autograph=False)
-    for name, data in FILES.items():
-        np.testing.assert_array_equal(decode(data), decode_image(data, name), err_msg=name)
+    files = tf.constant(list(FILES.values()))
+    headers = read_headers(files)
+    rows, contents = decode_files(files, headers, tf.range(len(FILES)))
+    assert sorted(rows.numpy()) == list(range(len(FILES)))
+    for row, content in zip(rows.numpy(), contents, strict=True):
+        name, data = list(FILES.items())[row]
+        found = restore(content, headers.kind[row], headers.orientation[row])
+        np.testing.assert_array_equal(found, decode_image(data, name), err_msg=name)
 
 
 @pytest.mark.parametrize("augment", ["resize(48,48)", "resize(53)|central_crop(48)", "resize(200)|resize(48,48)"])

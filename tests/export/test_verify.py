@@ -7,7 +7,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from export.verify import Comparison, compare
+from export.servable.compare import Comparison, compare
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
 from tests.export.helpers import ROOT, encode, picture

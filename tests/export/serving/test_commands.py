@@ -1,0 +1,129 @@
+"""The client's command line."""
+
+import json
+
+import pytest
+
+from export.deployment.client import main
+from tests.export.helpers import encode, picture
+from tests.export.serving.conftest import free_port
+
+
+@pytest.fixture(name="ask")
+def _ask(server, client, capsys):
+    """Runs a command against the server; returns the exit status, the lines of stdout as objects, and stderr."""
+    kind, port = (
+        ("--url=http://127.0.0.1:", server.rest) if client.protocol == "rest" else ("--grpc=localhost:", server.grpc)
+    )
+
+    def ask(command, *arguments):
+        status = main([command, f"{kind}{port}", *map(str, arguments)])
+        output = capsys.readouterr()
+        return status, [json.loads(line) for line in output.out.splitlines()], output.err
+
+    return ask
+
+
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "more").mkdir()
+    for index, kind in enumerate(("jpeg", "png", "jpeg", "png", "jpeg")):
+        path = folder / ("more" if index > 2 else "") / f"{index}.{kind}"
+        path.write_bytes(encode(picture(12 + index, 14, seed=index), kind.upper()))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_a_folder_in_batches(ask, folder, small):
+    status, lines, _ = ask("predict", folder, "--task=binary", "--batch_size=2", "--in_flight=3")
+    assert status == 0
+    assert [line["path"] for line in lines] == sorted(str(path) for path in folder.rglob("*.*g"))
+    classes = small.bank.info("binary")["class_names"]
+    for line in lines:
+        assert sorted(line["labels"]) == sorted(classes)
+        assert sum(line["scores"]) == pytest.approx(1, abs=1e-5)
+        assert line["scores"] == sorted(line["scores"], reverse=True)
+
+
+def test_what_cannot_be_answered_is_flagged_and_not_the_end(ask, folder, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no JPEG")
+    good = folder / "0.jpeg"
+    listed = f"{good}\tternary\n{tmp_path}/broken.jpg\n{tmp_path}/missing.jpg\n\n{good}\tfish\n{good}\n"
+    (tmp_path / "list.txt").write_text(listed)
+    status, lines, _ = ask("predict", f"--list={tmp_path}/list.txt", "--task=binary", "--batch_size=2")
+    assert status == 1
+    assert [line["task"] for line in lines] == ["ternary", "binary", "binary", "fish", "binary"]
+    assert [(line["task_ok"], line["image_ok"]) for line in lines] == [
+        (True, True),
+        (True, False),
+        (None, False),
+        (False, True),
+        (True, True),
+    ]
+    assert [len(line["labels"]) > 0 for line in lines] == [True, False, False, False, True]
+    assert lines[2]["error"] == "cannot be read: No such file or directory"
+
+
+def test_a_pack_that_the_server_does_not_have(ask, folder, small, served, tmp_path, server):
+    if server.real and server.batching:
+        pytest.skip("the second servable is in another process there")
+    (tmp_path / "broken.jpg").write_bytes(b"no JPEG")
+    for pack in small.packs[2:4]:
+        path = tmp_path / "new.task.safetensors"
+        pack.save(path)
+        _, expected, _ = ask("predict", folder, f"--task={pack.task}")
+        status, lines, _ = ask(
+            "predict", folder, tmp_path / "broken.jpg", f"--pack={path}", f"--export={served['piggyback']}/2"
+        )
+        assert status == 1
+        assert not lines.pop()["image_ok"]
+        for line, other in zip(lines, expected, strict=True):
+            assert line["labels"] == other["labels"]
+            assert line["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+def test_tasks_and_versions_are_listed(ask, small, server):
+    assert ask("status")[:2] == (0, [{"version": v, "state": "AVAILABLE", "error": ""} for v in (1, 2)])
+    assert ask("status", "--label=stable")[1] == [{"version": 1, "state": "AVAILABLE", "error": ""}]
+    if not (server.real and server.batching):
+        status, lines, _ = ask("tasks")
+        assert (status, {line["task"]: line["classes"] for line in lines}) == (
+            0,
+            {pack.task: pack.class_names for pack in small.packs},
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["predict"], "There are no images"),
+        (["predict", "{folder}"], "No task is given for '{folder}/0.jpeg': use --task=NAME"),
+        (["predict", "{folder}/notes.txt", "--task=binary", "--version=9"], "refused the request"),
+        (["predict", "{empty}", "--task=binary"], "has no file .jpg, .jpeg, .png"),
+        (["predict", "--list={folder}/none", "--task=binary"], "--list={folder}/none cannot be read"),
+        (["predict", "{folder}", "--pack=x"], "--pack needs --export"),
+        (["predict", "{folder}", "--pack={folder}/x.task.safetensors", "--export={folder}"], "x.task.safetensors"),
+        (["tasks", "--model=unheard_of"], "refused the request"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(ask, folder, tmp_path, arguments, message):
+    places = {"folder": folder, "empty": tmp_path}
+    status, lines, errors = ask(*(argument.format(**places) for argument in arguments))
+    assert (status, lines) == (2, [])
+    assert errors.startswith("client.py: ")
+    assert len(errors.splitlines()) == 1
+    assert message.format(**places) in errors
+
+
+def test_no_server_is_another_status(capsys, folder):
+    port = free_port()
+    assert main(["predict", f"--url=http://127.0.0.1:{port}", "--task=a", "--deadline=0.5", str(folder)]) == 3
+    assert "did not answer within 0.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["predict"], ["predict", "--url=http://a", "--batch_size=0"]])
+def test_a_command_line_that_is_not_valid(arguments):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
