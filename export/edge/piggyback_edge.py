@@ -1,0 +1,722 @@
+"""Puts tasks on a base.tflite, on a device: one file that needs numpy and nothing else.
+
+    python piggyback_edge.py inspect base.tflite flowers.edge
+    python piggyback_edge.py verify base.tflite flowers.edge
+    python piggyback_edge.py install base.tflite flowers.edge current.tflite
+    python piggyback_edge.py remove base.tflite current.tflite
+    python piggyback_edge.py predict base.tflite flowers.edge image.npy
+
+`manifest.bin` is taken from the folder of `base.tflite`. `install` writes a copy of the base with the task on it, whole
+or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime, and for other files than
+.npy Pillow. From Python:
+
+    base = Base.load("base.tflite")
+    model = Model(base)                 # a copy of the base in memory
+    model.install(Task.load("flowers.edge", base.manifest))
+    interpreter = Interpreter(model_content=model.data)
+
+The files are described in docs/edge-format.md of the project piggyback_tf.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VERSION = 1
+FILTER = 1
+KINDS = {1: "filter", 2: "bias", 3: "factor", 4: "offset", 5: "scales", 6: "zeros", 7: "head kernel", 8: "head bias"}
+DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1"), 4: np.dtype("<i4"), 5: np.dtype("<i8")}
+QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
+TERNARY, COMPRESSED, OWN_NORM, HEAD_INSIDE = 1, 2, 4, 8
+MANIFEST_MAGIC, TASK_MAGIC = b"PBEDGEMF", b"PBEDGETK"
+MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIII16s")
+RECORD = struct.Struct("<IIQQQIIIIQII")
+TASK_HEADER = struct.Struct("<8sIIQIIII32s32s32s12Q24s")
+RATIOS, NEW_BYTES = 1, 2
+DIGEST = 32
+_MAX_FILE, _MAX_BASE, _MAX_COUNT, _MAX_TEXT = 1 << 30, (1 << 31) - 1, 1 << 20, 65535
+_RATIO_DTYPE = np.dtype("<f4")
+
+
+class EdgeError(Exception):
+    """A file is damaged or does not fit; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A constant that tasks change; see docs/edge-format.md.
+
+    Attributes:
+        kind: One of `KINDS`.
+        dtype: The type of its elements.
+        offset: Its first byte in base.tflite.
+        size: How many elements it has.
+        channels: How many channels it has.
+        inner: Element i belongs to channel `i // inner % channels`.
+        tensor: The number of its tensor.
+        scale_offset: Where the scales of a quantised filter are in base.tflite; 0 if it has none.
+        scale_count: How many there are.
+    """
+
+    kind: int
+    dtype: np.dtype
+    offset: int
+    size: int
+    channels: int
+    inner: int
+    tensor: int
+    scale_offset: int = 0
+    scale_count: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in base.tflite."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a plane of its mask."""
+        return -(-self.size // 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Where in a base.tflite the constants are that tasks change.
+
+    Attributes:
+        base_size: Bytes of base.tflite.
+        base_sha256: Its SHA-256.
+        base_hash: The hash of the base that packs name.
+        features: How many features the base gives.
+        max_classes: 0, or how many logits the base ends in.
+        image_size: The side of the images.
+        quantize: One of `QUANTIZATIONS`.
+        entries: The constants.
+    """
+
+    base_size: int
+    base_sha256: bytes
+    base_hash: bytes
+    features: int
+    max_classes: int
+    image_size: int
+    quantize: str
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Manifest":
+        """Reads manifest.bin.
+
+        Raises:
+            EdgeError: If it is damaged.
+            OSError: If it cannot be read.
+        """
+        return cls.from_bytes(_read(path, _MAX_FILE), os.fspath(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "manifest") -> "Manifest":
+        """Does what `load` does with the file's content; `name` stands for the file in errors."""
+        with _errors_of(name):
+            _check_file(data, MANIFEST_MAGIC, MANIFEST_HEADER.size, 16)
+            _, _, count, _, base_size, sha256, base_hash, *numbers, zero = MANIFEST_HEADER.unpack_from(data)
+            features, max_classes, image_size, quantize = numbers
+            _check(1 <= count <= 65536, f"it has {count} entries")
+            _check(
+                len(data) == MANIFEST_HEADER.size + count * RECORD.size + DIGEST, "its size is not that of its entries"
+            )
+            _check(0 < base_size <= _MAX_BASE, f"its base has {base_size} bytes")
+            _check(1 <= features <= _MAX_COUNT and max_classes <= _MAX_COUNT, "its numbers of features are impossible")
+            _check(quantize < len(QUANTIZATIONS), f"it has the unknown quantisation {quantize}")
+            _check(not any(zero), "bytes that must be zero are not")
+            entries = []
+            end = 0
+            for fields in RECORD.iter_unpack(data[MANIFEST_HEADER.size : -DIGEST]):
+                entries.append(_entry(len(entries), fields, end, base_size))
+                end = entries[-1].offset + entries[-1].nbytes
+            return cls(
+                base_size, sha256, base_hash, features, max_classes, image_size, QUANTIZATIONS[quantize], tuple(entries)
+            )
+
+    @functools.cached_property
+    def filters(self) -> tuple[int, ...]:
+        """The places of the filters among the entries."""
+        return tuple(place for place, entry in enumerate(self.entries) if entry.kind == FILTER)
+
+
+def _entry(place: int, fields: tuple[int, ...], begin: int, base_size: int) -> Entry:
+    """Returns a record of a manifest; what it describes begins at `begin` or behind it."""
+    kind, element, offset, nbytes, size, channels, inner, tensor, zero1, scale_offset, scale_count, zero2 = fields
+    what = f"entry {place}"
+    _check(kind in KINDS and element in DTYPES, f"{what} is of an unknown kind or type")
+    dtype = DTYPES[element]
+    _check(1 <= size <= _MAX_BASE and nbytes == size * dtype.itemsize, f"the size of {what} is impossible")
+    _check(begin <= offset and offset + nbytes <= base_size, f"{what} overlaps another or ends behind the base")
+    _check(channels >= 1 and inner >= 1 and size % (channels * inner) == 0, f"the channels of {what} are impossible")
+    _check(kind != FILTER or element in (1, 2, 3), f"{what} is a filter of a type that filters do not have")
+    _check(zero1 == zero2 == 0, f"bytes of {what} that must be zero are not")
+    scaled = kind == FILTER and element == 3
+    _check(scale_count in ((1, channels) if scaled else (0,)), f"{what} has {scale_count} scales")
+    good = 1 <= scale_offset <= base_size - 4 * scale_count if scaled else scale_offset == 0
+    _check(good, f"the scales of {what} are outside of the base")
+    return Entry(kind, dtype, offset, size, channels, inner, tensor, scale_offset, scale_count)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What a task changes.
+
+    Attributes:
+        name: The task's name.
+        labels: Its classes.
+        augment: The augmentation string that prepares an image.
+        base_name: The base's name.
+        preprocessing: What the base does to an image, for the record.
+        flags: Of the file.
+        masks: For the place of a masked filter its mask, uint8 `[planes, ceil(n / 8)]`.
+        ratios: For the place of a filter the ratios of its channels, float32.
+        new_bytes: For the place of another constant what it begins with.
+        kernel: The head's kernel, float32 `[F, C]`; None if the head is a part of the graph.
+        bias: The head's bias, float32 `[C]`; None likewise.
+        nbytes: The size of its file.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    augment: str
+    base_name: str
+    preprocessing: str
+    flags: int
+    masks: dict[int, np.ndarray]
+    ratios: dict[int, np.ndarray]
+    new_bytes: dict[int, bytes]
+    kernel: np.ndarray | None
+    bias: np.ndarray | None
+    nbytes: int
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, manifest: Manifest) -> "Task":
+        """Reads a task's file for a base.
+
+        Raises:
+            EdgeError: If it is damaged, or for another base.
+            OSError: If it cannot be read.
+        """
+        return cls.from_bytes(_read(path, _MAX_FILE), manifest, os.fspath(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, manifest: Manifest, name: str = "task") -> "Task":
+        """Does what `load` does with the file's content; `name` stands for the file in errors."""
+        with _errors_of(name):
+            _check_file(data, TASK_MAGIC, TASK_HEADER.size, 16)
+            _, _, flags, _, count, classes, features, size, *digests = TASK_HEADER.unpack_from(data)[:11]
+            *bounds, zero = TASK_HEADER.unpack_from(data)[11:]
+            if digests[:2] != [manifest.base_sha256, manifest.base_hash]:
+                raise EdgeError("it is for another base.tflite")
+            _check(flags < 16 and not any(zero), "bytes that must be zero are not")
+            _check(count == len(manifest.entries), f"it is for {count} entries")
+            _check(features == manifest.features and size == manifest.image_size, "it is for other images or features")
+            most = manifest.max_classes or _MAX_COUNT
+            _check(1 <= classes <= most, f"it has {classes} classes, and the base has room for {most}")
+            inside = bool(manifest.max_classes)
+            _check(bool(flags & HEAD_INSIDE) == inside, "its head is in another place than the base's")
+            masked, masks, rates, head, corrections, text = _sections(data, bounds)
+            places = _masked_places(masked, manifest)
+            planes = 2 if flags & TERNARY else 1
+            counts = [manifest.entries[place].size for place in places]
+            if flags & COMPRESSED:
+                masks = decode_masks(masks, rates, counts, planes)
+            _check(flags & COMPRESSED or not rates, "it has rates and is not compressed")
+            _check(hashlib.sha256(masks).digest() == digests[2], "its masks are not those that were written")
+            ratios, new_bytes = _corrections(corrections, manifest, flags)
+            kernel, bias = (None, None) if inside else _head(head, features, classes)
+            _check(not (inside and head), "it has two heads")
+            name, augment, base_name, preprocessing, *labels = _strings(text, 4 + classes)
+            found = dict(zip(places, _split_masks(masks, counts, planes), strict=True))
+            return cls(
+                name, tuple(labels), augment, base_name, preprocessing, flags, found, ratios, new_bytes, kernel, bias,
+                len(data),
+            )  # fmt: skip
+
+    def probabilities(self, output: np.ndarray) -> np.ndarray:
+        """Returns probabilities, float32 `[B, C]`, for what the model returned, float32 `[B, ...]`."""
+        if self.kernel is None:
+            logits = output[:, : len(self.labels)]
+        else:
+            logits = output.astype(np.float32) @ self.kernel + self.bias
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _sections(data: bytes, bounds: Sequence[int]) -> list[bytes]:
+    """Returns the sections of a task's file, which must be where they have to be."""
+    begin, sections = TASK_HEADER.size, []
+    for offset, length in zip(bounds[::2], bounds[1::2], strict=True):
+        _check(offset == begin and length <= len(data) - DIGEST - offset, "its sections are not where they should be")
+        sections.append(data[offset : offset + length])
+        begin = _aligned(offset + length)
+        _check(not any(data[offset + length : begin]), "bytes between its sections are not zero")
+    _check(begin == len(data) - DIGEST, "its sections do not fill it")
+    return sections
+
+
+def _masked_places(masked: bytes, manifest: Manifest) -> list[int]:
+    """Returns the places of the filters that a task masks."""
+    _check(len(masked) == len(manifest.entries) and max(masked) <= 1, "its list of masked filters is impossible")
+    places = [place for place, flag in enumerate(masked) if flag]
+    _check(all(manifest.entries[place].kind == FILTER for place in places), "it masks what is no filter")
+    return places
+
+
+def _split_masks(data: bytes, counts: Sequence[int], planes: int) -> Iterator[np.ndarray]:
+    """Yields the mask of each filter, uint8 `[planes, ceil(n / 8)]`."""
+    _check(len(data) == sum(planes * -(-count // 8) for count in counts), "its masks have another length")
+    start = 0
+    for count in counts:
+        length = -(-count // 8)
+        mask = np.frombuffer(data, np.uint8, planes * length, start).reshape(planes, length)
+        _check(not (count % 8 and (mask[:, -1] >> count % 8).any()), "bits behind the last weight are set")
+        _check(planes == 1 or not (mask[1] & ~mask[0]).any(), "a weight is negated and dropped")
+        yield mask
+        start += planes * length
+
+
+def _head(data: bytes, features: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    _check(len(data) == 4 * (features + 1) * classes, "its head has another size")
+    values = np.frombuffer(data, "<f4")
+    _check(np.isfinite(values).all(), "its head holds numbers that are not finite")
+    return values[:-classes].reshape(features, classes), values[-classes:]
+
+
+def _corrections(data: bytes, manifest: Manifest, flags: int) -> tuple[dict[int, np.ndarray], dict[int, bytes]]:
+    """Returns ratios and new bytes by the place of their entry."""
+    ratios, new_bytes = {}, {}
+    start, last, seen = 0, -1, 0
+    while start < len(data):
+        _check(len(data) - start > 16, "its corrections end early")
+        place, kind, length = struct.unpack_from("<IIQ", data, start)
+        end = start + 16 + length
+        _check(
+            last < place < len(manifest.entries) and 1 <= length <= len(data) - start - 16, "a correction is impossible"
+        )
+        entry, content = manifest.entries[place], data[start + 16 : end]
+        start, last = _aligned(end), place
+        _check(start <= len(data) and not any(data[end:start]), "bytes behind a correction are not zero")
+        seen |= HEAD_INSIDE if entry.kind in (7, 8) else OWN_NORM
+        if kind == RATIOS:
+            _check(entry.kind == FILTER and length == 4 * entry.channels, "ratios are for what has none")
+            ratio = np.frombuffer(content, _RATIO_DTYPE)
+            good = np.isin(ratio, (1, -1)) if entry.dtype.kind == "i" else np.isfinite(ratio)
+            _check(good.all(), "ratios are impossible")
+            ratios[place] = ratio
+        else:
+            _check(kind == NEW_BYTES and entry.kind != FILTER, "a correction is of an unknown kind")
+            _check(length <= entry.nbytes and length % entry.dtype.itemsize == 0, "new bytes have the wrong length")
+            new_bytes[place] = content
+    _check(seen == flags & (OWN_NORM | HEAD_INSIDE), "its corrections are not those that its flags say")
+    return ratios, new_bytes
+
+
+def _strings(data: bytes, count: int) -> list[str]:
+    """Returns exactly so many strings."""
+    strings, start = [], 0
+    for _ in range(count):
+        _check(len(data) - start >= 4, "its text ends early")
+        (length,) = struct.unpack_from("<I", data, start)
+        start += 4 + length
+        _check(length <= _MAX_TEXT and start <= len(data), "a text in it is too long")
+        try:
+            strings.append(data[start - length : start].decode("utf-8"))
+        except UnicodeDecodeError:
+            raise EdgeError("a text in it is no UTF-8") from None
+    _check(start == len(data), "there is more text than it has classes")
+    return strings
+
+
+def decode_masks(words: bytes, rates: bytes, counts: Sequence[int], planes: int) -> bytes:
+    """Returns the bits of compressed masks; see "Coded layers" in docs/pack-format.md.
+
+    Args:
+        words: What the entropy coder wrote.
+        rates: The codes of rates: for each filter one, or two if masks are ternary.
+        counts: How many weights each filter has.
+        planes: 2 if masks are ternary, else 1.
+
+    Raises:
+        EdgeError: If they are no masks of filters of these sizes.
+    """
+    _check(len(rates) == planes * len(counts) and len(words) % 4 == 0, "its coded masks have another length")
+    stack = np.frombuffer(words, "<u4").tolist()
+    _check(not stack or stack[-1] != 0, "its coded masks end in a zero")
+    state = stack.pop() if stack else 0
+    if stack:
+        state = state << 32 | stack.pop()
+    parts = []
+    for index, count in enumerate(counts):
+        drop, negate = rates[planes * index], rates[planes * index + 1] if planes == 2 else 0
+        values, state = _decode_values(stack, state, count, _starts(_rate(drop), _rate(negate)))
+        symbols = np.frombuffer(values, np.uint8)
+        parts += [np.packbits(symbols > plane, bitorder="little").tobytes() for plane in range(planes)]
+    _check(state == 0 and not stack, "more is coded than its masks")
+    return b"".join(parts)
+
+
+def _rate(code: int) -> int:
+    """Returns the rate that a byte stands for, in 2^-16."""
+    low = min(code, 255 - code)
+    rate = low if low < 16 else min((8 + low % 8) << (low // 8 - 1), 32768)
+    return rate if code < 128 else 65536 - rate
+
+
+def _starts(drop: int, negate: int) -> list[tuple[int, int, int]]:
+    """Returns the values that occur, each with its first number out of 2^24 and how many numbers it has."""
+    shares = [drop << 16, (65536 - drop) * (65536 - negate), (65536 - drop) * negate]
+    values = [value for value in range(3) if shares[value]]
+    rest, total, starts = float((1 << 24) - len(values)), 0, []
+    for place, value in enumerate(values):
+        starts.append(int(total / 2.0**32 * rest) + place)
+        total += shares[value]
+    return [(v, s, e - s) for v, s, e in zip(values, starts, [*starts[1:], 1 << 24], strict=True)]
+
+
+def _decode_values(stack: list[int], state: int, count: int, starts: list[tuple[int, int, int]]) -> tuple[bytes, int]:
+    """Returns the next values, one byte each, and the coder's state behind them; takes words off the stack."""
+    if len(starts) == 1:
+        return bytes([starts[0][0]]) * count, state
+    values = bytearray(count)
+    (low, first, low_size), (middle, second, middle_size) = starts[0], starts[1]
+    high, third, high_size = starts[2] if len(starts) == 3 else (0, 1 << 24, 0)
+    # The loop that takes the time: a million weights take about half a second.
+    for index in range(count):
+        number = state & 0xFFFFFF
+        if number < second:
+            values[index] = low
+            state = (state >> 24) * low_size + number - first
+        elif number < third:
+            values[index] = middle
+            state = (state >> 24) * middle_size + number - second
+        else:
+            values[index] = high
+            state = (state >> 24) * high_size + number - third
+        if state < 0x100000000 and stack:
+            state = state << 32 | stack.pop()
+    return bytes(values), state
+
+
+class Base:
+    """A base.tflite and its manifest.
+
+    Args:
+        data: The content of base.tflite.
+        manifest: Its manifest.
+        verify: Whether to compare its SHA-256; that of ResNet-50 takes a while on a small device.
+
+    Raises:
+        EdgeError: If it is not the base of the manifest.
+    """
+
+    def __init__(self, data: bytes, manifest: Manifest, *, verify: bool = True):
+        self.data, self.manifest = data, manifest
+        if len(data) != manifest.base_size or (verify and hashlib.sha256(data).digest() != manifest.base_sha256):
+            raise EdgeError("base.tflite is damaged, or is not the one that manifest.bin was written for.")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, manifest: str | os.PathLike | None = None, *, verify: bool = True) -> "Base":
+        """Reads a base and its manifest, by default `manifest.bin` beside it."""
+        manifest = Path(path).parent / "manifest.bin" if manifest is None else manifest
+        return cls(_read(path, _MAX_BASE), Manifest.load(manifest), verify=verify)
+
+
+class Model:
+    """A copy of a base in memory, on which tasks are installed; `data` is what an interpreter takes.
+
+    An interpreter must be made anew after each change: it keeps filters in an order of its own.
+
+    Args:
+        base: The base, which does not change.
+    """
+
+    def __init__(self, base: Base):
+        self.base = base
+        self.task: Task | None = None
+        self._data = bytearray(base.data)
+
+    @property
+    def data(self) -> bytearray:
+        """The model as it is now; not to be written to."""
+        return self._data
+
+    def install(self, task: Task) -> None:
+        """Puts a task in the place of what was installed."""
+        self.task = task
+        for place, entry in enumerate(self.base.manifest.entries):
+            _put(entry, place, task, self.base.data, self._data)
+
+    def remove(self) -> None:
+        """Makes the model the base again."""
+        self.task = None
+        for entry in self.base.manifest.entries:
+            part = slice(entry.offset, entry.offset + entry.nbytes)
+            self._data[part] = self.base.data[part]
+
+
+def _put(entry: Entry, place: int, task: Task, base: bytes, out: bytearray) -> None:
+    """Writes a constant as a task wants it."""
+    part = slice(entry.offset, entry.offset + entry.nbytes)
+    if place in task.new_bytes:
+        out[part] = task.new_bytes[place].ljust(entry.nbytes, b"\0")
+    elif place in task.ratios or place in task.masks:
+        source = np.frombuffer(base, entry.dtype, entry.size, entry.offset)
+        target = np.frombuffer(out, entry.dtype, entry.size, entry.offset)
+        if place in task.ratios:
+            source = _scaled(source, task.ratios[place], entry)
+        _apply_mask(source, task.masks.get(place), target)
+    else:
+        out[part] = base[part]
+
+
+def _scaled(weights: np.ndarray, ratios: np.ndarray, entry: Entry) -> np.ndarray:
+    """Returns a filter with each channel multiplied by its ratio, rounded to the filter's type."""
+    shape = (-1, entry.channels, entry.inner)
+    factors = ratios[:, None]
+    if entry.dtype.kind == "i":
+        return (weights.reshape(shape) * factors.astype(np.int8)).reshape(-1)
+    with np.errstate(over="ignore", under="ignore"):
+        product = (weights.reshape(shape).astype(np.float32) * factors).reshape(-1)
+        rounded = product.astype(entry.dtype)
+    if entry.dtype.itemsize == 2:
+        infinite = np.isinf(rounded)
+        rounded[infinite] = np.copysign(np.float16(65504), product[infinite])
+    return rounded
+
+
+def _apply_mask(weights: np.ndarray, mask: np.ndarray | None, out: np.ndarray) -> None:
+    """Writes masked weights: all bits 0 where the mask drops, else the weight, negated where the mask says so."""
+    if mask is None:
+        out[:] = weights
+        return
+    words, target = (array.view(f"i{array.itemsize}") for array in (weights, out))
+    keep, sign = _tables(words.dtype)
+    spread = np.take(keep, mask[0], axis=0).reshape(-1)[: words.size]
+    np.bitwise_and(words, spread, out=target)
+    if len(mask) == 1 or not mask[1].any():
+        return
+    if weights.dtype.kind == "f":
+        target ^= np.take(sign, mask[1], axis=0).reshape(-1)[: words.size]
+    else:
+        np.negative(target, out=target, where=np.unpackbits(mask[1], count=words.size, bitorder="little").view(bool))
+
+
+@functools.lru_cache
+def _tables(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, for each byte of a mask, eight words to AND with (all bits or none) and to XOR with (the sign bit)."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(dtype)
+    return bits * dtype.type(-1), bits * np.iinfo(dtype).min
+
+
+def write_file(path: str | os.PathLike, data: bytes | bytearray) -> None:
+    """Writes a file, whole or not at all: a temporary file beside it is flushed to the disk and renamed."""
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _errors_of:  # noqa: N801 (used like a function)
+    """Puts the name of a file before errors about its content."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, EdgeError):
+            raise EdgeError(f"{self._name!r} cannot be used: {error}.") from None
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise EdgeError(message)
+
+
+def _check_file(data: bytes, magic: bytes, header: int, size_place: int) -> None:
+    """Checks what both kinds of files begin and end with."""
+    _check(data[:8] == magic, "it is a file of another kind")
+    _check(len(data) >= header + DIGEST, "it is cut off")
+    (version,) = struct.unpack_from("<I", data, 8)
+    _check(version == VERSION, f"it is of version {version}, and this reads version {VERSION}")
+    _check(struct.unpack_from("<Q", data, size_place)[0] == len(data), "it is cut off, or there is more than its end")
+    _check(hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:], "its checksum is not that of its content")
+
+
+def _read(path: str | os.PathLike, most: int) -> bytes:
+    with Path(path).open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size > most:
+            raise EdgeError(f"{os.fspath(path)!r} cannot be used: it has more than {most} bytes.")
+        return stream.read()
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // 8) * 8
+
+
+def _printable(text: str) -> str:
+    """Returns a text that a file brought, with everything escaped that could not be printed."""
+    return text if text.isprintable() else repr(text)
+
+
+def _interpreter(data: bytearray, threads: int) -> Any:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            raise EdgeError("predict needs the package ai_edge_litert or tflite_runtime.") from None
+    interpreter = Interpreter(model_content=bytes(data), num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _load_image(path: str, size: int) -> np.ndarray:
+    """Returns an image, float32 `[1, size, size, 3]`, which must have been prepared but for its type."""
+    if path.endswith(".npy"):
+        image = np.load(path, allow_pickle=False)
+    else:
+        try:
+            from PIL import Image
+        except ImportError:
+            raise EdgeError("Image files need the package Pillow; .npy files do not.") from None
+        with Image.open(path) as picture:
+            image = np.asarray(picture.convert("RGB"))
+    if image.shape != (size, size, 3):
+        raise EdgeError(f"{path!r} has the shape {list(image.shape)}; the base takes [{size}, {size}, 3].")
+    return image[None].astype(np.float32)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    base = Base.load(options.base, options.manifest, verify=False)
+    manifest = base.manifest
+    masked = sum(manifest.entries[place].size for place in manifest.filters)
+    head = (
+        f"a head of {manifest.max_classes} classes inside" if manifest.max_classes else f"{manifest.features} features"
+    )
+    print(f"{options.base}: {len(base.data):,} bytes, quantisation {manifest.quantize}, {head}")
+    print(f"  SHA-256 {manifest.base_sha256.hex()}, base hash {manifest.base_hash.hex()[:12]}")
+    print(
+        f"  images {manifest.image_size} x {manifest.image_size}; {len(manifest.filters)} filters, {masked:,} weights"
+    )
+    for path in options.tasks:
+        task = Task.load(path, manifest)
+        kind = "ternary" if task.flags & TERNARY else "binary"
+        extras = [
+            name for flag, name in ((COMPRESSED, "compressed"), (OWN_NORM, "own batch norm")) if task.flags & flag
+        ]
+        print(f"{path}: {task.nbytes:,} bytes, task {_printable(task.name)}, {', '.join([kind, *extras])}")
+        print(f"  preparation: {_printable(task.augment)}")
+        print(f"  {len(task.labels)} classes: {', '.join(map(_printable, task.labels))}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    base = Base.load(options.base, options.manifest)
+    for path in options.tasks:
+        Task.load(path, base.manifest)
+    print(f"{options.base} is whole, and so are {len(options.tasks)} tasks for it")
+
+
+def _install(options: argparse.Namespace) -> None:
+    base = Base.load(options.base, options.manifest)
+    _check_target(options)
+    model = Model(base)
+    model.install(Task.load(options.task, base.manifest))
+    write_file(options.target, model.data)
+    print(options.target)
+
+
+def _remove(options: argparse.Namespace) -> None:
+    base = Base.load(options.base, options.manifest)
+    _check_target(options)
+    write_file(options.target, base.data)
+    print(options.target)
+
+
+def _check_target(options: argparse.Namespace) -> None:
+    if Path(options.target).exists() and Path(options.target).samefile(options.base):
+        raise EdgeError(f"{options.target!r} is the base itself, which is never written to; name another file.")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    base = Base.load(options.base, options.manifest)
+    task, model = Task.load(options.task, base.manifest), Model(base)
+    model.install(task)
+    interpreter = _interpreter(model.data, options.threads)
+    for path in options.images:
+        image = _load_image(path, base.manifest.image_size)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        interpreter.invoke()
+        chances = task.probabilities(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))[0]
+        best = np.argsort(-chances, kind="stable")[: options.top]
+        print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="piggyback_edge", description="Puts tasks on a base.tflite.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, help_text, arguments in (
+        ("inspect", _inspect, "say what is in a base and in files of tasks", ("tasks*",)),
+        ("verify", _verify, "check a base against its manifest, and files of tasks", ("tasks*",)),
+        ("install", _install, "write a copy of the base with a task on it", ("task", "target")),
+        ("remove", _remove, "write a copy of the base without a task", ("target",)),
+        ("predict", _predict, "classify prepared images with a task", ("task", "images+")),
+    ):
+        command = commands.add_parser(name, help=help_text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        command.add_argument("base", help="base.tflite")
+        for argument in arguments:
+            nargs = argument[-1] if argument[-1] in "*+" else None
+            command.add_argument(argument.rstrip("*+"), nargs=nargs)
+        command.add_argument("--manifest", help="manifest.bin; default: the one beside the base")
+        if name == "predict":
+            command.add_argument("--top", type=int, default=5, help="how many classes to print; default: 5")
+            command.add_argument("--threads", type=int, default=1, help="threads of the interpreter; default: 1")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    options = _arguments().parse_args(arguments)
+    try:
+        options.run(options)
+    except (EdgeError, OSError, ValueError, MemoryError) as error:
+        print(f"piggyback_edge: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `python -m export.litert` is made of."""

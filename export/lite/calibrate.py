@@ -1,0 +1,134 @@
+"""Ranges of activations for int8: over the masked models of all tasks, since the converter knows one model only."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from tensorflow.lite.python.convert import mlir_quantize
+
+from export.lite.constants import Constant
+from export.lite.elements import Encoder, write_elements
+from export.lite.flatbuffer import LiteFile, pack_objects, read_objects
+from export.lite.weights import Network, Weights
+
+Ranges = dict[int, tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Saturation:
+    """An activation of a new task that a base's range does not hold.
+
+    Attributes:
+        tensor: The tensor's name.
+        reaches: The range that the task needs.
+        limits: The range that the base has.
+    """
+
+    tensor: str
+    reaches: tuple[float, float]
+    limits: tuple[float, float]
+
+
+def find_ranges(
+    file: LiteFile, constants: Sequence[Constant], network: Network, tasks: Iterable[tuple[Weights, np.ndarray]]
+) -> Ranges:
+    """Returns the smallest and the largest value of each float32 tensor that is no constant, over all tasks.
+
+    Args:
+        file: The base with float32 constants; they are overwritten.
+        constants: Those that tasks change.
+        network: The base.
+        tasks: For each task all its weights, and images, float32 `[N, S, S, 3]`.
+    """
+    encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
+    ranges: Ranges = {}
+    for weights, images in tasks:
+        for constant in constants:
+            write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, weights))
+        for index, (low, high) in _ranges_of(file, images).items():
+            old = ranges.get(index, (low, high))
+            ranges[index] = min(low, old[0]), max(high, old[1])
+    return ranges
+
+
+def _ranges_of(file: LiteFile, images: np.ndarray) -> Ranges:
+    """Returns the ranges over images with the constants as they are."""
+    interpreter = Interpreter(
+        model_content=bytes(file.data),
+        num_threads=1,
+        experimental_preserve_all_tensors=True,
+        # A delegate would keep tensors to itself.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    place = interpreter.get_input_details()[0]["index"]
+    outputs = {index for operator in file.operators for index in operator.outputs}
+    seen = [place, *(i for i in sorted(outputs) if file.tensors[i].type == schema.TensorType.FLOAT32)]
+    ranges: Ranges = {}
+    for image in images:
+        interpreter.set_tensor(place, image[None])
+        interpreter.invoke()
+        for index in seen:
+            values = interpreter.get_tensor(index)
+            low, high = ranges.get(index, (np.inf, -np.inf))
+            ranges[index] = min(low, float(values.min())), max(high, float(values.max()))
+    # RGB, whatever these images hold.
+    ranges[place] = 0.0, 255.0
+    return ranges
+
+
+def quantise(data: bytes, ranges: Ranges) -> bytes:
+    """Returns a file with int8 arithmetic, and float32 images and output, from one with float32 constants.
+
+    Args:
+        data: The file.
+        ranges: The range of each tensor by its number.
+    """
+    model = read_objects(data)
+    for index, (low, high) in ranges.items():
+        quantization = schema.QuantizationParametersT()
+        quantization.min, quantization.max = [low], [high]
+        model.subgraphs[0].tensors[index].quantization = quantization
+    return mlir_quantize(pack_objects(model))
+
+
+def corresponding(old: LiteFile, new: LiteFile) -> dict[int, int]:
+    """Returns, for tensors of a file, those of the same file with other types, by their operators.
+
+    Raises:
+        ValueError: If the operators are others.
+    """
+    pairs = {}
+    first, second = old.computing(), new.computing()
+    if [op.code for op in first] != [op.code for op in second]:
+        raise ValueError("Quantisation changes the operators of this network, so that it cannot be patched in int8.")
+    for a, b in zip(first, second, strict=True):
+        pairs |= dict(zip(a.inputs, b.inputs, strict=True)) | dict(zip(a.outputs, b.outputs, strict=True))
+    return pairs
+
+
+def move_constants(constants: Sequence[Constant], pairs: Mapping[int, int]) -> list[Constant]:
+    """Returns the constants with the numbers of their tensors in another file."""
+    return [dataclasses.replace(constant, tensor=pairs[constant.tensor]) for constant in constants]
+
+
+def find_saturation(file: LiteFile, pairs: Mapping[int, int], ranges: Ranges) -> list[Saturation]:
+    """Returns the activations of an int8 base whose range is too small by more than a step.
+
+    Args:
+        file: The int8 base.
+        pairs: Its tensors by those of the float32 base.
+        ranges: The ranges of a task by tensors of the float32 base.
+    """
+    found = []
+    for index, (low, high) in ranges.items():
+        tensor = file.tensors[pairs[index]] if index in pairs else None
+        if tensor is None or tensor.scales is None or tensor.type != schema.TensorType.INT8:
+            continue
+        scale, zero = float(file.read(tensor.scales)[0]), int(file.read(tensor.zeros)[0])
+        limits = (-128 - zero) * scale, (127 - zero) * scale
+        if low < limits[0] - scale or high > limits[1] + scale:
+            found.append(Saturation(tensor.name, (low, high), limits))
+    return found

@@ -1,0 +1,88 @@
+"""Compares a converted base, and each task on it, with the network itself before anything is written."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from export.edge.piggyback_edge import Model
+from export.servable.folder import ExportError
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import TaskBank, TaskPack
+
+if TYPE_CHECKING:
+    from export.lite.base import PatchBase
+
+# How much features may differ, as a share of their length. What a wrong constant does is far beyond; what integers
+# cost, a test set has to show. An int8 base has the ranges of its tasks, not its own: it is compared as float32.
+_FEATURE_LIMITS = {"none": 1e-3, "float16": 5e-2, "dynamic": 0.5}
+# The same for probabilities, absolute; only of types that are exact enough for it.
+_LIMITS = {"none": 1e-3, "float16": 5e-2}
+
+
+def run_model(data: bytes | bytearray, images: np.ndarray) -> np.ndarray:
+    """Returns the output of a model, float32 `[B, ...]`, for images, float32 `[B, S, S, 3]`."""
+    interpreter = Interpreter(model_content=bytes(data), num_threads=1)
+    interpreter.allocate_tensors()
+    place, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    outputs = []
+    for image in images:
+        interpreter.set_tensor(place, image[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(result)[0].copy())
+    return np.stack(outputs)
+
+
+def check_base(base: "PatchBase", backbone: Backbone) -> None:
+    """Checks that a base.tflite gives the features of its network.
+
+    Raises:
+        ExportError: If not.
+    """
+    # With a head, nothing but zeros comes out of it before a task is installed.
+    if base.manifest.quantize in _FEATURE_LIMITS and not base.manifest.max_classes:
+        check_features(base.file.data, backbone, base.manifest.quantize)
+
+
+def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -> None:
+    """Checks that a file that ends in features gives those of its network.
+
+    Raises:
+        ExportError: If not.
+    """
+    images = _images(backbone.image_size)
+    expected = np.asarray(backbone.model(images, training=False), np.float32)
+    found = run_model(data, images)
+    difference = float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+    # Not "greater than": NaN is no number that is small enough.
+    if not difference <= _FEATURE_LIMITS[quantize]:
+        raise ExportError(
+            f"The converted base does not give the features of {backbone.name!r}: with constants of type {quantize!r} "
+            f"they differ by {difference:.1%} of their length; try another quantisation, or --design=switch."
+        )
+
+
+def check_task(model: Model, backbone: Backbone, pack: TaskPack) -> None:
+    """Checks that a patched base answers as the bank does.
+
+    Raises:
+        ExportError: If not.
+    """
+    limit = _LIMITS.get(model.base.manifest.quantize)
+    images = _images(backbone.image_size)
+    found = model.task.probabilities(run_model(model.data, images))
+    if not np.isfinite(found).all():
+        raise ExportError(f"Task {pack.task!r} gives results that are no numbers on this base.")
+    if limit is None:
+        return
+    expected = TaskBank(backbone).add(pack).predict(images, task=pack.task)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= limit:
+        raise ExportError(
+            f"Task {pack.task!r} gives other probabilities on the converted base than in the bank: they differ by "
+            f"{difference:.2g}."
+        )
+
+
+def _images(size: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)

@@ -1,0 +1,168 @@
+"""From a module with signatures to a .tflite file that says what tasks hand over to it."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import tensorflow as tf
+
+from export.lite.device_network import Changes, DeviceNetwork
+from export.lite.model_description import append_description, read_description
+from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
+from export.servable.folder import ExportError
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.files import atomic_file, write_atomically
+from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.fit import check_fits
+
+MODEL = "model.tflite"
+Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
+
+
+def export_device(
+    make_module: Callable[[DeviceNetwork], tuple[tf.Module, Signatures]],
+    design: str,
+    backbone: Backbone,
+    packs: Iterable[TaskPack],
+    output: Path,
+    *,
+    max_classes: int | None,
+    float16: bool,
+) -> list[Path]:
+    """Writes a model that takes masks as inputs, and a file with the inputs of each task.
+
+    Args:
+        make_module: Returns the module of a network, and its signatures by name.
+        design: The design's name.
+        backbone: The base; not changed.
+        packs: The tasks. What none of them changes is a constant of the model.
+        output: The folder; made if need be. Every file is written whole or not at all, the model last.
+        max_classes: For how many classes the model has room; if None for as many as the largest task has.
+        float16: Whether constants are stored in half precision.
+
+    Returns:
+        The files: first the model, then those of the tasks.
+
+    Raises:
+        PackError: If a pack is for another base, has more classes than there is room for, or two tasks have one name.
+        ExportError: If there are no packs, or LiteRT's own operators cannot compute the network.
+        ValueError: If a layer cannot be exported so.
+        OSError: If the files cannot be written.
+    """
+    packs = _checked(packs, backbone)
+    changes = Changes.of(packs, max_classes)
+    for pack in packs:
+        changes.check(pack)
+    network = DeviceNetwork(backbone, changes)
+    model = convert_signatures(*make_module(network), float16=float16)
+    layout = network.layout
+    description = {"design": design, "digest": layout.digest(), "layout": layout.to_json()}
+    output.mkdir(parents=True, exist_ok=True)
+    files = [_write_inputs(network, pack, output) for pack in packs]
+    with atomic_file(output / MODEL) as path:
+        path.write_bytes(model)
+        append_description(path, description)
+    return [output / MODEL, *files]
+
+
+def add_inputs(backbone: Backbone, packs: Iterable[TaskPack], folder: Path) -> list[Path]:
+    """Writes the inputs of more tasks for a model that is there; the model stays as it is.
+
+    Args:
+        backbone: The model's base; not changed.
+        packs: The tasks.
+        folder: The folder of the model.
+
+    Returns:
+        The files of the tasks.
+
+    Raises:
+        PackError: If the folder has no such model, the base is another one, or a task changes what is constant in it.
+        ExportError: If there are no packs.
+        OSError: If the files cannot be written.
+    """
+    found = read_description(folder / MODEL)
+    packs, layout = _checked(packs, backbone), found["layout"]
+    if layout["base_hash"] != backbone.hash:
+        raise PackError(f"The model in {str(folder)!r} is of another base than {backbone.name!r} as it is here.")
+    masked = frozenset(path for path, _ in layout["filters"])
+    changes = Changes(masked, bool(layout["norms"]), layout["bits"], layout["classes"])
+    for pack in packs:
+        changes.check(pack)
+    network = DeviceNetwork(backbone, changes)
+    if network.layout.digest() != found["digest"]:
+        raise PackError(f"The model in {str(folder)!r} was written by another version of this package; export it anew.")
+    return [_write_inputs(network, pack, folder) for pack in packs]
+
+
+def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bool) -> bytes:
+    """Returns the bytes of a .tflite file of LiteRT's own operators.
+
+    Raises:
+        ExportError: If they cannot compute a signature.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=dict(signatures))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+        converter.experimental_enable_resource_variables = True
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if float16:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            return converter.convert()
+        except Exception as error:  # noqa: BLE001 (the converter has no public exception type)
+            reason = next((line for line in str(error).splitlines() if "error:" in line), str(error).splitlines()[0])
+            raise ExportError(f"LiteRT's own operators cannot compute this network: {reason}") from error
+
+
+def head_probabilities(features: tf.Tensor, head: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Returns the softmax over the logits of a head, `[1, C]`."""
+    # A product of rank 3 is one that XNNPACK takes; see `device_layers`.
+    return tf.nn.softmax(tf.matmul(features[None], head[None])[0] + bias)
+
+
+def head_specs(network: DeviceNetwork) -> dict[str, tf.TensorSpec]:
+    """Returns what a task hands over, by name; without `mask` and `norm` if all tasks have those of the base."""
+    layout = network.layout
+    specs = {
+        "mask": tf.TensorSpec([layout.mask_bytes], tf.uint8, "mask"),
+        "norm": tf.TensorSpec([layout.norm_length], tf.float32, "norm"),
+        "head": tf.TensorSpec([layout.features, layout.classes], tf.float32, "head"),
+        "bias": tf.TensorSpec([layout.classes], tf.float32, "bias"),
+    }
+    return {name: spec for name, spec in specs.items() if spec.shape.num_elements()}
+
+
+def images_spec(network: DeviceNetwork) -> tf.TensorSpec:
+    """Returns what images are: float32 `[1, S, S, 3]` in [0, 255]."""
+    size = network.layout.image_size
+    return tf.TensorSpec([1, size, size, 3], tf.float32, "images")
+
+
+def count_classes(bias: tf.Tensor) -> tf.Tensor:
+    """Returns how many classes the head of a task has, int32 `[1]`."""
+    return tf.reduce_sum(tf.cast(bias > NO_CLASS / 2, tf.int32), axis=0, keepdims=True)
+
+
+def _write_inputs(network: DeviceNetwork, pack: TaskPack, folder: Path) -> Path:
+    """Writes what a task hands over."""
+    layout, path = network.layout, folder / f"{pack.task}{SUFFIX}"
+    inputs = TaskInputs.of(pack, network.mask_of(pack), network.norm_of(pack), layout.classes, layout.digest())
+    write_atomically(path, inputs.to_bytes())
+    return path
+
+
+def _checked(packs: Iterable[TaskPack], backbone: Backbone) -> list[TaskPack]:
+    """Returns packs that fit the base."""
+    packs, spec = list(packs), BaseSpec.of(backbone)
+    names = [pack.task for pack in packs]
+    if not packs:
+        raise ExportError("An export needs at least one task.")
+    for index, pack in enumerate(packs):
+        # A pack that is given may have been changed since it was made.
+        pack.check()
+        check_fits(pack.claims, spec)
+        if pack.task in names[:index]:
+            raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
+    return packs

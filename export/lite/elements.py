@@ -1,0 +1,148 @@
+"""From weights to the elements of constants: float32, float16, or integers with scales."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from export.lite.constants import BIAS, FACTOR, FILTER, HEAD_KERNEL_ROLE, OFFSET, Constant
+from export.lite.flatbuffer import LiteFile, Operator, Span, Tensor
+from export.lite.weights import Network, Weights
+
+_FLOAT16_MAX = 65504.0
+_INT8_MAX, _INT32_MAX = 127, 2**31 - 1
+
+
+class ElementError(ValueError):
+    """A value that a constant's type cannot hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """What a constant holds; scales and zero points are None where its type has none."""
+
+    data: np.ndarray
+    scales: np.ndarray | None = None
+    zeros: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """Turns weights into the elements of a file's constants.
+
+    Attributes:
+        file: The file; its types and its activations' scales are looked at.
+        constants: The constants by the number of their tensor.
+        network: The base.
+    """
+
+    file: LiteFile
+    constants: Mapping[int, Constant]
+    network: Network
+
+    def encode(self, constant: Constant, weights: Weights) -> Elements:
+        """Returns the elements of a constant for some weights; filters get the scales of these weights.
+
+        Raises:
+            ElementError: If a number is not finite, or too large for the type.
+        """
+        tensor, value = self.file.tensors[constant.tensor], constant.value(self.network, weights)
+        if not np.isfinite(value).all():
+            raise ElementError(f"{describe(constant)} holds numbers that are not finite.")
+        kind = tensor.data.dtype.str[1:]
+        if kind == "f4":
+            return Elements(value)
+        if kind == "f2":
+            if np.abs(value).max(initial=0) > _FLOAT16_MAX:
+                raise ElementError(f"{describe(constant)} holds {np.abs(value).max():.3g}, too large for float16.")
+            return Elements(value.astype(np.float16))
+        if kind == "i4":
+            return bias_elements(value, self.bias_scales(constant.tensor, weights))
+        if constant.role in (FILTER, HEAD_KERNEL_ROLE):
+            scales = self.filter_scales(constant, value)
+            return Elements(_quantised(value, self._spread(constant, scales), _INT8_MAX, np.int8), scales)
+        return _asymmetric(value)
+
+    def filter_scales(self, constant: Constant, value: np.ndarray) -> np.ndarray:
+        """Returns the scales of a filter with these values, float32: one for each channel, or one."""
+        channels, inner = constant.channels(self.network)
+        most = np.abs(value.reshape(-1, channels, inner)).max(axis=(0, 2))
+        if self.file.tensors[constant.tensor].scales.count == 1:
+            most = most.max(keepdims=True)
+        # A channel of zeros has any scale.
+        return np.where(most > 0, most / np.float32(_INT8_MAX), np.float32(1)).astype(np.float32)
+
+    def bias_scales(self, bias: int, weights: Weights) -> np.ndarray:
+        """Returns the scales of a quantised bias: those of its filter for these weights, times that of the input."""
+        inputs, kernel = next(
+            (data, kernel) for data, kernel, each in map(filter_inputs, self.file.operators) if each == bias
+        )
+        factor = self.file.read(self.file.tensors[inputs].scales)[0]
+        if kernel in self.constants:
+            constant = self.constants[kernel]
+            return factor * self.filter_scales(constant, constant.value(self.network, weights))
+        return factor * self.file.read(self.file.tensors[kernel].scales)
+
+    def _spread(self, constant: Constant, scales: np.ndarray) -> np.ndarray:
+        """Returns the scale of each element of a filter, in a shape that divides its values `[n]`."""
+        channels, inner = constant.channels(self.network)
+        size = self.file.tensors[constant.tensor].data.count
+        if scales.size == 1:
+            return scales
+        return np.tile(np.repeat(scales, inner), size // (channels * inner))
+
+
+def filter_inputs(operator: Operator) -> tuple[int, int, int]:
+    """Returns the numbers of the tensors of an operator's data, filter and bias; -1 for those that it has not."""
+    inputs = (*operator.inputs, -1, -1, -1)
+    if operator.code == schema.BuiltinOperator.TRANSPOSE_CONV:
+        return inputs[2], inputs[1], inputs[3]
+    known = (
+        schema.BuiltinOperator.CONV_2D,
+        schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+        schema.BuiltinOperator.FULLY_CONNECTED,
+    )
+    return inputs[:3] if operator.code in known else (-1, -1, -1)
+
+
+def bias_elements(value: np.ndarray, scales: np.ndarray) -> Elements:
+    """Returns the elements of a bias with these scales, one for each number or one for all."""
+    return Elements(_quantised(value, scales, _INT32_MAX, np.int32), scales.astype(np.float32))
+
+
+def describe(constant: Constant) -> str:
+    """Returns what a constant is, for errors."""
+    names = {FILTER: constant.kernel, BIAS: constant.norm, FACTOR: constant.norm, OFFSET: constant.norm}
+    return (
+        f"The {constant.role} {names.get(constant.role) or ''!r}" if constant.role in names else f"The {constant.role}"
+    )
+
+
+def write_elements(file: LiteFile, tensor: Tensor, elements: Elements) -> None:
+    """Writes a constant, and scales and zero points if it has some."""
+    for span, values in elements_of(tensor, elements):
+        file.write(span, values)
+
+
+def elements_of(tensor: Tensor, elements: Elements) -> list[tuple[Span, np.ndarray]]:
+    """Returns the parts of a file that a constant takes, with what belongs there."""
+    parts = [(tensor.data, elements.data)]
+    if elements.scales is not None:
+        parts.append((tensor.scales, elements.scales))
+    if elements.zeros is not None:
+        parts.append((tensor.zeros, elements.zeros))
+    return parts
+
+
+def _quantised(value: np.ndarray, scales: np.ndarray, most: int, dtype: type) -> np.ndarray:
+    return np.clip(np.rint(value / scales.astype(np.float64)), -most, most).astype(dtype)
+
+
+def _asymmetric(value: np.ndarray) -> Elements:
+    """Returns int8 elements with one scale and zero point, in whose range is 0."""
+    low, high = min(0.0, float(value.min())), max(0.0, float(value.max()))
+    scale = np.float32((high - low) / 255) if high > low else np.float32(1)
+    zero = int(np.clip(np.rint(-128 - low / scale), -128, 127))
+    data = np.clip(np.rint(value / np.float64(scale)) + zero, -128, 127).astype(np.int8)
+    return Elements(data, np.array([scale], np.float32), np.array([zero], np.int64))

@@ -1,0 +1,48 @@
+"""The folder of an export for LiteRT: written whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from export.servable.folder import ExportError
+
+BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yields a temporary folder, which becomes `output` when the block ends well.
+
+    Args:
+        output: The folder to write; the one it is in is made if need be.
+
+    Raises:
+        ExportError: If there is something at this place that is no empty folder.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(
+            f"--output={output}: this is there already, and a base that devices may have is never overwritten. Name a "
+            "new folder, or add a task to this base with --base."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp", dir=output.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        temporary.replace(output)
+        _flush(output.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

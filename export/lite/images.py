@@ -1,0 +1,43 @@
+"""Images for the ranges of int8."""
+
+import numpy as np
+
+from export.servable.folder import ExportError
+from piggyback_tf.data import load_data, make_dataset, surface_data_errors
+from piggyback_tf.packs import TaskPack
+
+
+def representative_images(specs: str, packs: list[TaskPack], count: int) -> list[np.ndarray]:
+    """Returns images for each task, prepared as the task says, float32 `[N, S, S, 3]`.
+
+    Args:
+        specs: A data spec for all tasks, or one for each by comma.
+        packs: The tasks.
+        count: How many images of each; fewer if there are no more. They are spread over the training split.
+
+    Raises:
+        ExportError: If there are neither one nor as many specs as packs.
+        DataError: If the images cannot be read.
+    """
+    given = specs.split(",")
+    if len(given) not in (1, len(packs)):
+        raise ExportError(
+            f"representative_data has {len(given)} data specs for {len(packs)} packs; give one, or one for each."
+        )
+    given = given if len(given) == len(packs) else given * len(packs)
+    return [_images(spec, pack, count) for spec, pack in zip(given, packs, strict=True)]
+
+
+def _images(spec: str, pack: TaskPack, count: int) -> np.ndarray:
+    source = load_data(spec).train
+    with surface_data_errors():
+        batches = make_dataset(source, pack.eval_augment, batch_size=1, training=False, cache="none")
+        step = max(1, len(source.labels) // count)
+        chosen = [images.numpy()[0] for images, _ in batches.shard(step, 0).take(count)]
+    images = np.stack(chosen).astype(np.float32)
+    if images.shape[1:3] != (pack.image_size, pack.image_size):
+        raise ExportError(
+            f"Task {pack.task!r} prepares images of {spec!r} to {images.shape[1]}x{images.shape[2]} pixels, and its "
+            f"base takes {pack.image_size}x{pack.image_size}."
+        )
+    return images

@@ -1,0 +1,37 @@
+"""What can be chosen about an export for LiteRT."""
+
+import dataclasses
+
+from export.lite.convert import QUANTIZATIONS
+from piggyback_tf.methods.base import option
+from piggyback_tf.registry import unknown_name_message
+
+DESIGNS = ("patch", "switch", "input")
+
+
+@dataclasses.dataclass(frozen=True)
+class LiteOptions:
+    """Settings of an export; the fields are flags of `python -m export.litert`.
+
+    Raises:
+        ValueError: If one is not valid.
+    """
+
+    design: str = option("patch", "How tasks get into the model: patch, switch or input; see docs/litert.md.")
+    quantize: str = option("none", "Type of the weights: none (float32), float16, dynamic or int8.")
+    max_classes: int = option(0, "Make the head a part of the graph, with room for so many classes; 0: the runtime's.")
+    compress: bool = option(False, "Code the masks in files of tasks: smaller, and slower to read.")
+    representative_data: str = option("", "Images for the ranges of int8: a data spec, or one for each pack, by comma.")
+    representative_images: int = option(100, "How many of them for each task.")
+
+    def __post_init__(self) -> None:
+        if self.design not in DESIGNS:
+            raise ValueError(unknown_name_message("design", str(self.design), list(DESIGNS)))
+        if self.quantize not in QUANTIZATIONS:
+            raise ValueError(unknown_name_message("quantisation", str(self.quantize), list(QUANTIZATIONS)))
+        for name, least in (("max_classes", 0), ("representative_images", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}. Received: {name}={value!r}.")
+        if self.quantize == "int8" and not self.representative_data:
+            raise ValueError("quantize=int8 needs images to find the ranges: representative_data is missing.")

@@ -1,0 +1,179 @@
+"""The design `patch`: one base.tflite, and for each task a file by which its constants are changed on the device."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from export.edge import piggyback_edge
+from export.edge.manifest import manifest_bytes, manifest_json
+from export.edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
+from export.edge.task_file import task_bytes
+from export.lite.base import PatchBase, constants_from_json, make_float_file
+from export.lite.calibrate import Saturation, corresponding, find_ranges, find_saturation
+from export.lite.check import check_base, check_task
+from export.lite.flatbuffer import LiteFile
+from export.lite.folder import BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX, new_folder
+from export.lite.images import representative_images
+from export.lite.options import LiteOptions
+from export.lite.tasks import check_pack, make_task, task_weights
+from export.lite.weights import Network
+from export.servable.folder import ExportError
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.files import write_atomically
+from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.fit import check_fits
+
+PackSource = TaskPack | str | os.PathLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """What `add_task` wrote.
+
+    Attributes:
+        path: The task's file.
+        quantize: The base's quantisation.
+        saturation: Activations that the int8 ranges of the base do not hold; None if they were not looked at, since the
+            base is not int8 or there were no images.
+    """
+
+    path: Path
+    quantize: str
+    saturation: list[Saturation] | None
+
+
+def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, options: LiteOptions) -> Path:
+    """Writes `base.tflite`, its manifest and a file for each task.
+
+    Args:
+        backbone: The base; not changed.
+        packs: Packs for this base, or their files.
+        output: The folder, which must not be there, or be empty.
+        options: What can be chosen.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PackError: If a pack is for another base, or two tasks have one name.
+        ExportError: If something cannot work: the message says what and why.
+        DataError: If the images for int8 cannot be read.
+        ValueError: If what conversion makes of the base cannot be patched.
+        OSError: If the files cannot be written.
+    """
+    network = Network.of(backbone, options.max_classes)
+    tasks = load_packs(packs, backbone, network)
+    with new_folder(Path(output)) as folder:
+        images = []
+        if options.quantize == "int8":
+            images = representative_images(options.representative_data, tasks, options.representative_images)
+        base = PatchBase.make(
+            backbone, network, options.quantize, options.max_classes, lambda: task_weights(network, tasks, images)
+        )
+        check_base(base, backbone)
+        device = Base(bytes(base.file.data), base.manifest)
+        model = Model(device)
+        shutil.copyfile(piggyback_edge.__file__, folder / Path(piggyback_edge.__file__).name)
+        (folder / BASE_FILE).write_bytes(device.data)
+        (folder / MANIFEST_FILE).write_bytes(manifest_bytes(base.manifest))
+        about = {"base": backbone.name, "weights": backbone.weights, "preprocessing": backbone.preprocessing}
+        document = manifest_json(base.manifest, [slot.to_json() for slot in base.slots], about)
+        (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for pack in tasks:
+            content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
+            model.install(Task.from_bytes(content, base.manifest))
+            check_task(model, backbone, pack)
+            (folder / f"{pack.task}{TASK_SUFFIX}").write_bytes(content)
+    return Path(output)
+
+
+def add_task(backbone: Backbone, pack: PackSource, base_file: Path, output: Path | None, options: LiteOptions) -> Added:
+    """Writes the file of a new task for a base that devices have.
+
+    Args:
+        backbone: The base.
+        pack: The task's pack, or its file.
+        base_file: `base.tflite`, with its two manifests beside it; none of them is changed.
+        output: The folder of the new file; that of the base if None.
+        options: `compress`, `representative_data` and `representative_images` are looked at.
+
+    Raises:
+        As `export_patch`, and ExportError if the base is another one, or its manifest is damaged.
+    """
+    base = read_base(backbone, base_file)
+    (task,) = load_packs([pack], backbone, base.network)
+    content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
+    model = Model(Base(bytes(base.file.data), base.manifest, verify=False))
+    model.install(Task.from_bytes(content, base.manifest))
+    check_task(model, backbone, task)
+    saturation = None
+    if base.manifest.quantize == "int8" and options.representative_data:
+        images = representative_images(options.representative_data, [task], options.representative_images)
+        saturation = _saturation(base, backbone, task, images)
+    path = (base_file.parent if output is None else Path(output)) / f"{task.task}{TASK_SUFFIX}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return Added(path, base.manifest.quantize, saturation)
+
+
+def read_base(backbone: Backbone, base_file: Path) -> PatchBase:
+    """Reads what `export_patch` wrote of a base.
+
+    Raises:
+        ExportError: If it is damaged, or made of another base than `backbone`.
+    """
+    try:
+        manifest = Manifest.load(base_file.parent / MANIFEST_FILE)
+        device = Base(base_file.read_bytes(), manifest)
+        document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))
+        if document["base_sha256"] != manifest.base_sha256.hex():
+            raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")
+        constants = constants_from_json(document["constants"])
+    except EdgeError as error:
+        raise ExportError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
+    if manifest.base_hash.hex() != backbone.hash:
+        raise ExportError(
+            f"{str(base_file)!r} was made of another base: its hash is {manifest.base_hash.hex()[:12]}..., and that of "
+            f"{backbone.name!r} with weights {backbone.weights!r} is {backbone.hash[:12]}...."
+        )
+    network = Network.of(backbone, manifest.max_classes)
+    base = PatchBase.of(LiteFile(device.data), network, constants, backbone, manifest.quantize, manifest.max_classes)
+    if base.manifest != manifest:
+        raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} does not fit {MANIFEST_FILE}.")
+    return base
+
+
+def load_packs(packs: Sequence[PackSource], backbone: Backbone, network: Network) -> list[TaskPack]:
+    """Returns packs that fit a base and can be put on a device.
+
+    Raises:
+        PackError: If one does not fit, or two tasks have one name.
+        ExportError: If there are none, or one has too many classes.
+    """
+    spec, found = BaseSpec.of(backbone), []
+    for source in packs:
+        pack = source if isinstance(source, TaskPack) else TaskPack.load(source, spec)
+        pack.check()
+        check_fits(pack.claims, spec)
+        check_pack(pack, network)
+        if pack.task in {other.task for other in found}:
+            raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
+        found.append(pack)
+    if not found:
+        raise ExportError("An export needs at least one task.")
+    return found
+
+
+def _saturation(base: PatchBase, backbone: Backbone, pack: TaskPack, images: list[np.ndarray]) -> list[Saturation]:
+    """Returns the activations of a task that the ranges of an int8 base do not hold."""
+    file, constants = make_float_file(backbone, base.network, "none")
+    pairs = corresponding(file, base.file)
+    ranges = find_ranges(file, constants, base.network, task_weights(base.network, [pack], images))
+    return find_saturation(base.file, pairs, ranges)

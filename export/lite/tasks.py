@@ -1,0 +1,157 @@
+"""From a task's pack to what it changes in a base."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from export.edge.piggyback_edge import FILTER as FILTER_KIND
+from export.edge.piggyback_edge import TERNARY, Task
+from export.edge.task_file import pack_mask
+from export.lite.base import PatchBase, Slot
+from export.lite.constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
+from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
+from export.lite.elements import describe
+from export.lite.weights import Network, Weights
+from export.servable.folder import ExportError
+from piggyback_tf.packs import PackError, TaskPack
+
+# By how much more than the base's a task's batch norm may multiply a channel; beyond, the base's is as good as zero.
+_LARGEST_RATIO = 1e6
+_HEAD_ROLES = (HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE)
+
+
+def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dict[str, np.ndarray]:
+    """Returns all weights of a task's network by path, float32.
+
+    Args:
+        network: The base.
+        pack: The task.
+        masked: Whether kernels are masked.
+    """
+    weights = network.weights | pack.norm
+    if masked:
+        for path in pack.masks:
+            weights[path] = np.where(pack.mask(path) == 0, np.float32(0), network.weights[path] * pack.mask(path))
+    if HEAD_KERNEL in weights:
+        classes = len(pack.class_names)
+        for path, value in ((HEAD_KERNEL, pack.head["kernel"]), (HEAD_BIAS, pack.head["bias"])):
+            weights[path] = np.zeros_like(network.weights[path])
+            weights[path][..., :classes] = value
+    return weights
+
+
+def check_pack(pack: TaskPack, network: Network) -> None:
+    """Checks that a pack, which fits the base, can be put on a device.
+
+    Raises:
+        PackError: If it masks what is no kernel.
+        ExportError: If it has too many classes.
+    """
+    if foreign := [path for path in pack.masks if path not in network.kernels]:
+        raise PackError(
+            f"Task {pack.task!r} has a mask for {foreign[0]!r}, which belongs to no kind of layer that an export "
+            "masks: Dense, Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose."
+        )
+    if HEAD_KERNEL in network.weights:
+        room = network.weights[HEAD_KERNEL].shape[1]
+        if len(pack.class_names) > room:
+            raise ExportError(f"Task {pack.task!r} has {len(pack.class_names)} classes; the base has room for {room}.")
+
+
+def make_task(base: PatchBase, pack: TaskPack) -> Task:
+    """Returns what a task changes in a base.
+
+    Raises:
+        ExportError: If its batch norm cannot be put into the base's filters.
+        ElementError: If a number is too large for the type of its constant.
+    """
+    network = base.network
+    weights = own_weights(network, pack, masked=False)
+    changed = {
+        path
+        for path, norm in network.norms.items()
+        if any(not np.array_equal(weights[f"{path}/{name}"], network.weights[f"{path}/{name}"]) for name in norm.names)
+    }
+    ternary = pack.mask_kind == "ternary"
+    masks, ratios, new_bytes = {}, {}, {}
+    for place, slot in enumerate(base.slots):
+        constant = slot.constant
+        if slot.entry.kind == FILTER_KIND and constant.kernel in pack.masks:
+            masks[place] = pack_mask(pack.mask(constant.kernel), constant.order, ternary)
+        if constant.role in _HEAD_ROLES:
+            new_bytes[place] = _head_bytes(base, slot, weights, len(pack.class_names))
+        elif constant.norm in changed:
+            if slot.entry.kind != FILTER_KIND:
+                new_bytes[place] = _part(base, slot, weights).tobytes()
+            elif (ratio := _ratios(base, slot, weights, pack)) is not None:
+                ratios[place] = ratio
+    inside = HEAD_KERNEL in network.weights
+    return Task(
+        name=pack.task,
+        labels=tuple(pack.class_names),
+        augment=pack.eval_augment,
+        base_name=pack.base_name,
+        preprocessing=pack.preprocessing,
+        flags=TERNARY if ternary else 0,
+        masks=masks,
+        ratios=ratios,
+        new_bytes=new_bytes,
+        kernel=None if inside else pack.head["kernel"],
+        bias=None if inside else pack.head["bias"],
+        nbytes=0,
+    )
+
+
+def _part(base: PatchBase, slot: Slot, weights: Weights) -> np.ndarray:
+    """Returns what belongs into an entry that is no filter."""
+    if slot.constant.role == FILTER:
+        return _scales_of(base, slot, weights)
+    return getattr(base.encoder.encode(slot.constant, weights), slot.part)
+
+
+def _scales_of(base: PatchBase, slot: Slot, weights: Weights) -> np.ndarray:
+    """Returns the scales of a quantised filter, which keeps its numbers."""
+    if slot.entry.size != slot.constant.channels(base.network)[0]:
+        raise ExportError(
+            f"{describe(slot.constant)} has one scale for all channels in this quantisation, so that a task cannot "
+            "have its own batch norm; export with --quantize=none or float16."
+        )
+    return base.encoder.filter_scales(slot.constant, slot.constant.value(base.network, weights))
+
+
+def _head_bytes(base: PatchBase, slot: Slot, weights: Weights, classes: int) -> bytes:
+    """Returns what belongs into an entry of the head: of its numbers only those of the task's classes."""
+    values = _part(base, slot, weights)
+    if slot.part == "data":
+        values = values[: values.size // base.manifest.max_classes * classes]
+    return values.tobytes()
+
+
+def _ratios(base: PatchBase, slot: Slot, weights: Weights, pack: TaskPack) -> np.ndarray | None:
+    """Returns by what a task's batch norm multiplies the channels of a filter; None if by nothing."""
+    constant = slot.constant
+    norm = base.network.norms[constant.norm]
+    own, old = norm.factor(weights), norm.factor(base.network.weights)
+    small = np.abs(old) * _LARGEST_RATIO <= np.abs(own)
+    if (small & (own != old)).any():
+        channel = int(np.flatnonzero(small & (own != old))[0])
+        raise ExportError(
+            f"Task {pack.task!r} has its own batch norm, and gamma of channel {channel} of {constant.norm!r} is so "
+            f"near zero in the base ({old[channel]:.3g} over the deviation) that the filters, into which it is folded, "
+            "do not hold what the task needs; use --design=switch or --design=input."
+        )
+    ratios = np.where(own == old, np.float32(1), own / np.where(old == 0, np.float32(1), old)).astype(np.float32)
+    if slot.entry.dtype == np.int8:
+        signs = np.where(ratios < 0, np.float32(-1), np.float32(1))
+        return signs if (signs < 0).any() else None
+    # Says so if a number is too large for the type.
+    base.encoder.encode(constant, weights)
+    return ratios
+
+
+def task_weights(
+    network: Network, packs: list[TaskPack], images: list[np.ndarray]
+) -> Iterator[tuple[Weights, np.ndarray]]:
+    """Yields for each task all its weights, and its images."""
+    for pack, own in zip(packs, images, strict=True):
+        yield own_weights(network, pack), own

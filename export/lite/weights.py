@@ -1,0 +1,141 @@
+"""The weights of a base that a task can change, and what conversion makes of them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
+from piggyback_tf.backbones import Backbone, named_layers, named_variables
+from piggyback_tf.masking.layers import MASKED_LAYERS
+
+Weights = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel that can be masked.
+
+    Attributes:
+        path: Its canonical path.
+        shape: Its shape.
+        outputs: The dimensions that number its output channels.
+        bias: The path of its layer's bias; None if there is none.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    outputs: tuple[int, ...]
+    bias: str | None
+
+    @property
+    def channels(self) -> int:
+        """How many output channels it has."""
+        return math.prod(self.shape[axis] for axis in self.outputs)
+
+    def channel_view(self, factors: np.ndarray) -> np.ndarray:
+        """Returns numbers, one for each output channel, in a shape that multiplies the kernel."""
+        return factors.reshape([side if axis in self.outputs else 1 for axis, side in enumerate(self.shape)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A batch norm layer, which in inference is `x * factor + offset`.
+
+    Attributes:
+        path: The layer's canonical path.
+        epsilon: What is added to the variance.
+        names: The names of its variables: `moving_mean`, `moving_variance`, perhaps `gamma` and `beta`.
+    """
+
+    path: str
+    epsilon: float
+    names: frozenset[str]
+
+    def factor(self, weights: Weights) -> np.ndarray:
+        """Returns the factor of each channel, float32."""
+        variance = weights[f"{self.path}/moving_variance"].astype(np.float64)
+        gamma = weights[f"{self.path}/gamma"] if "gamma" in self.names else 1.0
+        return (gamma / np.sqrt(variance + self.epsilon)).astype(np.float32)
+
+    def offset(self, weights: Weights) -> np.ndarray:
+        """Returns the offset of each channel, float32."""
+        mean = weights[f"{self.path}/moving_mean"].astype(np.float64)
+        beta = weights[f"{self.path}/beta"] if "beta" in self.names else 0.0
+        return (beta - mean * self.factor(weights)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """The kernels, batch norm layers and weights of a base.
+
+    Attributes:
+        kernels: Kernels by path.
+        norms: Batch norm by the layer's path.
+        weights: All weights by path, float32 or of their own dtype.
+    """
+
+    kernels: dict[str, Kernel]
+    norms: dict[str, Norm]
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, backbone: Backbone, max_classes: int = 0) -> "Network":
+        """Returns what is in a base, and the kernel of a head for so many classes if the graph has one.
+
+        Raises:
+            ValueError: If a kernel or a variable of batch norm is not float32.
+        """
+        weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
+        kernels, norms = {}, {}
+        for path, layer in named_layers(backbone.model):
+            if type(layer) in MASKED_LAYERS:
+                for name in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS:
+                    if (kernel := f"{path}/{name}") in weights:
+                        kernels[kernel] = _kernel(kernel, path, layer, name, weights)
+            elif isinstance(layer, keras.layers.BatchNormalization) and f"{path}/moving_mean" in weights:
+                names = frozenset(key.rpartition("/")[2] for key in weights if key.rpartition("/")[0] == path)
+                norms[path] = Norm(path, layer.epsilon, names)
+        for path in (*kernels, *(f"{norm.path}/{name}" for norm in norms.values() for name in norm.names)):
+            if weights[path].dtype != np.float32:
+                raise ValueError(
+                    f"Weight {path!r} of {backbone.name!r} is {weights[path].dtype}; a base is exported if its kernels "
+                    "and batch norm are float32."
+                )
+        if max_classes:
+            weights[HEAD_KERNEL] = np.zeros((backbone.feature_dim, max_classes), np.float32)
+            weights[HEAD_BIAS] = np.zeros(max_classes, np.float32)
+        return cls(kernels, norms, weights)
+
+    def marked(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Returns random weights for all that a task can change.
+
+        A constant that conversion makes of them can be told from every other; no two are equal, so that none is shared
+        with another layer, and none is so simple that conversion leaves an operator out.
+        """
+        rng = np.random.default_rng(seed)
+        marks = {path: rng.standard_normal(kernel.shape) for path, kernel in self.kernels.items()}
+        for norm in self.norms.values():
+            for name in sorted(norm.names):
+                path = f"{norm.path}/{name}"
+                positive = name in ("gamma", "moving_variance")
+                shape = self.weights[path].shape
+                marks[path] = rng.uniform(0.5, 1.5, shape) if positive else rng.standard_normal(shape)
+        for path in (HEAD_KERNEL, HEAD_BIAS):
+            if path in self.weights:
+                marks[path] = rng.standard_normal(self.weights[path].shape)
+        return {path: value.astype(np.float32) for path, value in marks.items()}
+
+
+def _kernel(path: str, owner: str, layer: keras.Layer, name: str, weights: Weights) -> Kernel:
+    """Returns the kernel `name` of a layer."""
+    last = len(weights[path].shape) - 1
+    if isinstance(layer, keras.layers.DepthwiseConv2D) or name == "depthwise_kernel":
+        outputs = (last - 1, last)
+    else:
+        outputs = (last - 1,) if isinstance(layer, keras.layers.Conv2DTranspose) else (last,)
+    # The bias of a separable convolution comes after its second kernel.
+    bias = f"{owner}/bias" if f"{owner}/bias" in weights and name != "depthwise_kernel" else None
+    return Kernel(path, tuple(weights[path].shape), outputs, bias)

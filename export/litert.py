@@ -1,0 +1,168 @@
+"""One base and any number of tasks for a device, as LiteRT models.
+
+    python -m export.litert --packs=a.task.safetensors,b.task.safetensors --output=DIR
+    python -m export.litert --packs=c.task.safetensors --base=DIR/base.tflite
+
+The first writes what `--design` says; with `patch` `base.tflite`, its manifest, and a file `<task>.edge` for each task,
+and a copy of the patcher for the device. The second writes only the file of a new task for a base that is already in
+the field. See docs/litert.md.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+
+from export.edge.piggyback_edge import EdgeError
+from export.lite.options import LiteOptions
+from export.lite.patch import Added, add_task, export_patch
+from export.packs import find_packs, load_base_of
+from export.servable.folder import ExportError
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.commands.common import UsageError
+from piggyback_tf.data import DataError
+from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
+from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+
+FLAGS = flags.FLAGS
+# Where the designs are that take masks as inputs, to be imported when they are asked for.
+_INPUT_DESIGNS = {
+    "switch": ("export.lite.switch", "export_switch"),
+    "input": ("export.lite.stateless", "export_stateless"),
+}
+
+
+def export_litert(
+    backbone: Backbone,
+    packs: Sequence[TaskPack | str | os.PathLike],
+    output: str | os.PathLike,
+    options: LiteOptions | None = None,
+) -> Path:
+    """Writes a base and tasks for LiteRT, whole or not at all.
+
+    Args:
+        backbone: The base; not changed.
+        packs: Packs for this base, or their files or URLs.
+        output: The export's folder, which must not be there, or be empty.
+        options: What can be chosen, the design among it; `LiteOptions()` if None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        PackError: If a pack is for another base, or two tasks have one name.
+        ExportError: If something cannot work; the message says what and why.
+        DataError: If images cannot be read or prepared.
+        ValueError: If the base cannot be exported.
+        OSError: If the files cannot be written.
+    """
+    options = options or LiteOptions()
+    if options.design == "patch":
+        export_patch(backbone, list(packs), Path(output), options)
+        return Path(output)
+    _check_input_design(options)
+    module, function = _INPUT_DESIGNS[options.design]
+    spec = BaseSpec.of(backbone)
+    loaded = [pack if isinstance(pack, TaskPack) else TaskPack.load(pack, spec) for pack in packs]
+    getattr(importlib.import_module(module), function)(
+        backbone,
+        loaded,
+        Path(output),
+        max_classes=options.max_classes or None,
+        float16=options.quantize == "float16",
+    )
+    return Path(output)
+
+
+def _check_input_design(options: LiteOptions) -> None:
+    """Refuses what does not work with masks as inputs.
+
+    Raises:
+        ExportError: With the first thing.
+    """
+    if options.quantize in ("dynamic", "int8"):
+        raise ExportError(
+            f"--quantize={options.quantize} does not go with --design={options.design}: LiteRT's integer convolutions "
+            "take constant filters only, and here they are computed from the mask. Use --design=patch, or "
+            "--quantize=none or float16."
+        )
+    if options.compress or options.representative_data:
+        name = "compress" if options.compress else "representative_data"
+        raise ExportError(f"--{name} is for --design=patch; leave it out with --design={options.design}.")
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define_base_flags()
+    define_config_flags(LiteOptions)
+    flags.DEFINE_list("packs", None, "Packs: files, URLs, folders or glob patterns.", required=True)
+    flags.DEFINE_string(
+        "output", None, "Folder of the export; with --base that of the new file, by default the base's."
+    )
+    flags.DEFINE_string("base", None, "base.tflite of design patch, with its manifests, that the tasks are added to.")
+
+
+def run() -> list[str]:
+    """Does what the flags say and returns the lines to print."""
+    files = find_packs(FLAGS.packs)
+    if FLAGS.base is not None:
+        return _run_base(files)
+    if FLAGS.output is None:
+        raise UsageError("--output is missing: the folder of the export.")
+    options = read_config(LiteOptions)
+    backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
+    return [str(export_litert(backbone, files, FLAGS.output, options))]
+
+
+def _run_base(files: Sequence[str]) -> list[str]:
+    """Adds tasks to a base; what decides the base's form is not to be given again."""
+    for name in ("design", "quantize", "max_classes"):
+        if FLAGS[name].present:
+            raise UsageError(f"--{name} is decided by the base; leave it out with --base.")
+    if not Path(FLAGS.base).is_file():
+        raise UsageError(f"--base={FLAGS.base}: there is no such file.")
+    options = read_config(LiteOptions)
+    backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
+    output = None if FLAGS.output is None else Path(FLAGS.output)
+    lines = []
+    for file in files:
+        lines += _describe(add_task(backbone, file, Path(FLAGS.base), output, options), options)
+    return lines
+
+
+def _describe(added: Added, options: LiteOptions) -> list[str]:
+    """Returns the file of a task, and what is to be said about the ranges of an int8 base."""
+    lines = [str(added.path)]
+    if added.saturation is None:
+        if added.quantize == "int8":
+            lines.append("  ranges not checked: without --representative_data it is not known what would saturate")
+        return lines
+    if not added.saturation:
+        return [*lines, f"  no activation leaves the base's ranges on {options.representative_images} images or fewer"]
+    for found in added.saturation:
+        lines.append(
+            f"  SATURATES: {found.tensor.partition(';')[0]} reaches [{found.reaches[0]:.3g}, {found.reaches[1]:.3g}], "
+            f"and the base holds [{found.limits[0]:.3g}, {found.limits[1]:.3g}]"
+        )
+    return lines
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
+    try:
+        lines = run()
+    except (UsageError, PackError, ExportError, EdgeError, DataError, ValueError, OSError, flags.Error) as error:
+        print(f"export.litert: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

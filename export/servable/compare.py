@@ -1,0 +1,112 @@
+"""Compares a SavedModel with the task bank, on one task at a time."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.data import decode_image, parse_augment
+from piggyback_tf.packs import TaskBank
+
+LIMIT = 1e-5
+_ENCODED = (".jpg", ".jpeg", ".png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """An export and the bank on one task.
+
+    Attributes:
+        task: The task's name.
+        pixels: The largest difference of a probability, with images as pixels.
+        files: The largest difference of a score, with images as files; None if no file was a JPEG or PNG.
+        labels: Whether all labels were those of the bank.
+        export_ms: Milliseconds an image of the export, pixels in batches.
+        bank_ms: The same of the bank.
+    """
+
+    task: str
+    pixels: float
+    files: float | None
+    labels: bool
+    export_ms: float
+    bank_ms: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the export answers as the bank does."""
+        return max(self.pixels, self.files or 0.0) <= LIMIT and self.labels
+
+
+def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_size: int = 32) -> Comparison:
+    """Compares the answers of an export to images with those of the bank.
+
+    Args:
+        model: The loaded export.
+        bank: A bank with the task.
+        task: The task's name.
+        files: Image files, at least one.
+        batch_size: Images of a call.
+
+    Raises:
+        DataError: If a file is no image, or cannot be prepared for the task.
+    """
+    by_name, encoded = model.signatures["by_name"], model.signatures["encoded"]
+    dtype = by_name.structured_input_signature[1]["images"].dtype
+    k = encoded.structured_outputs["scores"].shape[1]
+    pixels, scores, labels = 0.0, None, True
+    seconds = {"export": [], "bank": []}
+    for start in range(0, len(files), batch_size):
+        part = list(files[start : start + batch_size])
+        data = [path.read_bytes() for path in part]
+        images = np.stack([prepare(*each, bank.info(task)["eval_augment"]) for each in zip(data, part, strict=True)])
+        expected = timed(seconds["bank"], lambda images=images: bank.predict(images, task=task, batch_size=batch_size))
+        inputs = tf.constant(images, dtype), tf.constant([task] * len(images))
+        found = timed(seconds["export"], lambda pair=inputs: by_name(images=pair[0], task=pair[1])["probabilities"])
+        width = expected.shape[1]
+        # Columns behind the task's classes are 0.
+        found = found.numpy()
+        pixels = max(pixels, float(np.abs(found[:, :width] - expected).max()), float(found[:, width:].max(initial=0)))
+        chosen = [index for index, path in enumerate(part) if path.suffix.lower() in _ENCODED]
+        if chosen:
+            answer = encoded(image_bytes=tf.constant([data[i] for i in chosen]), task=tf.constant([task] * len(chosen)))
+            best = bank.top_k(images[chosen], task=task, k=k, batch_size=batch_size)
+            difference, same = _compare_best(answer, best)
+            scores, labels = max(scores or 0.0, difference), labels and same
+    times = {name: 1e3 * float(np.sum(values)) / len(files) for name, values in seconds.items()}
+    return Comparison(task, pixels, scores, labels, times["export"], times["bank"])
+
+
+def timed(seconds: list[float], call: Callable[[], Any]) -> Any:
+    """Calls twice and notes the time of the second call: the first of a kind plans the graph."""
+    call()
+    started = time.perf_counter()
+    result = call()
+    seconds.append(time.perf_counter() - started)
+    return result
+
+
+def prepare(data: bytes, path: Path, augment: str) -> np.ndarray:
+    image = decode_image(data, str(path))
+    for operation in parse_augment(augment):
+        image = operation.apply(image)
+    return image
+
+
+def _compare_best(answer: dict[str, tf.Tensor], best: list[list[tuple[str, float]]]) -> tuple[float, bool]:
+    """Returns the largest difference of scores, and whether labels agree but for the order of equal scores."""
+    difference, same = 0.0, True
+    for labels, scores, row in zip(answer["labels"].numpy(), answer["scores"].numpy(), best, strict=True):
+        expected = np.array([score for _, score in row])
+        difference = max(difference, float(np.abs(scores[: len(row)] - expected).max()))
+        by_label = dict(row)
+        for label, score in zip(labels[: len(row)], scores, strict=False):
+            # Two classes within the limit of one another may come in either order, or the last may be left out.
+            near = np.abs(expected - score).min() <= LIMIT
+            same &= abs(by_label.get(label.decode(), expected[-1]) - score) <= LIMIT and bool(near)
+        same &= not any(labels[len(row) :])
+    return difference, same

@@ -1,0 +1,164 @@
+"""What the patcher for devices makes of a base: in memory, on disk, and where it is killed."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.edge import piggyback_edge
+from export.edge.manifest import manifest_bytes
+from export.edge.piggyback_edge import EdgeError, Model, main
+from export.edge.task_file import task_bytes
+
+PATCHER = Path(piggyback_edge.__file__)
+
+
+def _by_rule(base, task):
+    """Returns the patched bytes, one element at a time, as docs/edge-format.md says."""
+    out = bytearray(base.data)
+    for place, entry in enumerate(base.manifest.entries):
+        for i in range(entry.size):
+            width = entry.dtype.itemsize
+            part = slice(entry.offset + i * width, entry.offset + (i + 1) * width)
+            value = np.frombuffer(base.data[part], entry.dtype)[0]
+            if place in task.ratios:
+                ratio = task.ratios[place][i // entry.inner % entry.channels]
+                if width == 1:
+                    value = np.int8(value * int(ratio))
+                else:
+                    product = np.float32(value) * ratio
+                    value = product.astype(entry.dtype)
+                    if np.isinf(value):
+                        value = np.copysign(entry.dtype.type(65504), product)
+            if place in task.masks:
+                keep, sign = (np.unpackbits(plane, bitorder="little")[i] for plane in task.masks[place])
+                value = -value if sign else value
+                value = value if keep else entry.dtype.type(0)
+            out[part] = entry.dtype.type(value).tobytes()
+        if place in task.new_bytes:
+            content = task.new_bytes[place]
+            out[entry.offset : entry.offset + entry.nbytes] = content + bytes(entry.nbytes - len(content))
+    return out
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_installing_is_what_the_document_says(base, make_task):
+    model = Model(base)
+    for seed, ratios in ((0, None), (1, {})):
+        task = make_task(seed=seed) if ratios is None else make_task(seed=seed, ratios=ratios)
+        model.install(task)
+        assert model.data == _by_rule(base, task)
+    zeros = np.frombuffer(model.data, "<i4", 60, base.manifest.entries[0].offset) == 0
+    assert 10 < zeros.sum() < 30
+    model.remove()
+    assert model.data == base.data
+
+
+def test_what_was_installed_before_plays_no_part(base, make_task):
+    first, second = Model(base), Model(base)
+    first.install(make_task(seed=3))
+    plain = make_task(seed=4, ratios={}, new_bytes={}, masks={})
+    first.install(plain)
+    second.install(plain)
+    assert first.data == second.data == base.data
+
+
+@pytest.fixture(name="folder")
+def _folder(base, make_task, tmp_path):
+    (tmp_path / "base.tflite").write_bytes(base.data)
+    (tmp_path / "manifest.bin").write_bytes(manifest_bytes(base.manifest))
+    (tmp_path / "birds.edge").write_bytes(task_bytes(make_task(), base.manifest))
+    return tmp_path
+
+
+def test_commands(base, make_task, folder, capsys):
+    files = [str(folder / name) for name in ("base.tflite", "birds.edge", "current.tflite")]
+    model = Model(base)
+    model.install(make_task())
+    assert main(["verify", *files[:2]]) == 0
+    assert main(["install", *files]) == 0
+    assert Path(files[2]).read_bytes() == model.data
+    assert main(["remove", files[0], files[2]]) == 0
+    assert Path(files[2]).read_bytes() == Path(files[0]).read_bytes() == base.data
+    capsys.readouterr()
+    assert main(["inspect", *files[:2]]) == 0
+    printed = capsys.readouterr().out
+    # What a file says does not reach the terminal as it is.
+    assert "wren" in printed
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "base.tflite").write_bytes(b"x"), "base.tflite is damaged"),
+        (lambda folder: (folder / "birds.edge").write_bytes(b"x" * 300), "file of another kind"),
+        (lambda folder: (folder / "manifest.bin").unlink(), "manifest.bin"),
+        (lambda folder: (folder / "current.tflite").hardlink_to(folder / "base.tflite"), "never written to"),
+    ],
+)
+def test_what_the_command_refuses(folder, change, message, capsys):
+    change(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["install", *(str(folder / name) for name in ("base.tflite", "birds.edge", "current.tflite"))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("piggyback_edge: ")
+    assert message in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_task_for_another_base_is_refused(base, make_task):
+    data = bytearray(task_bytes(make_task(), base.manifest))
+    data[40:72] = bytes(32)
+    data[-32:] = hashlib.sha256(data[:-32]).digest()
+    with pytest.raises(EdgeError, match="another base"):
+        piggyback_edge.Task.from_bytes(bytes(data), base.manifest)
+
+
+def test_the_patcher_needs_numpy_and_nothing_else(folder):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import piggyback_edge as p; "
+        "p.main(['verify', 'base.tflite', 'birds.edge']); "
+        "print(sorted({m.partition('.')[0] for m in sys.modules} - sys.stdlib_module_names))"
+    )
+    run = subprocess.run([sys.executable, "-c", program, PATCHER.parent], capture_output=True, text=True, cwd=folder)
+    found = run.stdout.splitlines()[-1]
+    assert "numpy" in found
+    assert not any(name in found for name in ("tensorflow", "export", "piggyback_tf", "keras", "safetensors")), found
+
+
+def test_killed_while_patching_on_disk(base, make_task, folder):
+    """The target is what it was or what it becomes, and the base is whole, wherever the patcher is killed."""
+    model, target = Model(base), folder / "current.tflite"
+    wanted = []
+    for seed in (0, 1):
+        task = make_task(seed=seed)
+        (folder / f"{seed}.edge").write_bytes(task_bytes(task, base.manifest))
+        model.install(task)
+        wanted.append(bytes(model.data))
+    target.write_bytes(wanted[0])
+    # One process that installs by turns: it is forked, since starting Python takes longer than patching.
+    rng, seen = random.Random(0), set()
+    for _ in range(100):
+        # Not while this process holds locks of its libraries: it starts no threads here.
+        child = os.fork()
+        if not child:
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (the process is killed)
+            while True:
+                for seed in (1, 0):
+                    main(["install", str(folder / "base.tflite"), str(folder / f"{seed}.edge"), str(target)])
+        time.sleep(rng.uniform(0.0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        content = target.read_bytes()
+        assert content in wanted
+        seen.add(wanted.index(content))
+        assert (folder / "base.tflite").read_bytes() == base.data
+    assert seen == {0, 1}

@@ -1,0 +1,57 @@
+"""The commands, as a user runs them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from piggyback_tf.backbones import load_backbone
+from tests.export.helpers import ROOT, encode, picture
+from tests.packs.helpers import pack_of, trained_model
+
+
+def _run(*arguments, cwd=ROOT):
+    run = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    return run.returncode, run.stdout.strip(), run.stderr
+
+
+@pytest.fixture(name="files")
+def _files(tmp_path):
+    """Two packs for the network that ships with the package, and images in folders of classes."""
+    backbone = load_backbone("shapesnet")
+    for classes, kind in ((2, "binary"), (3, "ternary")):
+        pack = pack_of(trained_model(backbone, classes=classes, kind=kind), backbone, kind, classes)
+        pack.save(tmp_path / f"{kind}.task.safetensors")
+    for index in range(4):
+        folder = tmp_path / "images" / "train" / f"class {index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(encode(picture(40 + 9 * index, 50, seed=index), "PNG"))
+    return tmp_path
+
+
+def test_an_int8_base_is_written_added_to_verified_and_used(files):
+    out, packs = files / "out", [files / f"{kind}.task.safetensors" for kind in ("binary", "ternary")]
+    data = f"--representative_data=folder:{files}/images"
+    command = ["-m", "export.litert", f"--packs={packs[0]}"]
+    status, printed, errors = _run(*command, f"--output={out}", "--quantize=int8", data)
+    assert (status, printed) == (0, str(out)), errors
+    added = ["-m", "export.litert", f"--packs={packs[1]}", f"--base={out}/base.tflite", "--compress"]
+    status, printed, errors = _run(*added)
+    assert status == 0, errors
+    assert "ranges not checked" in printed
+    status, printed, errors = _run(*added, "--quantize=none")
+    assert (status, printed) == (2, "")
+    assert errors.splitlines()[-1] == "export.litert: --quantize is decided by the base; leave it out with --base."
+    verify = ["-m", "export.verify", out / "base.tflite", f"--packs={files}", f"--images={files}/images"]
+    status, printed, errors = _run(*verify)
+    assert status == 0, (printed, errors)
+    lines = printed.splitlines()
+    assert "quantisation int8, 4 images" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
+    assert "top-1 error" in lines[1]
+    status, printed, errors = _run("piggyback_edge.py", "verify", "base.tflite", "ternary.edge", cwd=out)
+    assert (status, printed) == (0, "base.tflite is whole, and so are 1 tasks for it"), errors
+    (out / "ternary.edge").unlink()
+    status, _, errors = _run(*verify)
+    assert status == 2
+    assert "There is no file" in errors.splitlines()[-1]

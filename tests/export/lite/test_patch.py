@@ -1,0 +1,176 @@
+"""Tasks on a patched base answer as the bank does, whatever its constants are."""
+
+import dataclasses
+import hashlib
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.compiled_model import CompiledModel
+
+from export.edge.piggyback_edge import Base, Model, Task
+from export.lite import patch
+from export.lite.check import run_model
+from export.lite.flatbuffer import LiteFile
+from export.lite.options import LiteOptions
+from export.litert import export_litert
+from export.servable.folder import ExportError
+from piggyback_tf.backbones import Backbone, load_backbone, rename_layers
+from piggyback_tf.packs import PackError, TaskBank
+from tests.export.lite.conftest import noise
+from tests.packs.helpers import VARIANTS, pack_of, renamed, small_backbone, trained_model
+
+# The largest difference of a probability, by quantisation.
+LIMITS = {"none": 1e-6, "float16": 5e-4, "dynamic": 1e-6, "int8": 2e-2}
+
+
+def _run_compiled(data, images):
+    model = CompiledModel.from_buffer(bytes(data))
+    inputs, outputs = model.create_input_buffers(0), model.create_output_buffers(0)
+    results = []
+    for image in images:
+        inputs[0].write(image[None])
+        model.run_by_index(0, inputs, outputs)
+        count = model.get_output_buffer_requirements(0, 0)["buffer_size"] // 4
+        results.append(np.array(outputs[0].read(count, np.float32)))
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("max_classes", [0, 9])
+@pytest.mark.parametrize("quantize", list(LIMITS))
+def test_tasks_answer_as_in_the_bank(patched, quantize, max_classes):
+    export = patched(quantize, max_classes)
+    base = Base.load(export.folder / "base.tflite")
+    model, images = Model(base), noise(8)
+    for pack in export.packs:
+        task = Task.load(export.folder / f"{pack.task}.edge", base.manifest)
+        model.install(task)
+        expected = export.bank.predict(images, task=pack.task)
+        for run in (run_model, _run_compiled):
+            found = task.probabilities(run(model.data, images))
+            assert found.shape == expected.shape
+            assert np.abs(found - expected).max() < LIMITS[quantize], (pack.task, run)
+    model.remove()
+    assert hashlib.sha256(model.data).digest() == base.manifest.base_sha256
+
+
+def test_every_constant_is_listed_once_and_is_alone(patched):
+    export = patched("int8", 9)
+    base = Base.load(export.folder / "base.tflite")
+    file = LiteFile(base.data)
+    places = [tensor.data.offset for tensor in file.constants()]
+    assert len(places) == len(set(places))
+    assert {kind.kind for kind in base.manifest.entries} == {1, 2, 5, 7, 8}
+    # Zeros are exact, and no filter reaches -128.
+    for entry in base.manifest.entries:
+        if entry.kind == 1:
+            assert entry.dtype == np.int8
+            assert np.frombuffer(base.data, np.int8, entry.size, entry.offset).min() >= -127
+
+
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
+def test_batch_norm_that_stands_alone(tmp_path, quantize, monkeypatch):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+    # As in DenseNet: what goes into batch norm is used elsewhere, too, and two layers are equal as they begin.
+    for _ in range(2):
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(y)])
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="dense")
+    rename_layers(model)
+    backbone = Backbone.from_model(model)
+    packs = [pack_of(trained_model(backbone, norm=norm, seed=1), backbone, norm) for norm in ("frozen", "task")]
+    monkeypatch.setattr(patch, "representative_images", lambda spec, packs, count: [noise(8, 32) for _ in packs])
+    data = "images" if quantize == "int8" else ""
+    export_litert(backbone, packs, tmp_path / "out", LiteOptions(quantize=quantize, representative_data=data))
+    base = Base.load(tmp_path / "out" / "base.tflite")
+    assert {3, 4} <= {entry.kind for entry in base.manifest.entries}
+    for pack in packs:
+        task, copy = Task.load(tmp_path / "out" / f"{pack.task}.edge", base.manifest), Model(base)
+        copy.install(task)
+        expected = TaskBank(backbone).add(pack).predict(noise(8), task=pack.task)
+        limit = {"none": 1e-5, "float16": 2e-2, "int8": 0.15}[quantize]
+        assert np.abs(task.probabilities(run_model(copy.data, noise(8))) - expected).max() < limit
+
+
+@pytest.mark.slow
+def test_densenet_with_its_own_batch_norm(tmp_path):
+    backbone = load_backbone("densenet121", weights="random", image_size=32)
+    pack = pack_of(trained_model(backbone, norm="task"), backbone)
+    export_litert(backbone, [pack], tmp_path / "out")
+    base = Base.load(tmp_path / "out" / "base.tflite")
+    task, model = Task.load(tmp_path / "out" / "birds.edge", base.manifest), Model(base)
+    model.install(task)
+    expected = TaskBank(backbone).add(pack).predict(noise(32), task="birds")
+    assert np.abs(task.probabilities(run_model(model.data, noise(32))) - expected).max() < 1e-4
+
+
+def test_gamma_near_zero_is_refused(tmp_path):
+    backbone = small_backbone()
+    layer = backbone.model.get_layer("inner").get_layer("batch_normalization")
+    layer.gamma.assign(np.where(np.arange(6) == 2, 1e-12, 1.0))
+    own = pack_of(trained_model(backbone, norm="task"), backbone)
+    with pytest.raises(ExportError, match="gamma of channel 2 of 'inner/batch_normalization' is so near zero"):
+        export_litert(backbone, [own], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    export_litert(backbone, [pack_of(trained_model(backbone), backbone)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_a_task_is_added_to_a_base_in_the_field(patched, tmp_path, quantize, monkeypatch):
+    export = patched(quantize)
+    options = LiteOptions(representative_data="images")
+    kept = {path.name: path.read_bytes() for path in export.folder.iterdir()}
+
+    def add(pack, images):
+        monkeypatch.setattr(patch, "representative_images", lambda spec, packs, count: [images])
+        return patch.add_task(export.backbone, pack, export.folder / "base.tflite", tmp_path, options)
+
+    added = add(renamed(export.packs[3], "again"), noise(8, 32))
+    assert added.path == tmp_path / "again.edge"
+    assert {path.name: path.read_bytes() for path in export.folder.iterdir()} == kept
+    manifest = Base.load(export.folder / "base.tflite").manifest
+    first, second = (Task.load(path, manifest) for path in (export.folder / "ternary_norm.edge", added.path))
+    assert {place: mask.tobytes() for place, mask in first.masks.items()} == {
+        place: mask.tobytes() for place, mask in second.masks.items()
+    }
+    assert first.new_bytes == second.new_bytes
+    if quantize == "none":
+        assert added.saturation is None
+        return
+    assert added.saturation == []
+    wild = {path: value * 30 if path.endswith("gamma") else value for path, value in export.packs[3].norm.items()}
+    assert add(dataclasses.replace(export.packs[3], norm=wild), noise(8, 4)).saturation
+
+
+def test_what_is_refused(patched, tmp_path):
+    export = patched("none")
+    other = small_backbone(seed=5)
+    pack = pack_of(trained_model(other), other)
+    with pytest.raises(ExportError, match="was made of another base"):
+        patch.add_task(other, pack, export.folder / "base.tflite", tmp_path, LiteOptions())
+    with pytest.raises(PackError, match="was trained on another base"):
+        patch.add_task(export.backbone, pack, export.folder / "base.tflite", tmp_path, LiteOptions())
+    with pytest.raises(PackError, match="two tasks named 'binary'"):
+        export_litert(export.backbone, [export.packs[0]] * 2, tmp_path / "out")
+    with pytest.raises(ExportError, match="is there already"):
+        export_litert(export.backbone, export.packs, export.folder)
+    with pytest.raises(ExportError, match="has 7 classes; the base has room for 3"):
+        export_litert(export.backbone, export.packs[-1:], tmp_path / "out", LiteOptions(max_classes=3))
+    with pytest.raises(ExportError, match="--quantize=dynamic does not go with --design=switch"):
+        export_litert(export.backbone, export.packs, tmp_path / "out", LiteOptions(design="switch", quantize="dynamic"))
+    with pytest.raises(ValueError, match="representative_data is missing"):
+        LiteOptions(quantize="int8")
+    data = bytearray((export.folder / "base.tflite").read_bytes())
+    data[-5] ^= 1
+    for name in ("manifest.bin", "manifest.json"):
+        (tmp_path / name).write_bytes((export.folder / name).read_bytes())
+    (tmp_path / "base.tflite").write_bytes(data)
+    with pytest.raises(ExportError, match="damaged, or is not the one"):
+        patch.add_task(export.backbone, export.packs[0], tmp_path / "base.tflite", None, LiteOptions())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tflite", "manifest.bin", "manifest.json"]
+
+
+def test_all_variants_are_packed(patched):
+    assert {path.stem for path in patched("none").folder.glob("*.edge")} == set(VARIANTS)

@@ -1,0 +1,185 @@
+"""Models that take masks as inputs: both designs, both runtimes, and what belongs to a model and its files."""
+
+import dataclasses
+import json
+import threading
+import types
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from export.lite.device_file import add_inputs
+from export.lite.model_description import read_description
+from export.lite.run import RUNTIMES, StatelessModel, SwitchModel
+from export.lite.stateless import export_stateless
+from export.lite.switch import export_switch
+from export.lite.task_inputs import METADATA_KEY, TaskInputs
+from export.servable.folder import ExportError
+from piggyback_tf.packs import PackError, TaskBank
+from tests.packs.helpers import pack_of, packs_of_all_kinds, renamed, small_backbone, trained_model
+
+DESIGNS = {"switch": (export_switch, SwitchModel), "input": (export_stateless, StatelessModel)}
+IMAGES = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", name="small")
+def _small(tmp_path_factory):
+    """A base, packs of every kind, a bank with them, and an export of each design."""
+    backbone = small_backbone()
+    packs, bank = packs_of_all_kinds(backbone), TaskBank(backbone)
+    for pack in packs:
+        bank.add(pack)
+    folders = {design: tmp_path_factory.mktemp(design) for design in DESIGNS}
+    for design, (export, _) in DESIGNS.items():
+        export(backbone, packs, folders[design], max_classes=9, float16=False)
+    return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, **folders)
+
+
+def _model(folder, design, **options):
+    return DESIGNS[design][1](folder / "model.tflite", **options)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_agrees_with_the_bank(small, design, runtime):
+    folder = getattr(small, design)
+    model = _model(folder, design, runtime=runtime)
+    # Back to the first at the end: nothing of another task may stay behind.
+    for pack in (*small.packs, small.packs[0]):
+        model.set_task(folder / f"{pack.task}.inputs.safetensors")
+        assert model.labels == pack.class_names
+        np.testing.assert_allclose(model.predict(IMAGES), small.bank.predict(IMAGES, task=pack.task), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("design", "only"), [("switch", "some_layers"), ("input", "binary"), ("input", "classifier_only")]
+)
+def test_what_no_task_changes_is_constant(small, tmp_path, design, only):
+    pack = next(pack for pack in small.packs if pack.task == only)
+    model_file, inputs = DESIGNS[design][0](small.backbone, [pack], tmp_path, max_classes=None, float16=True)
+    arrays = load_file(inputs)
+    assert set(arrays) == ({"mask", "head", "bias"} if pack.masks else {"head", "bias"})
+    assert arrays["bias"].shape == (len(pack.class_names),)
+    assert {path for path, _ in read_description(model_file)["layout"]["filters"]} == set(pack.masks)
+    model = _model(tmp_path, design)
+    model.set_task(inputs)
+    np.testing.assert_allclose(model.predict(IMAGES), small.bank.predict(IMAGES, task=only), atol=1e-3)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_only_builtin_operators_and_each_kernel_once(small, design):
+    folder = getattr(small, design)
+    interpreter = Interpreter(model_path=str(folder / "model.tflite"))
+    interpreter.allocate_tensors()
+    operators = {operator["op_name"] for operator in interpreter._get_ops_details()}
+    assert not [name for name in operators if name.startswith("Flex") or "CUSTOM" in name]
+    signatures = interpreter.get_signature_list()
+    task = ["bias", "head", "mask", "norm"]
+    expected = {"switch": {"set_task": task, "predict": ["images"]}, "input": {"predict": sorted([*task, "images"])}}
+    assert {name: sorted(found["inputs"]) for name, found in signatures.items()} == expected[design]
+    data = (folder / "model.tflite").read_bytes()
+    kernel = small.backbone.model.get_layer("fc").kernel.numpy()
+    assert data.count(kernel.tobytes()) == 1
+
+
+def test_a_task_is_set_whole_or_not(small):
+    model = _model(small.switch, "switch")
+    with pytest.raises(ValueError, match="call set_task first"):
+        model.predict(IMAGES)
+    raw = Interpreter(model_path=str(small.switch / "model.tflite"))
+    predict, set_task = raw.get_signature_runner("predict"), raw.get_signature_runner("set_task")
+    # Before any task, all classes are equally probable.
+    np.testing.assert_allclose(predict(images=np.float32(IMAGES[:1]))["probabilities"], 1 / 9)
+    inputs = TaskInputs.load(small.switch / "binary.inputs.safetensors")
+    assert set_task(**inputs.arrays)["classes"].tolist() == [2]
+    assert not predict(images=np.float32(IMAGES[:1]))["probabilities"][0, 2:].any()
+
+
+def test_the_file_of_a_task(small, tmp_path):
+    path, pack = small.switch / "ternary.inputs.safetensors", small.packs[1]
+    with safe_open(path, "numpy") as stream:
+        description = json.loads(stream.metadata()[METADATA_KEY])
+    assert description["labels"] == pack.class_names
+    assert description["base"]["hash"] == small.backbone.hash
+    arrays = load_file(path)
+    arrays["mask"][0] ^= 1
+    save_file(arrays, tmp_path / "a", {METADATA_KEY: json.dumps(description)})
+    with pytest.raises(PackError, match="damaged: its mask"):
+        TaskInputs.load(tmp_path / "a")
+    (tmp_path / "a").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(PackError, match="is no file of a task's inputs"):
+        TaskInputs.load(tmp_path / "a")
+
+
+def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
+    files = export_stateless(small.backbone, small.packs, tmp_path, max_classes=9, float16=False)
+    for path in files[1:]:
+        assert path.read_bytes() == (small.input / path.name).read_bytes()
+    # A task's file fits a model of either design.
+    assert read_description(files[0])["digest"] == read_description(small.switch / "model.tflite")["digest"]
+
+
+def test_tasks_are_added_to_a_model(small, tmp_path):
+    backbone, (binary, ternary, norm) = small.backbone, small.packs[:3]
+    export_switch(backbone, [binary], tmp_path, max_classes=4, float16=False)
+    before = (tmp_path / "model.tflite").read_bytes()
+    new = renamed(pack_of(trained_model(backbone, classes=4, seed=9), backbone, classes=4), "new")
+    [path] = add_inputs(backbone, [new], tmp_path)
+    model = _model(tmp_path, "switch")
+    model.set_task(path)
+    expected = small.bank.add(new).predict(IMAGES, task="new")
+    small.bank.remove("new")
+    np.testing.assert_allclose(model.predict(IMAGES), expected, atol=1e-6)
+    assert (tmp_path / "model.tflite").read_bytes() == before
+    for pack, reason in ((ternary, "ternary masks"), (norm, "batch norm"), (small.packs[4], "room for 4")):
+        with pytest.raises(PackError, match=reason):
+            add_inputs(backbone, [pack], tmp_path)
+    with pytest.raises(PackError, match="another base"):
+        add_inputs(small_backbone(seed=1), [new], tmp_path)
+
+
+def test_refusals(small, tmp_path):
+    backbone, packs = small.backbone, small.packs
+    with pytest.raises(ExportError, match="at least one task"):
+        export_switch(backbone, [], tmp_path, max_classes=None, float16=False)
+    with pytest.raises(PackError, match="two tasks named"):
+        export_switch(backbone, [packs[0], packs[0]], tmp_path, max_classes=None, float16=False)
+    with pytest.raises(PackError, match="3 classes, and the model has room for 2"):
+        export_switch(backbone, packs[:2], tmp_path, max_classes=2, float16=False)
+    with pytest.raises(PackError, match="another base"):
+        export_switch(small_backbone(seed=1), packs, tmp_path, max_classes=None, float16=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(PackError, match="is of design 'switch', not 'input'"):
+        _model(small.switch, "input")
+    model = _model(small.switch, "switch")
+    other = TaskInputs.load(small.switch / "binary.inputs.safetensors")
+    with pytest.raises(PackError, match="made for another model"):
+        model.set_task(dataclasses.replace(other, description={**other.description, "layout": ""}))
+    with pytest.raises(ValueError, match="no runtime named|runtime"):
+        _model(small.switch, "switch", runtime="tflite")
+    model.set_task(other)
+    with pytest.raises(ValueError, match=r"\[N, 8, 8, 3\]"):
+        model.predict(IMAGES[:, :4])
+    assert model.predict(IMAGES[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_threads_wait_for_one_another(small, runtime):
+    model = _model(small.switch, "switch", runtime=runtime)
+    model.set_task(small.switch / "binary.inputs.safetensors")
+    expected, wrong = model.predict(IMAGES), []
+
+    def work():
+        for _ in range(20):
+            if not np.array_equal(model.predict(IMAGES), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
