@@ -2,15 +2,17 @@
 
     python -m export.verify DIR --packs=a.task.safetensors,b.task.safetensors --images=FOLDER
     python -m export.verify DIR/base.tflite --packs=a.task.safetensors --images=FOLDER
+    python -m export.verify DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
 
 Of a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
 itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the same,
 else 1.
 
-Of a base.tflite, every task is installed in memory from its file beside it, and every image goes through LiteRT. Exit
-status: 0 if the most probable class is the bank's as often as it should be: always with float32, on 99.5 % of the
-images with float16, 95 % with dynamic and 90 % with int8, else 1. If images are in folders of the classes' names, the
-errors of both are printed.
+Of a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from its file beside it, and
+every image goes through LiteRT. Exit status: 0 if the most probable class is the bank's always with float32, and on
+99.5 % of the images with float16; with dynamic and int8 if every constant is the task's weight to half a step of its
+scale, for what rounding does to answers is no fault of an export. Else 1. If images are in folders of the names of
+classes, the errors of both are printed.
 """
 
 import os
@@ -26,18 +28,20 @@ import tensorflow as tf
 from absl import app, flags
 
 from export.edge.piggyback_edge import EdgeError
-from export.lite.compare import compare_patched, describe, load_patched
+from export.lite.compare import InputsExport, PatchedExport, compare_lite, describe, promise
 from export.lite.folder import MANIFEST_FILE
 from export.packs import find_packs, load_base_of
 from export.servable.compare import compare
 from export.servable.folder import ExportError, find_version, read_description
+from piggyback_tf.backbones import Backbone
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError
 from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.flags import define_base_flags
-from piggyback_tf.packs import PackError, TaskBank, TaskPack
+from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
 FLAGS = flags.FLAGS
+Verify = Callable[[Path, Backbone, TaskBank, list[TaskPack], list[Path]], bool]
 
 
 def run(path: Path) -> bool:
@@ -46,25 +50,28 @@ def run(path: Path) -> bool:
     images = sorted(path for path in Path(FLAGS.images).rglob("*") if path.is_file() and has_image_extension(path))
     if not images:
         raise UsageError(f"--images={FLAGS.images}: there is no image file in this folder.")
-    packs = find_packs(FLAGS.packs)
-    bank = TaskBank(load_base_of(TaskPack.load(packs[0]), FLAGS.backbone, FLAGS.weights))
+    files = find_packs(FLAGS.packs)
+    backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
+    spec, bank = BaseSpec.of(backbone), TaskBank(backbone)
+    packs = [TaskPack.load(file, spec) for file in files]
     for pack in packs:
         bank.add(pack)
-    return verify(path, bank, images)
+    return verify(path, backbone, bank, packs, images)
 
 
-def _choose(path: Path) -> Callable[[Path, TaskBank, list[Path]], bool]:
+def _choose(path: Path) -> Verify:
     """Returns what compares this kind of export."""
     if not path.is_file():
         return _verify_saved_model
-    if path.suffix != ".tflite" or not (path.parent / MANIFEST_FILE).is_file():
-        raise UsageError(
-            f"{str(path)!r} is no folder of an export, and no base.tflite with a {MANIFEST_FILE} beside it."
-        )
-    return _verify_patched
+    if path.suffix != ".tflite":
+        raise UsageError(f"{str(path)!r} is no folder of an export, and no base.tflite or model.tflite.")
+    return _verify_lite
 
 
-def _verify_saved_model(folder: Path, bank: TaskBank, images: list[Path]) -> bool:
+def _verify_saved_model(
+    folder: Path, backbone: Backbone, bank: TaskBank, packs: list[TaskPack], images: list[Path]
+) -> bool:
+    del backbone, packs
     folder = find_version(folder)
     known = {entry["task"] for entry in read_description(folder)["tasks"]}
     if missing := sorted(set(bank.names) - known):
@@ -86,18 +93,22 @@ def _verify_saved_model(folder: Path, bank: TaskBank, images: list[Path]) -> boo
     return good
 
 
-def _verify_patched(path: Path, bank: TaskBank, images: list[Path]) -> bool:
+def _verify_lite(path: Path, backbone: Backbone, bank: TaskBank, packs: list[TaskPack], images: list[Path]) -> bool:
     before, started = _memory(), time.perf_counter()
-    model = load_patched(path)
+    # Beside a base.tflite its constants are described; a model.tflite describes itself.
+    patched = path.with_name(MANIFEST_FILE).is_file()
+    export = PatchedExport(path, backbone) if patched else InputsExport(path)
     loading, good = time.perf_counter() - started, True
-    quantize = model.base.manifest.quantize
-    print(f"{path}: quantisation {quantize}, {len(images)} images; read and verified in {1e3 * loading:.0f} ms")
-    for task in bank.names:
-        found = compare_patched(model, path.parent, bank, task, images)
+    print(
+        f"{path}: design {export.design}, quantisation {export.quantize}, {len(images)} images; "
+        f"read and verified in {1e3 * loading:.0f} ms"
+    )
+    for pack in packs:
+        found = compare_lite(export, bank, pack, images)
         print(describe(found))
         good &= found.good
     print(f"memory: {_memory() - before:.0f} MB more at the most; on disk {path.stat().st_size / 2**20:.1f} MB")
-    print(f"{'agrees' if good else 'does NOT agree'} with the bank as {quantize} should")
+    print(f"{'holds' if good else 'does NOT hold'}: {promise(export.quantize)}")
     return good
 
 
@@ -114,7 +125,7 @@ def _disk(folder: Path) -> int:
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError(
-            "One export is needed, a folder or a base.tflite: python -m export.verify DIR --packs=... --images=..."
+            "One export is needed, a folder or a .tflite: python -m export.verify DIR --packs=... --images=..."
         )
     try:
         good = run(Path(argv[1]))

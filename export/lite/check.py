@@ -6,6 +6,10 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from export.edge.piggyback_edge import Model
+from export.lite.constants import FACTOR, OFFSET
+from export.lite.elements import describe
+from export.lite.flatbuffer import LiteFile
+from export.lite.weights import own_weights
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
 _FEATURE_LIMITS = {"none": 1e-3, "float16": 5e-2, "dynamic": 0.5}
 # The same for probabilities, absolute; only of types that are exact enough for it.
 _LIMITS = {"none": 1e-3, "float16": 5e-2}
+# By how many steps a quantised constant may differ from its weight: rounding, and a second one of the zero point.
+_STEPS, _STEPS_WITH_ZERO = 0.501, 1.01
+# What float32 adds, as a share of the weight.
+_ROUNDING = 2e-5
 
 
 def run_model(data: bytes | bytearray, images: np.ndarray) -> np.ndarray:
@@ -62,18 +70,19 @@ def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -
         )
 
 
-def check_task(model: Model, backbone: Backbone, pack: TaskPack) -> None:
-    """Checks that a patched base answers as the bank does.
+def check_task(base: "PatchBase", model: Model, backbone: Backbone, pack: TaskPack) -> None:
+    """Checks that a patched base answers as the bank does; with integers, that its constants are the task's.
 
     Raises:
         ExportError: If not.
     """
-    limit = _LIMITS.get(model.base.manifest.quantize)
     images = _images(backbone.image_size)
     found = model.task.probabilities(run_model(model.data, images))
     if not np.isfinite(found).all():
         raise ExportError(f"Task {pack.task!r} gives results that are no numbers on this base.")
+    limit = _LIMITS.get(base.manifest.quantize)
     if limit is None:
+        check_constants(base, model.data, pack)
         return
     expected = TaskBank(backbone).add(pack).predict(images, task=pack.task)
     difference = float(np.abs(found - expected).max())
@@ -82,6 +91,34 @@ def check_task(model: Model, backbone: Backbone, pack: TaskPack) -> None:
             f"Task {pack.task!r} gives other probabilities on the converted base than in the bank: they differ by "
             f"{difference:.2g}."
         )
+
+
+def check_constants(base: "PatchBase", data: bytes | bytearray, pack: TaskPack) -> None:
+    """Checks that every constant of a patched base is the task's weight to half a step of its scale.
+
+    This is all that an integer type promises of one: what the roundings of all do to the answers, a test set shows.
+
+    Args:
+        base: The base.
+        data: The file with the task installed.
+        pack: The task.
+
+    Raises:
+        ExportError: With the first one that is not.
+    """
+    file, weights = LiteFile(data), own_weights(base.network, pack)
+    for constant in base.constants.values():
+        tensor = file.tensors[constant.tensor]
+        expected = constant.value(base.network, weights).astype(np.float64)
+        distance = np.abs(file.doubles(tensor) - expected)
+        steps = _STEPS_WITH_ZERO if constant.role in (FACTOR, OFFSET) else _STEPS
+        allowed = steps * file.steps(tensor) + _ROUNDING * np.abs(expected)
+        # Not "any is greater": NaN is no number that is small enough.
+        if not (distance <= allowed).all():
+            raise ExportError(
+                f"{describe(constant)} of task {pack.task!r} is another one on the converted base: weight "
+                f"{int(np.argmax(distance - allowed))} differs by {distance.max():.2g}."
+            )
 
 
 def _images(size: int) -> np.ndarray:

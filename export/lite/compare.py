@@ -1,21 +1,149 @@
-"""Compares a base.tflite and the files of its tasks with the task bank, on one task at a time."""
+"""Compares an export for LiteRT with the task bank, on one task at a time, whatever its design."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from export.edge.piggyback_edge import Base, Model, Task
+from export.lite.base import PatchBase
+from export.lite.check import check_constants
 from export.lite.folder import TASK_SUFFIX
+from export.lite.model_description import read_description
+from export.lite.patch import read_base
+from export.lite.run import LiteModel, StatelessModel, SwitchModel
+from export.lite.task_inputs import SUFFIX, TaskInputs
 from export.servable.compare import prepare
 from export.servable.folder import ExportError
-from piggyback_tf.packs import TaskBank
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import TaskBank, TaskPack
 
-# The share of images on which the most probable class must be the bank's, by quantisation.
-AGREEMENT = {"none": 1.0, "float16": 0.995, "dynamic": 0.95, "int8": 0.9}
+# The share of images on which the most probable class must be the bank's. Of integers nothing is promised for that:
+# their constants are compared instead, and what they cost is to be read from the agreement and the errors.
+AGREEMENT = {"none": 1.0, "float16": 0.995}
+
+
+class LiteExport(Protocol):
+    """A loaded export, on which one task at a time is.
+
+    Attributes:
+        path: The model's file.
+        design: Its design.
+        quantize: Its quantisation.
+    """
+
+    path: Path
+    design: str
+    quantize: str
+
+    def file_of(self, task: str) -> Path:
+        """Returns the path of a task's file."""
+
+    def enter(self, path: Path) -> Sequence[str]:
+        """Reads a task's file, makes the task the current one, and returns its classes."""
+
+    def change(self) -> None:
+        """Makes the current task the current one again, which is timed."""
+
+    def check(self, pack: TaskPack) -> None:
+        """Checks what is promised of the current task besides its answers.
+
+        Raises:
+            ExportError: If it does not hold.
+        """
+
+    def answer(self, image: np.ndarray) -> np.ndarray:
+        """Returns the probabilities of an image, float32 `[S, S, 3]`."""
+
+
+class PatchedExport:
+    """A `base.tflite` in memory, verified, on which tasks are installed; see `LiteExport`.
+
+    Args:
+        path: `base.tflite`, with its manifests beside it.
+        backbone: The base that it was made of.
+
+    Raises:
+        EdgeError: If it is damaged.
+        OSError: If a file cannot be read.
+    """
+
+    design = "patch"
+
+    def __init__(self, path: Path, backbone: Backbone):
+        self.path, self._backbone = path, backbone
+        self._model = Model(Base.load(path))
+        self.quantize = self._model.base.manifest.quantize
+        self._task: Task | None = None
+
+    @functools.cached_property
+    def _base(self) -> PatchBase:
+        return read_base(self._backbone, self.path)
+
+    def file_of(self, task: str) -> Path:
+        return self.path.parent / f"{task}{TASK_SUFFIX}"
+
+    def enter(self, path: Path) -> Sequence[str]:
+        self._task = Task.load(path, self._model.base.manifest)
+        self.change()
+        self._interpreter = Interpreter(model_content=bytes(self._model.data), num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+        return self._task.labels
+
+    def change(self) -> None:
+        self._model.install(self._task)
+
+    def check(self, pack: TaskPack) -> None:
+        if self.quantize not in AGREEMENT:
+            check_constants(self._base, self._model.data, pack)
+
+    def answer(self, image: np.ndarray) -> np.ndarray:
+        self._interpreter.set_tensor(self._input, image[None])
+        self._interpreter.invoke()
+        return self._task.probabilities(self._interpreter.get_tensor(self._output))[0]
+
+
+class InputsExport:
+    """A `model.tflite` that takes masks as inputs; see `LiteExport`.
+
+    Args:
+        path: The model, of design `switch` or `input`.
+
+    Raises:
+        PackError: If it is no such model.
+        OSError: If it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        description = read_description(path)
+        self.path, self.design, self.quantize = path, description["design"], description["quantize"]
+        kinds: dict[str, type[LiteModel]] = {kind.DESIGN: kind for kind in (SwitchModel, StatelessModel)}
+        self._model = kinds[self.design](path)
+        self._task: TaskInputs | None = None
+
+    def file_of(self, task: str) -> Path:
+        return self.path.parent / f"{task}{SUFFIX}"
+
+    def enter(self, path: Path) -> Sequence[str]:
+        self._task = TaskInputs.load(path)
+        self.change()
+        return self._task.labels
+
+    def change(self) -> None:
+        self._model.set_task(self._task)
+
+    def check(self, pack: TaskPack) -> None:
+        pass
+
+    def answer(self, image: np.ndarray) -> np.ndarray:
+        return self._model.predict(image[None])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +152,16 @@ class LiteComparison:
 
     Attributes:
         task: The task's name.
-        quantize: The base's quantisation.
+        quantize: The export's quantisation.
         images: How many images were compared.
         agreement: The share of them with the same most probable class.
         difference: The largest difference of a probability.
         error: The top-1 error of the model in percent; None where folders do not tell the classes.
         bank_error: That of the bank.
-        install_ms: Milliseconds to put the task on the base in memory.
+        change_ms: Milliseconds to make the task the current one in memory.
         predict_ms: Median milliseconds of a prediction on one thread.
         task_bytes: Size of the task's file.
+        fault: What else was found to be wrong; None if nothing.
     """
 
     task: str
@@ -42,83 +171,98 @@ class LiteComparison:
     difference: float
     error: float | None
     bank_error: float | None
-    install_ms: float
+    change_ms: float
     predict_ms: float
     task_bytes: int
+    fault: str | None
 
     @property
     def good(self) -> bool:
-        """Whether the model answers as often like the bank as its quantisation allows."""
-        return self.agreement >= AGREEMENT[self.quantize]
+        """Whether what is promised for this quantisation holds."""
+        return self.fault is None and self.agreement >= AGREEMENT.get(self.quantize, 0.0)
 
 
-def compare_patched(model: Model, folder: Path, bank: TaskBank, task: str, files: Sequence[Path]) -> LiteComparison:
-    """Compares a task of design `patch` with the bank.
+def compare_lite(
+    export: LiteExport, bank: TaskBank, pack: TaskPack, files: Sequence[Path], batch_size: int = 256
+) -> LiteComparison:
+    """Compares a task of an export with the bank.
 
     Args:
-        model: A copy of the base; the task is installed on it.
-        folder: Where the task's file is.
+        export: The export; the task becomes its current one.
         bank: A bank with the task.
-        task: The task's name.
+        pack: The task.
         files: Image files, at least one. If each is in a folder of a class's name, errors are measured, too.
+        batch_size: How many images are in memory at a time.
 
     Raises:
-        ExportError: If the folder has no file for the task, or one with other classes.
-        EdgeError: If the file is damaged or for another base.
-        DataError: If a file is no image, or cannot be prepared for the task.
+        ExportError: If there is no file for the task, or one with other classes.
+        EdgeError, PackError: If the file is damaged, or for another export.
+        DataError: If an image file is none, or cannot be prepared for the task.
     """
-    path = folder / f"{task}{TASK_SUFFIX}"
+    path, info = export.file_of(pack.task), bank.info(pack.task)
     if not path.is_file():
-        raise ExportError(f"There is no file {str(path)!r} for task {task!r}.")
-    edge, info = Task.load(path, model.base.manifest), bank.info(task)
-    if list(edge.labels) != list(info["class_names"]):
-        raise ExportError(f"{str(path)!r} has other classes than the pack of task {task!r}.")
-    # The first call fills caches of the patcher.
-    model.install(edge)
-    install_ms = _milliseconds(lambda: model.install(edge))
-    interpreter = Interpreter(model_content=bytes(model.data), num_threads=1)
-    interpreter.allocate_tensors()
-    images = np.stack([prepare(file.read_bytes(), file, info["eval_augment"]) for file in files])
-    expected, times, found = bank.predict(images, task=task), [], []
-    for image in images.astype(np.float32):
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
-        times.append(_milliseconds(interpreter.invoke))
-        found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0].copy())
-    answers = edge.probabilities(np.stack(found))
-    labels = [edge.labels.index(file.parent.name) if file.parent.name in edge.labels else -1 for file in files]
-    known = None if min(labels) < 0 else np.array(labels)
-    best, bank_best = answers.argmax(axis=1), expected.argmax(axis=1)
+        raise ExportError(f"There is no file {str(path)!r} for task {pack.task!r}.")
+    labels = list(export.enter(path))
+    if labels != list(info["class_names"]):
+        raise ExportError(f"{str(path)!r} has other classes than the pack of task {pack.task!r}.")
+    # Entering was the first time, which fills caches.
+    change_ms = _milliseconds(export.change)
+    best, bank_best, times, difference = [], [], [], 0.0
+    for start in range(0, len(files), batch_size):
+        part = files[start : start + batch_size]
+        images = np.stack([prepare(file.read_bytes(), file, info["eval_augment"]) for file in part])
+        expected = bank.predict(images, task=pack.task)
+        for image, row in zip(images.astype(np.float32), expected, strict=True):
+            found: list[np.ndarray] = []
+            times.append(_milliseconds(lambda image=image, found=found: found.append(export.answer(image))))
+            # `maximum` keeps what is no number.
+            difference = float(np.maximum(difference, np.abs(found[0] - row).max()))
+            best.append(found[0].argmax())
+            bank_best.append(row.argmax())
+    known = np.array([labels.index(file.parent.name) if file.parent.name in labels else -1 for file in files])
+    labelled = known.min() >= 0
     return LiteComparison(
-        task=task,
-        quantize=model.base.manifest.quantize,
+        task=pack.task,
+        quantize=export.quantize,
         images=len(files),
-        agreement=float((best == bank_best).mean()),
-        difference=float(np.abs(answers - expected).max()),
-        error=None if known is None else 100 * float((best != known).mean()),
-        bank_error=None if known is None else 100 * float((bank_best != known).mean()),
-        install_ms=install_ms,
+        agreement=float((np.array(best) == bank_best).mean()),
+        difference=difference,
+        error=100 * float((best != known).mean()) if labelled else None,
+        bank_error=100 * float((bank_best != known).mean()) if labelled else None,
+        change_ms=change_ms,
         predict_ms=float(np.median(times)),
-        task_bytes=edge.nbytes,
+        task_bytes=path.stat().st_size,
+        fault=_fault(export, pack, difference),
     )
 
 
-def load_patched(path: Path) -> Model:
-    """Returns a copy of a base in memory, after its SHA-256 was compared.
-
-    Raises:
-        EdgeError: If it is damaged.
-        OSError: If the file or its manifest cannot be read.
-    """
-    return Model(Base.load(path))
+def _fault(export: LiteExport, pack: TaskPack, difference: float) -> str | None:
+    """Returns what is wrong with the current task besides its most probable classes."""
+    if not np.isfinite(difference):
+        return "probabilities are no numbers"
+    try:
+        export.check(pack)
+    except ExportError as error:
+        return str(error)
+    return None
 
 
 def describe(found: LiteComparison) -> str:
     """Returns a comparison as a line."""
     errors = "" if found.error is None else f"; top-1 error {found.error:.2f} % (bank {found.bank_error:.2f} %)"
+    fault = "" if found.fault is None else f"; WRONG: {found.fault}"
     return (
         f"  {found.task}: top-1 agrees on {found.agreement:.2%}, largest difference {found.difference:.1e}{errors}; "
-        f"{found.predict_ms:.1f} ms a prediction, {found.install_ms:.1f} ms to install, {found.task_bytes:,} bytes"
+        f"{found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
+        f"{found.task_bytes:,} bytes{fault}"
     )
+
+
+def promise(quantize: str) -> str:
+    """Returns what is checked of an export with this quantisation."""
+    if quantize in AGREEMENT:
+        return f"top-1 agrees on at least {AGREEMENT[quantize]:.1%}"
+    return "every constant is the task's weight to half a step of its scale"
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

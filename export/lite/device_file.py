@@ -56,7 +56,8 @@ def export_device(
     network = DeviceNetwork(backbone, changes)
     model = convert_signatures(*make_module(network), float16=float16)
     layout = network.layout
-    description = {"design": design, "digest": layout.digest(), "layout": layout.to_json()}
+    quantize = "float16" if float16 else "none"
+    description = {"design": design, "quantize": quantize, "digest": layout.digest(), "layout": layout.to_json()}
     output.mkdir(parents=True, exist_ok=True)
     files = [_write_inputs(network, pack, output) for pack in packs]
     with atomic_file(output / MODEL) as path:

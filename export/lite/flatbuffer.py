@@ -115,14 +115,25 @@ class LiteFile:
 
     def floats(self, tensor: Tensor) -> np.ndarray:
         """Returns the values of a constant as float32 `[count]`, dequantised if it is."""
-        values = self.read(tensor.data).astype(np.float32)
+        return self.doubles(tensor).astype(np.float32)
+
+    def doubles(self, tensor: Tensor) -> np.ndarray:
+        """Returns what `floats` does as float64, which holds every product of an int32 and its scale."""
+        values = self.read(tensor.data).astype(np.float64)
         if tensor.scales is None:
             return values
-        scales = self.read(tensor.scales)
+        zeros = self.read(tensor.zeros)
+        return (values - (zeros[0] if zeros.size == 1 else 0)) * self.steps(tensor)
+
+    def steps(self, tensor: Tensor) -> np.ndarray:
+        """Returns by how much values of a constant differ at least, float64, `[count]` or `[1]`; 0 if it is a float."""
+        if tensor.scales is None:
+            return np.zeros(1)
+        scales = self.read(tensor.scales).astype(np.float64)
         if scales.size == 1:
-            return (values - np.float32(self.read(tensor.zeros)[0])) * scales[0]
+            return scales
         shape = [-1 if axis == tensor.axis else 1 for axis in range(len(tensor.shape))]
-        return (values.reshape(tensor.shape) * scales.reshape(shape)).reshape(-1)
+        return np.broadcast_to(scales.reshape(shape), tensor.shape).reshape(-1)
 
     def computing(self) -> list[Operator]:
         """Returns the operators without those that only change a type; constants are seen through them."""

@@ -1,13 +1,13 @@
 """The folder of an export for LiteRT: written whole or not at all."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from export.servable.folder import ExportError
+from piggyback_tf.files import flush
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 
@@ -33,16 +33,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+            flush(path)
         temporary.replace(output)
-        _flush(output.parent)
+        flush(output.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -87,7 +87,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         for pack in tasks:
             content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
             model.install(Task.from_bytes(content, base.manifest))
-            check_task(model, backbone, pack)
+            check_task(base, model, backbone, pack)
             (folder / f"{pack.task}{TASK_SUFFIX}").write_bytes(content)
     return Path(output)
 
@@ -110,7 +110,7 @@ def add_task(backbone: Backbone, pack: PackSource, base_file: Path, output: Path
     content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
     model = Model(Base(bytes(base.file.data), base.manifest, verify=False))
     model.install(Task.from_bytes(content, base.manifest))
-    check_task(model, backbone, task)
+    check_task(base, model, backbone, task)
     saturation = None
     if base.manifest.quantize == "int8" and options.representative_data:
         images = representative_images(options.representative_data, [task], options.representative_images)

@@ -9,35 +9,15 @@ from export.edge.piggyback_edge import TERNARY, Task
 from export.edge.task_file import pack_mask
 from export.lite.base import PatchBase, Slot
 from export.lite.constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
-from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
+from export.lite.convert import HEAD_KERNEL
 from export.lite.elements import describe
-from export.lite.weights import Network, Weights
+from export.lite.weights import Network, Weights, own_weights
 from export.servable.folder import ExportError
 from piggyback_tf.packs import PackError, TaskPack
 
 # By how much more than the base's a task's batch norm may multiply a channel; beyond, the base's is as good as zero.
 _LARGEST_RATIO = 1e6
 _HEAD_ROLES = (HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE)
-
-
-def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dict[str, np.ndarray]:
-    """Returns all weights of a task's network by path, float32.
-
-    Args:
-        network: The base.
-        pack: The task.
-        masked: Whether kernels are masked.
-    """
-    weights = network.weights | pack.norm
-    if masked:
-        for path in pack.masks:
-            weights[path] = np.where(pack.mask(path) == 0, np.float32(0), network.weights[path] * pack.mask(path))
-    if HEAD_KERNEL in weights:
-        classes = len(pack.class_names)
-        for path, value in ((HEAD_KERNEL, pack.head["kernel"]), (HEAD_BIAS, pack.head["bias"])):
-            weights[path] = np.zeros_like(network.weights[path])
-            weights[path][..., :classes] = value
-    return weights
 
 
 def check_pack(pack: TaskPack, network: Network) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
 from piggyback_tf.masking.layers import MASKED_LAYERS
+from piggyback_tf.packs import TaskPack
 
 Weights = Mapping[str, np.ndarray]
 
@@ -127,6 +128,26 @@ class Network:
             if path in self.weights:
                 marks[path] = rng.standard_normal(self.weights[path].shape)
         return {path: value.astype(np.float32) for path, value in marks.items()}
+
+
+def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dict[str, np.ndarray]:
+    """Returns all weights of a task's network by path, float32.
+
+    Args:
+        network: The base.
+        pack: The task.
+        masked: Whether kernels are masked.
+    """
+    weights = network.weights | pack.norm
+    if masked:
+        for path in pack.masks:
+            weights[path] = np.where(pack.mask(path) == 0, np.float32(0), network.weights[path] * pack.mask(path))
+    if HEAD_KERNEL in weights:
+        classes = len(pack.class_names)
+        for path, value in ((HEAD_KERNEL, pack.head["kernel"]), (HEAD_BIAS, pack.head["bias"])):
+            weights[path] = np.zeros_like(network.weights[path])
+            weights[path][..., :classes] = value
+    return weights
 
 
 def _kernel(path: str, owner: str, layer: keras.Layer, name: str, weights: Weights) -> Kernel:

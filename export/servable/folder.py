@@ -19,6 +19,7 @@ from export.servable.layout import Layout
 from export.servable.network import ExportedBase
 from export.servable.options import ExportOptions
 from export.servable.tables import ARRAYS, TaskTables
+from piggyback_tf.files import flush
 from piggyback_tf.packs import BaseSpec
 
 FORMAT = 1
@@ -71,7 +72,7 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
     try:
         yield temporary / "main", temporary / SECOND
         for path in temporary.rglob("*"):
-            _flush(path)
+            flush(path)
         # The second first: where a server sees the one that is listed, the other is there.
         (temporary / SECOND).rename(targets[1])
         try:
@@ -79,7 +80,8 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
         except OSError:
             shutil.rmtree(targets[1])
             raise
-        _flush(output)
+        flush(targets[1].parent)
+        flush(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -157,11 +159,3 @@ def versions_in(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return [int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -46,12 +46,28 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     status, printed, errors = _run(*verify)
     assert status == 0, (printed, errors)
     lines = printed.splitlines()
-    assert "quantisation int8, 4 images" in lines[0]
+    assert "design patch, quantisation int8, 4 images" in lines[0]
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
     assert "top-1 error" in lines[1]
+    assert lines[-1] == "holds: every constant is the task's weight to half a step of its scale"
     status, printed, errors = _run("piggyback_edge.py", "verify", "base.tflite", "ternary.edge", cwd=out)
     assert (status, printed) == (0, "base.tflite is whole, and so are 1 tasks for it"), errors
     (out / "ternary.edge").unlink()
     status, _, errors = _run(*verify)
     assert status == 2
     assert "There is no file" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("design", ["switch", "input"])
+def test_a_model_that_takes_masks_is_written_and_verified(files, design):
+    out, images = files / "out", f"--images={files}/images"
+    status, printed, errors = _run("-m", "export.litert", f"--packs={files}", f"--output={out}", f"--design={design}")
+    assert (status, printed) == (0, str(out)), errors
+    verify = ["-m", "export.verify", out / "model.tflite", f"--packs={files}", images]
+    status, printed, errors = _run(*verify)
+    assert status == 0, (printed, errors)
+    lines = printed.splitlines()
+    assert f"design {design}, quantisation none, 4 images" in lines[0]
+    assert "binary: top-1 agrees on 100.00%" in lines[1]
+    assert "bytes" in lines[2]
+    assert lines[-1] == "holds: top-1 agrees on at least 100.0%"

@@ -1,0 +1,90 @@
+// Installs tasks on a LiteRT model by patching its constants: docs/edge-format.md in C++17, without dependencies,
+// exceptions or global state. A Manifest and a Task look at the bytes that they were opened with, which must neither
+// change nor go away while they are used. Unless they are being opened, any number of threads may use them at once.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <array>
+#include <memory>
+#include <string_view>
+
+namespace piggyback {
+// What came of a call: false, or a sentence that says what is wrong. A call that fails changes nothing.
+struct [[nodiscard]] Error {
+  Error(const char* sentence = nullptr) : message(sentence) {}
+  explicit operator bool() const { return message != nullptr; }
+  const char* message;
+};
+
+// Memory of the caller that is read.
+struct Bytes {
+  const uint8_t* data = nullptr;
+  size_t size = 0;
+};
+std::array<uint8_t, 32> Sha256(Bytes bytes);
+
+// A constant of the base that tasks change, as in the document. What is here was checked.
+struct Entry {
+  uint32_t kind, type;
+  size_t offset, size, elements;
+  uint32_t channels, inner;
+};
+
+// manifest.bin: where a base has the constants that tasks change.
+class Manifest {
+ public:
+  Error Open(Bytes bytes);
+  // Checks size and SHA-256 of base.tflite, which takes far longer than installing: call it once for each base.
+  Error Verify(Bytes base) const;
+  // Writes the base's constants back into a copy of it, [size], whatever was installed there.
+  Error Remove(Bytes base, uint8_t* copy, size_t size) const;
+  uint32_t entries() const { return Field(12); }
+  Entry entry(uint32_t index) const;  // Index is below entries().
+  uint32_t base_size() const { return Field(24); }
+  uint32_t features() const { return Field(96); }
+  uint32_t max_classes() const { return Field(100); }  // 0: the model ends in features, else in so many logits.
+  uint32_t image_size() const { return Field(104); }
+  uint32_t quantization() const { return Field(108); }  // 0 none, 1 float16, 2 dynamic, 3 int8.
+
+ private:
+  friend class Task;
+  uint32_t Field(size_t offset) const;
+  Error CheckSizes(Bytes base, const uint8_t* copy, size_t size) const;
+  Bytes bytes_;
+};
+
+// A .edge file: what one task changes.
+class Task {
+ public:
+  // Takes memory for compressed masks, two bits for an element of the manifest's filters, and 4 bytes for each string.
+  Error Open(const Manifest& manifest, Bytes bytes);
+  // Writes the task's constants into a copy of the base, [size], whatever was installed there before. `base` was
+  // verified. `copy` may be `base` itself, if nothing was installed there yet; otherwise they must not overlap.
+  Error Install(Bytes base, uint8_t* copy, size_t size) const;
+  // Turns the model's output, [features] or [max_classes] logits, into probabilities, [classes].
+  Error Classify(const float* output, size_t size, float* probabilities) const;
+  uint32_t classes() const { return classes_; }
+  uint32_t flags() const { return flags_; }  // 1 ternary, 2 compressed, 4 own batch norm, 8 the model holds the head.
+  // Valid UTF-8 written by strangers: escape it before it is printed. Empty if there is no such label.
+  std::string_view name() const { return Text(0); }
+  std::string_view augmentation() const { return Text(1); }
+  std::string_view base_name() const { return Text(2); }
+  std::string_view preprocessing() const { return Text(3); }
+  std::string_view label(uint32_t index) const { return index < classes_ ? Text(4 + size_t{index}) : ""; }
+
+ private:
+  Error ReadHeader();
+  Error ReadMasks();
+  Error ReadCorrections();
+  Error ReadText();
+  Bytes Section(size_t number) const;
+  std::string_view Text(size_t index) const;
+  Manifest manifest_;
+  Bytes bytes_;
+  uint32_t flags_ = 0, classes_ = 0;
+  const uint8_t* masks_ = nullptr;  // In section 1, or decoded.
+  std::unique_ptr<uint8_t[]> decoded_;
+  std::unique_ptr<uint32_t[]> texts_;  // Where strings begin in section 5.
+};
+}  // namespace piggyback
