@@ -6,6 +6,7 @@ short as range coding, and faster to decode.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -210,7 +211,11 @@ class _Decoder:
         rates = self._take("_rates", math.prod(numbers), "rates").reshape(numbers)
         negate = self._take("_rates", 1, "rates")[0] if self._kind == "ternary" else NEVER
         if numbers == (1, 1):
-            return self._symbols(math.prod(view), _weight_shares(rates[0, 0], negate)).reshape(view)
+            return (
+                self._symbols(math.prod(view), _weight_shares(rates[0, 0], negate))
+                .astype(np.uint8, copy=False)
+                .reshape(view)
+            )
         ordered = np.empty(view, np.uint8)
         top = 0
         for a, height in enumerate(sizes[0]):
@@ -240,10 +245,12 @@ class _Decoder:
         return classes
 
     def _symbols(self, count: int, shares: tuple[int, ...]) -> np.ndarray:
-        """Returns the next values, uint8 `[count]`."""
+        """Returns the next values, integers `[count]`; as the coder gives them, int32, if they are few."""
         alphabet, model = _model(shares)
         if not model:
             return np.full(count, alphabet[0], np.uint8)
+        if count <= _CHUNK and _numbered(alphabet):
+            return self._coder.decode(model, count)
         symbols = np.empty(count, np.uint8)
         for start in range(0, count, _CHUNK):
             end = min(start + _CHUNK, count)
@@ -307,6 +314,7 @@ def _member_shares(rate: int) -> tuple[int, ...]:
     return (RATE_ONE - inside) * RATE_ONE, inside * RATE_ONE
 
 
+@functools.lru_cache(maxsize=1024)
 def _model(shares: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
     """Returns the values that occur, and the model of the symbols that number them; None if there is one only."""
     alphabet = tuple(value for value, share in enumerate(shares) if share)
