@@ -22,6 +22,7 @@ from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surf
 from piggyback_tf.evaluation import evaluate, results_table, write_report
 from piggyback_tf.files import atomic_file, write_atomically
 from piggyback_tf.flags import define_flags, make_method, read_config, settings
+from piggyback_tf.methods import Method
 from piggyback_tf.packs import PackError, TaskPack, check_task_name
 from piggyback_tf.training import (
     InputConfig,
@@ -97,7 +98,7 @@ def run(folder: Path) -> dict[str, Any]:
                 )
                 if backbone.hash != base_hash:
                     raise TrainingError(f"Method {name} changed the base, which must never happen. Please report this.")
-                result = write_result(own, task, name, method.keeps_base, trained, backbone, data, inputs)
+                result = write_result(own, task, name, method, trained, backbone, data, inputs)
                 write_atomically(own / RESULT_FILE, json.dumps(result, indent=2) + "\n")
             finish_training(own)
             results[name] = json.loads((own / RESULT_FILE).read_text())
@@ -133,8 +134,8 @@ def describe_data(data: TaskData) -> dict[str, Any]:
 def write_result(
     folder: Path,
     task: str,
-    method: str,
-    keeps_base: bool,
+    name: str,
+    method: Method,
     trained: TrainedTask,
     backbone: Backbone,
     data: TaskData,
@@ -153,14 +154,14 @@ def write_result(
         },
         "seconds": trained.seconds,
     }
-    if keeps_base:
+    if method.makes_pack:
         path = folder / f"{task}.task.safetensors"
         pack = TaskPack.from_model(
             trained.model,
             task=task,
             class_names=list(data.class_names),
             backbone=backbone,
-            method=method,
+            method=name,
             eval_augment=inputs.augment_eval,
             settings=settings(),
             errors=errors,
@@ -169,9 +170,10 @@ def write_result(
         result |= {"zeros": pack.zeros, "zeros_total": pack.zeros_total} if pack.masks else {}
     else:
         path = folder / f"{task}.keras"
+        images = make_dataset(data.train, inputs.augment_eval, batch_size=FLAGS.batch_size, training=False)
+        memory = method.remember(trained.model, backbone, task, images)
         with atomic_file(path) as temporary:
-            # Without what it was compiled with: the optimisers are of no use to whoever loads the model.
-            keras.Model(trained.model.input, trained.model.output, name=trained.model.name).save(temporary)
+            type(method)(method.config, memory).recall(backbone, task).save(temporary)
     return result | {"file": path.name, "bytes": {"task": path.stat().st_size, "base": backbone.nbytes}}
 
 

@@ -1,6 +1,8 @@
 """Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from absl import flags
@@ -31,7 +33,10 @@ flags.disclaim_key_flags()
 def define_flags() -> None:
     """Defines all flags; call it once, before absl parses the command line."""
     text, flag, number = flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer
-    _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required.", required=True)
+    _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required without --tasks.")
+    _own(
+        flags.DEFINE_list, "tasks", [], "Several tasks, learned one after another: NAME=DATA,NAME=DATA, each as --data."
+    )
     _own(text, "output_dir", None, "Folder of the results; an interrupted run goes on. Required.", required=True)
     _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
     _own(text, "task", None, "Name of the task; by default that of the data set.")
@@ -71,14 +76,25 @@ def define_config_flags(config: type) -> None:
         _own(makers[type(field.default)], field.name, field.default, field.metadata["help"])
 
 
-def read_config(config: type[Config]) -> Config:
+def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyType({})) -> Config:
     """Returns a config dataclass with the values of the flags of the same names.
+
+    Args:
+        config: The dataclass.
+        recipe: Values for flags that were not given.
 
     Raises:
         flags.IllegalFlagValueError: If a value is not valid; the message is that of the dataclass.
     """
     try:
-        return config(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config)})
+        return config(
+            **{
+                field.name: recipe[field.name]
+                if field.name in recipe and not flags.FLAGS[field.name].present
+                else flags.FLAGS[field.name].value
+                for field in dataclasses.fields(config)
+            }
+        )
     except ValueError as error:
         raise flags.IllegalFlagValueError(str(error).replace("Received: ", "Received: --")) from None
 

@@ -2,17 +2,22 @@
 
 import abc
 import dataclasses
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer
+from piggyback_tf.masking.sharing import BaseVariable
+from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.registry import Registry
 
 METHODS: Registry[type["Method"]] = Registry("method")
-VARIABLE_GROUPS = ("mask", "head", "norm", "weights")
+VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
 
 
 def option(default: Any, help: str) -> Any:
@@ -28,25 +33,42 @@ class MethodConfig:
 
 
 class Method(abc.ABC):
-    """One way of learning a task. A new method is a file with a subclass decorated by `METHODS.register(NAME)`.
+    """One way of learning tasks. A new method is a file with a subclass decorated by `METHODS.register(NAME)`.
 
     A method turns a backbone into a Keras model to be trained, and says of each trainable variable which group it is
     in, and so which optimiser it gets. All else (data, schedule, resume, evaluation) is the same for all methods.
 
-    A method never changes the backbone it is given. One that changes weights builds its model on a copy
-    (`copy_of_base`) and says so by `keeps_base = False`; its result is a Keras model instead of a task pack. What a
-    method has to carry from one task to the next, if it learns tasks one after another, goes through its own
+    A method never changes the backbone it is given. What it adds to it for a task is a task pack, if `makes_pack`;
+    otherwise a `Memory`, which `remember` extends by the trained task and from which `recall` makes the network of any
+    learned task. A method that learns on what it remembers of the tasks before (`sequential`) gets that by its
     constructor: a `Method` object belongs to one task and has no state that a later call changes.
 
     Args:
         config: The method's settings, an instance of its `Config`.
+        memory: What was kept of the tasks learned before; empty if None.
+        heads: Of a method that learns all tasks at once, the number of classes of each; else None.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
-    keeps_base: ClassVar[bool] = True
+    makes_pack: ClassVar[bool] = True
+    # Whether what is learned depends on the tasks before, and so on their order.
+    sequential: ClassVar[bool] = False
+    # Whether the memory holds a network in place of the base, which is then no longer needed.
+    replaces_base: ClassVar[bool] = False
+    # Whether all tasks are learned in one training; `heads` then names them.
+    at_once: ClassVar[bool] = False
+    # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
-    def __init__(self, config: MethodConfig | None = None):
+    def __init__(
+        self,
+        config: MethodConfig | None = None,
+        memory: Memory | None = None,
+        heads: Mapping[str, int] | None = None,
+    ):
         self.config = config or self.Config()
+        self.memory = memory or Memory()
+        self.heads = dict(heads or {})
 
     @abc.abstractmethod
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
@@ -69,10 +91,61 @@ class Method(abc.ABC):
             self.features(backbone, seed), num_classes, dropout=self.config.head_dropout, seed=seed
         )
 
+    def phases(self, epochs: int) -> tuple[int, ...]:
+        """Returns how the epochs of a training are divided into phases; one phase, for most.
+
+        Each phase has optimisers and schedules of its own. The best epoch is one of the last phase.
+
+        Args:
+            epochs: Epochs of the whole training.
+
+        Raises:
+            ValueError: If there are too few.
+        """
+        return (epochs,)
+
+    def begin_phase(self, model: keras.Model, phase: int) -> None:
+        """Changes a model, what of it is trainable too, before a phase; nothing, for most.
+
+        A training that goes on calls this for all phases up to its own, and puts the values back afterwards.
+
+        Args:
+            model: What `build` returned.
+            phase: Number of the phase, from 0.
+        """
+        del model, phase
+
     def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:
         """Returns what the method does between the steps of a training; nothing, for most."""
         del model
         return []
+
+    def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
+        """Returns the memory with a trained task: here, every variable that is not the base's belongs to it alone.
+
+        Args:
+            model: What `build` returned, trained.
+            backbone: The network it was built on.
+            task: The task's name.
+            images: Batches of training images `[B, S, S, 3]`, prepared as for evaluation, and labels `[B]`.
+        """
+        del backbone, images
+        return self.memory.with_task(task, own_arrays(model))
+
+    def recall(self, backbone: Backbone, task: str) -> keras.Model:
+        """Returns the network of a learned task, from images `[B, S, S, 3]` to logits `[B, num_classes]`.
+
+        Args:
+            backbone: The network the task was learned on; not changed.
+            task: The task's name.
+
+        Raises:
+            ValueError: If the task was not learned.
+        """
+        earlier = type(self)(self.config, self.memory.before(task))
+        model = earlier.build(backbone, self.memory.classes(task))
+        assign_arrays(model, self.memory.of(task))
+        return model
 
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         """Returns the group, one of `VARIABLE_GROUPS`, of a trainable variable.
@@ -122,6 +195,35 @@ def copy_of_base(model: keras.Model, *, train_norm: bool, norm_momentum: float) 
     copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def own_arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns a copy of every variable of a model that is not a base's, by canonical path."""
+    return {
+        path: np.array(keras.ops.convert_to_numpy(variable))
+        for path, variable in named_variables(model).items()
+        if not isinstance(variable, BaseVariable)
+    }
+
+
+def assign_arrays(model: keras.Model, arrays: Arrays) -> None:
+    """Puts arrays into the variables of a model of the same canonical paths.
+
+    Raises:
+        ValueError: If a variable that is not a base's has no array, or an array no variable of its shape.
+    """
+    variables = {
+        path: variable for path, variable in named_variables(model).items() if not isinstance(variable, BaseVariable)
+    }
+    if different := sorted(variables.keys() ^ arrays.keys()):
+        raise ValueError(f"What is remembered does not fit the network: {different[0]!r} is in one of them only.")
+    for path, variable in variables.items():
+        if tuple(variable.shape) != arrays[path].shape:
+            raise ValueError(
+                f"What is remembered does not fit the network: {path!r} has shape {arrays[path].shape} instead of "
+                f"{tuple(variable.shape)}."
+            )
+        variable.assign(arrays[path])
 
 
 def _prefixes(path: str) -> list[str]:

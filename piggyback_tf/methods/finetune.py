@@ -1,36 +1,24 @@
-"""Fine-tuning: a whole network per task (the paper's "Individual Networks")."""
-
-import dataclasses
+"""Fine-tuning: a whole network per task, or one that every task changes (the paper's "Individual Networks")."""
 
 import keras
 
-from piggyback_tf.backbones import Backbone, batch_norm_paths
-from piggyback_tf.methods.base import METHODS, Method, MethodConfig, copy_of_base, option
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig(MethodConfig):
-    """Settings of fine-tuning."""
-
-    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics with --norm=task.")
-
-    def __post_init__(self) -> None:
-        if self.norm not in ("frozen", "task"):
-            raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.methods.base import METHODS, Method
+from piggyback_tf.methods.shared_network import SharedNetwork, TrainedNetworkConfig, trainable_network
 
 
 @METHODS.register("finetune")
 class Finetune(Method):
     """Trains all weights of a copy of the backbone, and the head."""
 
-    Config = FinetuneConfig
-    keeps_base = False
+    Config = TrainedNetworkConfig
+    makes_pack = False
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
-        if self.config.norm == "task" and not batch_norm_paths(backbone.model):
-            raise ValueError(f"Backbone {backbone.name!r} has no batch normalisation to train; use norm='frozen'.")
-        return copy_of_base(
-            backbone.model, train_norm=self.config.norm == "task", norm_momentum=self.config.norm_momentum
-        )
+        return trainable_network(backbone, self.config)
+
+
+@METHODS.register("finetune_sequential")
+class FinetuneSequential(SharedNetwork):
+    """Trains one network on task after task, which is what methods against forgetting are compared with."""

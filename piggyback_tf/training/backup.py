@@ -46,30 +46,43 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     Args:
         folder: Where the state file is kept; None keeps the best weights in memory only.
+        first_best_epoch: The first epoch, counted from 0, that may be the best one.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, first_best_epoch: int = 0):
         super().__init__()
+        self._first_best_epoch = first_best_epoch
         self.path = folder / STATE_FILE if folder else None
         self.progress = Progress()
         self._best: dict[str, np.ndarray] = {}
         self._started = 0.0
 
-    def restore(self) -> int:
-        """Puts model, optimiser and progress back as the file says, if there is one.
+    def epochs_done(self) -> int:
+        """Returns the number of completed epochs that the file holds, which is the epoch to go on with.
 
-        Returns:
-            The number of completed epochs, which is the epoch to go on with.
+        Raises:
+            TrainingError: If the file is damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return 0
+        try:
+            with safe_open(self.path, framework="np") as state:
+                return int(_progress(state).epochs_done)
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def restore(self) -> None:
+        """Puts model, optimiser and progress back as the file says, if there is one.
 
         Raises:
             TrainingError: If the file is damaged or belongs to another model.
         """
         if self.path is None or not self.path.exists():
-            return 0
+            return
         variables = self._variables()
         try:
             with safe_open(self.path, framework="np") as state:
-                progress = json.loads(state.metadata()["progress"])
+                progress = _progress(state)
                 names = set(state.keys())
                 wanted = {f"now/{name}" for name in variables}
                 if {name for name in names if name.startswith("now/")} != wanted:
@@ -83,12 +96,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         except TrainingError:
             raise
         except Exception as error:
-            raise TrainingError(
-                f"The saved state {self.path} cannot be read ({error}). Delete the output folder or choose another "
-                "one to start anew."
-            ) from error
-        self.progress = Progress(**progress)
-        return self.progress.epochs_done
+            raise self._unreadable(error) from error
+        self.progress = progress
 
     def restore_best(self) -> None:
         """Puts the weights of the best epoch into the model."""
@@ -103,7 +112,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         for name, value in (logs or {}).items():
             progress.history.setdefault(name, []).append(float(value))
         score = [float(logs["val_error"]), float(logs["val_loss"])]
-        if progress.best_epoch < 0 or score < progress.best_score:
+        if epoch >= self._first_best_epoch and (progress.best_epoch < 0 or score < progress.best_score):
             progress.best_epoch, progress.best_score = epoch, score
             self._best = {name: _to_numpy(variable) for name, variable in self._learned().items()}
         progress.epochs_done = epoch + 1
@@ -116,6 +125,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         tensors |= {f"best/{name}": value for name, value in self._best.items()}
         with atomic_file(self.path) as temporary:
             save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(self.progress))})
+
+    def _unreadable(self, error: Exception) -> TrainingError:
+        return TrainingError(
+            f"The saved state {self.path} cannot be read ({error}). Delete the output folder or choose another one to "
+            "start anew."
+        )
 
     def _learned(self) -> dict[str, keras.Variable]:
         """Every weight of the model that is not the shared base's, by its place in the model."""
@@ -136,6 +151,10 @@ class BackupAndRestore(keras.callbacks.Callback):
 def finish_training(folder: Path) -> None:
     """Removes the state of a training whose result is written."""
     (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def _progress(state: Any) -> Progress:
+    return Progress(**json.loads(state.metadata()["progress"]))
 
 
 def _to_numpy(variable: keras.Variable) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from piggyback_tf.methods.base import option
+from piggyback_tf.methods import VARIABLE_GROUPS, option
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
@@ -35,8 +35,10 @@ class TrainConfig:
     head_lr: float = option(1e-3, "Learning rate of the head.")
     norm_optimizer: str = option("adam", "Optimiser of batch norm with --norm=task: adam or sgd.")
     norm_lr: float = option(1e-3, "Learning rate of batch norm with --norm=task.")
-    weights_optimizer: str = option("adam", "Optimiser of the weights with --method=finetune: adam or sgd.")
-    weights_lr: float = option(1e-4, "Learning rate of the weights with --method=finetune.")
+    weights_optimizer: str = option("adam", "Optimiser of the weights, where a method trains them: adam or sgd.")
+    weights_lr: float = option(1e-4, "Learning rate of the weights, where a method trains them.")
+    adapter_optimizer: str = option("adam", "Optimiser of what a method adds inside of the network: adam or sgd.")
+    adapter_lr: float = option(1e-3, "Learning rate of what a method adds inside of the network.")
     sgd_momentum: float = option(0.9, "Momentum wherever the optimiser is sgd.")
     adam_epsilon: float = option(1e-7, "Epsilon of adam for all but the masks (PyTorch's default is 1e-8).")
     chance_epochs: int = option(
@@ -50,13 +52,13 @@ class TrainConfig:
         for name in ("warmup_steps", "step_epochs", "max_flips", "chance_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
-        for name in ("mask_lr", "head_lr", "norm_lr", "weights_lr", "mask_epsilon", "adam_epsilon", "step_decay"):
+        for name in (*(f"{group}_lr" for group in VARIABLE_GROUPS), "mask_epsilon", "adam_epsilon", "step_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={getattr(self, name)}.")
         if not 0 <= self.sgd_momentum < 1:
             raise ValueError(f"`sgd_momentum` must be in [0, 1). Received: sgd_momentum={self.sgd_momentum}.")
         choices = {"schedule": SCHEDULES} | dict.fromkeys(
-            ("mask_optimizer", "head_optimizer", "norm_optimizer", "weights_optimizer"), OPTIMIZERS
+            (f"{group}_optimizer" for group in VARIABLE_GROUPS), OPTIMIZERS
         )
         for name, valid in choices.items():
             if getattr(self, name) not in valid:

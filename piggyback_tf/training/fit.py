@@ -1,6 +1,7 @@
 """Training one task."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def train_task(
 ) -> TrainedTask:
     """Trains one task and returns the model of its best epoch on the validation split.
 
-    The test split is not touched. To train on several devices, build the backbone and call this in the scope of a
+    A method's phases follow one another, each with new optimisers; the best epoch is one of the last phase. The test
+    split is not touched. To train on several devices, build the backbone and call this in the scope of a
     `tf.distribute` strategy.
 
     Args:
@@ -99,21 +101,23 @@ def train_task(
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
     keras.utils.set_random_seed(config.seed)
     model = method.build(backbone, len(data.class_names), seed=config.seed)
-    steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
-    model.compile(
-        optimizer=make_optimizer(method, model, config, steps_per_epoch),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
-        weighted_metrics=[TopOneError(name="error")],
-        # XLA on the CPU makes the training of depthwise convolutions many times slower.
-        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
-    )
-    model.optimizer.build(model.trainable_variables)
-    backup = BackupAndRestore(state_dir)
+    phases = method.phases(config.epochs)
+    ends = list(itertools.accumulate(phases))
+    backup = BackupAndRestore(state_dir, first_best_epoch=ends[-1] - phases[-1])
     backup.set_model(model)
-    first_epoch = backup.restore()
-    if first_epoch < config.epochs:
+    done = backup.epochs_done()
+    steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+    for phase, (epochs, end) in enumerate(zip(phases, ends, strict=True)):
+        method.begin_phase(model, phase)
+        # The state after the last epoch of a phase is one of that phase: the next one changes the model.
+        if end < done:
+            continue
+        _compile(model, method, config, steps_per_epoch, epochs)
+        if end - epochs < done:
+            backup.restore()
+        if end == done:
+            continue
+        first_epoch = max(done, end - epochs)
         callbacks = [backup, StopOnNaN(), *method.callbacks(model)]
         if config.chance_epochs:
             warmup_epochs = math.ceil(config.warmup_steps / steps_per_epoch)
@@ -121,31 +125,12 @@ def train_task(
             callbacks.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses))
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
-        inputs = inputs.for_size(backbone.image_size)
-        options = inputs.cache_options()
-        train = make_dataset(
-            data.train,
-            inputs.augment_train,
-            batch_size=config.batch_size,
-            training=True,
-            seed=config.seed,
-            epochs=config.epochs,
-            initial_epoch=first_epoch,
-            **options,
-        )
-        validation = make_dataset(
-            data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **options
-        )
-        _check_image_size(train, backbone, inputs.augment_train)
-        _check_image_size(validation, backbone, inputs.augment_eval)
-        if replicas > 1:
-            train = weight_for_replicas(train, config.batch_size, replicas)
-            validation = weight_for_replicas(validation, config.batch_size, replicas, len(data.validation))
+        train, validation = _datasets(data, config, inputs.for_size(backbone.image_size), backbone, first_epoch)
         with surface_data_errors():
             model.fit(
                 train,
                 validation_data=validation,
-                epochs=config.epochs,
+                epochs=end,
                 initial_epoch=first_epoch,
                 steps_per_epoch=steps_per_epoch,
                 shuffle=False,
@@ -155,6 +140,47 @@ def train_task(
     backup.restore_best()
     progress = backup.progress
     return TrainedTask(model, progress.history, progress.best_epoch, progress.seconds)
+
+
+def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_epoch: int, epochs: int) -> None:
+    """Gives a model new optimisers, for one phase of its training."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
+    model.compile(
+        optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
+        weighted_metrics=[TopOneError(name="error")],
+        # XLA on the CPU makes the training of depthwise convolutions many times slower.
+        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _datasets(
+    data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone, first_epoch: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Returns the batches of training from an epoch on, and those of validation."""
+    options = inputs.cache_options()
+    train = make_dataset(
+        data.train,
+        inputs.augment_train,
+        batch_size=config.batch_size,
+        training=True,
+        seed=config.seed,
+        epochs=config.epochs,
+        initial_epoch=first_epoch,
+        **options,
+    )
+    validation = make_dataset(
+        data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **options
+    )
+    _check_image_size(train, backbone, inputs.augment_train)
+    _check_image_size(validation, backbone, inputs.augment_eval)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1:
+        train = weight_for_replicas(train, config.batch_size, replicas)
+        validation = weight_for_replicas(validation, config.batch_size, replicas, len(data.validation))
+    return train, validation
 
 
 def _check_image_size(dataset: tf.data.Dataset, backbone: Backbone, augment: str) -> None:

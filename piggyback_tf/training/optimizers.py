@@ -1,5 +1,6 @@
 """One optimiser per kind of variable, and the limit on flips that keeps masks stable."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -99,7 +100,7 @@ class FlipLimitedAdam(keras.optimizers.Adam):
 
 
 def make_optimizer(
-    method: Method, model: keras.Model, config: TrainConfig, steps_per_epoch: int
+    method: Method, model: keras.Model, config: TrainConfig, steps_per_epoch: int, epochs: int | None = None
 ) -> keras.optimizers.Optimizer:
     """Returns a `MultiOptimizer` with one optimiser and schedule for each group of variables.
 
@@ -108,12 +109,14 @@ def make_optimizer(
         model: The task's model.
         config: Optimisers, learning rates and schedule.
         steps_per_epoch: Steps of one epoch.
+        epochs: Epochs of the phase; all epochs if None.
 
     Raises:
         ValueError: If the flips are to be limited with another optimiser than Adam.
     """
     groups = method.groups(model)
     masks = mask_config(model)
+    config = dataclasses.replace(config, epochs=epochs or config.epochs)
     optimizers = {group: _group_optimizer(group, masks, config, steps_per_epoch) for group in groups}
     by_variable = {id(variable): optimizers[group] for group, members in groups.items() for variable in members}
     return keras.optimizers.MultiOptimizer(lambda variable: by_variable[id(variable)])

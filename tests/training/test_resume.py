@@ -10,8 +10,9 @@ import tensorflow as tf
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import Subset, load_data
 from piggyback_tf.methods.classifier_only import ClassifierOnly
-from piggyback_tf.methods.finetune import Finetune, FinetuneConfig
+from piggyback_tf.methods.finetune import Finetune
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
+from piggyback_tf.methods.shared_network import TrainedNetworkConfig
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 
 CONFIG = TrainConfig(epochs=3, batch_size=32, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, max_flips=0.01)
@@ -19,7 +20,7 @@ INPUTS = InputConfig(augment_train="resize(36,36)|random_crop(32)|rotate(10)")
 CASES = {
     "piggyback with its own batch norm": (Piggyback, PiggybackConfig(norm="task", head_dropout=0.5)),
     "ternary masks from a uniform start": (Piggyback, PiggybackConfig(mask_kind="ternary", mask_init="uniform")),
-    "fine-tuning with batch norm": (Finetune, FinetuneConfig(norm="task", head_dropout=0.5)),
+    "fine-tuning with batch norm": (Finetune, TrainedNetworkConfig(norm="task", head_dropout=0.5)),
     "the head alone": (ClassifierOnly, None),
 }
 

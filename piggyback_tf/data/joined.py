@@ -1,0 +1,71 @@
+"""Several tasks as one: all images, and the classes of one task behind those of another."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from piggyback_tf.data.sources import Source, TaskData, digest
+
+
+class Joined(Source):
+    """The images of several sources, one behind another.
+
+    Args:
+        sources: The sources.
+        first_classes: The number that class 0 of each source has here.
+    """
+
+    def __init__(self, sources: Sequence[Source], first_classes: Sequence[int]):
+        self._sources, self._first_classes = list(sources), list(first_classes)
+        self._ends = np.cumsum([len(source) for source in self._sources])
+        sizes = {source.image_size for source in self._sources}
+        self.image_size = sizes.pop() if len(sizes) == 1 else None
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return np.concatenate(
+            [source.labels + first for source, first in zip(self._sources, self._first_classes, strict=True)]
+        )
+
+    def read(self, index: int) -> np.ndarray:
+        source, place = self._find(index)
+        return source.read(place)
+
+    def describe(self, index: int) -> str:
+        source, place = self._find(index)
+        return source.describe(place)
+
+    def key(self, index: int) -> str:
+        source, place = self._find(index)
+        return f"{self._sources.index(source)}/{source.key(place)}"
+
+    def fingerprint(self) -> str:
+        return digest(*(source.fingerprint() for source in self._sources))
+
+    @property
+    def skipped(self) -> list[str]:
+        return [broken for source in self._sources for broken in source.skipped]
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[number], index - (int(self._ends[number - 1]) if number else 0)
+
+
+def join_tasks(tasks: Mapping[str, TaskData]) -> TaskData:
+    """Returns all tasks as one, whose classes are `"TASK/CLASS"`; the classes of a task follow those before it.
+
+    Args:
+        tasks: The data of each task, by name.
+    """
+    firsts = np.cumsum([0, *(len(data.class_names) for data in tasks.values())])[:-1].tolist()
+    splits = {
+        split: Joined([getattr(data, split) for data in tasks.values()], firsts) for split in ("train", "validation")
+    }
+    return TaskData(
+        spec="+".join(data.spec for data in tasks.values()),
+        name="+".join(tasks),
+        class_names=tuple(f"{task}/{name}" for task, data in tasks.items() for name in data.class_names),
+        test=None,
+        **splits,
+    )

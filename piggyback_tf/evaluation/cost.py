@@ -1,0 +1,20 @@
+"""What a network costs."""
+
+import keras
+import tensorflow as tf
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Returns how many multiplications with an addition an image takes: half of its floating point operations.
+
+    Args:
+        model: From images `[B, S, S, 3]`.
+    """
+    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(
+        tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
+    )
+    options = tf.compat.v1.profiler.ProfileOptionBuilder(
+        tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    ).with_empty_output()
+    profile = tf.compat.v1.profiler.profile(function.graph, options=options.build())
+    return int(profile.total_float_ops) // 2

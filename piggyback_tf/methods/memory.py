@@ -1,0 +1,123 @@
+"""What a method keeps of the tasks that it has learned, and its file."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from piggyback_tf.files import atomic_file
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Memory:
+    """All that a method needs besides the base to answer for the tasks it has learned, and to learn the next one.
+
+    Attributes:
+        own: What belongs to one task alone, arrays by name, by task in the order of learning. `"head/kernel"`,
+            `[F, C]`, and `"head/bias"`, `[C]`, are always there.
+        shared: What all tasks use, such as weights that replace the base's.
+        learning: What is needed only to learn further tasks, such as the Fisher information.
+    """
+
+    own: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
+    shared: Arrays = dataclasses.field(default_factory=dict)
+    learning: Arrays = dataclasses.field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks in the order of learning."""
+        return tuple(self.own)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that answering needs, uncompressed."""
+        return sum(array.nbytes for arrays in (self.shared, *self.own.values()) for array in arrays.values())
+
+    @property
+    def learning_nbytes(self) -> int:
+        """Bytes of what only learning needs, uncompressed."""
+        return sum(array.nbytes for array in self.learning.values())
+
+    def classes(self, task: str) -> int:
+        """Returns how many classes a task has."""
+        return int(self.of(task)["head/bias"].size)
+
+    def of(self, task: str) -> Arrays:
+        """Returns what belongs to a task alone.
+
+        Raises:
+            ValueError: If the task was not learned.
+        """
+        if task not in self.own:
+            raise ValueError(f"Task {task!r} was not learned; learned were: {', '.join(self.tasks) or '(none)'}.")
+        return self.own[task]
+
+    def before(self, task: str) -> "Memory":
+        """Returns the same without a task and those that were learned after it."""
+        self.of(task)
+        return dataclasses.replace(self, own={name: self.own[name] for name in self.tasks[: self.tasks.index(task)]})
+
+    def with_task(
+        self, task: str, own: Arrays, *, shared: Arrays | None = None, learning: Arrays | None = None
+    ) -> "Memory":
+        """Returns the same with one more task.
+
+        Args:
+            task: Its name.
+            own: What belongs to it alone.
+            shared: What all tasks use from now on; as before if None.
+            learning: What learning needs from now on; as before if None.
+
+        Raises:
+            ValueError: If the task was learned already.
+        """
+        if task in self.own:
+            raise ValueError(f"Task {task!r} was learned already.")
+        return Memory(
+            {**self.own, task: dict(own)},
+            self.shared if shared is None else dict(shared),
+            self.learning if learning is None else dict(learning),
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes everything into one safetensors file, whole or not at all."""
+        tensors = {f"shared/{name}": array for name, array in self.shared.items()}
+        tensors |= {f"learning/{name}": array for name, array in self.learning.items()}
+        for number, arrays in enumerate(self.own.values()):
+            tensors |= {f"own/{number}/{name}": array for name, array in arrays.items()}
+        with atomic_file(path) as temporary:
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+                temporary,
+                metadata={"tasks": json.dumps(self.tasks)},
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Memory":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file is none of these.
+            OSError: If it cannot be read.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                tasks = json.loads((file.metadata() or {})["tasks"])
+                own: dict[str, dict[str, np.ndarray]] = {task: {} for task in tasks}
+                parts: dict[str, dict[str, np.ndarray]] = {"shared": {}, "learning": {}}
+                for key in sorted(file.keys()):
+                    part, _, name = key.partition("/")
+                    target = parts.get(part)
+                    if part == "own":
+                        number, _, name = name.partition("/")
+                        target = own[tasks[int(number)]]
+                    target[name] = file.get_tensor(key)
+        except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} is no file of learned tasks, or damaged ({error}).") from error
+        return cls(own, parts["shared"], parts["learning"])
