@@ -1,9 +1,11 @@
-"""Learns one task on a frozen backbone: python train.py --flagfile=configs/quickstart.flags
+"""Learns a task on a frozen backbone, or several in turn: python train.py --flagfile=configs/quickstart.flags
 
-The run goes from top to bottom of `run`: settings, devices, data, backbone, one training a method, results. After a
-kill the same command goes on where the last completed epoch ended; what is done already is not done again.
+The run goes from top to bottom of `run`: settings, devices, data, backbone, one training a method, results; with
+--tasks from top to bottom of `run_tasks`. After a kill the same command goes on where the last completed epoch ended;
+what is done already is not done again.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,11 +21,12 @@ from absl import app, flags, logging
 
 from piggyback_tf.backbones import Backbone, WeightsError, load_backbone
 from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surface_data_errors
-from piggyback_tf.evaluation import evaluate, results_table, write_report
+from piggyback_tf.evaluation import evaluate, results_table, sequence_table, write_report, write_sequence_report
 from piggyback_tf.files import atomic_file, write_atomically
 from piggyback_tf.flags import define_flags, make_method, read_config, settings
-from piggyback_tf.methods import Method
+from piggyback_tf.methods import METHODS, Method
 from piggyback_tf.packs import PackError, TaskPack, check_task_name
+from piggyback_tf.sequences import SequenceSettings, parse_tasks, run_sequence
 from piggyback_tf.training import (
     InputConfig,
     TrainConfig,
@@ -44,33 +47,23 @@ RESULT_FILE = "result.json"
 def run(folder: Path) -> dict[str, Any]:
     """Trains, evaluates and writes everything into the folder; returns what `metrics.json` holds."""
     # ------------------------------------------------------------------ settings
-    train_config = read_config(TrainConfig)
     inputs = read_config(InputConfig)
     names = [*dict.fromkeys(FLAGS.baseline), FLAGS.method]
     if FLAGS.method in FLAGS.baseline:
         raise flags.IllegalFlagValueError(f"--baseline={FLAGS.method} is the --method itself; leave it out.")
     methods = {name: make_method(name) for name in names}
+    if at_once := [name for name in names if methods[name].at_once]:
+        raise flags.IllegalFlagValueError(f"Method {at_once[0]} learns several tasks at once; give them by --tasks.")
     check_settings(folder, settings())
     if (folder / METRICS_FILE).exists():
         logging.info("The run in %s is complete; delete the folder to run it again.", folder)
         return json.loads((folder / METRICS_FILE).read_text())
 
     # ------------------------------------------------------------------- devices
-    if FLAGS.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    if FLAGS.mixed_precision != "none":
-        keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
-    strategy = make_strategy(FLAGS.strategy)
+    strategy = prepare_devices()
 
     # ---------------------------------------------------------------------- data
-    data = load_data(
-        FLAGS.data,
-        data_dir=FLAGS.data_dir,
-        val_fraction=FLAGS.val_fraction,
-        seed=FLAGS.seed,
-        skip_broken_images=FLAGS.skip_broken_images,
-        cache_dir=FLAGS.cache_dir or None,
-    )
+    data = read_data(FLAGS.data)
     task = check_task_name(FLAGS.task or data.name)
 
     # ------------------------------------------------------- backbone and methods
@@ -90,11 +83,11 @@ def run(folder: Path) -> dict[str, Any]:
                     method,
                     backbone,
                     data,
-                    train_config,
+                    read_config(TrainConfig, method.recipe),
                     inputs,
                     state_dir=own,
                     tensorboard_dir=own / "tensorboard" if FLAGS.tensorboard else None,
-                    verbose=(1 if sys.stdout.isatty() else 2) if FLAGS.verbose is None else FLAGS.verbose,
+                    verbose=verbosity(),
                 )
                 if backbone.hash != base_hash:
                     raise TrainingError(f"Method {name} changed the base, which must never happen. Please report this.")
@@ -117,6 +110,68 @@ def run(folder: Path) -> dict[str, Any]:
     write_report(folder, metrics)
     write_atomically(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def run_tasks(folder: Path) -> dict[str, Any]:
+    """Learns the tasks of --tasks one after another; returns what `metrics.json` holds."""
+    # ------------------------------------------------------------------ settings
+    kind = METHODS[FLAGS.method]
+    train_config = read_config(TrainConfig, kind.recipe)
+    sequence = SequenceSettings(
+        FLAGS.method,
+        read_config(kind.Config),
+        train_config,
+        read_config(InputConfig),
+        settings() | dataclasses.asdict(train_config),
+        verbosity(),
+    )
+    specs = parse_tasks(FLAGS.tasks)
+    check_settings(folder, settings())
+    if (folder / METRICS_FILE).exists():
+        logging.info("The run in %s is complete; delete the folder to run it again.", folder)
+        return json.loads((folder / METRICS_FILE).read_text())
+
+    # --------------------------------------------------- devices, data, backbone
+    strategy = prepare_devices()
+    tasks = {task: read_data(spec) for task, spec in specs.items()}
+    with strategy.scope():
+        backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
+        found = {
+            f"{task}: {name}": value for task, data in tasks.items() for name, value in describe_data(data).items()
+        }
+        check_settings(folder, {"base_hash": backbone.hash, **found}, file="found.json", prefix="")
+
+        # ------------------------------------------------------ trainings, results
+        metrics = run_sequence(folder, backbone, tasks, sequence)
+    write_sequence_report(folder, metrics)
+    write_atomically(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def prepare_devices() -> tf.distribute.Strategy:
+    """Sets determinism and precision, and returns the strategy that the flags name."""
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if FLAGS.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
+    return make_strategy(FLAGS.strategy)
+
+
+def read_data(spec: str) -> TaskData:
+    """Returns the data of a task, split as the flags say."""
+    return load_data(
+        spec,
+        data_dir=FLAGS.data_dir,
+        val_fraction=FLAGS.val_fraction,
+        seed=FLAGS.seed,
+        skip_broken_images=FLAGS.skip_broken_images,
+        cache_dir=FLAGS.cache_dir or None,
+    )
+
+
+def verbosity() -> int:
+    """Returns how much a training prints."""
+    return (1 if sys.stdout.isatty() else 2) if FLAGS.verbose is None else FLAGS.verbose
 
 
 def describe_data(data: TaskData) -> dict[str, Any]:
@@ -194,12 +249,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
     logging.set_verbosity(logging.INFO)
     try:
+        if bool(FLAGS.tasks) == bool(FLAGS.data):
+            raise flags.IllegalFlagValueError("One of --data, for one task, and --tasks, for several, is needed.")
+        if FLAGS.tasks and (FLAGS.task or FLAGS.baseline):
+            raise flags.IllegalFlagValueError("--task and --baseline go with --data; --tasks names its tasks itself.")
         with run_folder(FLAGS.output_dir) as folder:
-            metrics = run(folder)
+            metrics = run_tasks(folder) if FLAGS.tasks else run(folder)
     except (DataError, WeightsError, TrainingError, PackError, ValueError, OSError, flags.Error) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-    print("\n".join(results_table(metrics["methods"])))
+    print("\n".join(sequence_table(metrics) if FLAGS.tasks else results_table(metrics["methods"])))
     print(f"\nReport: {folder / 'report.md'}")
 
 

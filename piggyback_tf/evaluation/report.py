@@ -1,11 +1,11 @@
 """The report of a training: a table and two plots in Markdown, from nothing but its metrics."""
 
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piggyback_tf.evaluation.figures import COLOURS, GREY, new_figure, write_plot
 from piggyback_tf.files import write_atomically
 
 if TYPE_CHECKING:
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 REPORT = "report.md"
 ZEROS_PLOT = "zeros.png"
 CURVES_PLOT = "learning_curves.png"
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#555555"
-_DPI = 140
 
 
 def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path:
@@ -46,7 +42,7 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
     if not methods:
         raise ValueError("A report needs the metrics of at least one method.")
     sparse = {name: m["zeros"] for name, m in methods.items() if m.get("zeros")}
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(methods)}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
     curves = {name: m["history"] for name, m in methods.items() if any((m.get("history") or {}).values())}
     lines = [f"# Task {metrics['task']}", "", *results_table(methods), ""]
     lines += [
@@ -55,12 +51,12 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
         "",
     ]
     if sparse:
-        _write_plot(folder / ZEROS_PLOT, lambda: _plot_zeros(sparse, colours))
+        write_plot(folder / ZEROS_PLOT, lambda: _plot_zeros(sparse, colours))
         lines += ["## Zeros per layer", "", f"![Zeros per layer, from input to output]({ZEROS_PLOT})", ""]
     else:
         (folder / ZEROS_PLOT).unlink(missing_ok=True)
     if curves:
-        _write_plot(folder / CURVES_PLOT, lambda: _plot_curves(curves, colours))
+        write_plot(folder / CURVES_PLOT, lambda: _plot_curves(curves, colours))
         lines += ["## Learning curves", "", f"![Loss and error by epoch]({CURVES_PLOT})", ""]
     else:
         (folder / CURVES_PLOT).unlink(missing_ok=True)
@@ -139,34 +135,10 @@ def _share(method: dict[str, Any]) -> str:
     return f"{100 * sizes['task'] / sizes['base']:.1f} %" if sizes.get("task") and sizes.get("base") else "-"
 
 
-def _write_plot(path: Path, draw: Callable[[], "Figure"]) -> None:
-    buffer = io.BytesIO()
-    # Without the version of matplotlib and the like in the file, equal results give equal plots.
-    draw().savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
-
-
-def _figure(columns: int, width: float, height: float) -> tuple["Figure", list[Any]]:
-    # The figure is made without pyplot, which would choose a backend and keep state between plots.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(_GREY)
-        axis.tick_params(colors=_GREY, labelsize=9)
-        axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, list(axes)
-
-
 def _plot_zeros(sparse: dict[str, dict[str, float]], colours: dict[str, str]) -> "Figure":
     # Methods may mask different layers; a layer keeps its place among those of the first method that has it.
     paths = list(dict.fromkeys(path for zeros in sparse.values() for path in zeros))
-    figure, (axis,) = _figure(1, max(6.5, min(16.0, 2.0 + 0.24 * len(paths))), 4.2)
+    figure, (axis,) = new_figure(1, max(6.5, min(16.0, 2.0 + 0.24 * len(paths))), 4.2)
     width = 0.8 / len(sparse)
     for index, (name, zeros) in enumerate(sparse.items()):
         offset = (index - (len(sparse) - 1) / 2) * width
@@ -181,8 +153,8 @@ def _plot_zeros(sparse: dict[str, dict[str, float]], colours: dict[str, str]) ->
     axis.tick_params(axis="x", length=0, labelsize=8 if len(paths) > 8 else 9)
     axis.set_xlim(-0.7, len(paths) - 0.3)
     axis.set_ylim(bottom=0)
-    axis.set_ylabel("zeros in the mask (%)", color=_GREY)
-    axis.set_xlabel("layers, from input to output" + (f" (1 in {step} is named)" if step > 1 else ""), color=_GREY)
+    axis.set_ylabel("zeros in the mask (%)", color=GREY)
+    axis.set_xlabel("layers, from input to output" + (f" (1 in {step} is named)" if step > 1 else ""), color=GREY)
     axis.set_title("Weights that the task does not use", loc="left", fontsize=11)
     if len(sparse) > 1:
         axis.legend(frameon=False, fontsize=9)
@@ -194,7 +166,7 @@ def _plot_curves(curves: dict[str, dict[str, list[float]]], colours: dict[str, s
     from matplotlib.ticker import MaxNLocator
 
     kinds = [kind for kind in ("loss", "error") if any(h.get(kind) or h.get(f"val_{kind}") for h in curves.values())]
-    figure, axes = _figure(len(kinds), 5.2 * len(kinds), 4.0)
+    figure, axes = new_figure(len(kinds), 5.2 * len(kinds), 4.0)
     for axis, kind in zip(axes, kinds, strict=True):
         for name, history in curves.items():
             for key, style in ((f"val_{kind}", "-"), (kind, "--")):
@@ -205,12 +177,12 @@ def _plot_curves(curves: dict[str, dict[str, list[float]]], colours: dict[str, s
                     range(1, len(values) + 1), values, style, color=colours[name], linewidth=1.8, marker=marker, ms=4
                 )
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_xlabel("epoch", color=_GREY)
+        axis.set_xlabel("epoch", color=GREY)
         axis.set_title({"loss": "Cross-entropy", "error": "Top-1 error (%)"}[kind], loc="left", fontsize=11)
         axis.set_ylim(bottom=0)
     handles = [Line2D([], [], color=colours[name], linewidth=1.8, label=name) for name in curves]
     handles += [
-        Line2D([], [], color=_GREY, linewidth=1.8, linestyle=style, label=label)
+        Line2D([], [], color=GREY, linewidth=1.8, linestyle=style, label=label)
         for label, style in (("validation", "-"), ("training", "--"))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, fontsize=9)

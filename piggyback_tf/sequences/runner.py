@@ -18,9 +18,9 @@ from piggyback_tf.data import Source, TaskData, make_dataset, surface_data_error
 from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.evaluation import evaluate
 from piggyback_tf.evaluation.continual import read_matrix
-from piggyback_tf.evaluation.cost import multiply_adds
 from piggyback_tf.files import write_atomically
 from piggyback_tf.methods import METHODS, MethodConfig
+from piggyback_tf.sequences.cost import multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, PackStore, Store
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 

@@ -1,0 +1,106 @@
+"""The report of a sequence: the matrix of errors, its measures, and what it takes, from nothing but its metrics."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piggyback_tf.evaluation.figures import new_figure, write_plot
+from piggyback_tf.evaluation.report import REPORT, format_bytes
+from piggyback_tf.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MATRIX_PLOT = "errors.png"
+
+
+def sequence_table(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of a Markdown table: top-1 test errors in percent of every task after each step.
+
+    Args:
+        metrics: What `run_sequence` returns.
+    """
+    tasks = metrics["tasks"]
+    rows = [
+        ["after", *tasks, "system", "compressed", "trained parameters", "time"],
+        ["---", *["---:"] * (len(tasks) + 4)],
+    ]
+    for task, step in zip(tasks, metrics["steps"], strict=True):
+        if not step["errors"]:
+            continue
+        cells = [f"{step['errors'][other]['top1_error']:.2f}" if other in step["errors"] else "" for other in tasks]
+        size = step["bytes"]
+        compressed = size["system"] - size["added"] + size["compressed"]
+        rows.append(
+            [
+                task,
+                *cells,
+                format_bytes(size["system"]),
+                format_bytes(compressed),
+                f"{step['trained_parameters']:,}",
+                f"{step['seconds']:.0f} s",
+            ]
+        )
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, Any]) -> Path:
+    """Writes `report.md` of a sequence, with a plot of the matrix of errors beside it.
+
+    Args:
+        output_dir: An existing folder.
+        metrics: What `run_sequence` returns.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    folder, measured = Path(output_dir), metrics["measures"]
+    write_plot(folder / MATRIX_PLOT, lambda: _plot_matrix(metrics))
+    lines = [f"# {metrics['method']}: {', '.join(metrics['tasks'])}", "", *sequence_table(metrics), ""]
+    lines += [
+        "Top-1 test errors in percent, by task, after each task was learned. *System* is all that answering for the "
+        "learned tasks needs, the base included where it is used.",
+        "",
+        f"- average error: {measured['average_error']:.2f} %",
+        *(
+            f"- {name.replace('_', ' ')}: {measured[name]:+.2f} points"
+            for name in ("forgetting", "backward_transfer")
+            if measured[name] is not None
+        ),
+        "- later tasks changed answers of earlier ones: " + ("no" if measured["old_answers_identical"] else "yes"),
+        "",
+        f"![Errors by task and step]({MATRIX_PLOT})",
+    ]
+    # Last, so that a report never points to a plot that is not there.
+    write_atomically(folder / REPORT, "\n".join(lines) + "\n")
+    return folder / REPORT
+
+
+def _plot_matrix(metrics: Mapping[str, Any]) -> "Figure":
+    import numpy as np
+
+    tasks = metrics["tasks"]
+    values = np.full((len(tasks), len(tasks)), np.nan)
+    for row, step in enumerate(metrics["steps"]):
+        for column, task in enumerate(tasks):
+            if task in step["errors"]:
+                values[row, column] = step["errors"][task]["top1_error"]
+    figure, (axis,) = new_figure(1, 1.6 + 1.1 * len(tasks), 1.2 + 0.7 * len(tasks))
+    image = axis.imshow(values, cmap="viridis_r", vmin=0, vmax=max(1.0, float(np.nanmax(values))), aspect="auto")
+    for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
+        dark = values[row, column] > 0.5 * np.nanmax(values)
+        axis.text(
+            column, row, f"{values[row, column]:.1f}", ha="center", va="center", color="white" if dark else "black"
+        )
+    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+    axis.set_yticks(range(len(tasks)), tasks)
+    axis.set_xlabel("task")
+    axis.set_ylabel("after learning")
+    axis.grid(False)
+    axis.set_title("Top-1 test error (%)", loc="left", fontsize=11)
+    figure.colorbar(image)
+    return figure
