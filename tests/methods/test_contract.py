@@ -1,0 +1,147 @@
+"""What every registered method must do; a new method's file is tested by being there."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from piggyback_tf.methods import METHODS, Memory
+from piggyback_tf.sequences import run_sequence
+from piggyback_tf.sequences import runner as runner_module
+from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore
+from piggyback_tf.training import TrainingError
+from piggyback_tf.training.backup import STATE_FILE, BackupAndRestore
+from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
+
+NAMES = METHODS.names()
+IMAGES = np.random.default_rng(1).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.float32)
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory):
+    """Returns a function that learns two tasks by a method, once."""
+    done = {}
+
+    def learn(method):
+        if method not in done:
+            folder, backbone = tmp_path_factory.mktemp(method), toy_backbone()
+            done[method] = folder, backbone, run_sequence(folder, backbone, toy_tasks(), toy_settings(method))
+        return done[method]
+
+    return learn
+
+
+def _store(method, folder, backbone):
+    folders = {task: folder / f"{place}_{task}" for place, task in enumerate(CLASSES, start=1)}
+    return (PackStore if METHODS[method].makes_pack else MemoryStore)(backbone, folders)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_learns_and_leaves_the_base_alone(method, sequences):
+    _, backbone, metrics = sequences(method)
+    assert backbone.hash == toy_backbone().hash == metrics["base_hash"]
+    history = metrics["steps"][-1]["history"]
+    assert len(history["loss"]) == 4
+    assert min(history["loss"][1:]) < history["loss"][0]
+    assert metrics["steps"][-1]["trained_parameters"] > 0
+    assert metrics["steps"][-1]["bytes"]["added"] > 0
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_what_is_learned_alone_never_changes(method, sequences):
+    _, _, metrics = sequences(method)
+    if METHODS[method].at_once:
+        assert metrics["steps"][0] == {"errors": {}}
+    elif not METHODS[method].sequential:
+        assert metrics["measures"]["old_answers_identical"]
+        assert metrics["measures"]["forgetting"] == 0
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_networks_come_back_from_files(method, sequences, tmp_path):
+    folder, backbone, metrics = sequences(method)
+    store, kind = _store(method, folder, backbone), METHODS[method]
+    for task, classes in CLASSES.items():
+        network = store.network(kind(kind.Config()), task, list(CLASSES)[-1])
+        expected = network(IMAGES, training=False).numpy()
+        assert expected.shape == (4, classes)
+        assert np.isfinite(expected).all()
+        network.save(tmp_path / "network.keras")
+        loaded = keras.models.load_model(tmp_path / "network.keras")
+        assert np.array_equal(loaded(IMAGES, training=False), expected)
+
+
+@pytest.mark.parametrize("method", [name for name in NAMES if not METHODS[name].makes_pack])
+def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
+    folder, backbone, _ = sequences(method)
+    memory = Memory.load(folder / "2_spots" / MEMORY_FILE)
+    assert memory.tasks == tuple(CLASSES)
+    memory.save(tmp_path / "again")
+    with safe_open(folder / "2_spots" / MEMORY_FILE, "np") as one, safe_open(tmp_path / "again", "np") as two:
+        assert set(one.keys()) == set(two.keys())
+        assert all(np.array_equal(one.get_tensor(key), two.get_tensor(key)) for key in one.keys())  # noqa: SIM118
+    with pytest.raises(ValueError, match="was not learned"):
+        METHODS[method](None, memory).recall(backbone, "checks")
+    (tmp_path / "broken").write_bytes((tmp_path / "again").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="no file of learned tasks, or damaged"):
+        Memory.load(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
+    _, _, expected = sequences(method)
+    saves, save = [0], BackupAndRestore._save
+
+    def break_off(self):
+        save(self)
+        saves[0] += 1
+        # Within the last training, in the middle of its epochs.
+        if saves[0] == (2 if METHODS[method].at_once else 6):
+            raise BrokenOffError
+
+    monkeypatch.setattr(BackupAndRestore, "_save", break_off)
+    with pytest.raises(BrokenOffError):
+        run_sequence(tmp_path, toy_backbone(), toy_tasks(), toy_settings(method))
+    assert (tmp_path / "2_spots" / STATE_FILE).exists()
+    found = run_sequence(tmp_path, toy_backbone(), toy_tasks(), toy_settings(method))
+    assert found["steps"][-1]["answers"] == expected["steps"][-1]["answers"]
+    assert found["steps"][-1]["history"] == expected["steps"][-1]["history"]
+    assert not (tmp_path / "2_spots" / STATE_FILE).exists()
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_refuses_the_state_of_another_method(method, tmp_path):
+    other = "classifier_only" if method == "piggyback" else "piggyback"
+    settings, tasks = toy_settings(other, epochs=2), toy_tasks()
+    own = tmp_path / ("2_spots" if METHODS[method].at_once else "1_stripes")
+    own.mkdir()
+    runner_module.train_task(
+        METHODS[other](), toy_backbone(), tasks["stripes"], settings.train, settings.inputs, state_dir=own
+    )
+    with pytest.raises(TrainingError, match="belongs to another model"):
+        run_sequence(tmp_path, toy_backbone(), tasks, toy_settings(method))
+
+
+def test_a_test_split_is_needed(tmp_path):
+    import dataclasses
+
+    tasks = toy_tasks()
+    tasks["spots"] = dataclasses.replace(tasks["spots"], test=None)
+    with pytest.raises(ValueError, match="'spots' has no test split"):
+        run_sequence(tmp_path, toy_backbone(), tasks, toy_settings("piggyback"))
+
+
+def test_a_finished_task_is_not_learned_again(sequences):
+    folder, backbone, metrics = sequences("classifier_only")
+    path = folder / "1_stripes" / "result.json"
+    marked = json.loads(path.read_text()) | {"seconds": 12345.0}
+    path.write_text(json.dumps(marked))
+    again = run_sequence(folder, backbone, toy_tasks(), toy_settings("classifier_only"))
+    assert again["steps"][0]["seconds"] == 12345.0
+    assert again["steps"][1] == metrics["steps"][1]
