@@ -165,6 +165,29 @@ app.run(train.main, argv={["train.py", *_command(tmp_path / "run", "--strategy=m
     assert TaskPack.load(tmp_path / "run" / "digits.task.safetensors").errors["test"]["images"] == 359
 
 
+def test_tasks_are_learned_one_after_another(tmp_path):
+    flags = ["--data=", "--tasks=first=digits,second=digits", "--epochs=1", "--verbose=0"]
+    done = _train(tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["tasks"] == ["first", "second"]
+    assert metrics["measures"]["old_answers_identical"]
+    assert list(metrics["steps"][1]["errors"]) == ["first", "second"]
+    packs = [
+        tmp_path / "run" / f"{place}_{task}" / f"{task}.task.safetensors"
+        for place, task in ((1, "first"), (2, "second"))
+    ]
+    assert metrics["steps"][1]["bytes"]["compressed"] == sum(path.stat().st_size for path in packs)
+    assert TaskPack.load(packs[0]).masks.keys() == TaskPack.load(packs[1]).masks.keys()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "later tasks changed answers of earlier ones: no" in report
+    assert (tmp_path / "run" / "errors.png").exists()
+    assert "| first |" in done.stdout
+    again = _train(tmp_path / "run", *flags)
+    assert again.returncode == 0
+    assert again.stdout == done.stdout
+
+
 def test_two_processes_in_one_folder(tmp_path):
     import fcntl
 
@@ -192,6 +215,10 @@ def test_two_processes_in_one_folder(tmp_path):
         (["--augment_train=resize(40,40)"], ["40x40", "32x32"]),
         (["--mask_include=stage*"], ["stage*"]),
         (["--task=a/b"], ["a/b", "slashes"]),
+        (["--tasks=a=digits"], ["--data", "--tasks"]),
+        (["--data=", "--tasks=a=digits,a=digits"], ["'a'", "twice"]),
+        (["--data=", "--tasks=digits"], ["NAME=DATA"]),
+        (["--data=", "--tasks=a=digits", "--baseline=finetune"], ["--baseline", "--tasks"]),
         (["surplus"], ["surplus"]),
     ],
 )
