@@ -280,17 +280,19 @@ def usual_model(base: Any, pack: Any, quantize: str, images_of: str = "", count:
 
     model = TaskBank(base).add(pack).to_keras(pack.task)
     signature = [tf.TensorSpec([1, base.image_size, base.image_size, 3], tf.float32)]
-    function = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], model)
-    if quantize != "none":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
-        (images,) = representative_images(f"folder:{realdata() / (images_of or pack.task)}", [pack], count)
-        converter.representative_dataset = lambda: ([image[None]] for image in images)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    return converter.convert()
+    with tempfile.TemporaryDirectory() as folder:
+        # From a SavedModel: from a concrete function the converter leaves variables in quantised models unset.
+        model.export(folder, input_signature=signature, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if quantize != "none":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if quantize == "int8":
+            (images,) = representative_images(f"folder:{realdata() / (images_of or pack.task)}", [pack], count)
+            converter.representative_dataset = lambda: ([image[None]] for image in images)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return converter.convert()
 
 
 def interpreter(data: bytes | bytearray) -> Any:
