@@ -19,7 +19,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 
 from export.deployment.additions import carry_over
 from export.packs import find_packs, load_base_of
@@ -28,6 +28,7 @@ from export.servable.folder import (
     NETWORK,
     ExportError,
     find_version,
+    is_version,
     new_version,
     next_version,
     read_export,
@@ -115,7 +116,14 @@ def add_tasks(
         ExportError: If `source` is no export, or as in `export_saved_model`.
         PackError, DataError, ValueError, OSError: As in `export_saved_model`.
     """
-    source = find_version(Path(source))
+    # The number before the source: of two that add tasks at a time the later one finds its number taken, and does not
+    # write a version that lacks the tasks of the other.
+    path = Path(source)
+    # Of these the folder above is not a part.
+    path = path.resolve() if path.name in ("", "..") else path
+    output = (path.parent if is_version(path) else path) if output is None else Path(output)
+    version = next_version(output) if version is None else version
+    source = find_version(path)
     base, tables, options = read_export(source)
 
     def copy_network(folder: Path) -> ExportedBase:
@@ -123,7 +131,6 @@ def add_tasks(
         return base
 
     tables = tables.with_tasks(_checked(packs, base.spec), base.layout)
-    output = source.parent if output is None else Path(output)
     options = dataclasses.replace(options, **changes)
     return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 
@@ -161,17 +168,21 @@ def _write(
         raise ExportError("An export needs at least one task.")
     unpacked = choose_cache(options.cache, options.memory_limit, layout, tables) == "unpacked"
     version = next_version(output) if version is None else version
-    with new_version(output, version) as (first, second):
-        network = first.parent / "network"
-        base = make_base(network)
-        servable, with_mask = Servable(base, tables, options, unpacked=unpacked), WithMask(base, tables, options)
-        for module, folder in ((servable, first), (with_mask, second)):
-            tf.saved_model.save(module, str(folder), signatures=module.signatures())
-        share_variables(first, second)
-        write_description(first, spec, layout, tables, dataclasses.asdict(options))
-        network.rename(first / NETWORK)
-        if source is not None:
-            carry_over(source, first, second)
+    try:
+        with new_version(output, version) as (first, second):
+            network = first.parent / "network"
+            base = make_base(network)
+            servable, with_mask = Servable(base, tables, options, unpacked=unpacked), WithMask(base, tables, options)
+            for module, folder in ((servable, first), (with_mask, second)):
+                tf.saved_model.save(module, str(folder), signatures=module.signatures())
+            share_variables(first, second)
+            write_description(first, spec, layout, tables, dataclasses.asdict(options))
+            network.rename(first / NETWORK)
+            if source is not None:
+                carry_over(source, first, second)
+    except tf.errors.OpError as error:
+        # What TensorFlow raises where Python raises OSError, such as on a full disk.
+        raise ExportError(f"{str(output)!r} cannot be written: {error.message}") from error
     return output / str(version)
 
 
@@ -205,6 +216,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
     # Only what goes wrong is said, and the folder.
     tf.get_logger().setLevel("WARNING")
+    logging.set_verbosity(logging.WARNING)
     try:
         folder = run()
     except (UsageError, PackError, ExportError, DataError, ValueError, OSError, flags.Error) as error:

@@ -23,7 +23,7 @@ from export.deployment.memory import memory_of
 from export.deployment.options import ServingOptions
 from export.deployment.warmup import WARMUP_FILE, warm_up_records, warm_up_requests
 from export.deployment.writing import write_files
-from export.servable.folder import DESCRIPTION, SECOND, ExportError, read_description, versions_in
+from export.servable.folder import SECOND, ExportError, is_version, read_description, versions_in
 from piggyback_tf.flags import define_config_flags, read_config
 
 FLAGS = flags.FLAGS
@@ -82,7 +82,7 @@ def exported_versions(export: Path) -> list[int]:
     Raises:
         ExportError: If a folder that a server would load is no export, or has no second servable.
     """
-    if (export / DESCRIPTION).is_file():
+    if is_version(export):
         raise ExportError(f"{str(export)!r} is one version of an export; give the folder in which it lies.")
     # A server takes every folder for a version whose name is a number.
     found = sorted({*versions_in(export), *versions_in(export / SECOND)})
@@ -90,6 +90,10 @@ def exported_versions(export: Path) -> list[int]:
         raise ExportError(f"{str(export)!r} is no export: there is no version in it.")
     for version in found:
         first, second = export / str(version), export / SECOND / str(version)
+        if not first.exists():
+            raise ExportError(
+                f"{str(export)!r} is no whole export: {str(second)!r} stands alone, without {str(first)!r}; remove it."
+            )
         read_description(first)
         if not second.is_dir():
             raise ExportError(f"{str(export)!r} is no whole export: there is no folder {str(second)!r}.")

@@ -81,7 +81,7 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
             stream.seek(0)
             raise RuntimeError(
                 f"Another process (id {stream.read().strip() or 'unknown'}) works in {os.fspath(folder)!r} and holds "
-                f"the lock {os.fspath(path)!r}. Wait for it, or choose another --output_dir."
+                f"the lock {os.fspath(path)!r}. Wait for it, or use another folder."
             ) from None
         stream.truncate(0)
         stream.write(str(os.getpid()))

@@ -13,8 +13,8 @@ packages `piggyback_tf` and `export`, and never TensorFlow.
 image_ok; what could not be answered is flagged there, and an image file that cannot be opened has an `error`. A line of
 the file --list is a path, or a path, a tab and a task.
 
-Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
-again would not help; 3 the server gave no answer until --deadline.
+Exit status: 0 all was answered; 1 some lines are flagged, or nobody reads them; 2 the command, a file or the request is
+wrong, and asking again would not help; 3 the server gave no answer until --deadline.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import concurrent.futures
 import http.client
 import json
 import math
+import os
 import random
 import sys
 import threading
@@ -101,8 +102,12 @@ class RestTransport:
     """
 
     def __init__(self, url: str):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # A port that is no number, or half a pair of brackets.
+            good = False
+        if not good or not url.isprintable() or any(sign in url for sign in " @?#"):
             raise ClientError(f"{url!r} is no address of a server; it should look like http://localhost:8501.")
         self.name = url.rstrip("/")
 
@@ -173,7 +178,7 @@ class GrpcTransport:
 
     def __init__(self, address: str):
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit() or "/" in host:
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16 or "/" in host:
             raise ClientError(f"{address!r} is no address of a server; it should look like localhost:8500.")
         try:
             import grpc
@@ -272,6 +277,8 @@ class Client:
         for name, value in {"timeout": timeout, "deadline": deadline}.items():
             if not 0 < value < math.inf:
                 raise ClientError(f"{name} is {value}; it should be a number of seconds above 0.")
+        if version == "":
+            raise ClientError("The label of the version is empty; leave it out for the newest version.")
         self._transport = RestTransport(url) if url is not None else GrpcTransport(str(grpc))
         self._model, self._second = model, f"{model}_with_mask" if second_model is None else second_model
         self._version, self._timeout, self._deadline = version, timeout, deadline
@@ -382,21 +389,36 @@ def _too_large(name: str, size: int) -> str:
     )
 
 
+def _printable(text: str) -> str:
+    """Returns a text on one line: what a server answers must not send commands to a terminal."""
+    text = " ".join(text.splitlines())
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def _text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ClientError(f"{text!r} cannot be sent: it is not UTF-8.") from error
 
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.tolist()
-    return [{"b64": base64.b64encode(item).decode()} if isinstance(item, bytes) else item for item in value]
+    return [
+        {"b64": base64.b64encode(item).decode()} if isinstance(item, bytes) else _utf8(item).decode() for item in value
+    ]
 
 
 def _fill_tensor(tensor: Any, value: Any) -> None:
     """Writes an array, or a list of texts or bytes, into a message."""
     if not isinstance(value, np.ndarray) or value.dtype == object:
         tensor.dtype = _STRING
-        tensor.string_val.extend(item.encode() if isinstance(item, str) else item for item in value)
+        tensor.string_val.extend(_utf8(item) if isinstance(item, str) else item for item in value)
         shape: tuple[int, ...] = (len(value),)
     else:
         numbers = [number for number, (dtype, _) in _DTYPES.items() if value.dtype == dtype]
@@ -456,10 +478,8 @@ def _message_classes() -> dict[str, Any]:
     return _CLASSES
 
 
-def _read_pack(path: str, export: str | None) -> Any:
+def _read_pack(path: str, export: str) -> Any:
     """Returns the `SentPack` of a pack; the one thing for which a client needs more than this file."""
-    if export is None:
-        raise ClientError("--pack needs --export: the folder of the export's version, or its assets/export.json.")
     try:
         from export.deployment.sent_pack import SentPack, SentPackError
     except ImportError as error:
@@ -501,8 +521,9 @@ def _answer(client: Client, pack: Any, batch: Sequence[tuple[str, str]]) -> list
         lines.append({"path": path, "task": task})
         try:
             contents[index] = Path(path).read_bytes()
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
+        # A path in a list may hold what no path can.
+        except (OSError, ValueError) as error:
+            reason = f"cannot be read: {getattr(error, 'strerror', error)}"
             lines[index].update(labels=[], scores=[], task_ok=None, image_ok=False, error=reason)
     if contents:
         files = list(contents.values())
@@ -528,8 +549,14 @@ def _in_flight(work: Callable[[Any], Any], batches: Iterable[Any], count: int) -
 
 
 def _predict(client: Client, options: argparse.Namespace) -> int:
+    if (options.pack is None) != (options.export is None):
+        raise ClientError("--pack and --export belong together: a pack is sent in the order of an export's weights.")
+    if options.pack is not None and options.task is not None:
+        raise ClientError("Give --task or --pack: a pack is of one task.")
     pack = None if options.pack is None else _read_pack(options.pack, options.export)
     images = _find_images(options.images, options.list, options.task if pack is None else pack.task)
+    if pack is not None and (others := [name for _, name in images if name != pack.task]):
+        raise ClientError(f"--list={options.list} names the task {others[0]!r}, and --pack sends {pack.task!r}.")
     batches = [images[start : start + options.batch_size] for start in range(0, len(images), options.batch_size)]
     status = 0
     for lines in _in_flight(lambda batch: _answer(client, pack, batch), batches, options.in_flight):
@@ -588,14 +615,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
+    # Paths and the names of classes may hold what the terminal cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     fields = ("url", "grpc", "model", "second_model", "version", "timeout", "deadline")
     try:
         client = Client(**{name: getattr(options, name) for name in fields})
         return options.run(client, options)
     except ClientError as error:
-        print(f"client.py: {error}", file=sys.stderr)
+        print(f"client.py: {_printable(str(error))}", file=sys.stderr)
         return 3 if isinstance(error, NoAnswerError) else 2
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

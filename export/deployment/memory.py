@@ -5,14 +5,16 @@ from pathlib import Path
 
 from export.deployment.options import ServingOptions
 from export.servable.cache import choose_cache, memory_needed
+from export.servable.decode import BYTES_PER_PIXEL
 from export.servable.folder import read_export
+from export.servable.headers import MAX_PIXELS
 
 _MEGABYTE = 2**20
 # The program itself, its libraries and threads.
 _SERVER = 512 * _MEGABYTE
 # Features of an image while it goes through a network: two maps of 64 channels in float32 at full size, which is what
 # the first block of VGG holds; other networks take less.
-_BYTES_PER_PIXEL = 2 * 64 * 4
+_FEATURE_BYTES = 2 * 64 * 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Memory:
     Attributes:
         arrays: What both servables of a version hold all the time.
         working: What all calls that run at a time take on top.
+        decoding: What they take if each of them holds an image file of the largest size.
         loaded: How many versions stay loaded.
     """
 
     arrays: int
     working: int
+    decoding: int
     loaded: int
 
     @property
@@ -36,8 +40,11 @@ class Memory:
 
     @property
     def limit(self) -> int:
-        """Megabytes while a new version is loaded before an old one goes, and a quarter for what allocators keep."""
-        most = _SERVER + (self.loaded + 1) * self.arrays + self.working
+        """Megabytes at most: with a new version loaded before an old one goes, and a quarter for what allocators keep.
+
+        A server that goes beyond it is killed, so that one image must not be enough for that.
+        """
+        most = _SERVER + (self.loaded + 1) * self.arrays + self.working + self.decoding
         return -(-most * 5 // (4 * _MEGABYTE))
 
 
@@ -61,6 +68,6 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Mem
         # The second servable has the base's weights once more, and no masks.
         second = kernels + 4 * base.layout.rest.length + tables.norms[0].nbytes
         arrays = max(arrays, need[cache] + second)
-        images = options.max_batch_size * base.spec.image_size**2 * _BYTES_PER_PIXEL
+        images = options.max_batch_size * base.spec.image_size**2 * _FEATURE_BYTES
         working = max(working, options.cpus * (kernels + images))
-    return Memory(arrays, working, loaded)
+    return Memory(arrays, working, options.cpus * MAX_PIXELS * BYTES_PER_PIXEL, loaded)

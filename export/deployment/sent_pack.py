@@ -11,7 +11,6 @@ from export.servable.layout import Layout
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 
-TOP_K = 5
 DESCRIPTION = "assets/export.json"
 
 
@@ -46,8 +45,9 @@ class SentPack:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error}.") from error
         try:
             layout, base = Layout.from_json(content["layout"]), content["base"]["hash"]
-            self._dtype = np.dtype(content["options"]["image_dtype"])
-        except (LookupError, TypeError, AttributeError) as error:
+            self._dtype, self._top_k = np.dtype(content["options"]["image_dtype"]), int(content["options"]["top_k"])
+            self._shape = (int(content["base"]["image_size"]),) * 2 + (3,)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
         if pack.base_hash != base:
             raise SentPackError(
@@ -80,14 +80,17 @@ class SentPack:
         images = {}
         for index, data in enumerate(files):
             try:
-                images[index] = self._prepare(data)
+                image = self._prepare(data)
             except DataError:
                 continue
+            # A preparation that keeps the ratio of the sides fits images of some sizes alone.
+            if image.shape == self._shape:
+                images[index] = image
         if not images:
             return rows
         found = client.classify_with_mask(np.stack(list(images.values())).astype(self._dtype), **self.inputs)
         for index, scores, class_id in zip(images, found["probabilities"], found["class_id"], strict=True):
-            best = np.argsort(-scores, kind="stable")[:TOP_K]
+            best = np.argsort(-scores, kind="stable")[: self._top_k]
             rows[index] |= {
                 "labels": [self._classes[i] for i in best],
                 "scores": [float(scores[i]) for i in best],

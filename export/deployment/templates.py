@@ -45,10 +45,10 @@ FLAGS = (
 )
 
 COMPOSE = Template(r"""# Written by `python -m export.serving`; start it with: docker compose up --detach
-name: $slug
+name: "$slug"
 services:
   serving:
-    image: $image
+    image: "$image"
     # There is no image of TensorFlow Serving for other processors.
     platform: linux/amd64
     # No flag for large messages: the server takes gRPC messages up to 2 GB. Clients take answers up to 4 MB unless told
@@ -121,27 +121,27 @@ $threads
 apiVersion: apps/v1
 kind: Deployment
 metadata:
-  name: $slug
+  name: "$slug"
   labels:
-    app: $slug
+    app: "$slug"
 spec:
   replicas: $replicas
   selector:
     matchLabels:
-      app: $slug
+      app: "$slug"
   strategy:
     # Recreate where only one machine can have the volume.
     type: $strategy
   template:
     metadata:
       labels:
-        app: $slug
+        app: "$slug"
     spec:
       nodeSelector:
         kubernetes.io/arch: amd64
       containers:
         - name: serving
-          image: $image
+          image: "$image"
           args:
 $flags
           ports:
@@ -175,7 +175,7 @@ $flags
               memory: ${request}Mi
             limits:
               # $arrays MB of arrays a version, of which $loaded stay loaded and one more comes while a new one replaces
-              # an old one; $working MB for calls that run.
+              # an old one; $working MB for calls that run, and $decoding MB if all of them decode the largest images.
               memory: ${limit}Mi
           securityContext:
             allowPrivilegeEscalation: false
@@ -197,10 +197,10 @@ $flags
 apiVersion: v1
 kind: Service
 metadata:
-  name: $slug
+  name: "$slug"
 spec:
   selector:
-    app: $slug
+    app: "$slug"
   ports:
     - name: grpc
       port: 8500

@@ -92,6 +92,7 @@ def kubernetes(options: ServingOptions, memory: Memory, disk: int) -> str:
         request=memory.request,
         arrays=-(-memory.arrays // _MEGABYTE),
         working=-(-memory.working // _MEGABYTE),
+        decoding=-(-memory.decoding // _MEGABYTE),
         loaded=memory.loaded,
     )
 

@@ -145,7 +145,10 @@ def _records_file(records: list[bytes]) -> bytes:
     """Returns the bytes of a TFRecord file, which TensorFlow writes to paths alone."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for record in records:
-                writer.write(record)
+        try:
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                for record in records:
+                    writer.write(record)
+        except tf.errors.OpError as error:
+            raise OSError(error.message) from error
         return path.read_bytes()

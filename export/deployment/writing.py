@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from export.servable.folder import ExportError
+from export.servable.folder import ExportError, made_folder
 from piggyback_tf.files import atomic_file
 
 # Beside the files: what was written last, to tell whether somebody changed it since.
@@ -17,8 +17,9 @@ RECORD = ".written.json"
 def write_files(files: Mapping[Path, bytes], folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Writes files, and remembers them so that the next call may replace them.
 
-    A file that is there is replaced if it is as the last call wrote it. Every file is complete on the disk before the
-    first takes its place.
+    A file that is there is replaced if the last call wrote it, or one of the same content: a version that tasks were
+    added to has copies of what was written into the old one. Every file is complete on the disk before the first takes
+    its place.
 
     Args:
         files: Content by path.
@@ -35,7 +36,7 @@ def write_files(files: Mapping[Path, bytes], folder: Path, *, overwrite: bool = 
     known = _read_record(folder / RECORD)
     changed = {path: data for path, data in files.items() if not _holds(path, data)}
     for path in changed:
-        if path.exists() and not overwrite and known.get(_key(path, folder)) != _digest(path.read_bytes()):
+        if path.exists() and not overwrite and _digest(path.read_bytes()) not in known.values():
             raise ExportError(
                 f"{str(path)!r} was not written by this command, or was changed since; move it away, or replace it "
                 "with --overwrite."
@@ -44,24 +45,9 @@ def write_files(files: Mapping[Path, bytes], folder: Path, *, overwrite: bool = 
     record = json.dumps(digests, indent=1, sort_keys=True) + "\n"
     with contextlib.ExitStack() as stack:
         for path, data in {folder / RECORD: record.encode(), **changed}.items():
-            stack.enter_context(_made_folder(path.parent))
+            stack.enter_context(made_folder(path.parent))
             stack.enter_context(atomic_file(path)).write_bytes(data)
     return list(changed)
-
-
-@contextlib.contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder with those above it, and removes what it made if the block fails."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            # Another file of ours may be in it still; then it is left to the context that made it.
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def _read_record(path: Path) -> dict[str, str]:

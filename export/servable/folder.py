@@ -19,7 +19,7 @@ from export.servable.layout import Layout
 from export.servable.network import ExportedBase
 from export.servable.options import ExportOptions
 from export.servable.tables import ARRAYS, TaskTables
-from piggyback_tf.files import flush
+from piggyback_tf.files import flush, folder_lock
 from piggyback_tf.packs import BaseSpec
 
 FORMAT = 1
@@ -37,16 +37,21 @@ def next_version(output: Path) -> int:
     return max([0, *versions_in(output), *versions_in(output / SECOND)]) + 1
 
 
+def is_version(path: Path) -> bool:
+    """Returns whether a folder is a version of an export."""
+    return (path / DESCRIPTION).is_file()
+
+
 def find_version(path: Path) -> Path:
     """Returns the folder of a version: the path itself, or the highest version in it.
 
     Raises:
         ExportError: If there is none.
     """
-    if (path / DESCRIPTION).is_file():
+    if is_version(path):
         return path
     found = versions_in(path)
-    if not found or not (path / str(max(found)) / DESCRIPTION).is_file():
+    if not found or not is_version(path / str(max(found))):
         raise ExportError(
             f"{str(path)!r} is no export: neither it nor a version in it has a file {str(DESCRIPTION)!r}."
         )
@@ -57,33 +62,67 @@ def find_version(path: Path) -> Path:
 def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
     """Yields temporary folders for both servables, which become those of a version when the block ends well.
 
+    What writers left here that were killed is removed.
+
     Args:
         output: The export's folder; made if need be.
         version: The version.
 
     Raises:
-        ExportError: If the version is there already.
+        ExportError: If the version is there already, or somebody else wrote it meanwhile.
     """
     targets = output / str(version), output / SECOND / str(version)
+    _check_free(targets, version)
+    with made_folder(targets[1].parent):
+        _remove_leftovers(output)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{version}.tmp", dir=output))
+        try:
+            with folder_lock(temporary):
+                yield temporary / "main", temporary / SECOND
+                for path in temporary.rglob("*"):
+                    flush(path)
+                _check_free(targets, version)
+                # The second first: where a server sees the one that is listed, the other is there.
+                (temporary / SECOND).rename(targets[1])
+                try:
+                    (temporary / "main").rename(targets[0])
+                except OSError:
+                    shutil.rmtree(targets[1])
+                    raise
+                flush(targets[1].parent)
+                flush(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_free(targets: tuple[Path, Path], version: int) -> None:
+    """Raises an `ExportError` if one of the folders of a version is there."""
     if taken := [target for target in targets if target.exists()]:
         raise ExportError(f"There is a version {version} already: {str(taken[0])!r}. Versions are never overwritten.")
-    targets[1].parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{version}.tmp", dir=output))
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Removes the temporary folders of writers that were killed; a writer that lives holds the lock of its own."""
+    for path in output.glob(".[0-9]*.tmp*"):
+        # One without the file of a lock was made this moment.
+        if (path / ".lock").is_file():
+            with contextlib.suppress(RuntimeError), folder_lock(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder with those above it, and removes what it made if the block fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary / "main", temporary / SECOND
-        for path in temporary.rglob("*"):
-            flush(path)
-        # The second first: where a server sees the one that is listed, the other is there.
-        (temporary / SECOND).rename(targets[1])
-        try:
-            (temporary / "main").rename(targets[0])
-        except OSError:
-            shutil.rmtree(targets[1])
-            raise
-        flush(targets[1].parent)
-        flush(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except BaseException:
+        for path in missing:
+            # Another file of ours may be in it still; then it is left to the context that made it.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def share_variables(first: Path, second: Path) -> None:

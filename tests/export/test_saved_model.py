@@ -1,18 +1,21 @@
 """The folder of an export: what is in it, how it is written, and how tasks are added to it."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
+from export import saved_model
 from export.deployment.additions import BATCHING_FILE
 from export.packs import find_packs
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.cache import choose_cache, memory_needed
-from export.servable.folder import ExportError, find_version, next_version, read_export
+from export.servable.folder import ExportError, find_version, new_version, next_version, read_export
 from export.servable.options import ExportOptions
 from export.servable.tables import TaskTables
 from piggyback_tf.commands.common import UsageError
@@ -136,6 +139,51 @@ def test_nothing_is_left_of_an_export_that_failed(small, tmp_path, added):
     with pytest.raises(ExportError, match="version 2 already"):
         add_tasks(added[0], [renamed(small.packs[0], "new")], version=2)
     assert not list(added[0].parent.glob(".*"))
+
+
+def test_of_two_that_add_tasks_at_a_time_the_later_one_is_refused(small, tmp_path, monkeypatch):
+    shutil.copytree(small.packed, tmp_path / "1")
+
+    def read(source):
+        # Here the other one is done.
+        (tmp_path / "2").mkdir()
+        return read_export(source)
+
+    monkeypatch.setattr(saved_model, "read_export", read)
+    with pytest.raises(ExportError, match="There is a version 2 already"):
+        add_tasks(tmp_path, [renamed(small.packs[0], "new")])
+    with pytest.raises(ExportError, match="There is a version 3 already"), new_version(tmp_path, 3):
+        (tmp_path / "with_mask" / "3").mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "with_mask"]
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path):
+    left = tmp_path / ".1.tmpabc"
+    left.mkdir()
+    (left / ".lock").write_text("1")
+    with contextlib.suppress(KeyError), new_version(tmp_path, 1) as (first, _):
+        assert not left.exists()
+        with contextlib.suppress(KeyError), new_version(tmp_path, 2):
+            raise KeyError
+        assert first.parent.is_dir()
+        raise KeyError
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_nothing_is_left_when_the_disk_is_full(small, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(ExportError, match="out' cannot be written: No space left on device"):
+        export_saved_model(small.backbone, small.packs[:1], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_version_may_be_given_from_within(small, monkeypatch):
+    monkeypatch.chdir(small.packed)
+    monkeypatch.setattr(saved_model, "_write", lambda *arguments: (arguments[4], arguments[-1]))
+    assert add_tasks(".", [renamed(small.packs[0], "new")]) == (small.packed.parent, small.packed)
 
 
 def test_a_server_finds_what_it_reads_while_it_loads_a_new_version(added):

@@ -18,10 +18,13 @@ from export.deployment.additions import carry_over
 from export.deployment.memory import Memory, memory_of
 from export.deployment.options import ServingOptions
 from export.deployment.warmup import WARMUP_FILE
+from export.saved_model import add_tasks
 from export.servable.cache import memory_needed
 from export.servable.folder import ExportError, read_export
+from export.servable.headers import MAX_PIXELS
 from export.serving import write_deployment
 from tests.export.helpers import ROOT
+from tests.packs.helpers import renamed
 
 yaml = pytest.importorskip("yaml")
 BATCH = 4
@@ -271,6 +274,16 @@ def test_several_servers_share_the_volume_and_names_are_those_of_kubernetes(expo
     assert [model.name for model in _models(export / "deployment")] == ["Birds_v1.2", "Birds_v1.2_with_mask"]
 
 
+@pytest.mark.parametrize("name", ["on", "null"])
+def test_names_are_texts_in_yaml(export, name):
+    write_deployment(export, options=ServingOptions(name=name, image="1:20"))
+    objects = list(yaml.safe_load_all((export / "deployment/kubernetes.yaml").read_text()))
+    assert objects[2]["metadata"]["name"] == objects[3]["metadata"]["name"] == name
+    assert objects[2]["metadata"]["labels"]["app"] == objects[3]["spec"]["selector"]["app"] == name
+    compose = yaml.safe_load((export / "deployment/docker-compose.yml").read_text())
+    assert (compose["name"], compose["services"]["serving"]["image"]) == (name, "1:20")
+
+
 def test_memory_is_that_of_the_arrays(small):
     def need(folder, loaded=1, **options):
         return memory_of([folder], ServingOptions(**options), loaded)
@@ -282,8 +295,10 @@ def test_memory_is_that_of_the_arrays(small):
     assert packed.arrays > arrays["packed"] + 4 * base.layout.kernels.length
     assert need(small.packed, cpus=8).working == 2 * packed.working
     mega = 2**20
-    assert Memory(100 * mega, 50 * mega, 2).request == 512 + 2 * 100 + 50
-    assert Memory(100 * mega, 50 * mega, 2).limit == (512 + 3 * 100 + 50) * 5 / 4 + 0.5
+    # One image of the largest size must not be enough to have a server killed.
+    assert packed.decoding > 4 * MAX_PIXELS * 12 - 1
+    assert Memory(100 * mega, 50 * mega, 30 * mega, 2).request == 512 + 2 * 100 + 50
+    assert Memory(100 * mega, 50 * mega, 30 * mega, 2).limit == (512 + 3 * 100 + 50 + 30) * 5 / 4
 
 
 @pytest.mark.parametrize(
@@ -360,6 +375,20 @@ def test_a_version_that_grows_out_of_another_has_what_was_added(export):
     assert not (export / "2" / WARMUP_FILE).exists()
 
 
+def test_a_deployment_is_brought_up_to_date_after_tasks_were_added(small, tmp_path):
+    shutil.copytree(small.packed.parent, tmp_path / "export")
+    write_deployment(tmp_path / "export", options=ServingOptions(stable=1))
+    added = add_tasks(tmp_path / "export", [renamed(small.packs[0], "new")])
+    before = (added / WARMUP_FILE).read_bytes()
+    write_deployment(tmp_path / "export", options=ServingOptions(stable=1, canary=2))
+    assert (added / WARMUP_FILE).read_bytes() != before
+    for signature, _, outputs in _replay(added):
+        assert signature == "encoded" or (outputs["class_id"].numpy() >= 0).all()
+    (added / WARMUP_FILE).write_bytes(b"recorded")
+    with pytest.raises(ExportError, match="2/assets.extra/.*was not written by this command, or was changed"):
+        write_deployment(tmp_path / "export")
+
+
 def test_what_is_no_whole_export_is_refused(export, tmp_path):
     for folder, message in (
         (tmp_path, "is no export"),
@@ -375,6 +404,10 @@ def test_what_is_no_whole_export_is_refused(export, tmp_path):
     (export / "with_mask" / "2").mkdir()
     with pytest.raises(ExportError, match="with_mask/2' is no whole SavedModel"):
         write_deployment(export)
+    (export / "with_mask" / "8").mkdir()
+    with pytest.raises(ExportError, match="with_mask/8' stands alone"):
+        write_deployment(export)
+    (export / "with_mask" / "8").rmdir()
     (export / "9").mkdir()
     with pytest.raises(ExportError, match="9' is no export, or is damaged"):
         write_deployment(export)

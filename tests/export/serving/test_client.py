@@ -116,9 +116,15 @@ def test_no_server_is_an_error_at_the_deadline(options):
         ({}, "Give the address of the server"),
         ({"url": "http://a", "grpc": "a:1"}, "Give the address of the server"),
         ({"url": "localhost:8501"}, "no address of a server; it should look like http://localhost:8501"),
+        ({"url": "http://localhost:x"}, "no address of a server"),
+        ({"url": "http://local host:8501"}, "no address of a server"),
+        ({"url": "http://[::1:8501"}, "no address of a server"),
+        ({"url": "http://me:secret@localhost:8501"}, "no address of a server"),
         ({"grpc": "http://localhost:8500"}, "should look like localhost:8500"),
+        ({"grpc": "localhost:85000"}, "should look like localhost:8500"),
         ({"url": "http://a", "deadline": 0}, "deadline is 0"),
         ({"url": "http://a", "timeout": float("nan")}, "timeout is nan"),
+        ({"grpc": "a:1", "version": ""}, "The label of the version is empty"),
     ],
 )
 def test_a_client_is_not_made_of_what_is_not_valid(options, message):

@@ -1,11 +1,14 @@
 """The client's command line."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
-from export.deployment.client import main
-from tests.export.helpers import encode, picture
+from export.deployment.client import Client, ClientError, main
+from tests.export.helpers import ROOT, encode, picture
 from tests.export.serving.conftest import free_port
 
 
@@ -83,6 +86,53 @@ def test_a_pack_that_the_server_does_not_have(ask, folder, small, served, tmp_pa
             assert line["scores"] == pytest.approx(other["scores"], abs=1e-5)
 
 
+def test_a_pack_answers_for_its_own_task_and_images_that_it_can_prepare(ask, folder, small, served, tmp_path, server):
+    if server.real and server.batching:
+        pytest.skip("the second servable is in another process there")
+    path, square = tmp_path / "new.task.safetensors", tmp_path / "square.png"
+    square.write_bytes(encode(picture(20, 20), "PNG"))
+    # The ratio of the sides stays.
+    dataclasses.replace(small.packs[0], eval_augment="resize(8)").save(path)
+    sent = [f"--pack={path}", f"--export={served['piggyback']}/1"]
+    status, lines, _ = ask("predict", folder / "0.jpeg", square, *sent)
+    assert (status, [line["image_ok"] for line in lines]) == (1, [False, True])
+    (tmp_path / "list.txt").write_text(f"{square}\n{square}\tternary\n")
+    status, lines, errors = ask("predict", f"--list={tmp_path}/list.txt", *sent)
+    assert (status, lines) == (2, [])
+    assert "names the task 'ternary', and --pack sends 'binary'" in errors
+
+
+def test_a_list_may_hold_what_is_no_path(ask, folder, tmp_path):
+    (tmp_path / "list.txt").write_text(f"a\0b\n{folder}/0.jpeg\n")
+    status, lines, _ = ask("predict", f"--list={tmp_path}/list.txt", "--task=binary")
+    assert (status, [line["image_ok"] for line in lines]) == (1, [False, True])
+    assert lines[0]["error"] == "cannot be read: embedded null byte"
+
+
+def test_what_a_server_answers_sends_no_commands_to_a_terminal(capsys, monkeypatch):
+    def refuse(*_):
+        raise ClientError("a\x1b[2J\nb\0c Ü")
+
+    monkeypatch.setattr(Client, "status", refuse)
+    assert main(["status", "--url=http://a"]) == 2
+    assert capsys.readouterr().err == "client.py: a\\x1b[2J b\\x00c Ü\n"
+
+
+def test_the_output_may_be_closed_early(folder):
+    program = (
+        "from export.deployment import client; client.Client.classify_files = lambda *_: "
+        "[{'task_ok': True, 'image_ok': True}]; raise SystemExit(client.main())"
+    )
+    arguments = ["predict", "--url=http://a", "--task=binary", "--batch_size=1", *[str(folder / "0.jpeg")] * 2000]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_tasks_and_versions_are_listed(ask, small, server):
     assert ask("status")[:2] == (0, [{"version": v, "state": "AVAILABLE", "error": ""} for v in (1, 2)])
     assert ask("status", "--label=stable")[1] == [{"version": 1, "state": "AVAILABLE", "error": ""}]
@@ -102,7 +152,11 @@ def test_tasks_and_versions_are_listed(ask, small, server):
         (["predict", "{folder}/notes.txt", "--task=binary", "--version=9"], "refused the request"),
         (["predict", "{empty}", "--task=binary"], "has no file .jpg, .jpeg, .png"),
         (["predict", "--list={folder}/none", "--task=binary"], "--list={folder}/none cannot be read"),
-        (["predict", "{folder}", "--pack=x"], "--pack needs --export"),
+        (["predict", "{folder}", "--pack=x"], "--pack and --export belong together"),
+        (["predict", "{folder}", "--task=binary", "--export={folder}"], "--pack and --export belong together"),
+        (["predict", "{folder}", "--task=a", "--pack=x", "--export={folder}"], "Give --task or --pack"),
+        (["predict", "{folder}", "--task=\udcff"], "'\\udcff' cannot be sent: it is not UTF-8"),
+        (["predict", "{folder}", "--task=binary", "--label="], "The label of the version is empty"),
         (["predict", "{folder}", "--pack={folder}/x.task.safetensors", "--export={folder}"], "x.task.safetensors"),
         (["tasks", "--model=unheard_of"], "refused the request"),
     ],
