@@ -45,7 +45,11 @@ def test_every_family_is_tested():
     assert families == {*FAMILIES, "vgg"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Built elsewhere in the tests, too, and slow to build.
+SLOW = ("inception_resnet_v2", "nasnet")
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
 def test_smallest_images_give_features(family):
     name, module, features = FAMILIES[family]
     size = get_entry(name).min_size

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from piggyback_tf.backbones import load_backbone
@@ -36,6 +37,7 @@ def test_the_same_seed_draws_the_same_images(tmp_path):
     assert (images.max(axis=1) - images.min(axis=1)).max(axis=1).min() > 60
 
 
+@pytest.mark.slow
 def test_a_short_run_gives_weights_that_load(tmp_path):
     pretrain(tmp_path, "--images=88", "--validation_images=44", "--epochs=1")
     backbone = load_backbone("shapesnet", weights=tmp_path / "shapesnet.weights.h5")

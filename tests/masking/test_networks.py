@@ -33,7 +33,10 @@ def test_each_family_has_its_network():
     assert {get_entry(name).family for name in NETWORKS} == families - {"vgg"}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("efficientnet_v2_b0", "efficientnet_v2_s", "inception_resnet_v2", "inception_v3", "nasnet_mobile", "xception")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_a_masked_network_keeps_its_promises(name, tmp_path):
     base = load_backbone(name, weights="random", image_size=get_entry(name).min_size)
     found = check_masked_network(base, tmp_path)

@@ -93,7 +93,11 @@ def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
         Memory.load(tmp_path / "broken")
 
 
-@pytest.mark.parametrize("method", NAMES)
+# Trainings in one part and in several, with what the layers of a method need and without.
+QUICK = ("ewc", "finetune", "lwf", "packnet", "piggyback")
+
+
+@pytest.mark.parametrize("method", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES])
 def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
     _, _, expected = sequences(method)
     saves, save = [0], BackupAndRestore._save
