@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.fileformat import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def load_pack(path: str) -> tuple[TaskPack, bytes]:
         OSError: If the file cannot be read.
     """
     if is_url(path):
-        data = read_bytes(path)
+        data = read_bytes(path, LARGEST_FILE)
         return TaskPack.from_bytes(data, path), data
     # Not from its bytes: of a large file that is no pack, only the start is read.
     return TaskPack.load(path), Path(path).read_bytes()
@@ -163,13 +164,24 @@ def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
     """Loads the base and puts the task on it.
 
     Raises:
-        UsageError: If the base's weights cannot be loaded.
+        UsageError: If the base's weights cannot be loaded, or it cannot run on images as large as the pack says.
         PackError: If the base has another hash than that of the pack.
     """
+    from piggyback_tf.data.operations import MAX_SIDE
+
+    size = f"Task {pack.task!r} takes images of {pack.image_size:,} pixels in height and width"
+    # A pack may come from a stranger, and the base runs once when the bank is made.
+    if pack.image_size > MAX_SIDE:
+        raise UsageError(f"{size}; this command works with at most {MAX_SIDE:,}.")
     backbone = load_base(pack, base)
+    import tensorflow as tf
+
     from piggyback_tf.packs import TaskBank
 
-    return TaskBank(backbone).add(pack)
+    try:
+        return TaskBank(backbone).add(pack)
+    except tf.errors.ResourceExhaustedError as error:
+        raise UsageError(f"{size}, for which its base takes more memory than there is.") from error
 
 
 def check_size(size: tuple[int, ...], pack: TaskPack) -> None:

@@ -14,6 +14,8 @@ from piggyback_tf.commands.common import (
     choose_base,
     load_bank,
     load_pack,
+    printable,
+    seed_of,
 )
 from piggyback_tf.evaluation import evaluate, format_error
 from piggyback_tf.packs import TaskPack
@@ -70,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     except DataError as error:
         raise UsageError(str(error)) from error
     rows = [
-        ["task", pack.task],
+        ["task", printable(pack.task)],
         ["data", f"{options.data}, {options.split} split"],
         ["images", f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else "")],
     ]
@@ -89,7 +91,11 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
     from piggyback_tf.data import load_data
 
     # The split between training and validation images is drawn as it was for the training of the pack.
-    drawn = {name: pack.settings[name] for name in ("val_fraction", "seed") if name in pack.settings}
+    drawn = {"seed": seed_of(pack)} if "seed" in pack.settings else {}
+    if "val_fraction" in pack.settings:
+        drawn["val_fraction"] = fraction = pack.settings["val_fraction"]
+        if type(fraction) not in (int, float):
+            raise UsageError(f"The pack's settings have a val_fraction that is no number: {fraction!r}.")
     if options.split != "test" and len(drawn) < 2:
         raise UsageError(
             f"The pack does not say how its validation images were drawn (seed, val_fraction), so that the "

@@ -41,6 +41,7 @@ def add_command(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from piggyback_tf.data import DataError, parse_augment
+    from piggyback_tf.data.augment import RandomOperation
 
     pack, _ = load_pack(options.pack)
     base = choose_base(pack, options)
@@ -50,6 +51,11 @@ def _run(options: argparse.Namespace) -> int:
         operations = parse_augment(pack.eval_augment)
     except DataError as error:
         raise UsageError(str(error)) from error
+    if drawn := [operation.source for operation in operations if isinstance(operation, RandomOperation)]:
+        raise UsageError(
+            f"The pack's augmentation {pack.eval_augment!r} draws random numbers, in {', '.join(drawn)}; images can be "
+            "prepared for a prediction only by one that draws none."
+        )
     bank, status = None, 0
     for start in range(0, len(options.images), options.batch_size):
         images = {}

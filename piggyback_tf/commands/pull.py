@@ -47,12 +47,13 @@ def _run(options: argparse.Namespace) -> int:
             f"The repository {options.repo!r} has no packs: no file in its top folder ends in {PACK_SUFFIX}."
         )
     if unknown := [task for task in options.tasks if task not in files]:
-        raise UsageError(f"In the repository {options.repo!r}: {unknown_name_message('task', unknown[0], list(files))}")
+        message = unknown_name_message("task", unknown[0], list(map(printable, files)))
+        raise UsageError(f"In the repository {options.repo!r}: {message}")
     status, rows = 0, []
     for task in dict.fromkeys(options.tasks or files):
         name = files[task]
-        data = repository.read(name)
         try:
+            data = repository.read(name)
             pack = TaskPack.from_bytes(data, f"hf://{options.repo}/{name}")
         except PackError as error:
             status = 2

@@ -3,10 +3,9 @@
 import argparse
 from typing import Any
 
-from piggyback_tf.commands.common import PACK_HELP, UsageError, complain, load_pack
+from piggyback_tf.commands.common import PACK_HELP, UsageError, complain, load_pack, printable
 from piggyback_tf.evaluation import format_bytes
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.packs.pack import PACK_SUFFIX
 
 _CARD = "README.md"
 
@@ -32,10 +31,16 @@ def add_command(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from piggyback_tf.evaluation.model_card import CardError, PackFile, model_card
-    from piggyback_tf.packs.hub import HubRepository, check_repository_name
+    from piggyback_tf.packs.hub import HubRepository, check_repository_name, pack_file
 
     check_repository_name(options.repo)
-    packs = _load(options.packs)
+    packs: dict[str, tuple[TaskPack, bytes]] = {}
+    for path in options.packs:
+        pack, data = load_pack(path)
+        name = pack_file(pack.task)
+        if name in packs:
+            raise UsageError(f"Two of the packs are of a task named {pack.task!r}; a repository holds one of a name.")
+        packs[name] = pack, data
     repository = HubRepository.create(options.repo, options.revision, options.private)
     files = {name: PackFile(name, len(data), pack) for name, (pack, data) in packs.items()}
     for name in repository.pack_files().values():
@@ -51,21 +56,9 @@ def _run(options: argparse.Namespace) -> int:
     uploads = {name: data for name, (_, data) in packs.items()} | {_CARD: card.encode()}
     address = repository.commit(uploads, message)
     for name, (_, data) in packs.items():
-        print(f"{name}: {format_bytes(len(data))}")
+        print(f"{printable(name)}: {format_bytes(len(data))}")
     print(f"{_CARD}: lists {len(files)} task{'s' * (len(files) > 1)}\n{address}")
     return 0
-
-
-def _load(paths: list[str]) -> dict[str, tuple[TaskPack, bytes]]:
-    """Returns the packs and the content of their files by the name that they get in the repository."""
-    packs: dict[str, tuple[TaskPack, bytes]] = {}
-    for path in paths:
-        pack, data = load_pack(path)
-        name = f"{pack.task}{PACK_SUFFIX}"
-        if name in packs:
-            raise UsageError(f"Two of the packs are of a task named {pack.task!r}; a repository holds one of a name.")
-        packs[name] = pack, data
-    return packs
 
 
 def _read(command: str, name: str, data: bytes) -> TaskPack | None:

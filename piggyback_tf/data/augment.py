@@ -124,7 +124,7 @@ def leading_deterministic(operations: list[Operation]) -> int:
 
 
 def _parse_operation(part: str, spec: str) -> Operation:
-    where = f"in the augmentation {spec!r}"
+    where = f"in the augmentation {_shown(spec)}"
     try:
         tree = ast.parse(part, mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
@@ -133,9 +133,10 @@ def _parse_operation(part: str, spec: str) -> Operation:
         name = call.func.id
         arguments = [ast.literal_eval(argument) for argument in call.args]
         keywords = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, TypeError):
+    # A pack may come from a stranger: what is nested too deeply is no operation either.
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise DataError(
-            f"Cannot read {part!r} {where}. Write operations as name or name(number, ...), "
+            f"Cannot read {_shown(part)} {where}. Write operations as name or name(number, ...), "
             f"with | between them, as in 'resize(256)|random_crop(224)|flip'."
         ) from None
     try:
@@ -146,13 +147,20 @@ def _parse_operation(part: str, spec: str) -> Operation:
     try:
         bound = signature.bind(*arguments, **keywords)
     except TypeError as error:
-        raise DataError(f"Wrong arguments of {part!r} {where}: {error}. It is written {name}{signature}.") from None
+        raise DataError(
+            f"Wrong arguments of {_shown(part)} {where}: {error}. It is written {name}{signature}."
+        ) from None
     for key, value in bound.arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"Argument {key} of {part!r} {where} must be a number.")
+            raise DataError(f"Argument {key} of {_shown(part)} {where} must be a number.")
     try:
         operation = operation_class(*arguments, **keywords)
     except DataError as error:
-        raise DataError(f"Wrong arguments of {part!r} {where}: {error}") from None
+        raise DataError(f"Wrong arguments of {_shown(part)} {where}: {error}") from None
     operation.source = part
     return operation
+
+
+def _shown(text: str, most: int = 200) -> str:
+    """Returns a text in quotes, without its end if it is long."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}..."

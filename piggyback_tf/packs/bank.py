@@ -38,7 +38,8 @@ class TaskBank:
             and run once, so that the first prediction takes no longer than the next.
         cache_bytes: Limit of the cache, for masked kernels, batch norm and heads that are ready for use; a task that
             takes more by itself is made anew for each call. A call also holds the task that it is at, whether the
-            cache keeps that or not: with t threads up to `cache_bytes` and t tasks are in memory.
+            cache keeps that or not, and the memory of the task that was dropped last is kept for the next: with t
+            threads up to `cache_bytes` and t + 1 tasks are in memory.
         hold: How masks are kept: `"packed"`, a bit a weight (two if ternary), or `"compressed"` as in a file. That is
             smaller, and has to be coded when a task is added and decoded whenever it comes into the cache.
 
@@ -285,7 +286,12 @@ class TaskBank:
         return [tasks[name] for name in names]
 
     def _check_images(self, images: Any) -> np.ndarray:
-        images, size = np.asarray(images), self.backbone.image_size
+        size = self.backbone.image_size
+        try:
+            images = np.asarray(images)
+        except (TypeError, ValueError) as error:
+            # Lists of images of several sizes, for instance.
+            raise ValueError(f"Images must be an array [N, {size}, {size}, 3], which these cannot become.") from error
         if images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
         if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):

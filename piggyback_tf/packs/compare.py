@@ -7,6 +7,7 @@ import numpy as np
 
 from piggyback_tf.packs.bits import MaskBits, count_ones
 from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.fit import short_hash
 from piggyback_tf.packs.pack import TaskPack
 
 
@@ -67,8 +68,8 @@ def compare_masks(a: TaskPack, b: TaskPack) -> dict[str, MaskOverlap]:
     """
     if a.base_hash != b.base_hash:
         raise PackError(
-            f"Task {a.task!r} is for the base {a.base_name!r} with hash {a.base_hash[:12]}... and task {b.task!r} for "
-            f"{b.base_name!r} with hash {b.base_hash[:12]}...; masks can be compared on one base only."
+            f"Task {a.task!r} is for the base {a.base_name!r} with hash {short_hash(a.base_hash)} and task {b.task!r} "
+            f"for {b.base_name!r} with hash {short_hash(b.base_hash)}; masks can be compared on one base only."
         )
     return compare_bits(a.masks, b.masks)
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save as serialize
 METADATA_KEY = "piggyback_tf.task_pack"
 FORMAT_VERSION = 2
 # Longer files are not read, whatever they say: a pack of every weight of the largest network has a tenth of that.
-_LARGEST_FILE = 1 << 31
+LARGEST_FILE = 1 << 31
 # A header this long describes 20,000 classes and a thousand layers, and takes little memory when it is parsed.
 _LARGEST_HEADER = 1 << 22
 # How deeply JSON may be nested.
@@ -197,8 +197,8 @@ class PackReader:
         length = len(self._start) + len(self._header) + content
         if self.size != length:
             raise self.error(f"should be {length} bytes long and is {self.size}: it is cut off or damaged")
-        if self.size > _LARGEST_FILE:
-            raise self.error(f"is {self.size:,} bytes long, and a task pack has at most {_LARGEST_FILE:,}")
+        if self.size > LARGEST_FILE:
+            raise self.error(f"is {self.size:,} bytes long, and a task pack has at most {LARGEST_FILE:,}")
         try:
             entries = deserialize(self._start + self._header + self._stream.read())
         except SafetensorError as error:

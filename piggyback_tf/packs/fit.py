@@ -101,8 +101,8 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
     if claims.base_hash != base.hash:
         raise MisfitError(
             f"{task} was trained on another base: {shown(claims.base_name)} with weights {shown(claims.base_weights)} "
-            f"and hash {_short(claims.base_hash)}, and this is {base.name!r} with weights {base.weights!r} and hash "
-            f"{_short(base.hash)}."
+            f"and hash {short_hash(claims.base_hash)}, and this is {base.name!r} with weights {base.weights!r} and "
+            f"hash {short_hash(base.hash)}."
         )
     if claims.image_size != base.image_size:
         raise MisfitError(
@@ -127,6 +127,6 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
         )
 
 
-def _short(digest: str) -> str:
+def short_hash(digest: str) -> str:
     """Returns the beginning of a hash, without anything that could not be printed."""
     return repr(digest[:12])[1:-1] + "..."

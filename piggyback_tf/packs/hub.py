@@ -7,12 +7,12 @@ The address of the Hub and the user's token are those of huggingface_hub: the en
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.errors import one_line
 from piggyback_tf.packs.fields import check_task_name
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.fileformat import LARGEST_FILE, PackError
 from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.packs.remote import RemoteError
 
@@ -46,7 +46,8 @@ class HubRepository:
             info = self._api.model_info(name, revision=revision)
             self.private, self._commit = bool(info.private), info.sha
             tree = self._api.list_repo_tree(name, revision=self._commit)
-            self.files = sorted(entry.path for entry in tree if isinstance(entry, RepoFile))
+            self._sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+            self.files = sorted(self._sizes)
 
     @classmethod
     def create(cls, name: str, branch: str | None = None, private: bool = False) -> "HubRepository":
@@ -85,17 +86,21 @@ class HubRepository:
         for file in self.files:
             if file.endswith(PACK_SUFFIX):
                 try:
-                    packs[check_task_name(file.removesuffix(PACK_SUFFIX))] = file
+                    pack_file(task := file.removesuffix(PACK_SUFFIX))
                 except PackError as error:
                     raise RemoteError(f"The repository {self.name!r} lists a file {file!r}. {error}") from error
+                packs[task] = file
         return packs
 
     def read(self, file: str) -> bytes:
         """Returns the content of a file of the repository.
 
         Raises:
+            PackError: If it is longer than a pack may be; nothing is downloaded then.
             RemoteError: If there is no such file, or the Hub cannot be used.
         """
+        if (size := self._sizes.get(file, 0)) > LARGEST_FILE:
+            raise PackError(f"The file {file!r} has {size:,} bytes, and a task pack has at most {LARGEST_FILE:,}.")
         # Into a folder of its own: from a cache, an old file would be taken when the network is down.
         with tempfile.TemporaryDirectory() as folder, _sentences(self.name, self._revision):
             local = self._api.hf_hub_download(self.name, file, revision=self._commit, cache_dir=folder)
@@ -125,6 +130,21 @@ class HubRepository:
                 revision=self._revision,
                 parent_commit=self._commit,
             ).commit_url
+
+
+def pack_file(task: str) -> str:
+    """Returns the name of a task's file in a repository.
+
+    Raises:
+        PackError: If the name could lead out of a folder on some system.
+    """
+    name = check_task_name(task) + PACK_SUFFIX
+    if PureWindowsPath(name).drive:
+        raise PackError(
+            "In a repository, a task's name must not begin with a letter and a colon, as drives do. Received: "
+            f"{task!r}."
+        )
+    return name
 
 
 def check_repository_name(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.packs.held import HeldTask
+from piggyback_tf.packs.spare_memory import SpareMemory
 
 # TensorFlow takes memory over without a copy if it begins at a multiple of this. It is also room for eight weights of
 # any dtype, so that the weights of a mask's last byte may be written in full behind each kernel's end.
@@ -48,6 +49,7 @@ class BaseTensors:
         self._device = next(iter(self.tensors.values())).device
         # On a CPU these share the tensors' memory, too.
         self._arrays = {path: np.asarray(tensor) for path, tensor in self.tensors.items()}
+        self._memory = SpareMemory()
 
     @property
     def nbytes(self) -> int:
@@ -57,13 +59,13 @@ class BaseTensors:
     def materialise(self, task: HeldTask) -> TaskTensors:
         """Returns the tensors of a task, which has been checked to fit the base.
 
-        Masked kernels, batch norm and head lie one behind another in one piece of memory, which is given back at once
-        when the last tensor goes.
+        Masked kernels, batch norm and head lie one behind another in one piece of memory, which is free when the last
+        tensor goes.
         """
         masks, norm, head = task.masks(), task.norm(), task.head()
         paths = [*masks, *norm]
         like = [*(self._arrays[path] for path in paths), *head]
-        buffers = _allocate(like)
+        buffers = self._allocate(like)
         for path, weights, buffer in zip(paths, like, buffers, strict=False):
             if path in masks:
                 apply_mask(weights, masks[path].packed, buffer)
@@ -79,6 +81,14 @@ class BaseTensors:
             bias=bias,
             nbytes=sum(buffer.nbytes for buffer in buffers),
         )
+
+    def _allocate(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns room for each array, as integers of its width, in one piece of memory; all of it aligned."""
+        sizes = [math.ceil(array.nbytes / _ALIGNMENT) * _ALIGNMENT for array in arrays]
+        memory = self._memory.take(sum(sizes) + _ALIGNMENT)
+        first = -memory.ctypes.data % _ALIGNMENT
+        spans = itertools.pairwise(itertools.accumulate(sizes, initial=first))
+        return [memory[a:b].view(f"int{8 * array.itemsize}") for (a, b), array in zip(spans, arrays, strict=True)]
 
 
 def apply_mask(weights: np.ndarray, packed: np.ndarray, out: np.ndarray) -> None:
@@ -112,15 +122,6 @@ def _tables(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 def _as_words(array: np.ndarray) -> np.ndarray:
     """Returns a view `[n]` of an array as integers of the same width."""
     return array.reshape(-1).view(f"int{8 * array.itemsize}")
-
-
-def _allocate(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns room for each array, as integers of its width, in one piece of memory; all of it aligned."""
-    sizes = [math.ceil(array.nbytes / _ALIGNMENT) * _ALIGNMENT for array in arrays]
-    memory = np.empty(sum(sizes) + _ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % _ALIGNMENT
-    spans = itertools.pairwise(itertools.accumulate(sizes, initial=first))
-    return [memory[a:b].view(f"int{8 * array.itemsize}") for (a, b), array in zip(spans, arrays, strict=True)]
 
 
 def _tensor(words: np.ndarray, like: np.ndarray, device: str) -> tf.Tensor:

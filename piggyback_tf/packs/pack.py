@@ -255,7 +255,7 @@ class TaskPack:
             OSError: If the file cannot be read.
         """
         if remote.is_url(path):
-            return cls.from_bytes(remote.read_bytes(path), os.fspath(path), base)
+            return cls.from_bytes(remote.read_bytes(path, fileformat.LARGEST_FILE), os.fspath(path), base)
         with Path(path).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             return cls._read(fileformat.PackReader(stream, size, os.fspath(path)), base)

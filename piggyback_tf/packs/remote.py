@@ -55,12 +55,16 @@ def is_url(path: str | os.PathLike) -> bool:
     raise RemoteError(f"{text!r}: {unknown_name_message('protocol', found[1], sorted(set(protocols)))}")
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike, most: int | None = None) -> bytes:
     """Returns the content of a file, which may be given by a URL.
+
+    Args:
+        path: The path or URL.
+        most: A remote file is not read if its server says that it has more bytes than this.
 
     Raises:
         OSError: If a local file cannot be read.
-        RemoteError: If a remote file cannot be read, or the driver of its protocol is not installed.
+        RemoteError: If a remote file cannot be read or is too long, or the driver of its protocol is not installed.
         MissingFileError: If there is no such remote file.
     """
     if not is_url(path):
@@ -70,7 +74,11 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     with _sentences(url, "read"):
         # Drivers remember listings, in which a file that was written meanwhile is missing.
         filesystem.invalidate_cache()
-        return filesystem.cat_file(inner)
+        # Not every server knows.
+        size = most and filesystem.size(inner)
+        if not size or size <= most:
+            return filesystem.cat_file(inner)
+    raise RemoteError(f"{url!r} has {size:,} bytes; at most {most:,} are read.")
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -55,6 +55,7 @@ class Hub(ThreadingHTTPServer):
         writers: Owners in whose name `TOKEN` may write.
         before_commit: Called before each commit, for what somebody else does meanwhile.
         extra_names: Names that listings hold besides those of files, as a forged listing might.
+        sizes: Sizes that listings give, by name, where they are not those of the files.
     """
 
     def __init__(self):
@@ -64,6 +65,7 @@ class Hub(ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}
         self.before_commit = lambda: None
         self.extra_names: list[str] = []
+        self.sizes: dict[str, int] = {}
 
     @property
     def address(self) -> str:
@@ -132,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sha = self._revision(repository, rest[1] if rest else "main")
                 tree = _listing(repository.files(sha), "".join(f"{part}/" for part in rest[2:]))
                 tree += [_entry(path, b"") for path in self.server.extra_names]
+                tree = [{**entry, "size": self.server.sizes.get(entry["path"], entry.get("size"))} for entry in tree]
                 info = {"id": f"{owner}/{name}", "sha": sha, "private": repository.private}
                 self._send(tree if rest[:1] == ["tree"] else info)
             case "POST", ["api", "models", owner, name, "branch", branch]:

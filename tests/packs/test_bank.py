@@ -207,6 +207,7 @@ def test_packs_with_wrong_parts_are_refused(backbone):
     ("images", "message"),
     [
         (IMAGES[0], r"an array \[N, 8, 8, 3\]"),
+        ([IMAGES[0], IMAGES[0, :5]], r"an array \[N, 8, 8, 3\], which these cannot become"),
         (IMAGES[:, :7], r"shape \[5, 7, 8, 3\]"),
         (IMAGES[..., :1], r"an array \[N, 8, 8, 3\]"),
         (IMAGES.astype("str"), "must hold integers or floating point"),

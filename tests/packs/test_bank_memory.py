@@ -137,12 +137,12 @@ def fill(bank, tasks):
         bank.predict(images, task=f"task{task}")
     return resident()
 
-# Room for one task and a half: at both measurements the cache is as full as it gets.
+# Room for one task and a half: at both measurements the cache is as full as it gets, and one piece is spare.
 bank = TaskBank(backbone, cache_bytes=57_000_000)
-one = fill(bank, [0])
-ten = fill(bank, range(1, 10))
+two = fill(bank, range(2))
+ten = fill(bank, range(2, 10))
 assert 37_000_000 < bank.nbytes["cache"] < 57_000_000
-print(ten - one, bank.nbytes["base"], bank.nbytes["tasks"])
+print(ten - two, bank.nbytes["base"], bank.nbytes["tasks"])
 """
 
 
@@ -157,7 +157,7 @@ def test_ten_tasks_take_hardly_more_memory_than_their_bits(tmp_path):
         assert run.returncode == 0, run.stderr
         grown, base, tasks = map(int, run.stdout.split())
         assert tasks < 0.33 * base
-        # Nine of ten tasks were added between the two measurements.
-        if 0.8 * 0.9 * tasks < grown < 0.9 * tasks + 0.1 * (base + tasks):
+        # Eight of ten tasks were added between the two measurements.
+        if 0.8 * 0.8 * tasks < grown < 0.8 * tasks + 0.1 * (base + tasks):
             return
-    pytest.fail(f"Nine tasks of {tasks / 10:.0f} bytes made the process grow by {grown} bytes, three times over.")
+    pytest.fail(f"Eight tasks of {tasks / 10:.0f} bytes made the process grow by {grown} bytes, three times over.")

@@ -199,7 +199,17 @@ def test_a_broken_pack_in_the_repository(hub, run, packs, tmp_path):
     assert "| bad.task.safetensors | cannot be read " in _card(hub)
 
 
-@pytest.mark.parametrize("folder", ["../", "/tmp/", "a/../../", "..\\", "a/"])
+def test_a_file_longer_than_any_pack_is_not_downloaded(hub, run, packs, tmp_path):
+    data = packs[0].read_bytes()
+    hub.add("me/packs", {"birds.task.safetensors": data, "long.task.safetensors": data})
+    hub.sizes["long.task.safetensors"] = 1 << 40
+    (pulled,) = run(["pull", "--repo=me/packs", f"--output_dir={tmp_path / 'out'}"])
+    assert pulled.status == 2
+    assert "pull: The file 'long.task.safetensors' has 1,099,511,627,776 bytes, and a task pack has" in pulled.err[0]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["birds.task.safetensors"]
+
+
+@pytest.mark.parametrize("folder", ["../", "/tmp/", "a/../../", "..\\", "a/", "c:"])
 def test_names_in_a_listing_do_not_lead_out_of_the_folder(hub, run, packs, tmp_path, folder):
     name = f"{folder}evil.task.safetensors"
     hub.add("me/packs", {"birds.task.safetensors": packs[0].read_bytes()})
@@ -213,6 +223,21 @@ def test_names_in_a_listing_do_not_lead_out_of_the_folder(hub, run, packs, tmp_p
     assert list(out.iterdir()) == []
     assert not list(tmp_path.rglob("*evil*"))
     assert len(hub.repositories["me/packs"].commits) == 1
+
+
+def test_names_of_tasks_that_a_repository_cannot_hold_or_a_terminal_show(hub, run, tmp_path):
+    for number, task in enumerate(["c:birds", "a\x9b1m"]):
+        make_pack(task=task).save(tmp_path / str(number))
+    refused, pushed, pulled = run(
+        ["push", tmp_path / "0", "--repo=me/other"],
+        ["push", tmp_path / "1", "--repo=me/packs"],
+        ["pull", "nothing", "--repo=me/packs"],
+    )
+    assert (refused.status, pushed.status, pulled.status) == (2, 0, 2)
+    assert refused.err[0].endswith("must not begin with a letter and a colon, as drives do. Received: 'c:birds'.")
+    assert list(hub.repositories) == ["me/packs"]
+    assert pushed.out[0].startswith(r"'a\x9b1m.task.safetensors': ")
+    assert r"Valid: 'a\x9b1m'" in pulled.err[0]
 
 
 def test_packs_in_folders_are_reached_by_their_path_only(hub, run, packs, tmp_path):

@@ -95,6 +95,16 @@ def test_packs_by_url(memory):
         TaskPack.load(url)
 
 
+def test_a_file_longer_than_any_pack_is_not_read(memory, monkeypatch):
+    write_bytes(f"{memory}/pack", make_pack().to_bytes())
+    monkeypatch.setattr(MemoryFileSystem, "size", lambda *_: 1 << 40)
+    with pytest.raises(RemoteError, match=r"has 1,099,511,627,776 bytes; at most 2,147,483,648 are read\.$"):
+        TaskPack.load(f"{memory}/pack")
+    # A server need not know.
+    monkeypatch.setattr(MemoryFileSystem, "size", lambda *_: None)
+    assert TaskPack.load(f"{memory}/pack").task == "birds"
+
+
 def test_local_copies(memory):
     with local_output(f"{memory}/model.keras") as path:
         assert path.name == "model.keras"

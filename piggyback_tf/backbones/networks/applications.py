@@ -1,6 +1,7 @@
 """Every classification network of `keras.applications`, without its classifier."""
 
 import functools
+import warnings
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.registry import register_backbone
@@ -119,13 +120,16 @@ def build_application(
     import keras
 
     images, x = _images(image_size, preprocessing)
-    network = getattr(keras.applications, constructor)(
-        include_top=False,
-        weights=published,
-        input_tensor=x,
-        input_shape=(image_size, image_size, 3),
-        pooling="avg",
-    )
+    with warnings.catch_warnings():
+        # MobileNets say that the published weights are for other sizes, as they are for every image size here.
+        warnings.filterwarnings("ignore", message="`input_shape` is undefined")
+        network = getattr(keras.applications, constructor)(
+            include_top=False,
+            weights=published,
+            input_tensor=x,
+            input_shape=(image_size, image_size, 3),
+            pooling="avg",
+        )
     # Rebuilt over the same layers: some constructors make a model that expects a list of one input.
     model = keras.Model(images, network.output, name=name)
     if constructor.startswith("EfficientNetB") and published != "imagenet":
