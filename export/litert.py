@@ -3,11 +3,13 @@
     python -m export.litert --packs=a.task.safetensors,b.task.safetensors --output=DIR
     python -m export.litert --packs=c.task.safetensors --base=DIR/base.tflite
 
-The first writes what `--design` says; with `patch` `base.tflite`, its manifest, and a file `<task>.edge` for each task,
-and a copy of the patcher for the device. The second writes only the file of a new task for a base that is already in
-the field. See docs/litert.md.
+The first writes what `--design` says: with `patch` `base.tflite`, its manifest, a file `<task>.edge` for each task, and
+a copy of the patcher for the device; with `switch` and `input` `model.tflite` and `<task>.inputs.safetensors`. The
+second writes only the files of new tasks for a `base.tflite` or a `model.tflite` that is already in the field. See
+docs/litert.md.
 """
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -19,6 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app, flags
 
 from export.edge.piggyback_edge import EdgeError
+from export.lite.device_file import add_inputs
+from export.lite.folder import is_patched
+from export.lite.model_description import read_description
 from export.lite.options import LiteOptions
 from export.lite.patch import Added, add_task, export_patch
 from export.packs import find_packs, load_base_of
@@ -67,11 +72,9 @@ def export_litert(
         return Path(output)
     _check_input_design(options)
     module, function = _INPUT_DESIGNS[options.design]
-    spec = BaseSpec.of(backbone)
-    loaded = [pack if isinstance(pack, TaskPack) else TaskPack.load(pack, spec) for pack in packs]
     getattr(importlib.import_module(module), function)(
         backbone,
-        loaded,
+        _load(packs, backbone),
         Path(output),
         max_classes=options.max_classes or None,
         float16=options.quantize == "float16",
@@ -104,7 +107,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "output", None, "Folder of the export; with --base that of the new file, by default the base's."
     )
-    flags.DEFINE_string("base", None, "base.tflite of design patch, with its manifests, that the tasks are added to.")
+    flags.DEFINE_string(
+        "base", None, "What the tasks are added to: base.tflite with its manifests beside it, or model.tflite."
+    )
 
 
 def run() -> list[str]:
@@ -129,10 +134,28 @@ def _run_base(files: Sequence[str]) -> list[str]:
     options = read_config(LiteOptions)
     backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
     output = None if FLAGS.output is None else Path(FLAGS.output)
+    packs = _load(files, backbone)
+    names = [pack.task for pack in packs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PackError(f"There are two tasks named {twice[0]!r}; the file of one would be written over the other's.")
+    if not is_patched(Path(FLAGS.base)):
+        return _add_inputs(backbone, packs, options, output)
     lines = []
-    for file in files:
-        lines += _describe(add_task(backbone, file, Path(FLAGS.base), output, options), options)
+    for pack in packs:
+        lines += _describe(add_task(backbone, pack, Path(FLAGS.base), output, options), options)
     return lines
+
+
+def _add_inputs(backbone: Backbone, packs: Sequence[TaskPack], options: LiteOptions, output: Path | None) -> list[str]:
+    """Adds tasks to a model that takes masks as inputs."""
+    design, model = read_description(FLAGS.base)["design"], Path(FLAGS.base)
+    _check_input_design(dataclasses.replace(options, design=design))
+    return [str(path) for path in add_inputs(backbone, packs, model, output)]
+
+
+def _load(packs: Sequence[TaskPack | str | os.PathLike], backbone: Backbone) -> list[TaskPack]:
+    spec = BaseSpec.of(backbone)
+    return [pack if isinstance(pack, TaskPack) else TaskPack.load(pack, spec) for pack in packs]
 
 
 def _describe(added: Added, options: LiteOptions) -> list[str]:

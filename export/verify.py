@@ -24,12 +24,13 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
 from export.edge.piggyback_edge import EdgeError
-from export.lite.compare import InputsExport, PatchedExport, compare_lite, describe, promise
-from export.lite.folder import MANIFEST_FILE
+from export.lite.compare import InputsExport, PatchedExport, compare_lite, describe, enter_task, promise
+from export.lite.folder import is_patched
 from export.packs import find_packs, load_base_of
 from export.servable.compare import compare
 from export.servable.folder import ExportError, find_version, read_description
@@ -61,6 +62,8 @@ def run(path: Path) -> bool:
 
 def _choose(path: Path) -> Verify:
     """Returns what compares this kind of export."""
+    if path.suffix == ".tflite" and not path.exists():
+        raise UsageError(f"{str(path)!r}: there is no such file.")
     if not path.is_file():
         return _verify_saved_model
     if path.suffix != ".tflite":
@@ -94,11 +97,13 @@ def _verify_saved_model(
 
 
 def _verify_lite(path: Path, backbone: Backbone, bank: TaskBank, packs: list[TaskPack], images: list[Path]) -> bool:
-    before, started = _memory(), time.perf_counter()
-    # Beside a base.tflite its constants are described; a model.tflite describes itself.
-    patched = path.with_name(MANIFEST_FILE).is_file()
-    export = PatchedExport(path, backbone) if patched else InputsExport(path)
+    before, started = _resident(), time.perf_counter()
+    export = PatchedExport(path, backbone) if is_patched(path) else InputsExport(path)
     loading, good = time.perf_counter() - started, True
+    # With a task and after a prediction, before the bank takes memory for its own.
+    enter_task(export, packs[0])
+    export.answer(np.zeros([backbone.image_size, backbone.image_size, 3], np.float32))
+    memory = _resident() - before
     print(
         f"{path}: design {export.design}, quantisation {export.quantize}, {len(images)} images; "
         f"read and verified in {1e3 * loading:.0f} ms"
@@ -107,7 +112,7 @@ def _verify_lite(path: Path, backbone: Backbone, bank: TaskBank, packs: list[Tas
         found = compare_lite(export, bank, pack, images)
         print(describe(found))
         good &= found.good
-    print(f"memory: {_memory() - before:.0f} MB more at the most; on disk {path.stat().st_size / 2**20:.1f} MB")
+    print(f"memory: {memory:.1f} MB with a task; on disk {path.stat().st_size / 2**20:.1f} MB")
     print(f"{'holds' if good else 'does NOT hold'}: {promise(export.quantize)}")
     return good
 
@@ -116,6 +121,15 @@ def _memory() -> float:
     """Returns the largest memory that the process has taken so far, in megabytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _resident() -> float:
+    """Returns the memory that the process takes now, in megabytes; where there is no /proc, the largest so far."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return _memory()
+    return pages * resource.getpagesize() / 2**20
 
 
 def _disk(folder: Path) -> int:

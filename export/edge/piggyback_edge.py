@@ -25,7 +25,6 @@ import hashlib
 import os
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -419,21 +418,22 @@ class Base:
         data: The content of base.tflite.
         manifest: Its manifest.
         verify: Whether to compare its SHA-256; that of ResNet-50 takes a while on a small device.
+        name: Stands for the file in errors.
 
     Raises:
         EdgeError: If it is not the base of the manifest.
     """
 
-    def __init__(self, data: bytes, manifest: Manifest, *, verify: bool = True):
+    def __init__(self, data: bytes, manifest: Manifest, *, verify: bool = True, name: str = "base.tflite"):
         self.data, self.manifest = data, manifest
         if len(data) != manifest.base_size or (verify and hashlib.sha256(data).digest() != manifest.base_sha256):
-            raise EdgeError("base.tflite is damaged, or is not the one that manifest.bin was written for.")
+            raise EdgeError(f"{name!r} is damaged, or is not the base that its manifest was written for.")
 
     @classmethod
     def load(cls, path: str | os.PathLike, manifest: str | os.PathLike | None = None, *, verify: bool = True) -> "Base":
         """Reads a base and its manifest, by default `manifest.bin` beside it."""
         manifest = Path(path).parent / "manifest.bin" if manifest is None else manifest
-        return cls(_read(path, _MAX_BASE), Manifest.load(manifest), verify=verify)
+        return cls(_read(path, _MAX_BASE), Manifest.load(manifest), verify=verify, name=os.fspath(path))
 
 
 class Model:
@@ -524,25 +524,53 @@ def _tables(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_file(path: str | os.PathLike, data: bytes | bytearray) -> None:
-    """Writes a file, whole or not at all: a temporary file beside it is flushed to the disk and renamed."""
+    """Writes a file, whole or not at all: `path` with ".tmp" behind it is written, flushed to the disk and renamed.
+
+    When the power fails, perhaps a temporary file is left, which the next call uses again, so that no room is lost.
+
+    Raises:
+        EdgeError: If another process writes the same file.
+        OSError: If it cannot be written.
+    """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        _write_beside(path, data)
+    except OSError as error:
+        # That of a full disk names no file.
+        error.filename = error.filename or os.fspath(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _write_beside(path: Path, data: bytes | bytearray) -> None:
+    """Writes a temporary file beside a path, and renames it."""
+    # Not at the top: only Unix has it, and files are read elsewhere, too.
+    import fcntl
+
+    temporary = path.with_name(f"{path.name}.tmp")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644), "wb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever holds the lock owns the temporary file, unless it was renamed before the lock was there.
+            owned = os.path.samestat(os.fstat(stream.fileno()), temporary.stat())
+        except (BlockingIOError, FileNotFoundError):
+            owned = False
+        if not owned:
+            raise EdgeError(f"{os.fspath(path)!r} cannot be written: another process writes it.")
+        try:
+            stream.truncate(0)
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class _errors_of:  # noqa: N801 (used like a function)
@@ -606,7 +634,12 @@ def _interpreter(data: bytearray, threads: int) -> Any:
 def _load_image(path: str, size: int) -> np.ndarray:
     """Returns an image, float32 `[1, size, size, 3]`, which must have been prepared but for its type."""
     if path.endswith(".npy"):
-        image = np.load(path, allow_pickle=False)
+        try:
+            image = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError):
+            image = None
+        if not isinstance(image, np.ndarray) or image.dtype.kind not in "uif":
+            raise EdgeError(f"{path!r} is no .npy file of numbers.")
     else:
         try:
             from PIL import Image
@@ -651,9 +684,10 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _install(options: argparse.Namespace) -> None:
     base = Base.load(options.base, options.manifest)
-    _check_target(options)
+    task = Task.load(options.task, base.manifest)
+    _check_target(options, options.task)
     model = Model(base)
-    model.install(Task.load(options.task, base.manifest))
+    model.install(task)
     write_file(options.target, model.data)
     print(options.target)
 
@@ -665,9 +699,14 @@ def _remove(options: argparse.Namespace) -> None:
     print(options.target)
 
 
-def _check_target(options: argparse.Namespace) -> None:
-    if Path(options.target).exists() and Path(options.target).samefile(options.base):
-        raise EdgeError(f"{options.target!r} is the base itself, which is never written to; name another file.")
+def _check_target(options: argparse.Namespace, *others: str) -> None:
+    """Fails if what is to be written is what is read: the base, its manifest, or one of the others."""
+    manifest = options.manifest or Path(options.base).parent / "manifest.bin"
+    target = Path(options.target)
+    for path in (options.base, manifest, *others):
+        if target.exists() and target.samefile(path):
+            what = "the base itself" if path is options.base else "read for this"
+            raise EdgeError(f"{options.target!r} is {what} and never written to; name another file.")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -702,9 +741,15 @@ def _arguments() -> argparse.ArgumentParser:
             command.add_argument(argument.rstrip("*+"), nargs=nargs)
         command.add_argument("--manifest", help="manifest.bin; default: the one beside the base")
         if name == "predict":
-            command.add_argument("--top", type=int, default=5, help="how many classes to print; default: 5")
-            command.add_argument("--threads", type=int, default=1, help="threads of the interpreter; default: 1")
+            command.add_argument("--top", type=_count, default=5, help="how many classes to print; default: 5")
+            command.add_argument("--threads", type=_count, default=1, help="threads of the interpreter; default: 1")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -712,11 +757,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _arguments().parse_args(arguments)
     try:
         options.run(options)
-    except (EdgeError, OSError, ValueError, MemoryError) as error:
+    # The runtimes say with RuntimeError that they cannot compute a model.
+    except (EdgeError, OSError, RuntimeError, ValueError) as error:
         print(f"piggyback_edge: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("piggyback_edge: there is not enough memory", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
+    # Labels in letters that the terminal does not have are no reason to fail.
+    sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

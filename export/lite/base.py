@@ -13,9 +13,9 @@ from export.edge.piggyback_edge import Entry, Manifest
 from export.lite.calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
 from export.lite.check import check_features
 from export.lite.constants import FACTOR, FILTER, OFFSET, Constant, identify
-from export.lite.convert import HEAD_KERNEL, convert
+from export.lite.convert import convert
 from export.lite.elements import Encoder, bias_elements, filter_inputs, write_elements
-from export.lite.flatbuffer import LiteFile, Span, pack_objects, read_objects
+from export.lite.flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
 from export.lite.metadata import add_metadata
 from export.lite.weights import Network, Weights
 from piggyback_tf.backbones import Backbone
@@ -128,8 +128,8 @@ def make_float_file(backbone: Backbone, network: Network, quantize: str) -> tupl
     """Returns a file with marked weights, and which of its constants tasks change."""
     marks = network.marked()
     model = read_objects(convert(backbone, marks, quantize))
-    output = "logits" if HEAD_KERNEL in marks else "features"
-    add_metadata(model, backbone.name, backbone.preprocessing, output)
+    add_metadata(model, backbone.name, backbone.preprocessing)
+    separate_buffers(model)
     file = LiteFile(pack_objects(model))
     return file, identify(file, network, marks)
 
@@ -156,9 +156,8 @@ def _quantised(
 ) -> tuple[LiteFile, list[Constant]]:
     """Returns an int8 file, and its constants; biases that no task changes are those of the base."""
     model = read_objects(quantise(marked, ranges))
-    add_metadata(
-        model, backbone.name, backbone.preprocessing, "logits" if HEAD_KERNEL in network.weights else "features"
-    )
+    add_metadata(model, backbone.name, backbone.preprocessing)
+    separate_buffers(model)
     new = LiteFile(pack_objects(model))
     pairs = corresponding(file, new)
     moved = move_constants(constants, pairs)

@@ -14,9 +14,8 @@ from export.edge.piggyback_edge import Base, Model, Task
 from export.lite.base import PatchBase
 from export.lite.check import check_constants
 from export.lite.folder import TASK_SUFFIX
-from export.lite.model_description import read_description
 from export.lite.patch import read_base
-from export.lite.run import LiteModel, StatelessModel, SwitchModel
+from export.lite.run import load_model
 from export.lite.task_inputs import SUFFIX, TaskInputs
 from export.servable.compare import prepare
 from export.servable.folder import ExportError
@@ -122,10 +121,8 @@ class InputsExport:
     """
 
     def __init__(self, path: Path):
-        description = read_description(path)
-        self.path, self.design, self.quantize = path, description["design"], description["quantize"]
-        kinds: dict[str, type[LiteModel]] = {kind.DESIGN: kind for kind in (SwitchModel, StatelessModel)}
-        self._model = kinds[self.design](path)
+        self._model = load_model(path)
+        self.path, self.design, self.quantize = path, self._model.DESIGN, self._model.quantize
         self._task: TaskInputs | None = None
 
     def file_of(self, task: str) -> Path:
@@ -182,6 +179,22 @@ class LiteComparison:
         return self.fault is None and self.agreement >= AGREEMENT.get(self.quantize, 0.0)
 
 
+def enter_task(export: LiteExport, pack: TaskPack) -> list[str]:
+    """Makes a task the current one of an export, and returns its classes.
+
+    Raises:
+        ExportError: If there is no file for the task, or one with other classes.
+        EdgeError, PackError: If the file is damaged, or for another export.
+    """
+    path = export.file_of(pack.task)
+    if not path.is_file():
+        raise ExportError(f"There is no file {str(path)!r} for task {pack.task!r}.")
+    labels = list(export.enter(path))
+    if labels != pack.class_names:
+        raise ExportError(f"{str(path)!r} has other classes than the pack of task {pack.task!r}.")
+    return labels
+
+
 def compare_lite(
     export: LiteExport, bank: TaskBank, pack: TaskPack, files: Sequence[Path], batch_size: int = 256
 ) -> LiteComparison:
@@ -199,12 +212,7 @@ def compare_lite(
         EdgeError, PackError: If the file is damaged, or for another export.
         DataError: If an image file is none, or cannot be prepared for the task.
     """
-    path, info = export.file_of(pack.task), bank.info(pack.task)
-    if not path.is_file():
-        raise ExportError(f"There is no file {str(path)!r} for task {pack.task!r}.")
-    labels = list(export.enter(path))
-    if labels != list(info["class_names"]):
-        raise ExportError(f"{str(path)!r} has other classes than the pack of task {pack.task!r}.")
+    info, labels = bank.info(pack.task), enter_task(export, pack)
     # Entering was the first time, which fills caches.
     change_ms = _milliseconds(export.change)
     best, bank_best, times, difference = [], [], [], 0.0
@@ -231,7 +239,7 @@ def compare_lite(
         bank_error=100 * float((bank_best != known).mean()) if labelled else None,
         change_ms=change_ms,
         predict_ms=float(np.median(times)),
-        task_bytes=path.stat().st_size,
+        task_bytes=export.file_of(pack.task).stat().st_size,
         fault=_fault(export, pack, difference),
     )
 

@@ -1,17 +1,22 @@
 """From a module with signatures to a .tflite file that says what tasks hand over to it."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
+from export.lite.check import check_answers, check_images
 from export.lite.device_network import Changes, DeviceNetwork
+from export.lite.flatbuffer import pack_objects, read_objects
+from export.lite.folder import new_folder
+from export.lite.metadata import add_metadata
 from export.lite.model_description import append_description, read_description
+from export.lite.run import load_model
 from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.files import atomic_file, write_atomically
+from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.fit import check_fits
 
@@ -36,7 +41,7 @@ def export_device(
         design: The design's name.
         backbone: The base; not changed.
         packs: The tasks. What none of them changes is a constant of the model.
-        output: The folder; made if need be. Every file is written whole or not at all, the model last.
+        output: The folder, which must not be there, or be empty; it is written whole or not at all.
         max_classes: For how many classes the model has room; if None for as many as the largest task has.
         float16: Whether constants are stored in half precision.
 
@@ -45,7 +50,8 @@ def export_device(
 
     Raises:
         PackError: If a pack is for another base, has more classes than there is room for, or two tasks have one name.
-        ExportError: If there are no packs, or LiteRT's own operators cannot compute the network.
+        ExportError: If there are no packs, LiteRT's own operators cannot compute the network, or the model does not
+            answer as the bank.
         ValueError: If a layer cannot be exported so.
         OSError: If the files cannot be written.
     """
@@ -58,42 +64,46 @@ def export_device(
     layout = network.layout
     quantize = "float16" if float16 else "none"
     description = {"design": design, "quantize": quantize, "digest": layout.digest(), "layout": layout.to_json()}
-    output.mkdir(parents=True, exist_ok=True)
-    files = [_write_inputs(network, pack, output) for pack in packs]
-    with atomic_file(output / MODEL) as path:
-        path.write_bytes(model)
-        append_description(path, description)
-    return [output / MODEL, *files]
+    objects = read_objects(model)
+    add_metadata(objects, backbone.name, backbone.preprocessing)
+    with new_folder(output) as folder:
+        (folder / MODEL).write_bytes(pack_objects(objects))
+        append_description(folder / MODEL, description)
+        names = [MODEL, *_write_inputs(network, packs, folder, folder / MODEL, backbone)]
+    return [output / name for name in names]
 
 
-def add_inputs(backbone: Backbone, packs: Iterable[TaskPack], folder: Path) -> list[Path]:
+def add_inputs(backbone: Backbone, packs: Iterable[TaskPack], model: Path, output: Path | None = None) -> list[Path]:
     """Writes the inputs of more tasks for a model that is there; the model stays as it is.
 
     Args:
         backbone: The model's base; not changed.
         packs: The tasks.
-        folder: The folder of the model.
+        model: The model's file.
+        output: The folder of the new files; that of the model if None.
 
     Returns:
         The files of the tasks.
 
     Raises:
-        PackError: If the folder has no such model, the base is another one, or a task changes what is constant in it.
-        ExportError: If there are no packs.
+        PackError: If it is no such model, the base is another one, or a task changes what is constant in it.
+        ExportError: If there are no packs, or the model does not answer as the bank.
         OSError: If the files cannot be written.
     """
-    found = read_description(folder / MODEL)
+    found = read_description(model)
     packs, layout = _checked(packs, backbone), found["layout"]
     if layout["base_hash"] != backbone.hash:
-        raise PackError(f"The model in {str(folder)!r} is of another base than {backbone.name!r} as it is here.")
+        raise PackError(f"The model {str(model)!r} is of another base than {backbone.name!r} as it is here.")
     masked = frozenset(path for path, _ in layout["filters"])
     changes = Changes(masked, bool(layout["norms"]), layout["bits"], layout["classes"])
     for pack in packs:
         changes.check(pack)
     network = DeviceNetwork(backbone, changes)
     if network.layout.digest() != found["digest"]:
-        raise PackError(f"The model in {str(folder)!r} was written by another version of this package; export it anew.")
-    return [_write_inputs(network, pack, folder) for pack in packs]
+        raise PackError(f"The model {str(model)!r} was written by another version of this package; export it anew.")
+    folder = model.parent if output is None else output
+    folder.mkdir(parents=True, exist_ok=True)
+    return [folder / name for name in _write_inputs(network, packs, folder, model, backbone)]
 
 
 def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bool) -> bytes:
@@ -146,12 +156,18 @@ def count_classes(bias: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(bias > NO_CLASS / 2, tf.int32), axis=0, keepdims=True)
 
 
-def _write_inputs(network: DeviceNetwork, pack: TaskPack, folder: Path) -> Path:
-    """Writes what a task hands over."""
-    layout, path = network.layout, folder / f"{pack.task}{SUFFIX}"
-    inputs = TaskInputs.of(pack, network.mask_of(pack), network.norm_of(pack), layout.classes, layout.digest())
-    write_atomically(path, inputs.to_bytes())
-    return path
+def _write_inputs(
+    network: DeviceNetwork, packs: Sequence[TaskPack], folder: Path, model: Path, backbone: Backbone
+) -> list[str]:
+    """Writes what tasks hand over, after comparing the model's answers with the bank's; returns the files' names."""
+    layout, loaded, names = network.layout, load_model(model), []
+    for pack in packs:
+        inputs = TaskInputs.of(pack, network.mask_of(pack), network.norm_of(pack), layout.classes, layout.digest())
+        loaded.set_task(inputs)
+        check_answers(loaded.predict(check_images(backbone.image_size)), backbone, pack, loaded.quantize)
+        names.append(f"{pack.task}{SUFFIX}")
+        write_atomically(folder / names[-1], inputs.to_bytes())
+    return names
 
 
 def _checked(packs: Iterable[TaskPack], backbone: Backbone) -> list[TaskPack]:

@@ -11,6 +11,9 @@ from export.lite.flatbuffer import LiteFile, Operator, Span, Tensor
 from export.lite.weights import Network, Weights
 
 _FLOAT16_MAX = 65504.0
+# How much a weight in float16 may differ, which is rounded twice where batch norm is a task's own: as a share of
+# itself, and of the largest weight of its channel (half a step of int8), and a step of the smallest numbers.
+_FLOAT16_ROUNDING, _FLOAT16_CHANNEL, _FLOAT16_STEP = 2e-3, 4e-3, 2.0**-24
 _INT8_MAX, _INT32_MAX = 127, 2**31 - 1
 
 
@@ -109,6 +112,21 @@ def filter_inputs(operator: Operator) -> tuple[int, int, int]:
 def bias_elements(value: np.ndarray, scales: np.ndarray) -> Elements:
     """Returns the elements of a bias with these scales, one for each number or one for all."""
     return Elements(_quantised(value, scales, _INT32_MAX, np.int32), scales.astype(np.float32))
+
+
+def float16_tolerance(constant: Constant, network: Network, weights: Weights) -> np.ndarray:
+    """Returns how much a constant in float16 may differ from what it stands for, float64 `[n]`.
+
+    Args:
+        constant: The constant.
+        network: The base.
+        weights: All weights of a task, without masks.
+    """
+    value = np.abs(constant.value(network, weights).astype(np.float64))
+    channels, inner = constant.channels(network)
+    by_channel = value.reshape(-1, channels, inner)
+    most = np.broadcast_to(by_channel.max(axis=(0, 2), keepdims=True), by_channel.shape).reshape(-1)
+    return _FLOAT16_ROUNDING * value + _FLOAT16_CHANNEL * most + 2 * _FLOAT16_STEP
 
 
 def describe(constant: Constant) -> str:

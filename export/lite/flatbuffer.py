@@ -171,7 +171,14 @@ def read_objects(data: bytes) -> schema.ModelT:
 
 
 def pack_objects(model: schema.ModelT) -> bytes:
-    """Returns the file of a model, in which every tensor has a buffer of its own, aligned as LiteRT wants it."""
+    """Returns the file of a model, with constants aligned as LiteRT wants it."""
+    builder = _AlignedBuilder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def separate_buffers(model: schema.ModelT) -> None:
+    """Gives every tensor of a model a buffer of its own: conversion lets equal constants share one."""
     used = set()
     for graph in model.subgraphs:
         for tensor in graph.tensors:
@@ -180,9 +187,6 @@ def pack_objects(model: schema.ModelT) -> bytes:
                 model.buffers.append(content)
                 tensor.buffer = len(model.buffers) - 1
             used.add(tensor.buffer)
-    builder = _AlignedBuilder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 class _AlignedBuilder(flatbuffers.Builder):

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,23 @@ from export.servable.folder import ExportError
 from piggyback_tf.files import flush
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
+
+
+def is_patched(model: Path) -> bool:
+    """Returns whether a .tflite file is a base of design patch, with its manifest beside it; else it takes masks.
+
+    Raises:
+        ExportError: If it is neither.
+    """
+    # Behind a model that takes masks as inputs is its description, as a zip archive.
+    if zipfile.is_zipfile(model):
+        return False
+    if not model.with_name(MANIFEST_FILE).is_file():
+        raise ExportError(
+            f"{str(model)!r} is no export: there is no {MANIFEST_FILE} beside it, as beside a base of design patch, "
+            "and it is no model of design switch or input."
+        )
+    return True
 
 
 @contextlib.contextmanager
@@ -25,7 +43,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(
             f"--output={output}: this is there already, and a base that devices may have is never overwritten. Name a "
-            "new folder, or add a task to this base with --base."
+            "new folder, or add tasks to what is there with --base."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp", dir=output.parent))

@@ -14,53 +14,78 @@ NAME = b"TFLITE_METADATA"
 _IMAGE_PROPERTIES, _NORMALIZATION, _FEATURE_PROPERTIES, _RGB = 2, 1, 1, 1
 
 
-def add_metadata(model: schema.ModelT, name: str, preprocessing: str, output: str) -> None:
-    """Adds metadata to a model.
+# What tensors are, by their names in signatures.
+_DESCRIPTIONS = {
+    "features": "Softmax of the task's head on these features gives probabilities; head and labels are in the task's "
+    "file.",
+    "logits": "Softmax of the first ones gives probabilities, as many as the task has classes; see the task's file.",
+    "probabilities": "Of the task's classes, in the order of the labels in its file; behind them are zeros.",
+    "mask": "The masks of the task, from its file.",
+    "norm": "The batch norm of the task, from its file.",
+    "head": "The kernel of the task's head, from its file.",
+    "bias": "The bias of the task's head, from its file.",
+    "classes": "How many classes the task has.",
+}
+
+
+def add_metadata(model: schema.ModelT, name: str, preprocessing: str) -> None:
+    """Adds metadata to a model, in which each subgraph has at most one signature.
 
     Args:
-        model: The model; it takes images and returns one tensor.
+        model: The model.
         name: The base's name.
         preprocessing: What the graph does to RGB values.
-        output: What the tensor is that it returns.
     """
     buffer = schema.BufferT()
-    buffer.data = np.frombuffer(_metadata(name, preprocessing, output), np.uint8)
+    buffer.data = np.frombuffer(_metadata(model, name, preprocessing), np.uint8)
     model.buffers.append(buffer)
     entry = schema.MetadataT()
     entry.name, entry.buffer = NAME, len(model.buffers) - 1
     model.metadata = [*(each for each in model.metadata or [] if each.name != NAME), entry]
 
 
-def _metadata(name: str, preprocessing: str, output: str) -> bytes:
+def _metadata(model: schema.ModelT, name: str, preprocessing: str) -> bytes:
     builder = flatbuffers.Builder(1024)
+    signatures = {signature.subgraphIndex: signature for signature in model.signatureDefs or []}
+    graphs = _vector(
+        builder,
+        [_graph(builder, graph, signatures.get(index), preprocessing) for index, graph in enumerate(model.subgraphs)],
+    )
+    text = builder.CreateString("A base for tasks that are masks over its weights; docs/litert.md of piggyback_tf.")
+    title, version = builder.CreateString(name), builder.CreateString("1")
+    least = builder.CreateString("1.0.0")
+    builder.Finish(_table(builder, [title, text, version, graphs, None, None, None, least]), b"M001")
+    return bytes(builder.Output())
+
+
+def _graph(
+    builder: flatbuffers.Builder, graph: schema.SubGraphT, signature: schema.SignatureDefT | None, preprocessing: str
+) -> int:
+    """Returns a SubGraphMetadata, with what the signature says of its tensors in the order that the graph has them."""
+    if signature is None:
+        return _table(builder, [])
+    sides = []
+    for tensors, named in ((graph.inputs, signature.inputs), (graph.outputs, signature.outputs)):
+        names = {each.tensorIndex: each.name.decode() for each in named}
+        sides.append(_vector(builder, [_described(builder, names[int(index)], preprocessing) for index in tensors]))
+    title = builder.CreateString(signature.signatureKey)
+    return _table(builder, [title, None, *sides])
+
+
+def _described(builder: flatbuffers.Builder, name: str, preprocessing: str) -> int:
+    """Returns the TensorMetadata of a tensor with this name."""
+    if name != "images":
+        return _tensor(builder, name, _DESCRIPTIONS[name], _content(builder, _FEATURE_PROPERTIES, _table(builder, [])))
     # Values in [0, 255] go in as they are: normalisation is a part of the graph.
     normalization = _table(builder, [_floats(builder, [0.0]), _floats(builder, [1.0])])
-    image = _tensor(
+    return _tensor(
         builder,
-        "images",
+        name,
         f"RGB images with values in [0, 255]. The graph normalises them itself: {preprocessing}",
         _content(builder, _IMAGE_PROPERTIES, _table(builder, [("int8", _RGB)])),
         [_table(builder, [("uint8", _NORMALIZATION), normalization])],
         (0.0, 255.0),
     )
-    result = _tensor(
-        builder,
-        output,
-        "Softmax of the task's head on these features gives probabilities; head and labels are in the task's file."
-        if output == "features"
-        else "Softmax of the first ones gives probabilities, as many as the task has classes; see the task's file.",
-        _content(builder, _FEATURE_PROPERTIES, _table(builder, [])),
-    )
-    inputs, outputs = _vector(builder, [image]), _vector(builder, [result])
-    graph = _table(builder, [None, None, inputs, outputs])
-    text = builder.CreateString(
-        "A base for tasks that are masks over its weights; docs/edge-format.md of piggyback_tf."
-    )
-    title, version = builder.CreateString(name), builder.CreateString("1")
-    least = builder.CreateString("1.0.0")
-    graphs = _vector(builder, [graph])
-    builder.Finish(_table(builder, [title, text, version, graphs, None, None, None, least]), b"M001")
-    return bytes(builder.Output())
 
 
 def _tensor(

@@ -7,6 +7,8 @@ from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
 
 DESIGNS = ("patch", "switch", "input")
+# As many classes as a file of a task can have.
+_MOST = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LiteOptions:
             raise ValueError(unknown_name_message("quantisation", str(self.quantize), list(QUANTIZATIONS)))
         for name, least in (("max_classes", 0), ("representative_images", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}. Received: {name}={value!r}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
+                raise ValueError(f"{name} must be an integer from {least} to {_MOST}. Received: {name}={value!r}.")
         if self.quantize == "int8" and not self.representative_data:
             raise ValueError("quantize=int8 needs images to find the ranges: representative_data is missing.")

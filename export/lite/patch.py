@@ -66,6 +66,10 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         ValueError: If what conversion makes of the base cannot be patched.
         OSError: If the files cannot be written.
     """
+    if options.representative_data and options.quantize != "int8":
+        raise ExportError(
+            f"--representative_data is for --quantize=int8; leave it out with --quantize={options.quantize}."
+        )
     network = Network.of(backbone, options.max_classes)
     tasks = load_packs(packs, backbone, network)
     with new_folder(Path(output)) as folder:
@@ -80,13 +84,15 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         model = Model(device)
         shutil.copyfile(piggyback_edge.__file__, folder / Path(piggyback_edge.__file__).name)
         (folder / BASE_FILE).write_bytes(device.data)
-        (folder / MANIFEST_FILE).write_bytes(manifest_bytes(base.manifest))
+        content = manifest_bytes(base.manifest)
+        Manifest.from_bytes(content, MANIFEST_FILE)
+        (folder / MANIFEST_FILE).write_bytes(content)
         about = {"base": backbone.name, "weights": backbone.weights, "preprocessing": backbone.preprocessing}
         document = manifest_json(base.manifest, [slot.to_json() for slot in base.slots], about)
         (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         for pack in tasks:
             content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
-            model.install(Task.from_bytes(content, base.manifest))
+            model.install(Task.from_bytes(content, base.manifest, pack.task))
             check_task(base, model, backbone, pack)
             (folder / f"{pack.task}{TASK_SUFFIX}").write_bytes(content)
     return Path(output)
@@ -106,13 +112,18 @@ def add_task(backbone: Backbone, pack: PackSource, base_file: Path, output: Path
         As `export_patch`, and ExportError if the base is another one, or its manifest is damaged.
     """
     base = read_base(backbone, base_file)
+    if options.representative_data and base.manifest.quantize != "int8":
+        raise ExportError(
+            f"--representative_data is for bases of int8; leave it out: the quantisation of {str(base_file)!r} is "
+            f"{base.manifest.quantize!r}."
+        )
     (task,) = load_packs([pack], backbone, base.network)
     content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
     model = Model(Base(bytes(base.file.data), base.manifest, verify=False))
-    model.install(Task.from_bytes(content, base.manifest))
+    model.install(Task.from_bytes(content, base.manifest, task.task))
     check_task(base, model, backbone, task)
     saturation = None
-    if base.manifest.quantize == "int8" and options.representative_data:
+    if options.representative_data:
         images = representative_images(options.representative_data, [task], options.representative_images)
         saturation = _saturation(base, backbone, task, images)
     path = (base_file.parent if output is None else Path(output)) / f"{task.task}{TASK_SUFFIX}"
@@ -129,7 +140,7 @@ def read_base(backbone: Backbone, base_file: Path) -> PatchBase:
     """
     try:
         manifest = Manifest.load(base_file.parent / MANIFEST_FILE)
-        device = Base(base_file.read_bytes(), manifest)
+        device = Base(base_file.read_bytes(), manifest, name=str(base_file))
         document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))
         if document["base_sha256"] != manifest.base_sha256.hex():
             raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")

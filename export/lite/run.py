@@ -77,6 +77,9 @@ class LiteModel:
         threads: Threads of a call.
         runtime: `"interpreter"` or `"compiled"`.
 
+    Attributes:
+        quantize: The type of its constants: `"none"` or `"float16"`.
+
     Raises:
         PackError: If the file is no model of this design.
         ValueError: If there is no such runtime.
@@ -90,6 +93,7 @@ class LiteModel:
         description = read_description(path)
         if description["design"] != self.DESIGN:
             raise PackError(f"{os.fspath(path)!r} is of design {description['design']!r}, not {self.DESIGN!r}.")
+        self.quantize: str = description["quantize"]
         self._digest, self._size = description["digest"], description["layout"]["image_size"]
         self._runner: Runner = {"interpreter": InterpreterRunner, "compiled": CompiledRunner}[runtime](
             os.fspath(path), threads
@@ -177,3 +181,14 @@ class StatelessModel(LiteModel):
 
     def _answer(self, task: TaskInputs, image: np.ndarray) -> np.ndarray:
         return self._runner.call("predict", {"images": image, **task.arrays})["probabilities"]
+
+
+def load_model(path: str | os.PathLike) -> LiteModel:
+    """Returns a model of either design.
+
+    Raises:
+        PackError: If the file is no such model.
+        OSError: If it cannot be read.
+    """
+    kinds = {kind.DESIGN: kind for kind in (SwitchModel, StatelessModel)}
+    return kinds[read_description(path)["design"]](path)

@@ -10,7 +10,7 @@ from export.edge.task_file import pack_mask
 from export.lite.base import PatchBase, Slot
 from export.lite.constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
 from export.lite.convert import HEAD_KERNEL
-from export.lite.elements import describe
+from export.lite.elements import describe, float16_tolerance
 from export.lite.weights import Network, Weights, own_weights
 from export.servable.folder import ExportError
 from piggyback_tf.packs import PackError, TaskPack
@@ -112,21 +112,32 @@ def _ratios(base: PatchBase, slot: Slot, weights: Weights, pack: TaskPack) -> np
     constant = slot.constant
     norm = base.network.norms[constant.norm]
     own, old = norm.factor(weights), norm.factor(base.network.weights)
-    small = np.abs(old) * _LARGEST_RATIO <= np.abs(own)
-    if (small & (own != old)).any():
-        channel = int(np.flatnonzero(small & (own != old))[0])
+    lost = (np.abs(old) * _LARGEST_RATIO <= np.abs(own)) & (own != old)
+    ratios = np.where(own == old, np.float32(1), own / np.where(old == 0, np.float32(1), old)).astype(np.float32)
+    if slot.entry.dtype == np.float16:
+        lost |= _lost_in_float16(base, slot, ratios, weights)
+    if lost.any():
+        channel = int(np.flatnonzero(lost)[0])
         raise ExportError(
             f"Task {pack.task!r} has its own batch norm, and gamma of channel {channel} of {constant.norm!r} is so "
             f"near zero in the base ({old[channel]:.3g} over the deviation) that the filters, into which it is folded, "
-            "do not hold what the task needs; use --design=switch or --design=input."
+            f"do not hold in {slot.entry.dtype} what the task needs; use --design=switch or --design=input."
         )
-    ratios = np.where(own == old, np.float32(1), own / np.where(old == 0, np.float32(1), old)).astype(np.float32)
     if slot.entry.dtype == np.int8:
         signs = np.where(ratios < 0, np.float32(-1), np.float32(1))
         return signs if (signs < 0).any() else None
     # Says so if a number is too large for the type.
     base.encoder.encode(constant, weights)
     return ratios
+
+
+def _lost_in_float16(base: PatchBase, slot: Slot, ratios: np.ndarray, weights: Weights) -> np.ndarray:
+    """Returns for each channel whether the base's numbers times its ratio are far from a task's, bool `[channels]`."""
+    shape = (-1, slot.entry.channels, slot.entry.inner)
+    held = base.file.floats(base.file.tensors[slot.constant.tensor]).reshape(shape) * ratios[:, None]
+    distance = np.abs(held - slot.constant.value(base.network, weights).reshape(shape))
+    allowed = float16_tolerance(slot.constant, base.network, weights).reshape(shape)
+    return (distance > allowed).any(axis=(0, 2))
 
 
 def task_weights(

@@ -83,11 +83,17 @@ Status WriteFile(const std::string& path, Bytes content) {
   return opened.number >= 0 && fsync(opened.number) == 0 ? Status() : SystemError("flush", folder);
 }
 
+Status CheckTarget(const std::string& path, const std::vector<std::string>& read) {
+  struct stat target {}, found {};
+  if (stat(path.c_str(), &target) != 0) return Status();
+  for (const std::string& each : read)
+    if (stat(each.c_str(), &found) == 0 && SameFile(target, found))
+      return Status("'" + path + "' is read and never written to; name another file.");
+  return Status();
+}
+
 Status InstallFile(const std::string& base_path, const Manifest& manifest, const Task& task, const std::string& path) {
-  struct stat base_found {}, found {};
-  if (stat(base_path.c_str(), &base_found) != 0) return SystemError("read", base_path);
-  if (stat(path.c_str(), &found) == 0 && SameFile(base_found, found))
-    return Status("'" + path + "' is the base itself, which is never written to; name another file.");
+  if (Status status = CheckTarget(path, {base_path}); !status.ok()) return status;
   std::vector<uint8_t> model;
   if (Status status = ReadFile(base_path, &model); !status.ok()) return status;
   const Bytes base{model.data(), model.size()};

@@ -29,6 +29,9 @@ Status ReadFile(const std::string& path, std::vector<uint8_t>* content);
 // call uses again, so that no room is lost. Another process that writes to the same path meanwhile is told so.
 Status WriteFile(const std::string& path, Bytes content);
 
+// Fails if a file to be written is one that is read, by whatever name.
+Status CheckTarget(const std::string& path, const std::vector<std::string>& read);
+
 // Writes base.tflite with a task on it to another file, after checking it. The base is only read.
 Status InstallFile(const std::string& base_path, const Manifest& manifest, const Task& task, const std::string& path);
 

@@ -1,11 +1,20 @@
-"""A base made of nothing but numbers, and tasks for it."""
+"""A base made of nothing but numbers, tasks for it, real exports, and the C++ patcher."""
 
 import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from export.edge.piggyback_edge import DTYPES, TERNARY, Base, Entry, Manifest, Task
+
+# The fixture `patched`.
+from tests.export.lite.conftest import _patched  # noqa: F401
+
+SOURCE = Path(__file__).parents[3] / "export" / "edge" / "cpp"
 
 # Kind, element type, elements, channels and inner of each entry.
 ENTRIES = [(1, 1, 60, 5, 12), (1, 2, 37, 1, 1), (1, 3, 24, 4, 1), (2, 4, 5, 1, 1), (3, 1, 7, 1, 1), (5, 1, 4, 1, 1)]
@@ -60,3 +69,26 @@ def _make_task(base):
         return Task(**fields | changes)
 
     return make
+
+
+def _build(folder, *options):
+    """Builds the C++ patcher with CMake."""
+    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if missing and "CI" not in os.environ:
+        pytest.skip(f"needs {' and '.join(missing)} to build the C++ patcher")
+    assert not missing, f"CI has no {' and '.join(missing)}"
+    for command in (["-S", SOURCE, "-B", folder, *options], ["--build", folder, "--parallel", "2"]):
+        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session", name="plain")
+def _plain(tmp_path_factory):
+    return _build(tmp_path_factory.mktemp("cpp") / "plain")
+
+
+@pytest.fixture(scope="session", name="sanitized")
+def _sanitized(tmp_path_factory):
+    options = ("-DPIGGYBACK_EDGE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    return _build(tmp_path_factory.mktemp("cpp") / "sanitized", *options)

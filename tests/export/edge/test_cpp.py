@@ -4,14 +4,11 @@ import fcntl
 import hashlib
 import itertools
 import json
-import os
 import random
-import shutil
 import signal
 import struct
 import subprocess
 import time
-from pathlib import Path
 
 import constriction
 import numpy as np
@@ -19,33 +16,11 @@ import pytest
 
 from export.edge.piggyback_edge import Task
 from piggyback_tf.packs.rates import RATES
+from tests.export.edge.conftest import SOURCE
 from tests.export.edge.cpp_files import FEATURES, make_device, make_task
 
-SOURCE = Path(__file__).parents[3] / "export" / "edge" / "cpp"
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 KILLS = 100
-
-
-def _build(folder, *options):
-    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
-    if missing and "CI" not in os.environ:
-        pytest.skip(f"needs {' and '.join(missing)} to build the C++ patcher")
-    assert not missing, f"CI has no {' and '.join(missing)}"
-    for command in (["-S", SOURCE, "-B", folder, *options], ["--build", folder, "--parallel", "2"]):
-        done = subprocess.run(["cmake", *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-@pytest.fixture(scope="session", name="plain")
-def _plain(tmp_path_factory):
-    return _build(tmp_path_factory.mktemp("cpp") / "plain")
-
-
-@pytest.fixture(scope="session", name="sanitized")
-def _sanitized(tmp_path_factory):
-    options = ("-DPIGGYBACK_EDGE_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
-    return _build(tmp_path_factory.mktemp("cpp") / "sanitized", *options)
 
 
 class Files:
@@ -178,8 +153,12 @@ def test_what_is_not_right_is_refused(plain, tmp_path):
     assert "its SHA-256 is another" in files.fails("verify", _flipped(wrong_base, device.base), files.manifest)
     assert "No such file" in files.fails("install", files.base, files.manifest, tmp_path / "good.edge", "/missing/m")
     for target in (files.base, _link(tmp_path / "link", files.base)):
+        for command, *read in (("install", tmp_path / "good.edge"), ("remove",)):
+            message = files.fails(command, files.base, files.manifest, *read, target)
+            assert "is read and never written to" in message
+    for target in (files.manifest, tmp_path / "good.edge"):
         message = files.fails("install", files.base, files.manifest, tmp_path / "good.edge", target)
-        assert "is the base itself" in message
+        assert "is read and never written to" in message
     assert "not this base with a task" in files.fails(
         "remove", files.base, files.manifest, _flipped(wrong_base, installed)
     )
@@ -263,6 +242,7 @@ def test_installers_that_are_killed(plain, tmp_path):
     names = {device.installed((tmp_path / f"{task}.edge").read_bytes()): task for task in "ab"}
     start = time.perf_counter()
     files.install(tmp_path / "a.edge")
+    # How long it takes, which follows what is seen: on a busy machine times change.
     duration, rng = time.perf_counter() - start, random.Random(0)
     found, killed, left = ["a"], 0, 0
     attempts = 0
@@ -275,7 +255,9 @@ def test_installers_that_are_killed(plain, tmp_path):
         # Within the time that it takes, rather near its end, where it writes.
         time.sleep(rng.uniform(0.2, 1.1) * duration)
         process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        in_time = process.wait() == -signal.SIGKILL
+        killed += in_time
+        duration *= 1.05 if in_time else 0.9
         found.append(names[files.model.read_bytes()])
         left += files.model.with_name("m.tflite.tmp").exists()
         assert files.base.read_bytes() == device.base

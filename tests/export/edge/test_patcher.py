@@ -1,5 +1,6 @@
 """What the patcher for devices makes of a base: in memory, on disk, and where it is killed."""
 
+import fcntl
 import hashlib
 import os
 import random
@@ -98,10 +99,13 @@ def test_commands(base, make_task, folder, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "base.tflite").write_bytes(b"x"), "base.tflite is damaged"),
+        (lambda folder: (folder / "base.tflite").write_bytes(b"x"), "base.tflite' is damaged"),
         (lambda folder: (folder / "birds.edge").write_bytes(b"x" * 300), "file of another kind"),
         (lambda folder: (folder / "manifest.bin").unlink(), "manifest.bin"),
-        (lambda folder: (folder / "current.tflite").hardlink_to(folder / "base.tflite"), "never written to"),
+        (lambda folder: (folder / "current.tflite").hardlink_to(folder / "base.tflite"), "the base itself and never"),
+        (lambda folder: (folder / "current.tflite").symlink_to("manifest.bin"), "read for this and never written to"),
+        (lambda folder: (folder / "current.tflite").hardlink_to(folder / "birds.edge"), "read for this and never"),
+        (lambda folder: (folder / "current.tflite.tmp").symlink_to("manifest.bin"), "current.tflite.tmp"),
     ],
 )
 def test_what_the_command_refuses(folder, change, message, capsys):
@@ -112,6 +116,38 @@ def test_what_the_command_refuses(folder, change, message, capsys):
     assert error.startswith("piggyback_edge: ")
     assert message in error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_old_model(folder):
+    command = [sys.executable, PATCHER, "install", "base.tflite", "birds.edge", "current.tflite"]
+    assert subprocess.run(command, cwd=folder).returncode == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    limited = ["bash", "-c", "ulimit -f 0; trap '' XFSZ; exec \"$@\"", "bash", *map(str, command)]
+    done = subprocess.run(limited, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("File too large: 'current.tflite'\n")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_two_processes_do_not_write_the_same_file(folder, capsys):
+    arguments = ["install", *(str(folder / name) for name in ("base.tflite", "birds.edge", "current.tflite"))]
+    with (folder / "current.tflite.tmp").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert main(arguments) == 2
+    assert "another process writes it" in capsys.readouterr().err
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "no .npy file of numbers"), (b"PK\x05\x06" + bytes(18), "no .npy file of numbers"), (None, "No such file")],
+)
+def test_images_that_are_none(folder, content, message, capsys, monkeypatch):
+    monkeypatch.setattr(piggyback_edge, "_interpreter", lambda data, threads: None)
+    if content is not None:
+        (folder / "image.npy").write_bytes(content)
+    assert main(["predict", *(str(folder / name) for name in ("base.tflite", "birds.edge", "image.npy"))]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_task_for_another_base_is_refused(base, make_task):
@@ -145,7 +181,7 @@ def test_killed_while_patching_on_disk(base, make_task, folder):
         wanted.append(bytes(model.data))
     target.write_bytes(wanted[0])
     # One process that installs by turns: it is forked, since starting Python takes longer than patching.
-    rng, seen = random.Random(0), set()
+    rng, seen, last, span = random.Random(0), set(), 0, 0.02
     for _ in range(100):
         # Not while this process holds locks of its libraries: it starts no threads here.
         child = os.fork()
@@ -154,11 +190,18 @@ def test_killed_while_patching_on_disk(base, make_task, folder):
             while True:
                 for seed in (1, 0):
                     main(["install", str(folder / "base.tflite"), str(folder / f"{seed}.edge"), str(target)])
-        time.sleep(rng.uniform(0.0, 0.02))
+        time.sleep(rng.uniform(0.0, span))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         content = target.read_bytes()
         assert content in wanted
         seen.add(wanted.index(content))
+        # On a busy machine it takes longer until a file is replaced.
+        written = target.stat().st_mtime_ns
+        span *= 0.9 if written != last else 1.05
+        last = written
         assert (folder / "base.tflite").read_bytes() == base.data
     assert seen == {0, 1}
+    # What was left behind is used again.
+    assert main(["install", *(str(folder / name) for name in ("base.tflite", "0.edge")), str(target)]) == 0
+    assert not list(folder.glob("*.tmp"))

@@ -1,10 +1,16 @@
 """The commands, as a user runs them."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from export.lite.calibrate import Saturation
+from export.lite.options import LiteOptions
+from export.lite.patch import Added
+from export.litert import _describe
 from piggyback_tf.backbones import load_backbone
 from tests.export.helpers import ROOT, encode, picture
 from tests.packs.helpers import pack_of, trained_model
@@ -49,6 +55,7 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     assert "design patch, quantisation int8, 4 images" in lines[0]
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
     assert "top-1 error" in lines[1]
+    assert re.fullmatch(r"memory: \d+\.\d MB with a task; on disk 0\.\d MB", lines[3])
     assert lines[-1] == "holds: every constant is the task's weight to half a step of its scale"
     status, printed, errors = _run("piggyback_edge.py", "verify", "base.tflite", "ternary.edge", cwd=out)
     assert (status, printed) == (0, "base.tflite is whole, and so are 1 tasks for it"), errors
@@ -56,6 +63,17 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     status, _, errors = _run(*verify)
     assert status == 2
     assert "There is no file" in errors.splitlines()[-1]
+
+
+def test_what_is_said_of_ranges():
+    said = [Saturation("a/b;c", (-1.0, 9.0), (-1.0, 7.5))]
+    for saturation, quantize, text in (
+        (None, "none", []),
+        (None, "int8", ["  ranges not checked: without --representative_data it is not known what would saturate"]),
+        ([], "int8", ["  no activation leaves the base's ranges on 100 images or fewer"]),
+        (said, "int8", ["  SATURATES: a/b reaches [-1, 9], and the base holds [-1, 7.5]"]),
+    ):
+        assert _describe(Added(Path("x.edge"), quantize, saturation), LiteOptions()) == ["x.edge", *text]
 
 
 @pytest.mark.parametrize("design", ["switch", "input"])
@@ -71,3 +89,13 @@ def test_a_model_that_takes_masks_is_written_and_verified(files, design):
     assert "binary: top-1 agrees on 100.00%" in lines[1]
     assert "bytes" in lines[2]
     assert lines[-1] == "holds: top-1 agrees on at least 100.0%"
+    pack, model = files / "binary.task.safetensors", out / "model.tflite"
+    added = ["-m", "export.litert", f"--packs={pack}", f"--base={model}"]
+    status, printed, errors = _run(*added, f"--output={files}/added")
+    name = "binary.inputs.safetensors"
+    assert (status, printed) == (0, f"{files}/added/{name}"), errors
+    assert (files / "added" / name).read_bytes() == (out / name).read_bytes()
+    for flag, reason in (("--compress", "--compress is for --design=patch"), (f"--packs={pack},{pack}", "two tasks")):
+        status, _, errors = _run(*added, flag)
+        assert status == 2
+        assert reason in errors.splitlines()[-1]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from ai_edge_litert.compiled_model import CompiledModel
 
-from export.edge.piggyback_edge import Base, Model, Task
+from export.edge.piggyback_edge import Base, EdgeError, Model, Task
 from export.lite import patch
 from export.lite.check import run_model
 from export.lite.flatbuffer import LiteFile
+from export.lite.folder import is_patched
 from export.lite.options import LiteOptions
 from export.litert import export_litert
 from export.servable.folder import ExportError
@@ -106,21 +107,29 @@ def test_densenet_with_its_own_batch_norm(tmp_path):
     assert np.abs(task.probabilities(run_model(model.data, noise(32))) - expected).max() < 1e-4
 
 
-def test_gamma_near_zero_is_refused(tmp_path):
+@pytest.mark.parametrize(("gamma", "refused"), [(1e-12, ("none", "float16")), (1e-6, ("float16",)), (1e-2, ())])
+def test_gamma_near_zero_is_refused(tmp_path, gamma, refused):
     backbone = small_backbone()
     layer = backbone.model.get_layer("inner").get_layer("batch_normalization")
-    layer.gamma.assign(np.where(np.arange(6) == 2, 1e-12, 1.0))
+    layer.gamma.assign(np.where(np.arange(6) == 2, gamma, 1.0))
     own = pack_of(trained_model(backbone, norm="task"), backbone)
-    with pytest.raises(ExportError, match="gamma of channel 2 of 'inner/batch_normalization' is so near zero"):
-        export_litert(backbone, [own], tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-    export_litert(backbone, [pack_of(trained_model(backbone), backbone)], tmp_path / "out")
+    for quantize in ("none", "float16"):
+        options, folder = LiteOptions(quantize=quantize), tmp_path / quantize
+        if quantize in refused:
+            with pytest.raises(ExportError, match="gamma of channel 2 of 'inner/batch_normalization' is so near zero"):
+                export_litert(backbone, [own], folder, options)
+            assert not list(tmp_path.glob(f"*{quantize}*"))
+            # What keeps the base's batch norm asks nothing of this channel.
+            own_not = pack_of(trained_model(backbone), backbone)
+            export_litert(backbone, [own_not], folder, options)
+        else:
+            export_litert(backbone, [own], folder, options)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_a_task_is_added_to_a_base_in_the_field(patched, tmp_path, quantize, monkeypatch):
     export = patched(quantize)
-    options = LiteOptions(representative_data="images")
+    options = LiteOptions(representative_data="images" if quantize == "int8" else "")
     kept = {path.name: path.read_bytes() for path in export.folder.iterdir()}
 
     def add(pack, images):
@@ -162,12 +171,24 @@ def test_what_is_refused(patched, tmp_path):
         export_litert(export.backbone, export.packs, tmp_path / "out", LiteOptions(design="switch", quantize="dynamic"))
     with pytest.raises(ValueError, match="representative_data is missing"):
         LiteOptions(quantize="int8")
+    with pytest.raises(ValueError, match="max_classes must be an integer from 0 to 1048576"):
+        LiteOptions(max_classes=2**20 + 1)
+    unused = LiteOptions(quantize="float16", representative_data="images")
+    with pytest.raises(ExportError, match="representative_data is for --quantize=int8"):
+        export_litert(export.backbone, export.packs, tmp_path / "out", unused)
+    with pytest.raises(ExportError, match="representative_data is for bases of int8"):
+        patch.add_task(export.backbone, export.packs[0], export.folder / "base.tflite", tmp_path, unused)
+    long = dataclasses.replace(export.packs[0], class_names=["a" * 65536, "b"])
+    with pytest.raises(EdgeError, match="'binary' cannot be used: a text in it is too long"):
+        export_litert(export.backbone, [long], tmp_path / "out")
+    with pytest.raises(ExportError, match="is no export: there is no manifest.bin beside it"):
+        is_patched(tmp_path / "base.tflite")
     data = bytearray((export.folder / "base.tflite").read_bytes())
     data[-5] ^= 1
     for name in ("manifest.bin", "manifest.json"):
         (tmp_path / name).write_bytes((export.folder / name).read_bytes())
     (tmp_path / "base.tflite").write_bytes(data)
-    with pytest.raises(ExportError, match="damaged, or is not the one"):
+    with pytest.raises(ExportError, match="base.tflite' is damaged, or is not the base"):
         patch.add_task(export.backbone, export.packs[0], tmp_path / "base.tflite", None, LiteOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tflite", "manifest.bin", "manifest.json"]
 

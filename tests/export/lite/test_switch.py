@@ -124,21 +124,24 @@ def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
 
 def test_tasks_are_added_to_a_model(small, tmp_path):
     backbone, (binary, ternary, norm) = small.backbone, small.packs[:3]
-    export_switch(backbone, [binary], tmp_path, max_classes=4, float16=False)
-    before = (tmp_path / "model.tflite").read_bytes()
+    folder = tmp_path / "switch"
+    export_switch(backbone, [binary], folder, max_classes=4, float16=False)
+    before = (folder / "model.tflite").read_bytes()
     new = renamed(pack_of(trained_model(backbone, classes=4, seed=9), backbone, classes=4), "new")
-    [path] = add_inputs(backbone, [new], tmp_path)
-    model = _model(tmp_path, "switch")
+    [path] = add_inputs(backbone, [new], folder / "model.tflite", tmp_path / "new")
+    assert path.parent == tmp_path / "new"
+    model = _model(folder, "switch")
     model.set_task(path)
     expected = small.bank.add(new).predict(IMAGES, task="new")
     small.bank.remove("new")
     np.testing.assert_allclose(model.predict(IMAGES), expected, atol=1e-6)
-    assert (tmp_path / "model.tflite").read_bytes() == before
+    assert (folder / "model.tflite").read_bytes() == before
     for pack, reason in ((ternary, "ternary masks"), (norm, "batch norm"), (small.packs[4], "room for 4")):
         with pytest.raises(PackError, match=reason):
-            add_inputs(backbone, [pack], tmp_path)
+            add_inputs(backbone, [pack], folder / "model.tflite")
     with pytest.raises(PackError, match="another base"):
-        add_inputs(small_backbone(seed=1), [new], tmp_path)
+        add_inputs(small_backbone(seed=1), [new], folder / "model.tflite")
+    assert {path.name for path in folder.iterdir()} == {"model.tflite", "binary.inputs.safetensors"}
 
 
 def test_refusals(small, tmp_path):
@@ -152,6 +155,10 @@ def test_refusals(small, tmp_path):
     with pytest.raises(PackError, match="another base"):
         export_switch(small_backbone(seed=1), packs, tmp_path, max_classes=None, float16=False)
     assert not list(tmp_path.iterdir())
+    before = {path.name: path.read_bytes() for path in small.switch.iterdir()}
+    with pytest.raises(ExportError, match="is there already"):
+        export_switch(backbone, packs[:1], small.switch, max_classes=None, float16=False)
+    assert {path.name: path.read_bytes() for path in small.switch.iterdir()} == before
     with pytest.raises(PackError, match="is of design 'switch', not 'input'"):
         _model(small.switch, "input")
     model = _model(small.switch, "switch")
@@ -164,6 +171,17 @@ def test_refusals(small, tmp_path):
     with pytest.raises(ValueError, match=r"\[N, 8, 8, 3\]"):
         model.predict(IMAGES[:, :4])
     assert model.predict(IMAGES[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("export", [export_switch, export_stateless])
+def test_a_model_that_does_not_answer_as_the_bank_is_not_left_behind(tmp_path, export):
+    backbone = small_backbone()
+    kernel = backbone.model.get_layer("fc").kernel
+    kernel.assign(np.where(np.arange(9) == 3, np.nan, kernel.numpy()))
+    pack = pack_of(trained_model(backbone), backbone)
+    with pytest.raises(ExportError, match="results that are no numbers"):
+        export(backbone, [pack], tmp_path / "out", max_classes=None, float16=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
