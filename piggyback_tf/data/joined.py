@@ -18,7 +18,6 @@ class Joined(Source):
 
     def __init__(self, sources: Sequence[Source], first_classes: Sequence[int]):
         self._sources, self._first_classes = list(sources), list(first_classes)
-        self._ends = np.cumsum([len(source) for source in self._sources])
         sizes = {source.image_size for source in self._sources}
         self.image_size = sizes.pop() if len(sizes) == 1 else None
 
@@ -29,16 +28,16 @@ class Joined(Source):
         )
 
     def read(self, index: int) -> np.ndarray:
-        source, place = self._find(index)
-        return source.read(place)
+        number, place = self._find(index)
+        return self._sources[number].read(place)
 
     def describe(self, index: int) -> str:
-        source, place = self._find(index)
-        return source.describe(place)
+        number, place = self._find(index)
+        return self._sources[number].describe(place)
 
     def key(self, index: int) -> str:
-        source, place = self._find(index)
-        return f"{self._sources.index(source)}/{source.key(place)}"
+        number, place = self._find(index)
+        return f"{number}/{self._sources[number].key(place)}"
 
     def fingerprint(self) -> str:
         return digest(*(source.fingerprint() for source in self._sources))
@@ -47,9 +46,14 @@ class Joined(Source):
     def skipped(self) -> list[str]:
         return [broken for source in self._sources for broken in source.skipped]
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([len(source) for source in self._sources])
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Returns which source has an image, and its place there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._sources[number], index - (int(self._ends[number - 1]) if number else 0)
+        return number, index - (int(self._ends[number - 1]) if number else 0)
 
 
 def join_tasks(tasks: Mapping[str, TaskData]) -> TaskData:

@@ -1,11 +1,9 @@
 """Keras layers whose kernels are frozen and seen through a trainable mask.
 
-Each class stands for the Keras layer of the same name without "Masked" and takes the same arguments. Keras' own
-`call` stays as it is: the kernel attribute it reads is a property here, which returns the masked kernel.
+Each class stands for the Keras layer of the same name without "Masked" and takes the same arguments.
 """
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import keras
@@ -13,9 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.masking.config import MaskConfig
+from piggyback_tf.masking.kernels import KERNELS, PACKAGE, FrozenKernels, derived_kernel, generator
 from piggyback_tf.masking.threshold import binarise, masked_kernel, ternarise
-
-_PACKAGE = "piggyback_tf"
 
 
 def mask_variable_name(weight: str) -> str:
@@ -23,30 +20,7 @@ def mask_variable_name(weight: str) -> str:
     return weight.replace("kernel", "mask_real")
 
 
-def _masked_weight(weight: str) -> property:
-    """Returns a property that reads as the masked weight and is set with the frozen variable."""
-
-    def get(layer: "MaskedLayer") -> tf.Tensor:
-        mask_real = layer.mask_variables.get(weight)
-        kernel = tf.convert_to_tensor(layer.frozen_weight(weight).value)
-        if mask_real is None:  # Keras' `build` may look at the kernel before the mask is there.
-            return kernel
-        config = layer.mask_config
-        return masked_kernel(
-            kernel,
-            tf.convert_to_tensor(mask_real.value),
-            threshold=config.threshold,
-            kind=config.kind,
-            gradient_scaling=config.gradient_scaling,
-        )
-
-    def set_(layer: "MaskedLayer", variable: keras.Variable) -> None:
-        setattr(layer, f"_{weight}", variable)
-
-    return property(get, set_, doc=f"The masked `{weight}`: frozen weights where the mask is not 0, else 0.")
-
-
-class MaskedLayer:
+class MaskedLayer(FrozenKernels):
     """What all masked layers share; comes before the Keras layer in the bases of a class.
 
     The layer's own weights (kernel, bias) are not trainable; `mask_real`, float32 and of the kernel's shape whatever
@@ -58,7 +32,7 @@ class MaskedLayer:
         **kwargs: As for the Keras layer.
     """
 
-    MASKED_WEIGHTS: tuple[str, ...] = ("kernel",)
+    MASKED_WEIGHTS: tuple[str, ...] = KERNELS[keras.layers.Dense]
 
     def __init__(self, *args: Any, mask: MaskConfig | dict | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -84,21 +58,23 @@ class MaskedLayer:
             for weight, mask_real in self.mask_variables.items()
         }
 
-    def add_weight(self, *args: Any, trainable: bool = True, **kwargs: Any) -> keras.Variable:
-        # Everything the Keras layer creates belongs to the frozen network; `build` adds the masks past this method.
-        return super().add_weight(*args, trainable=False, **kwargs)
+    def derive(self, weight: str, kernel: tf.Tensor) -> tf.Tensor:
+        """Returns the masked weights: the frozen ones where the mask is not 0, else 0."""
+        mask_real = self.mask_variables.get(weight)
+        if mask_real is None:  # Keras' `build` may look at the kernel before the mask is there.
+            return kernel
+        return masked_kernel(
+            kernel,
+            tf.convert_to_tensor(mask_real.value),
+            threshold=self.mask_config.threshold,
+            kind=self.mask_config.kind,
+            gradient_scaling=self.mask_config.gradient_scaling,
+        )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         for weight in self.MASKED_WEIGHTS:
-            mask_real = super().add_weight(
-                shape=self.frozen_weight(weight).shape,
-                initializer="zeros",
-                dtype="float32",
-                # A threshold at 5e-3 and steps of 1e-4 do not survive the rounding of half precision.
-                autocast=False,
-                name=mask_variable_name(weight),
-            )
+            mask_real = self.add_learned_weight(mask_variable_name(weight), self.frozen_weight(weight).shape)
             setattr(self, f"_{mask_variable_name(weight)}", mask_real)
         self.initialise_masks()
 
@@ -117,88 +93,64 @@ class MaskedLayer:
                 mean = size.mean()
                 value = config.scale * size / mean if mean > 0 else np.full_like(size, config.scale)
             else:
-                key = f"{config.seed}/{path or self.name}/{weight}".encode()
-                seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
-                value = np.random.default_rng(seed).uniform(-config.scale, config.scale, mask_real.shape)
+                random = generator(config.seed, f"{path or self.name}/{weight}")
+                value = random.uniform(-config.scale, config.scale, mask_real.shape)
             mask_real.assign(value.astype(np.float32))
-
-    def save_own_variables(self, store: Any) -> None:
-        # Keras' Dense and convolutions save `self.kernel`, which is the masked kernel here, and no mask.
-        for variable in self._own_variables():
-            store[variable.name] = variable
-
-    def load_own_variables(self, store: Any) -> None:
-        expected, found = {v.name for v in self._own_variables()}, set(store.keys())
-        if expected != found:
-            raise ValueError(
-                f"Layer {self.name!r} expects the variables {sorted(expected)}; the file holds {sorted(found)}."
-            )
-        for variable in self._own_variables():
-            variable.assign(store[variable.name])
-
-    def _own_variables(self) -> list[keras.Variable]:
-        return self._trainable_variables + self._non_trainable_variables
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mask": dataclasses.asdict(self.mask_config)}
 
-    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(f"Layer {self.name!r} is masked; LoRA would add to the kernel before the mask is applied.")
 
-    def quantize(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError(f"Layer {self.name!r} is masked and cannot be quantised. Bake the mask in first.")
-
-
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class MaskedDense(MaskedLayer, keras.layers.Dense):
     """`keras.layers.Dense` with a mask over its frozen kernel.
 
     Input shape: `[..., input_dim]`. Output shape: `[..., units]`, both in the dtype of the policy.
     """
 
-    kernel = _masked_weight("kernel")
+    kernel = derived_kernel("kernel")
 
 
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class MaskedConv2D(MaskedLayer, keras.layers.Conv2D):
     """`keras.layers.Conv2D` (strides, padding, dilation, groups) with a mask over its frozen kernel.
 
     Input shape: `[B, H, W, C]` or `[B, C, H, W]` by `data_format`. Output shape: as of Conv2D.
     """
 
-    kernel = _masked_weight("kernel")
+    kernel = derived_kernel("kernel")
 
 
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class MaskedDepthwiseConv2D(MaskedLayer, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` with a mask over its frozen kernel.
 
     Input shape: `[B, H, W, C]` or `[B, C, H, W]`. Output shape: as of DepthwiseConv2D.
     """
 
-    kernel = _masked_weight("kernel")
+    kernel = derived_kernel("kernel")
 
 
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class MaskedConv2DTranspose(MaskedLayer, keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` with a mask over its frozen kernel.
 
     Input shape: `[B, H, W, C]` or `[B, C, H, W]`. Output shape: as of Conv2DTranspose.
     """
 
-    kernel = _masked_weight("kernel")
+    kernel = derived_kernel("kernel")
 
 
-@keras.saving.register_keras_serializable(package=_PACKAGE)
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class MaskedSeparableConv2D(MaskedLayer, keras.layers.SeparableConv2D):
     """`keras.layers.SeparableConv2D` with a mask over each of its two frozen kernels.
 
     Input shape: `[B, H, W, C]` or `[B, C, H, W]`. Output shape: as of SeparableConv2D.
     """
 
-    MASKED_WEIGHTS = ("depthwise_kernel", "pointwise_kernel")
-    depthwise_kernel = _masked_weight("depthwise_kernel")
-    pointwise_kernel = _masked_weight("pointwise_kernel")
+    MASKED_WEIGHTS = KERNELS[keras.layers.SeparableConv2D]
+    depthwise_kernel = derived_kernel("depthwise_kernel")
+    pointwise_kernel = derived_kernel("pointwise_kernel")
 
 
 # The exact classes that can be masked: a subclass may compute with its kernel in ways of its own.

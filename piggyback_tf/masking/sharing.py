@@ -1,5 +1,6 @@
 """Layers that read the variables of another layer, and can neither train nor overwrite them."""
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -35,24 +36,28 @@ class BaseVariable(keras.Variable):
         )
 
 
-def share_variables(layer: keras.Layer, source: keras.Layer) -> None:
+def share_variables(layer: keras.Layer, source: keras.Layer, own: Collection[str] = ()) -> None:
     """Makes the weights of `layer` read the storage of the weights of `source`.
 
     Args:
         layer: A built layer; weights that `source` does not have (masks) keep their own storage.
         source: The layer of the base that it stands for; not changed.
+        own: Names of weights of `source` that `layer` has for itself, and which only start with their values.
 
     Raises:
         ValueError: If a weight of `source` has no match of the same shape and dtype in `layer`.
     """
-    own = layer_weights(layer)
+    targets = layer_weights(layer)
     for name, variable in layer_weights(source).items():
-        target = own.get(name)
+        target = targets.get(name)
         if target is None or target.shape != variable.shape or target.dtype != variable.dtype:
             raise ValueError(
                 f"Weight {variable.path!r} (shape {tuple(variable.shape)}, {variable.dtype}) of layer "
                 f"{source.name!r} has no match in its copy {layer.name!r}."
             )
+        if name in own:
+            target.assign(variable)
+            continue
         # Keras has no call for this. The value is a tf.Variable; the wrapper around it carries flags and names.
         target._value = variable._value
         target.__class__ = BaseVariable

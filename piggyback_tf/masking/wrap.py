@@ -2,13 +2,15 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from piggyback_tf.backbones.paths import batch_norm_paths, is_batch_norm, is_container, named_layers
 from piggyback_tf.masking.config import MaskConfig
+from piggyback_tf.masking.copying import copy_layers
+from piggyback_tf.masking.kernels import foreign_kernels
 from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
 from piggyback_tf.masking.sharing import share_variables
 
@@ -78,7 +80,7 @@ def mask(
             return type(layer), {"momentum": norm_momentum, "trainable": True}
         return type(layer), {"trainable": False}
 
-    masked, copies = _copy_layers(model, settings_of)
+    masked, copies = copy_layers(model, settings_of)
     for copy, layer in copies:
         if norm == "task" and is_batch_norm(layer):
             copy.set_weights(layer.get_weights())
@@ -99,38 +101,10 @@ def share(model: keras.Model) -> keras.Model:
         ValueError: If the model is neither functional nor sequential, is masked already, or is not built.
     """
     _check_model(model)
-    shared, copies = _copy_layers(model, lambda layer: (type(layer), {"trainable": False}))
+    shared, copies = copy_layers(model, lambda layer: (type(layer), {"trainable": False}))
     for copy, layer in copies:
         share_variables(copy, layer)
     return shared
-
-
-def _copy_layers(
-    model: keras.Model, settings_of: Callable[[keras.Layer], tuple[type[keras.Layer], dict]]
-) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
-    """Rebuilds a model with other layers.
-
-    Args:
-        model: The model to rebuild; its layers' canonical names become the names of the copies.
-        settings_of: Returns the class of a layer's copy and what is changed in its config.
-
-    Returns:
-        The new model, and all pairs of a copy and the layer it stands for.
-    """
-    paths = {id(layer): path for path, layer in named_layers(model)}
-    copies = []
-
-    def copy_layer(layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):
-            # An operation such as `a + b`. One that two graphs share would keep both of them alive.
-            return type(layer).from_config(layer.get_config())
-        kind, changes = settings_of(layer)
-        name = paths[id(layer)].rpartition("/")[2]
-        copy = kind.from_config({**layer.get_config(), "name": name, **changes})
-        copies.append((copy, layer))
-        return copy
-
-    return keras.models.clone_model(model, clone_function=copy_layer, recursive=True), copies
 
 
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
@@ -186,16 +160,9 @@ def _choose_layers(model: keras.Model, include: tuple[str, ...], exclude: tuple[
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
     wanted = {path: layer for path, layer in layers.items() if matches(path, include) and not matches(path, exclude)}
-    foreign = {
-        path: type(layer).__name__
-        for path, layer in wanted.items()
-        if type(layer) not in MASKED_LAYERS and any(len(weight.shape) > 1 for weight in layer.weights)
-    }
-    if foreign:
-        named = ", ".join(f"{path} ({kind})" for path, kind in list(foreign.items())[:10])
+    if foreign := foreign_kernels(wanted, MASKED_LAYERS):
         raise ValueError(
-            f"These layers have kernels of a kind that cannot be masked: {named}"
-            f"{' and more' if len(foreign) > 10 else ''}. Masks exist for "
+            f"These layers have kernels of a kind that cannot be masked: {foreign}. Masks exist for "
             f"{', '.join(kind.__name__ for kind in MASKED_LAYERS)}; leave other layers out with `exclude`."
         )
     chosen = {id(layer) for layer in wanted.values() if type(layer) in MASKED_LAYERS}

@@ -85,6 +85,19 @@ class Memory:
             self.learning if learning is None else dict(learning),
         )
 
+    def with_changed(self, own: Mapping[str, Arrays]) -> "Memory":
+        """Returns the same with other arrays of tasks that were learned before, of a method that trains old heads on.
+
+        Args:
+            own: What belongs to a task alone from now on, by task; those that are not named stay as they are.
+
+        Raises:
+            ValueError: If one of the tasks was not learned.
+        """
+        for task in own:
+            self.of(task)
+        return dataclasses.replace(self, own={**self.own, **{task: dict(arrays) for task, arrays in own.items()}})
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes everything into one safetensors file, whole or not at all."""
         tensors = {f"shared/{name}": array for name, array in self.shared.items()}

@@ -19,7 +19,7 @@ from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.evaluation import evaluate
 from piggyback_tf.evaluation.continual import read_matrix
 from piggyback_tf.files import write_atomically
-from piggyback_tf.methods import METHODS, MethodConfig
+from piggyback_tf.methods import METHODS, Memory, MethodConfig
 from piggyback_tf.sequences.cost import multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, PackStore, Store
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
@@ -134,7 +134,8 @@ def _learn(
     """Trains a task and puts it into the store."""
     kind = METHODS[settings.method]
     heads = {name: len(data.class_names) for name, data in tasks.items()} if kind.at_once else None
-    method = kind(settings.config, store.memory(task), heads)
+    memory = Memory() if kind.at_once else store.memory(task)  # The tasks before have no files of their own then.
+    method = kind(settings.config, memory, heads)
     data = join_tasks(tasks) if kind.at_once else tasks[task]
     inputs = settings.inputs.for_size(backbone.image_size)
     trained = train_task(method, backbone, data, settings.train, inputs, state_dir=folder, verbose=settings.verbose)

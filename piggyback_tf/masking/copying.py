@@ -1,0 +1,66 @@
+"""Copies of networks with other layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from piggyback_tf.backbones.paths import layer_weights, named_layers
+from piggyback_tf.masking.kernels import KERNELS, DerivedKernels
+
+
+def copy_layers(
+    model: keras.Model,
+    settings_of: Callable[[keras.Layer], tuple[type[keras.Layer], dict[str, Any]]],
+    call_function: Callable[..., Any] | None = None,
+) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
+    """Rebuilds a model with other layers.
+
+    Args:
+        model: The model to rebuild; its layers' canonical names become the names of the copies.
+        settings_of: Returns the class of a layer's copy and what is changed in its config.
+        call_function: As of `keras.models.clone_model`: calls a copy, and can so put layers before or behind it; not
+            for sequential models.
+
+    Returns:
+        The new model, and all pairs of a copy and the layer it stands for.
+    """
+    paths = {id(layer): path for path, layer in named_layers(model)}
+    copies = []
+
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
+        if not isinstance(layer, keras.Layer):
+            # An operation such as `a + b`. One that two graphs share would keep both of them alive.
+            return type(layer).from_config(layer.get_config())
+        kind, changes = settings_of(layer)
+        name = paths[id(layer)].rpartition("/")[2]
+        # A base class is told nothing of what its subclass added to the config.
+        config = kind.get_config(layer) if isinstance(layer, kind) else layer.get_config()
+        copy = kind.from_config({**config, "name": name, **changes})
+        copies.append((copy, layer))
+        return copy
+
+    copied = keras.models.clone_model(model, clone_function=copy_layer, call_function=call_function, recursive=True)
+    return copied, copies
+
+
+def bake_kernels(model: keras.Model) -> keras.Model:
+    """Returns a copy of a model that has Keras' own layers in place of those with derived kernels.
+
+    Args:
+        model: A model that shares no variables with its copy; it is not changed.
+    """
+
+    def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict[str, Any]]:
+        if not isinstance(layer, DerivedKernels):
+            return type(layer), {}
+        return next(kind for kind in type(layer).__mro__ if kind in KERNELS), {}
+
+    baked, copies = copy_layers(model, settings_of)
+    for copy, layer in copies:
+        values = layer_weights(layer)
+        if isinstance(layer, DerivedKernels):
+            values = {**values, **{name: getattr(layer, name) for name in layer.kernel_names}}
+        for name, variable in layer_weights(copy).items():
+            variable.assign(values[name])
+    return baked

@@ -1,0 +1,133 @@
+"""Elastic weight consolidation (Kirkpatrick et al., PNAS 114, 2017; arXiv 1612.00796).
+
+One network learns task after task. What the earlier tasks need is held by a quadratic penalty (equation 3): with the
+weights `old` after a task and the diagonal `F` of the Fisher information there, the next task's loss is
+
+    cross-entropy + lambda / 2 * sum over weights of F * (weight - old) ** 2
+
+With several earlier tasks the penalties of all of them are summed. Online (Schwarz et al., Progress and Compress, ICML
+2018; after Huszar, PNAS 115, 2018) there is one penalty, around the latest weights, with the running sum
+`F = decay * F + F of the latest task`, which takes the same room however many tasks there are.
+
+Penalised are all weights of the network that are trained, biases too, and gamma and beta with `norm="task"`. Heads are
+not: each task has its own. The moving statistics of batch norm are no parameters of the loss and have no gradient; with
+`norm="task"` they follow the latest task unhindered.
+
+F is the mean over single images and the cross-entropy the mean over a batch. Other implementations sum one of them, so
+that their lambdas are not comparable.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.heads import HEAD_NAME
+from piggyback_tf.methods.base import METHODS, option
+from piggyback_tf.methods.fisher import diagonal_fisher, sample_images
+from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.shared_network import SharedNetwork, TrainedNetworkConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EWCConfig(TrainedNetworkConfig):
+    """Settings of elastic weight consolidation."""
+
+    ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need against the new task; 0: none.")
+    ewc_fisher_images: int = option(500, "Training images, drawn at random, for the Fisher information; 0: all.")
+    ewc_online: bool = option(False, "One penalty for all earlier tasks instead of one for each.")
+    ewc_decay: float = option(0.95, "With --ewc_online: factor of the earlier tasks' Fisher information at each task.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("ewc_lambda", "ewc_fisher_images"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
+        if not 0 <= self.ewc_decay <= 1:
+            raise ValueError(f"`ewc_decay` must be in [0, 1]. Received: ewc_decay={self.ewc_decay}.")
+
+
+class PenalisedModel(keras.Model):
+    """A functional model whose loss in training has one more term.
+
+    Args:
+        *args: As for a functional `keras.Model`.
+        penalty: Returns the term, a scalar that depends on nothing but weights.
+        **kwargs: As for a functional `keras.Model`.
+    """
+
+    def __init__(self, *args: Any, penalty: Callable[[], tf.Tensor], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.penalty = penalty
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not training:
+            return loss
+        # The losses of several devices are summed, and each of them adds the term.
+        return loss + self.penalty() / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+@METHODS.register("ewc")
+class EWC(SharedNetwork):
+    """Trains one network on task after task, and holds the weights that earlier tasks need."""
+
+    Config = EWCConfig
+
+    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
+        model = super().build(backbone, num_classes, seed)
+        if not self.memory.tasks:
+            return model
+        penalty = self._penalty(penalised_variables(model))
+        return PenalisedModel(inputs=model.input, outputs=model.output, name=model.name, penalty=penalty)
+
+    def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
+        variables = penalised_variables(model)
+        fisher = diagonal_fisher(model, variables, sample_images(images, self.config.ewc_fisher_images))
+        memory = super().remember(model, backbone, task, images)
+        kept, number = dict(self.memory.learning), len(self.memory.tasks)
+        if self.config.ewc_online:
+            number = 0
+            if kept:
+                fisher = {path: self.config.ewc_decay * kept[f"0/fisher/{path}"] + fisher[path] for path in fisher}
+        for path in fisher:
+            kept |= {f"{number}/fisher/{path}": fisher[path], f"{number}/weights/{path}": memory.shared[path]}
+        return dataclasses.replace(memory, learning=kept)
+
+    def _penalty(self, variables: dict[str, keras.Variable]) -> Callable[[], tf.Tensor]:
+        """Returns what computes `lambda / 2 * sum of F * (weight - old) ** 2`, from what is remembered."""
+        learning = self.memory.learning
+        numbers = range(1 if self.config.ewc_online else len(self.memory.tasks))
+        keys = {f"{number}/{part}/{path}" for number in numbers for part in ("fisher", "weights") for path in variables}
+        if different := sorted(keys ^ learning.keys()):
+            raise ValueError(
+                f"What is remembered does not fit the settings: {different[0]!r} is in one of them only. Keep --norm "
+                "and --ewc_online as they were for the first task."
+            )
+        terms = []
+        for number in numbers:
+            for path, variable in variables.items():
+                # Tensors, since the graph of a training step would hold a copy of an array.
+                fisher, old = (tf.constant(learning[f"{number}/{part}/{path}"]) for part in ("fisher", "weights"))
+                terms.append((variable, fisher, old))
+
+        def penalty() -> tf.Tensor:
+            moved = [tf.reduce_sum(fisher * tf.square(variable.value - old)) for variable, fisher, old in terms]
+            return 0.5 * self.config.ewc_lambda * tf.add_n(moved)
+
+        return penalty
+
+
+def penalised_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the trainable variables of a model by canonical path, those of the head left out."""
+    trainable = {id(variable) for variable in model.trainable_variables}
+    return {
+        path: variable
+        for path, variable in named_variables(model).items()
+        if id(variable) in trainable and not path.startswith(f"{HEAD_NAME}/")
+    }

@@ -1,0 +1,96 @@
+"""Joint training: one network for all tasks, trained on the images of all of them (Caruana, Machine Learning 28, 1997).
+
+It needs what a sequence does not have, all data at once, and so is what methods that learn tasks one after another are
+measured against: "joint training" in Li and Hoiem (Learning without Forgetting, ECCV 2016, section 2 and figure 2) and
+in the PackNet paper (Mallya and Lazebnik, CVPR 2018, section 4).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.heads import HEAD_NAME
+from piggyback_tf.methods.base import METHODS, own_arrays
+from piggyback_tf.methods.many_heads import split_heads
+from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.shared_network import SharedNetwork
+
+
+@keras.saving.register_keras_serializable(package="piggyback_tf")
+class JointModel(keras.Model):
+    """A functional model whose logits `[B, C]` are those of several heads, side by side.
+
+    Loss and metrics of an image see the logits of the head that its label is of, and no others.
+
+    Args:
+        *args: As for a functional `keras.Model`.
+        classes: The number of classes of each head, `C` together.
+        **kwargs: As for a functional `keras.Model`.
+    """
+
+    def __init__(self, *args: Any, classes: Sequence[int], **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.classes = tuple(classes)
+
+    def own_logits(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Returns the logits `[B, C]` with the lowest number there is wherever a class is of another head.
+
+        Args:
+            labels: Whole numbers `[B]` in `[0, C)`, of any dtype: with several devices Keras has floats.
+            logits: `[B, C]`.
+        """
+        head_of = tf.constant(np.repeat(np.arange(len(self.classes)), self.classes))
+        own = tf.gather(head_of, tf.cast(tf.reshape(labels, [-1]), tf.int32))[:, None] == head_of
+        # Its exponential is exactly 0, so that neither the loss nor a gradient knows of these classes.
+        return tf.where(own, logits, logits.dtype.min)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        return super().compute_loss(x, y, self.own_logits(y, y_pred), sample_weight, training)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        return super().compute_metrics(x, y, self.own_logits(y, y_pred), sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "classes": list(self.classes)}
+
+
+@METHODS.register("joint")
+class Joint(SharedNetwork):
+    """Trains one network and a head for each task on the images of all tasks together."""
+
+    sequential = False
+    at_once = True
+
+    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
+        """Returns the network with the heads of all tasks, whose logits lie in the order of `heads`.
+
+        Raises:
+            ValueError: If the tasks are not known, or have not as many classes together.
+        """
+        if not self.heads:
+            raise ValueError(
+                "Method 'joint' learns several tasks at once and was given one; give it --tasks=NAME=DATA,NAME=DATA, "
+                "or use method 'finetune'."
+            )
+        classes = list(self.heads.values())
+        if sum(classes) != num_classes:
+            raise ValueError(
+                f"The tasks {', '.join(self.heads)} have {sum(classes)} classes together. Received: {num_classes}."
+            )
+        model = super().build(backbone, num_classes, seed)
+        return JointModel(inputs=model.input, outputs=model.output, name=model.name, classes=classes)
+
+    def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
+        del task, images  # All tasks were learned, not this one alone.
+        arrays, memory = own_arrays(model), self.memory
+        shared = {path: arrays[path] for path in named_variables(backbone.model)}
+        heads = split_heads(arrays[f"{HEAD_NAME}/kernel"], arrays[f"{HEAD_NAME}/bias"], self.heads)
+        for name, head in heads.items():
+            memory = memory.with_task(name, head, shared=shared)
+        return memory

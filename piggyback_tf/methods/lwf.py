@@ -1,0 +1,183 @@
+"""Learning without Forgetting (Li and Hoiem, ECCV 2016; TPAMI 40, 2018; arXiv 1606.09282).
+
+One network learns task after task. While it learns a new one it is held, on the new task's images, to the answers that
+the network of before gives for the earlier tasks. As in section 3 and figure 3 of the paper:
+
+1. A copy of the network of before records, for each training image as it is augmented, the responses of the old heads.
+2. Warm-up: the new head alone is trained.
+3. Network, old heads and new head are trained together on
+
+       cross-entropy of the new task + weight * sum over old heads of D(recorded, old head)
+
+   where D (equations 2 to 4) compares the probabilities `softmax(logits / T)` of both at the temperature T = 2.
+
+D is the Kullback-Leibler divergence, which differs from the paper's cross-entropy by the entropy of the recorded
+responses, a constant: its gradients are the same, and it is 0 where nothing is forgotten. As in the paper, and unlike
+in Hinton's distillation, it is not multiplied by T ** 2. The paper's weight decay is left out.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
+from piggyback_tf.heads import HEAD_NAME, add_classification_head
+from piggyback_tf.masking import share
+from piggyback_tf.methods.base import METHODS, option, own_arrays
+from piggyback_tf.methods.many_heads import join_heads, split_heads
+from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.shared_network import SharedNetwork, TrainedNetworkConfig
+
+OLD_HEADS_NAME = "old_heads"
+
+
+@dataclasses.dataclass(frozen=True)
+class LwFConfig(TrainedNetworkConfig):
+    """Settings of Learning without Forgetting; the defaults are the paper's."""
+
+    lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")
+    lwf_weight: float = option(1.0, "lambda_o: weight of the old answers against the new task.")
+    lwf_warmup: float = option(0.2, "Part of the epochs, at least one, in which only the new head learns; 0: none.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lwf_temperature > 0:
+            raise ValueError(f"`lwf_temperature` must be above 0. Received: lwf_temperature={self.lwf_temperature}.")
+        if not self.lwf_weight >= 0:
+            raise ValueError(f"`lwf_weight` must not be negative. Received: lwf_weight={self.lwf_weight}.")
+        if not 0 <= self.lwf_warmup < 1:
+            raise ValueError(f"`lwf_warmup` must be in [0, 1). Received: lwf_warmup={self.lwf_warmup}.")
+
+
+class Distillation(keras.losses.Loss):
+    """How far the answers of several heads are from recorded ones (equations 2 to 4 of the paper).
+
+    Called with recorded logits `[B, C]` and logits `[B, C]` of all heads, side by side.
+
+    Args:
+        classes: The number of classes of each head, `C` together.
+        temperature: By what logits are divided.
+        **kwargs: As for `keras.losses.Loss`.
+    """
+
+    def __init__(self, classes: Sequence[int], temperature: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.classes = list(classes)
+        self.temperature = temperature
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        recorded, now = (
+            [tf.nn.log_softmax(part) for part in tf.split(logits / self.temperature, self.classes, axis=1)]
+            for logits in (y_true, y_pred)
+        )
+        divergences = [tf.reduce_sum(tf.exp(old) * (old - new), axis=1) for old, new in zip(recorded, now, strict=True)]
+        return tf.add_n(divergences)
+
+
+class DistilledModel(keras.Model):
+    """A functional model that in training is held to recorded answers of old heads.
+
+    Its graph ends in the logits of the new head and, behind them, those of the old heads, `[B, C + O]`. Outside of
+    training it answers with the new head's alone, `[B, C]`, and its loss is that of the new task.
+
+    Args:
+        *args: As for a functional `keras.Model`.
+        old_classes: The number of classes of each old head, `O` together.
+        record: Returns the recorded logits `[B, O]` of images.
+        config: Temperature and weight.
+        **kwargs: As for a functional `keras.Model`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        old_classes: Sequence[int],
+        record: Callable[[tf.Tensor], tf.Tensor],
+        config: LwFConfig,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.old_classes = tuple(old_classes)
+        self.record = record
+        self.config = config
+        self.new_classes = self.output_shape[1] - sum(old_classes)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        logits = super().call(inputs, training=training, mask=mask)
+        return logits if training else logits[:, : self.new_classes]
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        loss = super().compute_loss(x, y, y_pred[:, : self.new_classes], sample_weight, training)
+        # In the warm-up nothing that the old answers depend on is trained.
+        if not training or not self.get_layer(OLD_HEADS_NAME).trainable:
+            return loss
+        distillation = Distillation(self.old_classes, self.config.lwf_temperature, reduction=self.loss.reduction)
+        old = distillation(self.record(x), y_pred[:, self.new_classes :], sample_weight=sample_weight)
+        return loss + self.config.lwf_weight * old
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        return super().compute_metrics(x, y, y_pred[:, : self.new_classes], sample_weight)
+
+
+@METHODS.register("lwf")
+class LwF(SharedNetwork):
+    """Trains one network on task after task, and keeps the old heads' answers to the new task's images."""
+
+    Config = LwFConfig
+
+    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
+        if not self.memory.tasks:
+            return super().build(backbone, num_classes, seed)
+        classes = [self.memory.classes(task) for task in self.memory.tasks]
+        weights = join_heads(self.memory)
+        features = self.features(backbone, seed)
+        model = add_classification_head(features, num_classes, dropout=self.config.head_dropout, seed=seed)
+        old_heads = keras.layers.Dense(sum(classes), dtype="float32", name=OLD_HEADS_NAME)
+        logits = keras.layers.Concatenate(name="all_heads", dtype="float32")([model.output, old_heads(features.output)])
+        old_heads.set_weights(weights)
+        before = add_classification_head(self.features(backbone, seed), sum(classes))
+        before.get_layer(HEAD_NAME).set_weights(weights)
+        # Nothing of the shared copy can be trained, and it is no part of the model: a training state leaves it out.
+        record = functools.partial(share(before), training=False)
+        return DistilledModel(
+            inputs=model.input,
+            outputs=logits,
+            name=model.name,
+            old_classes=classes,
+            record=record,
+            config=self.config,
+        )
+
+    def phases(self, epochs: int) -> tuple[int, ...]:
+        if not self.config.lwf_warmup:
+            return (epochs,)
+        warmup = max(1, round(self.config.lwf_warmup * epochs))
+        if warmup >= epochs:
+            raise ValueError(
+                f"Method 'lwf' needs an epoch of warm-up and one after it: lwf_warmup={self.config.lwf_warmup} leaves "
+                f"none of epochs={epochs}. Set more epochs, or lwf_warmup=0."
+            )
+        return warmup, epochs - warmup
+
+    def begin_phase(self, model: keras.Model, phase: int) -> None:
+        warmup = self.config.lwf_warmup > 0 and phase == 0
+        for path, layer in named_layers(model):
+            if warmup:
+                layer.trainable = path == HEAD_NAME
+            else:
+                layer.trainable = self.config.norm == "task" or not is_batch_norm(layer)
+
+    def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
+        memory = super().remember(model, backbone, task, images)
+        if not self.memory.tasks:
+            return memory
+        arrays = own_arrays(model)
+        classes = {name: self.memory.classes(name) for name in self.memory.tasks}
+        kernel, bias = (arrays[f"{OLD_HEADS_NAME}/{name}"] for name in ("kernel", "bias"))
+        return memory.with_changed(split_heads(kernel, bias, classes))

@@ -1,0 +1,346 @@
+"""PackNet: each task owns a part of one network's weights (Mallya and Lazebnik, CVPR 2018; arXiv 1711.05769).
+
+One network holds all tasks, and each of its weights belongs to one task or is free. As in section 3 of the paper:
+
+1. A new task trains the free weights, which start at 0, over those of the tasks before, which stay as they are.
+2. In each layer the weights of the new task with the smallest magnitude are set to 0 and free again.
+3. What is left to the new task is retrained, with new optimisers, and never changes any more.
+
+A task computes with the weights of its own and of all tasks before it, so that nothing that is learned later changes
+its answers. Biases and batch norm are trained with the first task and then stay. Weight decay would pull the weights of
+earlier tasks to 0, so there is none.
+
+The first task starts at step 2: the base as it is, is pruned and retrained. The paper does this with the data that the
+base was trained on; to have that, make it the first task of a sequence. Otherwise the pruned base is retrained on the
+first new task, and no task answers as the base did.
+
+All tasks share the weights, and one byte for each kernel weight that names its owner. The paper prunes at once; with
+`packnet_schedule="gradual"` the sparsity rises along the cubic polynomial of Zhu and Gupta (2017, arXiv 1710.01878)
+while the task is trained. The reference implementation trains for 20 epochs, prunes, and retrains for 10 at a tenth of
+the learning rate; here the schedule of the training is run through before and after pruning.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
+from piggyback_tf.heads import HEAD_NAME, add_classification_head
+from piggyback_tf.masking.copying import copy_layers
+from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, derived_layers, foreign_kernels
+from piggyback_tf.methods.base import METHODS, Method, MethodConfig, assign_arrays, copy_of_base, option, own_arrays
+from piggyback_tf.methods.memory import Arrays, Memory
+
+SCHEDULES = ("one_shot", "gradual")
+MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
+
+
+@dataclasses.dataclass(frozen=True)
+class PackNetConfig(MethodConfig):
+    """Settings of PackNet; the defaults are the paper's."""
+
+    packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: at once; gradual: bit by bit.")
+    packnet_prune_first: float = option(0.5, "Part of each layer's weights that the first task leaves free.")
+    packnet_prune: float = option(0.75, "Part of each layer's free weights that a later task leaves free.")
+    packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain what is left to the task.")
+    packnet_parts: int = option(20, "packnet_schedule=gradual: in how many steps weights are set free.")
+    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics with the first task.")
+
+    def __post_init__(self) -> None:
+        if self.packnet_schedule not in SCHEDULES:
+            raise ValueError(
+                f"`packnet_schedule` must be one of {', '.join(SCHEDULES)}. Received: "
+                f"packnet_schedule={self.packnet_schedule!r}."
+            )
+        for name in ("packnet_prune_first", "packnet_prune"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}.")
+        if not 0 < self.packnet_retrain < 1:
+            raise ValueError(f"`packnet_retrain` must be in (0, 1). Received: packnet_retrain={self.packnet_retrain}.")
+        if self.packnet_parts < 1:
+            raise ValueError(f"`packnet_parts` must be at least 1. Received: packnet_parts={self.packnet_parts}.")
+
+
+class PackedKernels(DerivedKernels):
+    """Computes with the weights of tasks up to its own, of which it trains its own.
+
+    Beside each kernel lies its owner, uint8 of the same shape: the number of a task, from 1, or 0 where a weight is
+    free, which counts as 0 whatever its value.
+
+    Args:
+        *args: As for the Keras layer.
+        task: Number of the task that is learned.
+        **kwargs: As for the Keras layer.
+    """
+
+    def __init__(self, *args: Any, task: int = 1, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.task = task
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        for weight in self.kernel_names:
+            shape = getattr(self, f"_{weight}").shape
+            owner = self.add_weight(
+                shape=shape, initializer="ones", dtype="uint8", autocast=False, trainable=False, name=f"{weight}_owner"
+            )
+            setattr(self, f"_{weight}_owner", owner)
+        if self.bias is not None:
+            self.bias.trainable = self.task == 1
+
+    def derive(self, weight: str, kernel: tf.Tensor) -> tf.Tensor:
+        """Returns the weights that are not free, those of earlier tasks as constants."""
+        owner = getattr(self, f"_{weight}_owner", None)
+        if owner is None:  # Keras' `build` may look at the kernel before its owner is there.
+            return kernel
+        owner = tf.convert_to_tensor(owner.value)
+        earlier = tf.where(owner == 0, tf.zeros([], kernel.dtype), tf.stop_gradient(kernel))
+        return tf.where(owner == self.task, kernel, earlier)
+
+    def packed_weights(self) -> dict[str, "PackedWeight"]:
+        """Returns the kernels with their owners by name."""
+        return {
+            weight: PackedWeight(self.task, getattr(self, f"_{weight}"), getattr(self, f"_{weight}_owner"))
+            for weight in self.kernel_names
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "task": self.task}
+
+
+PACKED_LAYERS = derived_layers(PackedKernels, "Packed")
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedWeight:
+    """A kernel, the owners of its weights, and the task that is learned."""
+
+    task: int
+    kernel: keras.Variable
+    owner: keras.Variable
+
+    def prune(self, fraction: float) -> None:
+        """Sets a part of the weights free that the task found free, the smallest first; those that are free stay so.
+
+        Args:
+            fraction: Which part is free afterwards, if it is not more already.
+        """
+        owner = np.array(keras.ops.convert_to_numpy(self.owner)).reshape(-1)
+        size = np.abs(keras.ops.convert_to_numpy(self.kernel)).reshape(-1)
+        own, free = np.flatnonzero(owner == self.task), np.count_nonzero(owner == 0)
+        count = count_of_part(fraction, own.size + free) - free
+        if count > 0:
+            owner[own[np.argpartition(size[own], count - 1)[:count]]] = 0
+            self.owner.assign(owner.reshape(self.owner.shape))
+
+
+@METHODS.register("packnet")
+class PackNet(Method):
+    """Trains the free weights of one network on a task, keeps the largest, and frees the others for the next task."""
+
+    Config = PackNetConfig
+    makes_pack = False
+    sequential = True
+    replaces_base = True
+    recipe = MappingProxyType(
+        {
+            "schedule": "step",
+            "warmup_steps": 0,
+            **{f"{group}_optimizer": "sgd" for group in ("weights", "norm", "head")},
+            **{f"{group}_lr": 1e-3 for group in ("weights", "norm", "head")},
+        }
+    )
+
+    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+        del seed  # Nothing here starts at random.
+        if self._task > MOST_TASKS:
+            raise ValueError(f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight.")
+        if foreign := foreign_kernels(dict(named_layers(backbone.model)), KERNELS):
+            raise ValueError(
+                f"These layers have kernels of a kind that PackNet cannot prune: {foreign}. It prunes those of "
+                f"{', '.join(kind.__name__ for kind in KERNELS)}; use another backbone, or another method."
+            )
+        first = self._task == 1
+
+        def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
+            if type(layer) in PACKED_LAYERS:
+                return PACKED_LAYERS[type(layer)], {"task": self._task, "trainable": True}
+            momentum = {"momentum": self.config.norm_momentum} if is_batch_norm(layer) else {}
+            return type(layer), {"trainable": first, **momentum}
+
+        model, _ = copy_layers(backbone.model, settings_of)
+        if first:
+            weights = packed_weights(model).items()
+            owners = {_owner_of(path): np.zeros(weight.owner.shape, np.uint8) for path, weight in weights}
+            assign_arrays(model, self._take_free({**own_arrays(backbone.model), **owners}))
+        else:
+            assign_arrays(model, self._take_free(self.memory.shared))
+        return model
+
+    def phases(self, epochs: int) -> tuple[int, ...]:
+        if epochs < 2:
+            raise ValueError(
+                f"PackNet needs at least 2 epochs, to train and to retrain a task. Received: epochs={epochs}."
+            )
+        if self._starts_pruned:
+            return (epochs,)
+        retrain = min(max(1, round(epochs * self.config.packnet_retrain)), epochs - 1)
+        return (epochs - retrain, retrain)
+
+    def begin_phase(self, model: keras.Model, phase: int) -> None:
+        if phase == 1 or self._starts_pruned:
+            for weight in packed_weights(model).values():
+                weight.prune(self._fraction)
+
+    def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:
+        del model
+        if self.config.packnet_schedule == "one_shot":
+            return []
+        return [GradualPruning(self._fraction, self.config.packnet_parts)]
+
+    def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
+        del backbone, images
+        arrays = own_arrays(model)
+        head = {path: arrays.pop(path) for path in list(arrays) if path.startswith(f"{HEAD_NAME}/")}
+        owners = {path: arrays[_owner_of(path)] for path in owned_kernels(arrays)}
+        for path, owner in owners.items():
+            arrays[path][owner == 0] = 0
+        self._check_kept(arrays, owners)
+        return self.memory.with_task(task, head, shared=arrays)
+
+    def recall(self, backbone: Backbone, task: str) -> keras.Model:
+        head = self.memory.of(task)
+        arrays, number = dict(self.memory.shared), self.memory.tasks.index(task) + 1
+        for path in owned_kernels(arrays):
+            owner = arrays.pop(_owner_of(path))
+            arrays[path] = np.where((owner > 0) & (owner <= number), arrays[path], 0)
+        network = copy_of_base(backbone.model, train_norm=True, norm_momentum=self.config.norm_momentum)
+        model = add_classification_head(network, self.memory.classes(task))
+        assign_arrays(model, {**arrays, **head})
+        return model
+
+    @property
+    def _task(self) -> int:
+        """Number of the task that is learned next."""
+        return len(self.memory.tasks) + 1
+
+    @property
+    def _fraction(self) -> float:
+        """Part of the free weights that this task leaves free."""
+        return self.config.packnet_prune_first if self._task == 1 else self.config.packnet_prune
+
+    @property
+    def _starts_pruned(self) -> bool:
+        """Whether there is nothing to train before pruning: the weights of the base are trained already."""
+        return self._task == 1 and self.config.packnet_schedule == "one_shot"
+
+    def _take_free(self, arrays: Arrays) -> Arrays:
+        """Returns weights and owners with the task that is learned as the owner of all that is free."""
+        taken = dict(arrays)
+        for path in owned_kernels(arrays):
+            free = arrays[_owner_of(path)] == 0
+            if not free.any():
+                raise ValueError(
+                    f"No weight of {path!r} is free for task {self._task}: PackNet's tasks before it took all. Learn "
+                    "fewer tasks, or let each take less, with a larger packnet_prune."
+                )
+            taken[_owner_of(path)] = np.where(free, np.uint8(self._task), arrays[_owner_of(path)])
+        return taken
+
+    def _check_kept(self, arrays: Arrays, owners: Arrays) -> None:
+        """Refuses what was trained with something, such as weight decay, that changed weights of earlier tasks."""
+        for path, before in self.memory.shared.items():
+            if path in owners:
+                earlier = (owners[path] > 0) & (owners[path] < self._task)
+                same = np.array_equal(before[earlier], arrays[path][earlier])
+            else:
+                same = path.removesuffix("_owner") in owners or np.array_equal(before, arrays[path])
+            if not same:
+                raise ValueError(
+                    f"The training of task {self._task} changed {path!r}, which belongs to earlier tasks; train "
+                    "without weight decay, and only what is trainable."
+                )
+
+
+class GradualPruning(keras.callbacks.Callback):
+    """Sets weights free while a task is trained, until as many are as should be when the phase ends.
+
+    Args:
+        fraction: Which part of the free weights the task leaves free in the end.
+        parts: In how many steps.
+    """
+
+    def __init__(self, fraction: float, parts: int):
+        super().__init__()
+        self._fraction = fraction
+        self._parts = parts
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        steps = self.params["epochs"] * self.params["steps"]
+        self._sparsity = polynomial_decay(self._fraction, steps, max(1, steps // self._parts))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # Steps are counted from the start of a phase. In the second one, which is pruned already, this does nothing.
+        prune, sparsity = self._sparsity(int(self.model.optimizer.iterations))
+        if prune:
+            for weight in packed_weights(self.model).values():
+                weight.prune(float(sparsity))
+
+
+def polynomial_decay(final: float, steps: int, every: int) -> Callable[[int], tuple[tf.Tensor, tf.Tensor]]:
+    """Returns what says of a step whether to prune after it, and to which sparsity.
+
+    Args:
+        final: Sparsity after the last step; it starts at 0 and rises along a cubic polynomial.
+        steps: Number of steps.
+        every: Steps between two prunings.
+    """
+    name = "TF_USE_LEGACY_KERAS"
+    before = os.environ.get(name)
+    try:
+        # Imported where it is used, since it sets this variable, which child processes would inherit.
+        from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+    return PolynomialDecay(0.0, final, begin_step=0, end_step=steps, frequency=every)
+
+
+def count_of_part(fraction: float, count: int) -> int:
+    """Returns how many of some weights a part of them is, rounded down, so that a task keeps at least one."""
+    # The decimal number as it was written: 0.29 of 100 is 29, and not 28.999999999999996.
+    return int(Fraction(str(fraction)) * count)
+
+
+def packed_weights(model: keras.Model) -> dict[str, PackedWeight]:
+    """Returns the kernels of a model of PackNet by canonical path."""
+    return {
+        f"{path}/{name}": weight
+        for path, layer in named_layers(model)
+        if isinstance(layer, PackedKernels)
+        for name, weight in layer.packed_weights().items()
+    }
+
+
+def free_weights(memory: Memory) -> dict[str, int]:
+    """Returns how many weights of each kernel no task owns yet, by the kernel's canonical path."""
+    shared = memory.shared
+    return {path: int(np.count_nonzero(shared[_owner_of(path)] == 0)) for path in owned_kernels(shared)}
+
+
+def owned_kernels(arrays: Arrays) -> list[str]:
+    """Returns the paths of the kernels beside which their owners lie."""
+    return [path for path in arrays if _owner_of(path) in arrays]
+
+
+def _owner_of(path: str) -> str:
+    """Returns the path of the owners of a kernel."""
+    return f"{path}_owner"

@@ -1,0 +1,72 @@
+"""Learning tasks in a few steps, without a data set."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.methods import Memory, Method
+
+
+def noise_images(size: int, count: int = 8, seed: int = 0) -> np.ndarray:
+    """Returns images `[count, size, size, 3]` of noise."""
+    return np.random.default_rng(seed).uniform(0, 255, (count, size, size, 3)).astype(np.float32)
+
+
+def learn(
+    method: Method, backbone: Backbone, task: str, file: Path, optimizer: str = "sgd"
+) -> tuple[Memory, np.ndarray]:
+    """Learns a task of three classes with a few large steps in each phase.
+
+    Args:
+        method: With the memory of the tasks before.
+        backbone: The base.
+        task: The task's name.
+        file: Where the memory is saved.
+        optimizer: Name of the optimiser.
+
+    Returns:
+        The memory as its file has it, and the trained model's answers to `noise_images`.
+    """
+    number = len(method.memory.tasks)
+    model = method.build(backbone, 3, seed=number)
+    images = noise_images(backbone.image_size, seed=number + 1)
+    labels = np.arange(len(images)) % 3
+    for phase in range(len(method.phases(3))):
+        method.begin_phase(model, phase)
+        optimizer_ = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": 0.05}})
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer_, loss, run_eagerly=True)
+        for _ in range(3):
+            model.train_on_batch(images, labels)
+    method.remember(model, backbone, task, []).save(file)
+    return Memory.load(file), answers(model)
+
+
+def answers(model: keras.Model) -> np.ndarray:
+    """Returns what a model answers to `noise_images`."""
+    return keras.ops.convert_to_numpy(model(noise_images(model.input_shape[1]), training=False))
+
+
+def check_old_tasks_stay(method: type[Method], backbone: Backbone, file: Path, **settings: object) -> Memory:
+    """Learns three tasks and compares their answers bit for bit, each from the saved memory and after each task.
+
+    Args:
+        method: The method, which is told what was learned before.
+        backbone: The base.
+        file: Where the memory is saved.
+        **settings: Those of the method.
+
+    Returns:
+        The memory of all three.
+    """
+    config, memory, first = method.Config(**settings), Memory(), {}
+    for number, task in enumerate(("one", "two", "three")):
+        memory, trained = learn(method(config, memory), backbone, task, file, "sgd" if number == 1 else "adam")
+        for old in memory.tasks:
+            found = answers(method(config, memory).recall(backbone, old))
+            assert np.array_equal(found, first.setdefault(old, found)), f"{old} changed after {task}"
+        np.testing.assert_allclose(first[task], trained, rtol=1e-5, atol=1e-5)
+    assert len({found.tobytes() for found in first.values()}) == 3
+    return memory

@@ -1,0 +1,50 @@
+"""Training tasks one after another from Python, and parts of the digits as tasks."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.data import Source, Subset, TaskData, load_data, make_dataset
+from piggyback_tf.evaluation import evaluate
+from piggyback_tf.methods import Memory, Method
+from piggyback_tf.training import InputConfig, TrainConfig, train_task
+
+
+def train_and_remember(method: Method, backbone: Backbone, task: str, data: TaskData, config: TrainConfig) -> Memory:
+    """Trains a task as the commands do and returns the memory with it."""
+    inputs = InputConfig().for_size(backbone.image_size)
+    trained = train_task(method, backbone, data, config, inputs)
+    images = make_dataset(data.train, inputs.augment_eval, batch_size=config.batch_size, training=False)
+    return method.remember(trained.model, backbone, task, images)
+
+
+def error_of(network: keras.Model, data: TaskData) -> float:
+    """Returns the error of a network on the test split, in percent."""
+    size = network.input_shape[1]
+    dataset = make_dataset(data.test, f"resize({size},{size})", batch_size=64, training=False)
+    return evaluate(tf.function(lambda images: network(images, training=False)), dataset)["top1_error"]
+
+
+class _Classes(Subset):
+    """The first images of some classes, which count from 0 here."""
+
+    def __init__(self, source: Source, first: int, last: int, images: int | None):
+        super().__init__(source, np.flatnonzero((source.labels >= first) & (source.labels < last))[:images])
+        self._first = first
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._source.labels[self._indices] - self._first
+
+
+def digits_task(first: int, last: int, images: int) -> TaskData:
+    """Returns a task of the digits from one to before another, with so many training images."""
+    data = load_data("digits")
+    splits = {
+        name: _Classes(getattr(data, name), first, last, images if name == "train" else None)
+        for name in ("train", "validation", "test")
+    }
+    return dataclasses.replace(data, class_names=data.class_names[first:last], **splits)

@@ -1,0 +1,53 @@
+"""Losses of a method's own, on two devices."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["joint", "lwf", "ewc"])
+def test_two_devices_give_the_weights_of_one(method):
+    """Needs two logical devices, which TensorFlow only makes before it starts: a process of its own."""
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", _TWO_DEVICES, method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+_TWO_DEVICES = """
+import sys
+import numpy as np
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from piggyback_tf.data.joined import join_tasks
+from piggyback_tf.methods import METHODS
+from piggyback_tf.training import TrainConfig, make_strategy, train_task
+from tests.methods.real_training import train_and_remember
+from tests.methods.toy import CLASSES, INPUTS, toy_backbone, toy_tasks
+
+kind, tasks = METHODS[sys.argv[1]], toy_tasks()
+# 20 images in batches of 6: the last batch has two, and is filled up.
+config = TrainConfig(epochs=2, batch_size=6, chance_epochs=0, warmup_steps=2, weights_lr=1e-3)
+memory = train_and_remember(METHODS["ewc"](), toy_backbone(), "stripes", tasks["stripes"], config)
+losses, found = {}, {}
+for name in ("none", "mirrored"):
+    strategy = make_strategy(name)
+    assert strategy.num_replicas_in_sync == (2 if name == "mirrored" else 1)
+    with strategy.scope():
+        backbone = toy_backbone()
+        method = kind(heads=CLASSES) if kind.at_once else kind(memory=memory)
+        data = join_tasks(tasks) if kind.at_once else tasks["spots"]
+        trained = train_task(method, backbone, data, config, INPUTS)
+        images = np.stack([data.train.read(index) for index in range(6)])
+        learned = method.remember(trained.model, backbone, "spots", [(images, data.train.labels[:6])])
+    losses[name] = [trained.history[key] for key in ("val_loss", "val_error")]
+    found[name] = learned.shared | learned.of("spots") | learned.learning
+np.testing.assert_allclose(losses["none"], losses["mirrored"], rtol=1e-4)
+for path, array in found["none"].items():
+    np.testing.assert_allclose(found["mirrored"][path], array, rtol=1e-4, atol=1e-5, err_msg=path)
+    assert "fisher" not in path or array.max() > 1e-4, path
+"""
