@@ -1,8 +1,6 @@
 """Learns a task on a frozen backbone, or several in turn: python train.py --flagfile=configs/quickstart.flags
 
-The run goes from top to bottom of `run`: settings, devices, data, backbone, one training a method, results; with
---tasks from top to bottom of `run_tasks`. After a kill the same command goes on where the last completed epoch ended;
-what is done already is not done again.
+After a kill the same command goes on where the last completed epoch ended; what is done already is not done again.
 """
 
 import dataclasses
@@ -45,7 +43,7 @@ RESULT_FILE = "result.json"
 
 
 def run(folder: Path) -> dict[str, Any]:
-    """Trains, evaluates and writes everything into the folder; returns what `metrics.json` holds."""
+    """Goes from settings to results of one task, top to bottom; returns what `metrics.json` holds."""
     # ------------------------------------------------------------------ settings
     inputs = read_config(InputConfig)
     names = [*dict.fromkeys(FLAGS.baseline), FLAGS.method]

@@ -34,9 +34,7 @@ def define_flags() -> None:
     """Defines all flags; call it once, before absl parses the command line."""
     text, flag, number = flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer
     _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required without --tasks.")
-    _own(
-        flags.DEFINE_list, "tasks", [], "Several tasks, learned one after another: NAME=DATA,NAME=DATA, each as --data."
-    )
+    _own(flags.DEFINE_list, "tasks", [], "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     _own(text, "output_dir", None, "Folder of the results; an interrupted run goes on. Required.", required=True)
     _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
     _own(text, "task", None, "Name of the task; by default that of the data set.")
@@ -44,15 +42,20 @@ def define_flags() -> None:
     _own(flag, "skip_broken_images", False, "Leave broken images out and count them.")
     define_base_flags("mobilenet_v2")
     _own(number, "image_size", None, "Height and width in pixels; by default the backbone's own.")
-    _own(flags.DEFINE_enum, "method", "piggyback", METHODS.names(), "How the task is learned.")
+    _own(
+        flags.DEFINE_enum, "method", "piggyback", METHODS.names(), "How the task is learned; all settings: --helpfull."
+    )
     _own(flags.DEFINE_multi_enum, "baseline", [], METHODS.names(), "A method to compare with, trained first.")
-    _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices; auto: mirrored if there are several.")
+    _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices; auto: mirrored if several.")
     _own(flags.DEFINE_enum, "mixed_precision", "none", PRECISIONS, "Half precision of the computation.")
     _own(flag, "deterministic", False, "Bit-equal runs on GPUs too (slower there).")
     _own(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.")
-    _own(number, "verbose", None, "0: quiet, 1: progress bar (default on a terminal), 2: one line an epoch.")
-    for config in (TrainConfig, InputConfig, *(METHODS[name].Config for name in METHODS)):
+    _own(number, "verbose", None, "0: quiet; 1: bar (default on a terminal); 2: a line an epoch.")
+    for config in (TrainConfig, InputConfig, METHODS["piggyback"].Config):
         define_config_flags(config)
+    # Listed by --helpfull under the module of the method, so that --helpshort stays readable.
+    for name in METHODS:
+        define_config_flags(METHODS[name].Config, module_name=METHODS[name].__module__)
 
 
 def define_base_flags(backbone: str | None = None) -> None:
@@ -65,15 +68,21 @@ def define_base_flags(backbone: str | None = None) -> None:
     _own(flags.DEFINE_string, "weights", None, "imagenet, random, or a .weights.h5 or .keras file.")
 
 
-def define_config_flags(config: type) -> None:
-    """Defines a flag for each field of a config dataclass; `read_config` reads them."""
+def define_config_flags(config: type, module_name: str | None = None) -> None:
+    """Defines a flag for each field of a config dataclass that has none; `read_config` reads them.
+
+    Args:
+        config: The dataclass.
+        module_name: Module whose help lists them; None for the program's own.
+    """
     makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
     for field in dataclasses.fields(config):
         if field.name in _OWN:  # A setting that two methods share, such as `norm`.
             if flags.FLAGS[field.name].default != field.default:
                 raise ValueError(f"Two configs define --{field.name} with different defaults.")
             continue
-        _own(makers[type(field.default)], field.name, field.default, field.metadata["help"])
+        place = {} if module_name is None else {"module_name": module_name}
+        _own(makers[type(field.default)], field.name, field.default, field.metadata["help"], **place)
 
 
 def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyType({})) -> Config:

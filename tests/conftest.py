@@ -7,6 +7,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
 
+# Files that take longest. Tests run in two processes with a file each: these first, so that none is left alone.
+LONGEST = ("test_train.py", "test_contract.py", "test_command.py", "test_fit.py", "test_verify.py", "test_networks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:

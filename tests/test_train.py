@@ -147,6 +147,7 @@ app.run(train.main, argv={["train.py", *_command(folder)[2:]]!r})
     assert killed.content_digest() == whole.content_digest()
 
 
+@pytest.mark.slow
 def test_two_devices_train_evaluate_and_write(tmp_path):
     """TensorFlow makes two logical devices only before it starts."""
     script = f"""

@@ -14,7 +14,7 @@ class PiggybackConfig(MethodConfig):
     """Settings of the masks; the defaults are the paper's."""
 
     mask_kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
-    mask_threshold: float = option(5e-3, "tau of equation 4: a weight is used where mask_real >= tau.")
+    mask_threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")
     mask_init: str = option(
         "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
     )
@@ -25,7 +25,7 @@ class PiggybackConfig(MethodConfig):
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics with --norm=task.")
+    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm=task.")
 
 
 @METHODS.register("piggyback")

@@ -17,7 +17,7 @@ class TrainedNetworkConfig(MethodConfig):
     """Settings of methods that train the network itself."""
 
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics with --norm=task.")
+    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm=task.")
 
     def __post_init__(self) -> None:
         if self.norm not in ("frozen", "task"):

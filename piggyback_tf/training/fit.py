@@ -24,7 +24,7 @@ from piggyback_tf.training.strategies import weight_for_replicas
 class InputConfig:
     """How images get from a data set to the network."""
 
-    augment_train: str = option("", "What happens to a training image; by default resize(S,S), S = --image_size.")
+    augment_train: str = option("", "What happens to training images; by default resize(S,S).")
     augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
     cache: str = option("auto", "Images after the fixed operations: memory, disk, none, or auto by size.")
     cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.")
