@@ -14,7 +14,8 @@ not: each task has its own. The moving statistics of batch norm are no parameter
 `norm="task"` they follow the latest task unhindered.
 
 F is the mean over single images and the cross-entropy the mean over a batch. Other implementations sum one of them, so
-that their lambdas are not comparable.
+that their lambdas are not comparable. With lambda 0 the method is `finetune_sequential`, whose optimisers and schedule
+it has; the paper's are for small perceptrons.
 """
 
 import dataclasses

@@ -1,8 +1,10 @@
 """Joint training: one network for all tasks, trained on the images of all of them (Caruana, Machine Learning 28, 1997).
 
 It needs what a sequence does not have, all data at once, and so is what methods that learn tasks one after another are
-measured against: "joint training" in Li and Hoiem (Learning without Forgetting, ECCV 2016, section 2 and figure 2) and
-in the PackNet paper (Mallya and Lazebnik, CVPR 2018, section 4).
+measured against: "joint training" in Learning without Forgetting (Li and Hoiem, ECCV 2016, section 2 and figure 2) and
+in PackNet (Mallya and Lazebnik, CVPR 2018). There is no equation of its own: the loss is the mean cross-entropy over
+the images of a batch, whatever their tasks, each by the head of its own task. Tasks count by their images. Optimisers
+and schedule are those of `finetune`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -71,7 +73,7 @@ class Joint(SharedNetwork):
         """Returns the network with the heads of all tasks, whose logits lie in the order of `heads`.
 
         Raises:
-            ValueError: If the tasks are not known, or have not as many classes together.
+            ValueError: If the tasks are not known, have not as many classes together, or one has fewer than two.
         """
         if not self.heads:
             raise ValueError(
@@ -83,6 +85,8 @@ class Joint(SharedNetwork):
             raise ValueError(
                 f"The tasks {', '.join(self.heads)} have {sum(classes)} classes together. Received: {num_classes}."
             )
+        if small := [task for task, count in self.heads.items() if count < 2]:
+            raise ValueError(f"A classification head needs at least 2 classes; task {small[0]!r} has fewer.")
         model = super().build(backbone, num_classes, seed)
         return JointModel(inputs=model.input, outputs=model.output, name=model.name, classes=classes)
 

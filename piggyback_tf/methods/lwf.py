@@ -13,7 +13,8 @@ the network of before gives for the earlier tasks. As in section 3 and figure 3 
 
 D is the Kullback-Leibler divergence, which differs from the paper's cross-entropy by the entropy of the recorded
 responses, a constant: its gradients are the same, and it is 0 where nothing is forgotten. As in the paper, and unlike
-in Hinton's distillation, it is not multiplied by T ** 2. The paper's weight decay is left out.
+in Hinton's distillation, it is not multiplied by T ** 2. Optimisers and schedule are those of `finetune`, as the paper
+follows the usual practice of fine-tuning; its weight decay is left out.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ OLD_HEADS_NAME = "old_heads"
 
 @dataclasses.dataclass(frozen=True)
 class LwFConfig(TrainedNetworkConfig):
-    """Settings of Learning without Forgetting; the defaults are the paper's."""
+    """Settings of Learning without Forgetting; T and weight are the paper's, which warms up to convergence."""
 
     lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")
     lwf_weight: float = option(1.0, "lambda_o: weight of the old answers against the new task.")

@@ -106,7 +106,7 @@ class Memory:
             tensors |= {f"own/{number}/{name}": array for name, array in arrays.items()}
         with atomic_file(path) as temporary:
             save_file(
-                {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+                {name: np.asarray(array, order="C") for name, array in tensors.items()},
                 temporary,
                 metadata={"tasks": json.dumps(self.tasks)},
             )

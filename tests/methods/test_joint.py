@@ -98,3 +98,5 @@ def test_what_does_not_fit_is_refused():
         Joint().build(toy_backbone(), 5)
     with pytest.raises(ValueError, match="a, b, c have 9 classes together. Received: 5"):
         Joint(heads=HEADS).build(toy_backbone(), 5)
+    with pytest.raises(ValueError, match="at least 2 classes; task 'b' has fewer"):
+        Joint(heads={"a": 2, "b": 1}).build(toy_backbone(), 3)
