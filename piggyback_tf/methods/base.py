@@ -53,6 +53,8 @@ class Method(abc.ABC):
     makes_pack: ClassVar[bool] = True
     # Whether what is learned depends on the tasks before, and so on their order.
     sequential: ClassVar[bool] = False
+    # Whether no later task changes the answers of an earlier one, not by a bit.
+    keeps_old_tasks: ClassVar[bool] = True
     # Whether the memory holds a network in place of the base, which is then no longer needed.
     replaces_base: ClassVar[bool] = False
     # Whether all tasks are learned in one training; `heads` then names them.

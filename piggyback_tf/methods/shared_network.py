@@ -41,6 +41,7 @@ class SharedNetwork(Method):
     Config = TrainedNetworkConfig
     makes_pack = False
     sequential = True
+    keeps_old_tasks = False
     replaces_base = True
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
