@@ -166,8 +166,6 @@ class DeviceNetwork:
         """
         factors, offsets = self._split_norm(norm)
         code, values, start = self.layout.code, [], 0
-        # A gather takes no bytes as indices.
-        mask = None if mask is None else tf.cast(mask, tf.int32)
         for layer, filter_ in self._filters:
             kernel = self._kernel(layer, filter_)
             length = code.length(kernel.size)

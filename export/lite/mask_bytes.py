@@ -47,13 +47,14 @@ class MaskCode:
         """Returns a mask as float32 of a shape, by operators of LiteRT.
 
         Args:
-            mask: Bytes, as int32; what the last one has too many is left out.
+            mask: Bytes, uint8; what the last one has too many is left out.
             shape: The shape.
         """
         import tensorflow as tf
 
-        # As integers until the shape is right: LiteRT reshapes them in place, and XNNPACK copies floats.
-        numbers = tf.reshape(tf.gather(self.table().view(np.int32), mask), [-1])
+        # A gather takes no bytes as indices. Its table holds integers until the shape is right: LiteRT reshapes them in
+        # place, and XNNPACK copies floats.
+        numbers = tf.reshape(tf.gather(self.table().view(np.int32), tf.cast(mask, tf.int16)), [-1])
         count = math.prod(shape)
         if count * self.bits % 8:
             numbers = numbers[:count]
