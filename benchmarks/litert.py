@@ -134,15 +134,18 @@ def inputs(name: str) -> dict[str, Any]:
                 calls[key] = functools.partial(model.predict, image)
                 if design == "switch":
                     setting[key] = functools.partial(model.set_task, model._task)
-    times, setting = paired(calls, ROUNDS[name] // 2), paired(setting, 40)
+    times = paired(calls, ROUNDS[name] // 2)
+    # Between predictions, as on a device: what `set_task` reads and writes has left the caches.
+    seconds = {key: paired({key: call, "predict": calls[key]}, 100)[key] for key, call in setting.items()}
     for key in times:
         if key == "plain":
             continue
         limited = name == "mobilenet_v2" and key == "switch, conv, dense"
         checks += ratios(f"{name}, {key}, against a plain model", times, key, SWITCH_LIMIT if limited else None)
         if key in setting:
-            value = 1e3 * statistics.median(setting[key])
+            value = 1e3 * statistics.median(seconds[key])
             checks.append(line(f"{name}, {key}: set_task", value, SET_LIMIT if limited else None, "ms"))
+            checks.append(line(f"{name}, {key}: set_task, fastest call", 1e3 * min(seconds[key]), None, "ms"))
     return {
         "ms": {key: 1e3 * statistics.median(values) for key, values in times.items()},
         "bytes": sizes,
