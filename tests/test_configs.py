@@ -16,11 +16,13 @@ from piggyback_tf.data import data_kinds, output_size, parse_augment
 from piggyback_tf.data.augment import RandomOperation
 from piggyback_tf.data.tfds_source import _parse_splits
 from piggyback_tf.methods import METHODS
+from piggyback_tf.sequences import parse_tasks
 from piggyback_tf.training import InputConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 RUNNABLE = sorted(path.name for path in CONFIGS.glob("*.flags"))
+SEQUENCES = sorted(path.name for path in (CONFIGS / "sequences").iterdir())
 SETS = ("cubs", "cars", "flowers", "wikiart", "sketch", "imagenet", "places365")
 BACKBONES = ("vgg16", "resnet50", "densenet121")
 FLAGS = flags.FLAGS
@@ -55,7 +57,7 @@ def test_every_row_of_the_table_has_a_file():
 
 
 def test_every_other_file_is_included_by_one_that_runs():
-    reached, waiting = set(), list(RUNNABLE)
+    reached, waiting = set(), [*RUNNABLE, *(f"sequences/{name}" for name in SEQUENCES)]
     while waiting:
         name = waiting.pop()
         reached.add(name)
@@ -112,6 +114,32 @@ def test_data_specs_are_well_formed(name, monkeypatch):
         set_name, _, query = argument.partition("?")
         assert set_name in tfds.list_builders(with_community_datasets=False)
         assert set(_parse_splits(query, FLAGS.data)) == {"train", "test"}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_sequence_says_how_it_is_run_and_can_be(name, monkeypatch):
+    assert f"#   python train.py --flagfile=configs/sequences/{name}\n" in (CONFIGS / "sequences" / name).read_text()
+    _read(f"sequences/{name}", monkeypatch)
+    kind = METHODS[FLAGS.method]
+    own_flags.read_config(TrainConfig, kind.recipe)
+    tasks, inputs = parse_tasks(FLAGS.tasks), own_flags.read_config(InputConfig)
+    assert len(tasks) > 2
+    assert {spec.partition(":")[0] for spec in tasks.values()} <= set(data_kinds())
+    entry = get_entry(FLAGS.backbone)
+    size = FLAGS.image_size or entry.image_size
+    assert output_size(inputs.for_size(size).augment_train) == (size, size)
+    assert FLAGS.output_dir == f"runs/sequences/{name.removesuffix('.flags')}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("paper_vgg16", "paper_reverse_vgg16"), ("sketch_art_textures", "textures_art_sketch")]
+)
+def test_the_reverse_of_a_sequence_has_the_same_tasks(one, other, monkeypatch):
+    found = []
+    for name in (one, other):
+        _read(f"sequences/{name}.flags", monkeypatch)
+        found.append(list(parse_tasks(FLAGS.tasks).items()))
+    assert found[0] == found[1][::-1]
 
 
 def test_the_papers_recipe_has_none_of_the_safeguards(monkeypatch):

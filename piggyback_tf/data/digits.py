@@ -1,5 +1,6 @@
-"""`digits`: the 1797 handwritten digits, 8 by 8 pixels, that come with scikit-learn."""
+"""`digits`: the 1797 handwritten digits, 8 by 8 pixels, that come with scikit-learn; `digits:0-4` is some of them."""
 
+import re
 from functools import cached_property
 
 import numpy as np
@@ -42,13 +43,43 @@ class DigitsSource(Source):
         return digest("digits", sklearn.__version__)
 
 
+class ClassRange(Subset):
+    """The images of some classes of another source, counted from 0.
+
+    Args:
+        source: Where the images are.
+        first: The first class.
+        last: The last class.
+    """
+
+    def __init__(self, source: Source, first: int, last: int):
+        super().__init__(source, np.flatnonzero((source.labels >= first) & (source.labels <= last)))
+        self._first = first
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self._source.labels[self._indices] - self._first
+
+
 @register_data("digits")
 def load_digits_task(request: DataRequest) -> TaskData:
-    """Answers `digits`: a fifth of the images, always the same, is the test split."""
-    if request.argument:
-        raise DataError(f"The data spec is 'digits', with nothing behind it, but was {request.spec!r}.")
-    source = DigitsSource()
+    """Answers `digits` and `digits:FIRST-LAST`: a fifth of the images, always the same, is the test split."""
+    first, last = _parse_range(request)
+    source = ClassRange(DigitsSource(), first, last) if request.argument else DigitsSource()
     rest, test = stratified_split(source, TEST_FRACTION, "digits test split")
     train, validation = carve_validation(Subset(source, rest), request.val_fraction, request.seed, request.spec)
-    names = tuple(str(digit) for digit in range(10))
-    return TaskData(request.spec, "digits", names, train, validation, Subset(source, test))
+    classes = tuple(str(digit) for digit in range(first, last + 1))
+    name = f"digits_{first}-{last}" if request.argument else "digits"
+    return TaskData(request.spec, name, classes, train, validation, Subset(source, test))
+
+
+def _parse_range(request: DataRequest) -> tuple[int, int]:
+    """Returns the first and the last digit."""
+    if not request.argument:
+        return 0, 9
+    match = re.fullmatch(r"(\d)-(\d)", request.argument)
+    if not match or match[1] >= match[2]:
+        raise DataError(
+            f"The data spec is 'digits', or some of them in a row as in 'digits:0-4', but was {request.spec!r}."
+        )
+    return int(match[1]), int(match[2])

@@ -63,7 +63,7 @@ def load_data(
             `"folder:PATH"`: image files in `PATH/train/CLASS/`, optionally `PATH/val/` and `PATH/test/`;
             `"tfds:NAME"`: a data set of TensorFlow Datasets, optionally with its splits, as in
             `"tfds:oxford_flowers102?train=train+validation&test=test"`;
-            `"digits"`: scikit-learn's handwritten digits.
+            `"digits"`: scikit-learn's handwritten digits; `"digits:0-4"`: those from 0 to 4.
         data_dir: Where TensorFlow Datasets keeps its data sets; `None` for its own default.
         val_fraction: The share of the training images, class by class, that becomes the validation
             split if the data set has none.

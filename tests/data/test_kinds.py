@@ -51,8 +51,18 @@ def test_digits():
     assert image.min() == 0 and max(data.train.read(i).max() for i in range(5)) == 255
     assert (image == image[..., :1]).all()
     assert data.train.describe(0).startswith("digits #")
-    with pytest.raises(DataError, match="nothing behind it"):
-        load_data("digits:7")
+
+
+def test_some_of_the_digits():
+    data, whole = load_data("digits:5-7"), load_data("digits")
+    assert (data.name, data.class_names) == ("digits_5-7", ("5", "6", "7"))
+    for split in ("train", "validation", "test"):
+        part, source = getattr(data, split), getattr(whole, split)
+        expected = {source.key(i): label - 5 for i, label in enumerate(source.labels) if 5 <= label <= 7}
+        assert {part.key(i): label for i, label in enumerate(part.labels)} == expected
+    for spec in ("digits:7", "digits:7-7", "digits:8-3", "digits:0-10", "digits:0-4 "):
+        with pytest.raises(DataError, match=f"in a row as in 'digits:0-4', but was '{spec}'"):
+            load_data(spec)
 
 
 def test_digits_test_split_does_not_depend_on_the_seed():

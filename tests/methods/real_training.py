@@ -3,11 +3,10 @@
 import dataclasses
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import Source, Subset, TaskData, load_data, make_dataset
+from piggyback_tf.data import Subset, TaskData, load_data, make_dataset
 from piggyback_tf.evaluation import evaluate
 from piggyback_tf.methods import Memory, Method
 from piggyback_tf.training import InputConfig, TrainConfig, train_task
@@ -28,23 +27,7 @@ def error_of(network: keras.Model, data: TaskData) -> float:
     return evaluate(tf.function(lambda images: network(images, training=False)), dataset)["top1_error"]
 
 
-class _Classes(Subset):
-    """The first images of some classes, which count from 0 here."""
-
-    def __init__(self, source: Source, first: int, last: int, images: int | None):
-        super().__init__(source, np.flatnonzero((source.labels >= first) & (source.labels < last))[:images])
-        self._first = first
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._source.labels[self._indices] - self._first
-
-
 def digits_task(first: int, last: int, images: int) -> TaskData:
-    """Returns a task of the digits from one to before another, with so many training images."""
-    data = load_data("digits")
-    splits = {
-        name: _Classes(getattr(data, name), first, last, images if name == "train" else None)
-        for name in ("train", "validation", "test")
-    }
-    return dataclasses.replace(data, class_names=data.class_names[first:last], **splits)
+    """Returns a task of the digits from one to another, with so many training images."""
+    data = load_data(f"digits:{first}-{last}")
+    return dataclasses.replace(data, train=Subset(data.train, range(images)))
