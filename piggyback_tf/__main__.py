@@ -1,7 +1,7 @@
 """What can be done with task packs and backbones: python -m piggyback_tf COMMAND
 
 Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect`, `compare`,
-`convert`, `push` and `pull` never load it.
+`convert`, `push`, `pull` and `table` never load it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from piggyback_tf.commands import (
     predict,
     pull,
     push,
+    table,
     verify,
 )
 from piggyback_tf.commands.common import PROGRAM, UsageError, complain
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(PROGRAM, description="Work with the packs of trained tasks.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"piggyback_tf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, backbones):
+    for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, table, backbones):
         command.add_command(commands)
     return parser
 

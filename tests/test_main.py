@@ -10,7 +10,19 @@ from piggyback_tf.packs.codec import encode
 from tests.packs.helpers import make_pack, pack_of, trained_model
 from tests.run_command import run_command
 
-COMMANDS = ["evaluate", "predict", "inspect", "compare", "verify", "convert", "merge", "push", "pull", "backbones"]
+COMMANDS = [
+    "evaluate",
+    "predict",
+    "inspect",
+    "compare",
+    "verify",
+    "convert",
+    "merge",
+    "push",
+    "pull",
+    "table",
+    "backbones",
+]
 CLASSES = ["cat", "dog", "emu"]
 
 

@@ -1,12 +1,13 @@
 """The report of a sequence: the matrix of errors, its measures, and what it takes, from nothing but its metrics."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.evaluation.figures import new_figure, write_plot
 from piggyback_tf.evaluation.report import REPORT, format_bytes
+from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import write_atomically
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
         OSError: If a file cannot be written.
     """
     folder, measured = Path(output_dir), metrics["measures"]
-    write_plot(folder / MATRIX_PLOT, lambda: _plot_matrix(metrics))
+    write_plot(folder / MATRIX_PLOT, lambda: plot_matrix(metrics["tasks"], [read_errors(metrics)]))
     lines = [f"# {metrics['method']}: {', '.join(metrics['tasks'])}", "", *sequence_table(metrics), ""]
     lines += [
         "Top-1 test errors in percent, by task, after each task was learned. *System* is all that answering for the "
@@ -68,11 +69,12 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
         f"- average error: {measured['average_error']:.2f} %",
         *(
             f"- {name.replace('_', ' ')}: {measured[name]:+.2f} points"
-            for name in ("forgetting", "backward_transfer")
-            if measured[name] is not None
+            for name in ("forgetting", "backward_transfer", "forward_transfer")
+            if measured.get(name) is not None
         ),
         "- later tasks changed answers of earlier ones: " + ("no" if measured["old_answers_identical"] else "yes"),
         "",
+        *task_agnostic_lines(metrics),
         f"![Errors by task and step]({MATRIX_PLOT})",
     ]
     # Last, so that a report never points to a plot that is not there.
@@ -80,15 +82,28 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
     return folder / REPORT
 
 
-def _plot_matrix(metrics: Mapping[str, Any]) -> "Figure":
+def read_errors(metrics: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Returns the top-1 error of each task that was measured, after each step of a sequence."""
+    return [{task: found["top1_error"] for task, found in step["errors"].items()} for step in metrics["steps"]]
+
+
+def plot_matrix(
+    tasks: Sequence[str], seeds: Sequence[Sequence[Mapping[str, float]]], title: str = "Top-1 test error (%)"
+) -> "Figure":
+    """Draws the matrix of errors: a row for each step, a column for each task.
+
+    Args:
+        tasks: In the order of learning.
+        seeds: For each seed, what `read_errors` returns; their mean is drawn.
+        title: Stands above it.
+    """
     import numpy as np
 
-    tasks = metrics["tasks"]
     values = np.full((len(tasks), len(tasks)), np.nan)
-    for row, step in enumerate(metrics["steps"]):
+    for row in range(len(tasks)):
         for column, task in enumerate(tasks):
-            if task in step["errors"]:
-                values[row, column] = step["errors"][task]["top1_error"]
+            if all(task in steps[row] for steps in seeds):
+                values[row, column] = np.mean([steps[row][task] for steps in seeds])
     figure, (axis,) = new_figure(1, 1.6 + 1.1 * len(tasks), 1.2 + 0.7 * len(tasks))
     image = axis.imshow(values, cmap="viridis_r", vmin=0, vmax=max(1.0, float(np.nanmax(values))), aspect="auto")
     for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
@@ -101,6 +116,6 @@ def _plot_matrix(metrics: Mapping[str, Any]) -> "Figure":
     axis.set_xlabel("task")
     axis.set_ylabel("after learning")
     axis.grid(False)
-    axis.set_title("Top-1 test error (%)", loc="left", fontsize=11)
+    axis.set_title(title, loc="left", fontsize=11)
     figure.colorbar(image)
     return figure

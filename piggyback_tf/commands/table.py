@@ -1,0 +1,84 @@
+"""table: results of finished runs as tables and plots, without TensorFlow."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from piggyback_tf.commands.common import UsageError, complain, printable
+from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Table, TableError, make_table, read_runs
+from piggyback_tf.files import write_atomically
+
+_LAYOUTS_HELP = (
+    "paper2: errors by task and method on one network, models and size; paper3: the same with joint training and top-5 "
+    "errors; paper4: the same as paper2 for several networks; paper5: masks by initialisation; paper6: zeros in masks; "
+    "paper7: fixed against trained batch norm; survey: a row a method with errors, forgetting, transfer, bytes, cost"
+)
+
+
+def add_command(commands: Any) -> None:
+    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+    command = commands.add_parser(
+        "table",
+        help="print the results of runs in the layout of the paper's tables, or as a survey; needs no TensorFlow",
+        description="Prints the results of finished runs as a table: mean and standard deviation over seeds.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_run)
+    command.add_argument(
+        "runs", metavar="RUN", nargs="+", help="folder that train.py wrote, or JSON file of benchmarks/methods.py"
+    )
+    command.add_argument("--layout", required=True, choices=LAYOUTS, help=_LAYOUTS_HELP)
+    command.add_argument(
+        "--format", choices=(*FORMATS, "all"), default="markdown", help="what is printed; default: markdown"
+    )
+    command.add_argument(
+        "--output", metavar="DIR", help="also write LAYOUT.md, LAYOUT.csv and LAYOUT.tex to this folder"
+    )
+    command.add_argument(
+        "--plots",
+        metavar="DIR",
+        help="write plots to this folder: zeros by layer, matrices of errors, error against bytes",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    output, plots = (_folder(options, name) for name in ("output", "plots"))
+    try:
+        records = read_runs(options.runs)
+        table = make_table(options.layout, records)
+        if plots:
+            from piggyback_tf.evaluation.tables.plots import write_plots
+
+            plots.mkdir(exist_ok=True)
+            if not write_plots(plots, records):
+                complain(options.command, "There is nothing to plot in these runs: no masks, sequences or sizes.")
+    except TableError as error:
+        raise UsageError(str(error)) from error
+    if output:
+        output.mkdir(exist_ok=True)
+        for ending, write in FORMATS.values():
+            write_atomically(output / f"{table.name}{ending}", write(table))
+    _print(table, options)
+    return 0
+
+
+def _folder(options: argparse.Namespace, name: str) -> Path | None:
+    """Returns the folder that an option names, checked as far as that goes before any work."""
+    if getattr(options, name) is None:
+        return None
+    folder = Path(getattr(options, name))
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--{name}={folder}: this is a file; name a folder.")
+    if not folder.resolve().parent.is_dir():
+        raise UsageError(f"--{name}={folder}: there is no folder {str(folder.parent)!r}.")
+    return folder
+
+
+def _print(table: Table, options: argparse.Namespace) -> None:
+    names = list(FORMATS) if options.format == "all" else [options.format]
+    print("\n".join(FORMATS[name][1](table) for name in names), end="")
+    if options.format == "csv":
+        # They would be no CSV.
+        for note in table.notes:
+            print(printable(note), file=sys.stderr)

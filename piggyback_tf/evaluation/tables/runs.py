@@ -1,0 +1,289 @@
+"""What tables are made of: the results of finished runs, read from where they were written."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.pack import PACK_SUFFIX
+
+
+class TableError(ValueError):
+    """Runs that cannot be read or do not fit together; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The frozen network of a run.
+
+    Attributes:
+        hash: SHA-256 of its weights.
+        backbone: Name of the network; empty if not known.
+        weights: Name of its weights, or their file.
+        image_size: Height and width of its images; None if not known.
+    """
+
+    hash: str
+    backbone: str = ""
+    weights: str = ""
+    image_size: int | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Two runs are on the same base if these are equal. Random weights are drawn anew with each seed."""
+        same = (self.backbone, "random") if self.backbone and self.weights == "random" else (self.hash,)
+        return (*same, self.image_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """What one method learned in one run: a task, or several in turn.
+
+    Attributes:
+        source: Where it was read, for messages.
+        method: Name of the method.
+        seed: Of the run; None if not known.
+        base: What it was learned on.
+        tasks: In the order of learning.
+        errors: Errors as from `evaluate` on the test split, by task, after all tasks were learned.
+        settings: Values of all flags; empty if not known.
+        classes: Names of the classes, by task, where known.
+        packs: File of each task's pack, where there is one.
+        name: A name for the method with its settings, for a run whose settings are not known.
+        baseline: Whether it was trained as a `--baseline` of another method.
+        sequence: What `run_sequence` returned, of a sequence.
+        single: The method's entry in `metrics.json`, of a run with one task.
+        refused: Why the method cannot learn on this base; empty if it did.
+    """
+
+    source: str
+    method: str
+    seed: int | None
+    base: Base
+    tasks: tuple[str, ...]
+    errors: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    classes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    packs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    name: str = ""
+    baseline: bool = False
+    sequence: Mapping[str, Any] | None = None
+    single: Mapping[str, Any] | None = None
+    refused: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """How long learning took."""
+        return self.sequence["measures"]["seconds"] if self.sequence else (self.single or {}).get("seconds")
+
+    def zeros(self, task: str) -> tuple[float, Mapping[str, float]] | None:
+        """Returns the dropped fraction of a task's masked weights, in all and by layer; None if there is no mask.
+
+        Raises:
+            PackError: If the task's pack is damaged.
+        """
+        if self.single and "zeros" in self.single:
+            return self.single["zeros_total"], self.single["zeros"]
+        if self.single or task not in self.packs:
+            return None
+        return _zeros(self.packs[task])
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, int | None] | None:
+        """Bytes of what has to be kept: `"base"`, `"system"`, all with plain packs, and `"compressed"`, all as stored.
+
+        A base that the method replaces is in `"base"` only. `"system"` is None if a task's pack is gone; all is None if
+        the run does not say.
+        """
+        if self.sequence:
+            size = self.sequence["steps"][-1]["bytes"]
+            kept = size["system"] - size["added"]
+            return {"base": size["base"], "system": size["system"], "compressed": kept + size["compressed"]}
+        size = (self.single or {}).get("bytes")
+        if not size:
+            return None
+        plain: int | None = size["task"]
+        if str(self.single.get("file", "")).endswith(PACK_SUFFIX):
+            pack = self.packs.get(self.tasks[0])
+            plain = _plain_bytes(pack) if pack else None
+        return {
+            "base": size["base"],
+            "system": None if plain is None else size["base"] + plain,
+            "compressed": size["base"] + size["task"],
+        }
+
+
+def read_runs(paths: list[str]) -> list[Record]:
+    """Returns what runs hold.
+
+    Args:
+        paths: Folders that `train.py` wrote, and JSON files of `benchmarks/methods.py`.
+
+    Raises:
+        TableError: If a path is there twice, is none of these, or a run is not finished.
+        OSError: If a file cannot be read.
+    """
+    seen: dict[Path, str] = {}
+    records = []
+    for path in paths:
+        place = Path(path).resolve()
+        if place in seen:
+            raise TableError(f"{path!r} is given twice.")
+        seen[place] = path
+        try:
+            found = _read_folder(Path(path), path) if place.is_dir() else _read_file(Path(path), path)
+            for record in found:
+                _check(record)
+            records += found
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            what = "what train.py or benchmarks/methods.py writes"
+            raise TableError(f"{path!r} does not hold {what}: {error!r}.") from None
+    return records
+
+
+def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchmark") -> list[Record]:
+    """Returns the runs of `benchmarks/methods.py`.
+
+    Args:
+        rows: By `"LABEL/ORDER/SEED"` what `run_sequence` returned, or `"method"` and `"refused"`.
+        source: Where they come from, for messages.
+
+    Raises:
+        TableError: If a key has another form, or no run was finished.
+    """
+    keys = {key: tuple(key.rsplit("/", 2)) for key in rows}
+    for key, parts in keys.items():
+        if len(parts) != 3 or not parts[2].isdigit():
+            raise TableError(f"{source}: a key is LABEL/ORDER/SEED. Received: {key!r}.")
+    orders = {keys[key][1]: tuple(row["tasks"]) for key, row in rows.items() if "tasks" in row}
+    hashes = [row["base_hash"] for row in rows.values() if "base_hash" in row]
+    if not hashes:
+        raise TableError(f"{source}: there is no finished run.")
+    records = []
+    for key, row in rows.items():
+        label, order, seed = keys[key]
+        done = "refused" not in row
+        if not done and order not in orders:
+            continue  # With no other run in this order, nobody knows its tasks; another order has the same reason.
+        records.append(
+            Record(
+                source=f"{source}: {key}",
+                method=row["method"],
+                seed=int(seed),
+                base=Base(row["base_hash"] if done else hashes[0]),
+                tasks=orders[order],
+                errors=row["steps"][-1]["errors"] if done else {},
+                name=label,
+                sequence=row if done else None,
+                refused="" if done else row["refused"],
+            )
+        )
+    return records
+
+
+def _read_folder(folder: Path, source: str) -> list[Record]:
+    if not (folder / "settings.json").is_file():
+        raise TableError(f"{source!r} is no folder of a run of train.py: there is no settings.json in it.")
+    if not (folder / "metrics.json").is_file():
+        raise TableError(
+            f"The run in {source!r} is not finished: there is no metrics.json in it. Its command, given again, goes on."
+        )
+    settings, metrics = _read_json(folder / "settings.json"), _read_json(folder / "metrics.json")
+    found = _read_json(folder / "found.json") if (folder / "found.json").is_file() else {}
+    base = _base(metrics["base_hash"], settings)
+    if "steps" in metrics:
+        tasks = tuple(metrics["tasks"])
+        files = {task: folder / f"{place}_{task}" / f"{task}{PACK_SUFFIX}" for place, task in enumerate(tasks, start=1)}
+        return [
+            Record(
+                source=source,
+                method=metrics["method"],
+                seed=settings.get("seed"),
+                base=base,
+                tasks=tasks,
+                errors=metrics["steps"][-1]["errors"],
+                settings=settings,
+                classes={task: found[f"{task}: class_names"] for task in tasks if f"{task}: class_names" in found},
+                packs={task: path for task, path in files.items() if path.is_file()},
+                sequence=metrics,
+            )
+        ]
+    records = []
+    for method, single in metrics["methods"].items():
+        task, baseline = metrics["task"], method != settings.get("method")
+        pack = (folder / "baselines" / method if baseline else folder) / f"{task}{PACK_SUFFIX}"
+        records.append(
+            Record(
+                source=source,
+                method=method,
+                seed=settings.get("seed"),
+                base=base,
+                tasks=(task,),
+                errors={task: single["test"]} if "test" in single else {},
+                settings=settings,
+                classes={task: found["class_names"]} if "class_names" in found else {},
+                packs={task: pack} if pack.is_file() else {},
+                baseline=baseline,
+                single=single,
+            )
+        )
+    return records
+
+
+def _check(record: Record) -> None:
+    """Reads what tables are made of once, so that what is missing is missed here."""
+    for errors in record.errors.values():
+        float(errors["top1_error"]), int(errors["images"])
+    if record.sequence:
+        last = record.sequence["steps"][-1]
+        missing = [task for task in record.tasks if task not in record.errors]
+        if missing or any(task not in last["multiply_adds"] for task in record.tasks):
+            raise KeyError(*missing)
+        float(record.sequence["measures"]["seconds"]), float(last["trained_parameters"])
+        sum(last["bytes"][part] for part in ("base", "system", "added", "compressed"))
+
+
+def _read_file(path: Path, source: str) -> list[Record]:
+    if not path.is_file():
+        raise TableError(f"There is no folder or file {source!r}.")
+    content = _read_json(path)
+    if not isinstance(content, dict) or "rows" not in content:
+        raise TableError(f"{source!r} is neither a folder of train.py nor a JSON file of benchmarks/methods.py.")
+    return read_benchmark(content["rows"], source)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TableError(f"{str(path)!r} is no JSON file: {error}.") from None
+
+
+def _base(digest: str, settings: Mapping[str, Any]) -> Base:
+    """Returns the base of a run; where a flag was not given, the backbone's default."""
+    from piggyback_tf.backbones.registry import get_entry
+
+    backbone = settings["backbone"]
+    weights, image_size = settings.get("weights"), settings.get("image_size")
+    if weights is None or image_size is None:
+        try:
+            entry = get_entry(backbone)
+        except ValueError:  # A network that another program registered.
+            return Base(digest, backbone, weights or "", image_size)
+        weights, image_size = weights or entry.weights[0], image_size or entry.image_size
+    return Base(digest, backbone, weights, image_size)
+
+
+@functools.cache
+def _zeros(path: Path) -> tuple[float, Mapping[str, float]] | None:
+    pack = TaskPack.load(path)
+    return (pack.zeros_total, pack.zeros) if pack.masks else None
+
+
+@functools.cache
+def _plain_bytes(path: Path) -> int:
+    """Returns the size of a pack with a bit for each weight of a mask, as the paper counts."""
+    return len(TaskPack.load(path).to_bytes("bits"))
