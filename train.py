@@ -20,11 +20,12 @@ from absl import app, flags, logging
 from piggyback_tf.backbones import Backbone, WeightsError, load_backbone
 from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surface_data_errors
 from piggyback_tf.evaluation import evaluate, results_table, sequence_table, write_report, write_sequence_report
+from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import atomic_file, write_atomically
-from piggyback_tf.flags import define_flags, make_method, read_config, settings
+from piggyback_tf.flags import define_flags, make_method, read_config, refuse_unused, settings
 from piggyback_tf.methods import METHODS, Method
 from piggyback_tf.packs import PackError, TaskPack, check_task_name
-from piggyback_tf.sequences import SequenceSettings, parse_tasks, run_sequence
+from piggyback_tf.sequences import SequenceSettings, parse_tasks, provenance, run_sequence, with_start
 from piggyback_tf.training import (
     InputConfig,
     TrainConfig,
@@ -49,6 +50,7 @@ def run(folder: Path) -> dict[str, Any]:
     names = [*dict.fromkeys(FLAGS.baseline), FLAGS.method]
     if FLAGS.method in FLAGS.baseline:
         raise flags.IllegalFlagValueError(f"--baseline={FLAGS.method} is the --method itself; leave it out.")
+    refuse_unused(names)
     methods = {name: make_method(name) for name in names}
     if at_once := [name for name in names if methods[name].at_once]:
         raise flags.IllegalFlagValueError(f"Method {at_once[0]} learns several tasks at once; give them by --tasks.")
@@ -77,6 +79,7 @@ def run(folder: Path) -> dict[str, Any]:
             own.mkdir(parents=True, exist_ok=True)
             if not (own / RESULT_FILE).exists():
                 logging.info("%s on %s: %d training images", name, task, len(data.train))
+                method = with_start(method, backbone, data, inputs, seed=FLAGS.seed, folder=own)
                 trained = train_task(
                     method,
                     backbone,
@@ -113,6 +116,7 @@ def run(folder: Path) -> dict[str, Any]:
 def run_tasks(folder: Path) -> dict[str, Any]:
     """Learns the tasks of --tasks one after another; returns what `metrics.json` holds."""
     # ------------------------------------------------------------------ settings
+    refuse_unused([FLAGS.method])
     kind = METHODS[FLAGS.method]
     train_config = read_config(TrainConfig, kind.recipe)
     sequence = SequenceSettings(
@@ -122,12 +126,17 @@ def run_tasks(folder: Path) -> dict[str, Any]:
         read_config(InputConfig),
         settings() | dataclasses.asdict(train_config),
         verbosity(),
+        FLAGS.task_agnostic,
+        FLAGS.forward_transfer,
     )
     specs = parse_tasks(FLAGS.tasks)
     check_settings(folder, settings())
     if (folder / METRICS_FILE).exists():
-        logging.info("The run in %s is complete; delete the folder to run it again.", folder)
-        return json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text())
+        # What forward transfer is measured from can be trained later.
+        if not FLAGS.forward_transfer or metrics["measures"].get("forward_transfer") is not None:
+            logging.info("The run in %s is complete; delete the folder to run it again.", folder)
+            return metrics
 
     # --------------------------------------------------- devices, data, backbone
     strategy = prepare_devices()
@@ -206,6 +215,7 @@ def write_result(
             for name, values in trained.history.items()
         },
         "seconds": trained.seconds,
+        **provenance(method),
     }
     if method.makes_pack:
         path = folder / f"{task}.task.safetensors"
@@ -216,7 +226,7 @@ def write_result(
             backbone=backbone,
             method=name,
             eval_augment=inputs.augment_eval,
-            settings=settings(),
+            settings=settings() | provenance(method),
             errors=errors,
         )
         pack.save(path)
@@ -251,12 +261,17 @@ def main(argv: list[str]) -> None:
             raise flags.IllegalFlagValueError("One of --data, for one task, and --tasks, for several, is needed.")
         if FLAGS.tasks and (FLAGS.task or FLAGS.baseline):
             raise flags.IllegalFlagValueError("--task and --baseline go with --data; --tasks names its tasks itself.")
+        if FLAGS.data and (FLAGS["task_agnostic"].present or FLAGS["forward_transfer"].present):
+            raise flags.IllegalFlagValueError("--task_agnostic and --forward_transfer go with --tasks.")
         with run_folder(FLAGS.output_dir) as folder:
             metrics = run_tasks(folder) if FLAGS.tasks else run(folder)
     except (DataError, WeightsError, TrainingError, PackError, ValueError, OSError, flags.Error) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-    print("\n".join(sequence_table(metrics) if FLAGS.tasks else results_table(metrics["methods"])))
+    if FLAGS.tasks:
+        print("\n".join([*sequence_table(metrics), "", *task_agnostic_lines(metrics)]).rstrip())
+    else:
+        print("\n".join(results_table(metrics["methods"])))
     print(f"\nReport: {folder / 'report.md'}")
 
 

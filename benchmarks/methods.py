@@ -27,7 +27,7 @@ from piggyback_tf.sequences import SequenceSettings, run_sequence
 from piggyback_tf.training import TrainConfig, TrainingError
 
 ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
-EPOCHS = 7
+EPOCHS = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def learn(backbone: Backbone, label: str, order: str, seed: int) -> dict[str, An
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    arguments.add_argument("--methods", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    arguments.add_argument("--methods", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="METHOD")
     options = arguments.parse_args()
     results, backbone = Results("methods"), mobilenet()
     rows = {}

@@ -1,7 +1,7 @@
 """Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -12,8 +12,10 @@ from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
 
 Config = TypeVar("Config")
 
-# They change where and how fast a run goes on, not what comes out of it.
+# They change where and how fast a run goes on, and what is measured besides; not what is learned.
 NOT_SETTINGS = {
+    "task_agnostic",
+    "forward_transfer",
     "output_dir",
     "data_dir",
     "cache",
@@ -23,6 +25,8 @@ NOT_SETTINGS = {
     "verbose",
     "chance_epochs",
 }
+# Settings that a method which has none of them refuses: whoever gives one expects something of it.
+NEVER_IGNORED = ("init_from", "sparsity_weight")
 PRECISIONS = ("none", "float16", "bfloat16")
 _OWN: list[str] = []
 
@@ -35,6 +39,10 @@ def define_flags() -> None:
     text, flag, number = flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer
     _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required without --tasks.")
     _own(flags.DEFINE_list, "tasks", [], "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
+    _own(
+        flag, "task_agnostic", True, "With --tasks, measure at the end also how well the task of an image is inferred."
+    )
+    _own(flag, "forward_transfer", False, "With --tasks, train every task but the first alone, too, to compare with.")
     _own(text, "output_dir", None, "Folder of the results; an interrupted run goes on. Required.", required=True)
     _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
     _own(text, "task", None, "Name of the task; by default that of the data set.")
@@ -114,8 +122,30 @@ def make_method(name: str) -> Method:
     return method(read_config(method.Config))
 
 
+def refuse_unused(methods: Iterable[str]) -> None:
+    """Refuses settings beyond the paper that none of some methods has.
+
+    Args:
+        methods: Names of all methods of the run.
+
+    Raises:
+        flags.IllegalFlagValueError: If one of the settings is not at its default.
+    """
+
+    def having(setting: str, names: Iterable[str]) -> list[str]:
+        return [name for name in names if setting in {field.name for field in dataclasses.fields(METHODS[name].Config)}]
+
+    methods = list(methods)
+    for setting in NEVER_IGNORED:
+        if flags.FLAGS[setting].value != flags.FLAGS[setting].default and not having(setting, methods):
+            raise flags.IllegalFlagValueError(
+                f"--{setting} goes with --method={' or '.join(having(setting, METHODS))}. Received: "
+                f"--method={methods[-1]}."
+            )
+
+
 def settings() -> dict[str, Any]:
-    """Returns the values of all flags that decide the result of a run."""
+    """Returns the values of all flags that decide what a run learns."""
     return {name: flags.FLAGS[name].value for name in _OWN if name not in NOT_SETTINGS}
 
 

@@ -10,12 +10,14 @@ from piggyback_tf.masking.layers import (
     MaskedLayer,
     MaskedSeparableConv2D,
 )
+from piggyback_tf.masking.start import MaskStart, start_masks
 from piggyback_tf.masking.threshold import masked_kernel
 from piggyback_tf.masking.wrap import MaskedWeight, mask, mask_config, masked_weights, read_masks, share
 
 __all__ = [
     "MASKED_LAYERS",
     "MaskConfig",
+    "MaskStart",
     "MaskedConv2D",
     "MaskedConv2DTranspose",
     "MaskedDense",
@@ -29,4 +31,5 @@ __all__ = [
     "masked_weights",
     "read_masks",
     "share",
+    "start_masks",
 ]

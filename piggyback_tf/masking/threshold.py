@@ -26,6 +26,28 @@ def ternarise(mask_real: tf.Tensor, threshold: float) -> tf.Tensor:
     return tf.where(mask_real >= threshold, ones, tf.where(mask_real <= -threshold, -ones, 0.0))
 
 
+def count_dropped(mask_real: tf.Tensor, threshold: float, scale: float) -> tf.Tensor:
+    """Returns how many weights a mask does not use as they are: those with `mask_real` below the threshold.
+
+    The gradient passes straight through the threshold, as that of `masked_kernel` does: it is -1 for each weight. It
+    ends at `scale`, beyond which nothing would be gained: there it is 0.
+
+    Args:
+        mask_real: The real-valued mask, float32.
+        threshold: `tau`; of ternary masks those at -1 count, too.
+        scale: Size of `mask_real` at the start, above the threshold.
+    """
+
+    @tf.custom_gradient
+    def straight_through(mask_real):
+        def gradient(upstream):
+            return -upstream * tf.cast(mask_real < scale, mask_real.dtype)
+
+        return tf.reduce_sum(tf.cast(mask_real < threshold, tf.float32)), gradient
+
+    return straight_through(mask_real)
+
+
 def masked_kernel(
     kernel: tf.Tensor,
     mask_real: tf.Tensor,

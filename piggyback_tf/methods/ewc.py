@@ -30,6 +30,7 @@ from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods.base import METHODS, option
 from piggyback_tf.methods.fisher import diagonal_fisher, sample_images
 from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.penalty import PenalisedModel
 from piggyback_tf.methods.shared_network import SharedNetwork, TrainedNetworkConfig
 
 
@@ -49,29 +50,6 @@ class EWCConfig(TrainedNetworkConfig):
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
         if not 0 <= self.ewc_decay <= 1:
             raise ValueError(f"`ewc_decay` must be in [0, 1]. Received: ewc_decay={self.ewc_decay}.")
-
-
-class PenalisedModel(keras.Model):
-    """A functional model whose loss in training has one more term.
-
-    Args:
-        *args: As for a functional `keras.Model`.
-        penalty: Returns the term, a scalar that depends on nothing but weights.
-        **kwargs: As for a functional `keras.Model`.
-    """
-
-    def __init__(self, *args: Any, penalty: Callable[[], tf.Tensor], **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.penalty = penalty
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if not training:
-            return loss
-        # The losses of several devices are summed, and each of them adds the term.
-        return loss + self.penalty() / tf.distribute.get_strategy().num_replicas_in_sync
 
 
 @METHODS.register("ewc")

@@ -1,12 +1,29 @@
-"""Piggyback: one mask over the frozen weights per task (Mallya, Davis, Lazebnik, ECCV 2018, section 3)."""
+"""Piggyback: one mask over the frozen weights per task (Mallya, Davis, Lazebnik, ECCV 2018, section 3).
+
+Beyond the paper, masks can start as those of another task (`init_from`), and weights can have a price for being dropped
+(`sparsity_weight`): with D of the N masked weights not used as they are, the loss has the term
+
+    sparsity_weight * D / N
+
+whose gradient passes the threshold like that of the loss itself. A weight is then only dropped for good if that lowers
+the loss by more than `sparsity_weight / N`, as far as its gradient tells.
+"""
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
 
 import keras
+import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone
-from piggyback_tf.masking import MaskConfig, mask
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.masking import MaskConfig, MaskStart, mask, masked_weights, start_masks
+from piggyback_tf.masking.threshold import count_dropped
 from piggyback_tf.methods.base import METHODS, Method, MethodConfig, option
+from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.penalty import PenalisedModel
+
+AUTO = "auto"  # Of `init_from`: the best of the tasks learned before; followed by `:`, the best of some packs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +43,58 @@ class PiggybackConfig(MethodConfig):
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
     norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm=task.")
+    init_from: str = option("", "Start as the masks of PACK, or of the best of auto:PACKS or auto (see --tasks).")
+    sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity_weight < float("inf"):
+            raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
+        if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:
+            raise ValueError(
+                "`sparsity_weight` and `init_from` need a `mask_scale` above `mask_threshold`. Received: "
+                f"mask_scale={self.mask_scale}, mask_threshold={self.mask_threshold}."
+            )
 
 
 @METHODS.register("piggyback")
 class Piggyback(Method):
-    """Learns `mask_real` for every kernel of the backbone, and the head; the backbone's weights stay shared."""
+    """Learns `mask_real` for every kernel of the backbone, and the head; the backbone's weights stay shared.
+
+    Args:
+        config: As for `Method`.
+        memory: As for `Method`.
+        heads: As for `Method`.
+        start: What the masks start from, if `config.init_from` says so.
+    """
 
     Config = PiggybackConfig
 
+    def __init__(
+        self,
+        config: PiggybackConfig | None = None,
+        memory: Memory | None = None,
+        heads: Mapping[str, int] | None = None,
+        start: MaskStart | None = None,
+    ):
+        super().__init__(config, memory, heads)
+        self.start = start
+        # What the class says holds for masks that start on their own.
+        self.sequential = self.config.init_from == AUTO
+
+    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
+        model = super().build(backbone, num_classes, seed)
+        if not self.config.sparsity_weight:
+            return model
+        penalty = self._price(model)
+        return PenalisedModel(inputs=model.input, outputs=model.output, name=model.name, penalty=penalty)
+
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         config = self.config
-        return mask(
+        if config.init_from and self.start is None:
+            raise ValueError(
+                f"Method 'piggyback' has init_from={config.init_from!r} and no start; `sequences.with_start` reads it."
+            )
+        model = mask(
             backbone.model,
             MaskConfig(
                 kind=config.mask_kind,
@@ -51,6 +109,23 @@ class Piggyback(Method):
             norm=config.norm,
             norm_momentum=config.norm_momentum,
         )
+        if self.start is not None:
+            start_masks(model, self.start.masks)
+            variables = named_variables(model)
+            for path, value in self.start.norm.items():
+                variables[path].assign(value)
+        return model
+
+    def _price(self, model: keras.Model) -> Callable[[], tf.Tensor]:
+        """Returns what computes `sparsity_weight * D / N`."""
+        masks = [weight.mask_real for weight in masked_weights(model).values()]
+        price = self.config.sparsity_weight / sum(math.prod(mask_real.shape) for mask_real in masks)
+        limits = self.config.mask_threshold, self.config.mask_scale
+
+        def penalty() -> tf.Tensor:
+            return price * tf.add_n([count_dropped(tf.convert_to_tensor(v.value), *limits) for v in masks])
+
+        return penalty
 
 
 def split_patterns(text: str) -> list[str]:

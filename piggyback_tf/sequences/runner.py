@@ -1,27 +1,26 @@
 """Learns tasks one after another, measures all of them after each, and goes on after a kill where it was."""
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import Source, TaskData, make_dataset, surface_data_errors
+from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
 from piggyback_tf.data.joined import join_tasks
-from piggyback_tf.evaluation import evaluate
-from piggyback_tf.evaluation.continual import read_matrix
+from piggyback_tf.evaluation.continual import ErrorMatrix, read_matrix
 from piggyback_tf.files import write_atomically
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
+from piggyback_tf.sequences.answers import measure, measure_task_agnostic
 from piggyback_tf.sequences.cost import multiply_adds
-from piggyback_tf.sequences.store import MemoryStore, PackStore, Store
+from piggyback_tf.sequences.start import provenance, with_start
+from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore, Store
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 
 RESULT_FILE = "result.json"
@@ -38,6 +37,12 @@ class SequenceSettings:
         inputs: Augmentation and caching.
         settings: All settings by name, for the record.
         verbose: As for `keras.Model.fit`.
+        task_agnostic: Whether to measure, at the end, how well tasks are inferred where none is given.
+        forward_transfer: Whether to train every task but the first also alone, which is what the forward transfer of a
+            sequential method is measured from. For methods whose tasks do not know of one another it is 0 without.
+
+    Raises:
+        ValueError: If forward transfer is asked of a method that learns all tasks at once.
     """
 
     method: str
@@ -46,6 +51,14 @@ class SequenceSettings:
     inputs: InputConfig
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verbose: int = 0
+    task_agnostic: bool = True
+    forward_transfer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.forward_transfer and METHODS[self.method].at_once:
+            raise ValueError(
+                f"Method {self.method} learns all tasks at once, none after another: there is no forward transfer."
+            )
 
 
 def run_sequence(
@@ -65,7 +78,9 @@ def run_sequence(
     Returns:
         `"tasks"`, `"method"`, `"steps"` (for each task what was measured after it was learned: `"errors"` on the test
         split by task, `"answers"`: a digest of all logits by task, `"bytes"`, `"trained_parameters"`, `"seconds"`,
-        `"multiply_adds"` by task) and `"measures"` of the sequence.
+        `"multiply_adds"` by task) and `"measures"` of the sequence. Of two tasks or more also `"task_agnostic"`: see
+        `measure_task_agnostic`. With `settings.forward_transfer`, of a sequential method, `"alone"`: what was measured
+        of each task but the first after it was learned alone, by task, as in `"steps"`.
 
     Raises:
         ValueError: If a task has no test split, or a method cannot learn on this base.
@@ -74,37 +89,76 @@ def run_sequence(
     for task, data in tasks.items():
         if data.test is None:
             raise ValueError(f"Task {task!r} has no test split, on which a sequence measures all tasks.")
-    kind = METHODS[settings.method]
-    folders = {task: folder / f"{place}_{task}" for place, task in enumerate(tasks, start=1)}
+    metrics = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
+    metrics["sequential"] = METHODS[settings.method](settings.config).sequential
+    metrics["steps"] = steps = _learn_in_turn(folder, backbone, tasks, settings)
+    if "task_agnostic" in steps[-1]:
+        metrics["task_agnostic"] = steps[-1].pop("task_agnostic")
+    if settings.forward_transfer and metrics["sequential"]:
+        metrics["alone"] = _learn_alone(folder / "alone", backbone, tasks, settings)
+    return metrics | {"measures": measures(metrics)}
+
+
+def _learn_in_turn(
+    folder: Path, backbone: Backbone, tasks: Mapping[str, TaskData], settings: SequenceSettings, first: int = 1
+) -> list[dict[str, Any]]:
+    """Learns tasks in their order; returns what was measured after each.
+
+    Args:
+        folder: An existing folder.
+        backbone: The base.
+        tasks: The data of each task.
+        settings: How to learn.
+        first: The number of the first task in the name of its folder.
+    """
+    kind, names = METHODS[settings.method], list(tasks)
+    folders = {task: folder / f"{place}_{task}" for place, task in enumerate(tasks, start=first)}
     store: Store = (PackStore if kind.makes_pack else MemoryStore)(backbone, folders)
-    base_hash = backbone.hash
-    names = list(tasks)
-    steps = []
-    for place, task in enumerate(names):
+    base_hash, steps = backbone.hash, []
+    for place, task in enumerate(names, start=1):
         own = folders[task]
         own.mkdir(exist_ok=True)
         if kind.at_once and task != names[-1]:
             steps.append({"errors": {}})
             continue
         if not (own / RESULT_FILE).exists():
-            logging.info("%s, task %d of %d: %s", settings.method, place + 1, len(names), task)
+            logging.info("%s, task %d of %d: %s", settings.method, place, len(names), task)
             found = _learn(own, task, backbone, tasks, store, settings)
             if backbone.hash != base_hash:
                 raise TrainingError(
                     f"Method {settings.method} changed the base, which must never happen. Please report this."
                 )
-            learned = names[: place + 1]
-            found |= _measure_all(learned, tasks, store, settings, backbone)
+            found |= _measure_all(names[:place], tasks, store, settings, backbone)
+            if settings.task_agnostic and 1 < place == len(names):
+                found["task_agnostic"] = _measure_task_agnostic(tasks, store, settings, backbone)
             write_atomically(own / RESULT_FILE, json.dumps(found, indent=2) + "\n")
         finish_training(own)
         store.forget(task)
         steps.append(json.loads((own / RESULT_FILE).read_text()))
-    metrics = {"method": settings.method, "tasks": names, "base_hash": base_hash, "steps": steps}
-    return metrics | {"measures": measures(metrics)}
+    return steps
+
+
+def _learn_alone(
+    folder: Path, backbone: Backbone, tasks: Mapping[str, TaskData], settings: SequenceSettings
+) -> dict[str, Any]:
+    """Learns every task but the first as if it were the first; returns what was measured of each."""
+    alone = {}
+    for place, task in enumerate(tasks, start=1):
+        if place > 1:
+            logging.info("%s for the forward transfer to it: %s alone", settings.method, task)
+            folder.mkdir(exist_ok=True)
+            (alone[task],) = _learn_in_turn(folder, backbone, {task: tasks[task]}, settings, first=place)
+            # Nothing but its error is needed, and the network would take as much as those of the sequence.
+            (folder / f"{place}_{task}" / MEMORY_FILE).unlink(missing_ok=True)
+    return alone
 
 
 def measures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns average error, forgetting and backward transfer of a sequence, and whether old answers stayed the same.
+    """Returns average error, forgetting, transfer of a sequence, and whether old answers stayed the same.
+
+    Forward transfer is 0 for methods whose tasks know nothing of one another, since each is learned as if it were
+    alone. For sequential methods it is None unless their tasks were trained alone, too, and always for methods that
+    learn all tasks at once. The seconds are those of the sequence, without what was trained alone.
 
     Args:
         metrics: What `run_sequence` returns, without the measures.
@@ -118,9 +172,22 @@ def measures(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "average_error": matrix.average_error(),
         "forgetting": matrix.forgetting(),
         "backward_transfer": matrix.backward_transfer(),
+        "forward_transfer": _forward_transfer(metrics, matrix),
         "old_answers_identical": all(len(digests) == 1 for digests in same.values()),
         "seconds": sum(step.get("seconds", 0.0) for step in steps),
     }
+
+
+def _forward_transfer(metrics: Mapping[str, Any], matrix: ErrorMatrix) -> float | None:
+    """Returns the forward transfer of a sequence, where it is known; see `measures`."""
+    kind = METHODS[metrics["method"]]
+    if kind.at_once or len(matrix.tasks) < 2:
+        return None
+    if not metrics["sequential"]:
+        return 0.0
+    return matrix.forward_transfer(
+        {task: found["errors"][task]["top1_error"] for task, found in metrics.get("alone", {}).items()}
+    )
 
 
 def _learn(
@@ -138,6 +205,8 @@ def _learn(
     method = kind(settings.config, memory, heads)
     data = join_tasks(tasks) if kind.at_once else tasks[task]
     inputs = settings.inputs.for_size(backbone.image_size)
+    learned = store.earlier_packs(task)
+    method = with_start(method, backbone, data, inputs, seed=settings.train.seed, folder=folder, learned=learned)
     trained = train_task(method, backbone, data, settings.train, inputs, state_dir=folder, verbose=settings.verbose)
     started = time.perf_counter()
     images = make_dataset(data.train, inputs.augment_eval, batch_size=settings.train.batch_size, training=False)
@@ -151,7 +220,7 @@ def _learn(
                 "method": settings.method,
                 "class_names": list(data.class_names),
                 "eval_augment": inputs.augment_eval,
-                "settings": dict(settings.settings),
+                "settings": dict(settings.settings) | provenance(method),
             },
         )
     return {
@@ -159,6 +228,7 @@ def _learn(
         "history": trained.history,
         "seconds": trained.seconds + time.perf_counter() - started,
         "trained_parameters": sum(int(np.prod(variable.shape)) for variable in trained.model.trainable_variables),
+        **provenance(method),
     }
 
 
@@ -174,7 +244,7 @@ def _measure_all(
     errors, answers, cost = {}, {}, {}
     for task in learned:
         network = store.network(kind(settings.config), task, learned[-1])
-        errors[task], answers[task] = _measure(network, tasks[task].test, settings)
+        errors[task], answers[task] = measure(network, _test_batches(tasks[task], settings, backbone))
         cost[task] = multiply_adds(network)
     sizes = store.sizes(learned[-1])
     base = 0 if kind.replaces_base else backbone.nbytes
@@ -186,19 +256,27 @@ def _measure_all(
     }
 
 
-def _measure(network: keras.Model, source: Source, settings: SequenceSettings) -> tuple[dict[str, Any], str]:
-    """Returns the errors of a network on a split, and a digest of all its answers."""
-    inputs, digest = settings.inputs.for_size(network.input_shape[1]), hashlib.sha256()
-    dataset = make_dataset(
-        source, inputs.augment_eval, batch_size=settings.train.batch_size, training=False, **inputs.cache_options()
+def _measure_task_agnostic(
+    tasks: Mapping[str, TaskData], store: Store, settings: SequenceSettings, backbone: Backbone
+) -> dict[str, Any]:
+    """Measures all tasks as they are after the last, on images that do not say of which task they are."""
+    method, last = METHODS[settings.method](settings.config), list(tasks)[-1]
+    return measure_task_agnostic(
+        lambda task: store.network(method, task, last),
+        {task: _test_batches(data, settings, backbone) for task, data in tasks.items()},
+        backbone,
+        store.packs(),
+        probabilities=store.probabilities,
     )
-    spec = tf.TensorSpec([None, *network.input_shape[1:]], dataset.element_spec[0].dtype)
-    forward = tf.function(lambda images: network(images, training=False), input_signature=[spec], jit_compile=False)
 
-    def predict(images: tf.Tensor) -> np.ndarray:
-        scores = forward(images).numpy()
-        digest.update(scores.tobytes())
-        return scores
 
-    with surface_data_errors():
-        return evaluate(predict, dataset), digest.hexdigest()
+def _test_batches(data: TaskData, settings: SequenceSettings, backbone: Backbone) -> tf.data.Dataset:
+    """Returns the test images of a task in their order, prepared for evaluation, and their labels."""
+    inputs = settings.inputs.for_size(backbone.image_size)
+    return make_dataset(
+        data.test,
+        inputs.augment_eval,
+        batch_size=settings.train.batch_size,
+        training=False,
+        **inputs.cache_options(),
+    )

@@ -3,7 +3,7 @@
 import lzma
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import keras
 
@@ -23,6 +23,9 @@ class Store(Protocol):
         folders: The folder of each task in the order of learning, by task.
     """
 
+    # Whether networks answer with probabilities; with logits otherwise.
+    probabilities: ClassVar[bool]
+
     def memory(self, before: str) -> Memory:
         """Returns what is kept of the tasks before one, for learning it."""
 
@@ -40,6 +43,12 @@ class Store(Protocol):
     def network(self, method: Method, task: str, after: str) -> keras.Model:
         """Returns a task's network as the files have it, after the last of some tasks was learned."""
 
+    def earlier_packs(self, before: str) -> dict[str, Path]:
+        """Returns the files of the packs of the tasks before one, by task; none if tasks are not kept as packs."""
+
+    def packs(self) -> list[TaskPack]:
+        """Returns the packs of all tasks in the order of learning; none if tasks are not kept as packs."""
+
     def sizes(self, after: str) -> dict[str, int]:
         """Returns bytes besides the base: `"added"`, `"compressed"`, and `"learning"`, what only learning needs."""
 
@@ -50,13 +59,19 @@ class Store(Protocol):
 class PackStore:
     """A task pack for each task; nothing that is learned later touches it. See `Store`."""
 
+    probabilities = True
+
     def __init__(self, backbone: Backbone, folders: Mapping[str, Path]):
         self._backbone = backbone
         self._files = {task: folder / f"{task}{PACK_SUFFIX}" for task, folder in folders.items()}
 
     def memory(self, before: str) -> Memory:
-        del before  # Masks know nothing of one another.
+        del before  # Masks know nothing of one another, unless one starts from another: see `with_start`.
         return Memory()
+
+    def earlier_packs(self, before: str) -> dict[str, Path]:
+        tasks = list(self._files)
+        return {task: self._files[task] for task in tasks[: tasks.index(before)]}
 
     def add(self, method: Method, model: keras.Model, task: str, images: Any, pack: Mapping[str, Any]) -> None:
         del method, images
@@ -65,6 +80,9 @@ class PackStore:
     def network(self, method: Method, task: str, after: str) -> keras.Model:
         del method, after
         return TaskBank(self._backbone).add(self._files[task]).to_keras(task)
+
+    def packs(self) -> list[TaskPack]:
+        return [TaskPack.load(path) for path in self._files.values()]
 
     def sizes(self, after: str) -> dict[str, int]:
         tasks = list(self._files)
@@ -82,6 +100,8 @@ class PackStore:
 class MemoryStore:
     """One file with all that a method keeps, written anew after each task. See `Store`."""
 
+    probabilities = False
+
     def __init__(self, backbone: Backbone, folders: Mapping[str, Path]):
         self._backbone = backbone
         self._files = {task: folder / MEMORY_FILE for task, folder in folders.items()}
@@ -90,12 +110,19 @@ class MemoryStore:
         earlier = self._earlier(before)
         return Memory.load(self._files[earlier[-1]]) if earlier else Memory()
 
+    def earlier_packs(self, before: str) -> dict[str, Path]:
+        del before
+        return {}
+
     def add(self, method: Method, model: keras.Model, task: str, images: Any, pack: Mapping[str, Any]) -> None:
         del pack
         method.remember(model, self._backbone, task, images).save(self._files[task])
 
     def network(self, method: Method, task: str, after: str) -> keras.Model:
         return type(method)(method.config, Memory.load(self._files[after])).recall(self._backbone, task)
+
+    def packs(self) -> list[TaskPack]:
+        return []
 
     def sizes(self, after: str) -> dict[str, int]:
         memory = Memory.load(self._files[after])

@@ -1,4 +1,4 @@
-"""Every method on the paper's networks, MobileNetV2 and the network that ships with the package."""
+"""Every method on VGG-16, ResNet-50, MobileNetV2 and the network that ships with the package."""
 
 import functools
 
@@ -11,7 +11,7 @@ from piggyback_tf.methods import METHODS, Memory
 from tests.methods.learning import noise_images
 
 NETWORKS = {
-    "vgg16": {"weights": "random", "image_size": 32},
+    "vgg16_notop": {"weights": "random", "image_size": 32},
     "resnet50": {"weights": "random", "image_size": 32},
     "mobilenet_v2": {"weights": "random", "image_size": 32},
     "shapesnet": {},

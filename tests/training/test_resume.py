@@ -20,6 +20,7 @@ INPUTS = InputConfig(augment_train="resize(36,36)|random_crop(32)|rotate(10)")
 CASES = {
     "piggyback with its own batch norm": (Piggyback, PiggybackConfig(norm="task", head_dropout=0.5)),
     "ternary masks from a uniform start": (Piggyback, PiggybackConfig(mask_kind="ternary", mask_init="uniform")),
+    "masks with a price of dropping weights": (Piggyback, PiggybackConfig(sparsity_weight=1.0)),
     "fine-tuning with batch norm": (Finetune, TrainedNetworkConfig(norm="task", head_dropout=0.5)),
     "the head alone": (ClassifierOnly, None),
 }

@@ -1,0 +1,163 @@
+"""What a sequence measures after its last task: answers without a task id, and forward transfer."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from piggyback_tf.methods import METHODS
+from piggyback_tf.sequences import run_sequence
+from piggyback_tf.sequences import runner as runner_module
+from tests.methods.toy import toy_backbone, toy_settings, toy_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(folder, method, tasks=None, **settings):
+    return run_sequence(
+        folder, toy_backbone(), tasks or toy_tasks(), dataclasses.replace(toy_settings(method, epochs=2), **settings)
+    )
+
+
+def _forbidden(*args, **kwargs):
+    raise AssertionError("This was done already.")
+
+
+@pytest.mark.parametrize(
+    ("method", "ways"), [("piggyback", ["entropy", "gradient"]), ("classifier_only", ["entropy"]), ("ewc", ["entropy"])]
+)
+def test_tasks_are_inferred_once(method, ways, tmp_path, monkeypatch):
+    metrics = _run(tmp_path, method)
+    found = metrics["task_agnostic"]
+    assert list(found) == ways
+    errors = {task: one["top1_error"] for task, one in metrics["steps"][-1]["errors"].items()}
+    for measured in found.values():
+        assert list(measured["by_task"]) == metrics["tasks"]
+        for task, own in measured["by_task"].items():
+            # An image whose class is wrong with its task given is wrong without; a wrong task adds to that at most all.
+            missed = own["class_incremental_error"] - errors[task]
+            assert -1e-9 <= missed <= 100 - own["task_id_accuracy"] + 1e-9
+        assert 0 < measured["task_id_accuracy"] < 100
+    assert json.loads((tmp_path / "2_spots" / "result.json").read_text())["task_agnostic"] == found
+    monkeypatch.setattr(runner_module, "measure_task_agnostic", _forbidden)
+    assert _run(tmp_path, method) == metrics
+
+
+def test_inferring_tasks_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "measure_task_agnostic", _forbidden)
+    (tmp_path / "two").mkdir()
+    assert "task_agnostic" not in _run(tmp_path / "two", "classifier_only", task_agnostic=False)
+    # One task is known without.
+    (tmp_path / "one").mkdir()
+    assert "task_agnostic" not in _run(tmp_path / "one", "classifier_only", {"spots": toy_tasks()["spots"]})
+
+
+def test_forward_transfer_is_measured_from_tasks_learned_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "sequence"
+    folder.mkdir()
+    without = _run(folder, "ewc")
+    assert without["measures"]["forward_transfer"] is None and "alone" not in without
+    # What is there is not learned again.
+    metrics = _run(folder, "ewc", forward_transfer=True)
+    assert metrics["steps"] == without["steps"]
+    (tmp_path / "single").mkdir()
+    single = _run(tmp_path / "single", "ewc", {"spots": toy_tasks()["spots"]})
+    alone = metrics["alone"]
+    assert list(alone) == ["spots"]
+    assert alone["spots"]["answers"] == single["steps"][0]["answers"] != metrics["steps"][1]["answers"]
+    errors = [found["errors"]["spots"]["top1_error"] for found in (alone["spots"], metrics["steps"][1])]
+    assert metrics["measures"]["forward_transfer"] == pytest.approx(errors[0] - errors[1])
+    assert metrics["measures"]["seconds"] == without["measures"]["seconds"]
+    assert [path.name for path in (folder / "alone" / "2_spots").iterdir()] == ["result.json"]
+    monkeypatch.setattr(runner_module, "train_task", _forbidden)
+    assert _run(folder, "ewc", forward_transfer=True) == metrics
+
+
+@pytest.mark.parametrize("method", ["piggyback", "joint"])
+def test_forward_transfer_of_methods_that_learn_in_no_order(method, tmp_path):
+    metrics = _run(tmp_path, method, forward_transfer=not METHODS[method].at_once, task_agnostic=False)
+    assert metrics["measures"]["forward_transfer"] == (None if method == "joint" else 0.0)
+    assert not (tmp_path / "alone").exists()
+
+
+def test_what_has_no_forward_transfer_refuses_it():
+    with pytest.raises(ValueError, match="joint learns all tasks at once, none after another"):
+        dataclasses.replace(toy_settings("joint"), forward_transfer=True)
+
+
+def _command(folder, *flags):
+    command = [sys.executable, str(ROOT / "train.py"), f"--output_dir={folder}", "--backbone=shapesnet", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+SHORT = ["--tasks=a=digits,b=digits", "--epochs=1", "--batch_size=256", "--chance_epochs=0"]
+
+
+def test_the_command_prints_and_reports_it(tmp_path):
+    done = _command(
+        tmp_path / "run", *SHORT, "--method=classifier_only", "--augment_train=resize(32,32)", "--forward_transfer"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    # Both tasks are the same, and so are their networks: the first is always taken.
+    measured = metrics["task_agnostic"]["entropy"]
+    assert measured["task_id_accuracy"] == 50.0
+    assert measured["by_task"]["b"]["class_incremental_error"] == 100.0
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| entropy")]
+    report = (tmp_path / "run" / "report.md").read_text().splitlines()
+    assert row in report and "- forward transfer: +0.00 points" in report
+
+
+@pytest.mark.slow
+def test_forward_transfer_can_be_measured_later(tmp_path):
+    def run(*flags):
+        flags = (*SHORT, "--method=finetune_sequential", "--augment_train=resize(32,32)", *flags)
+        done = _command(tmp_path / "run", *flags)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+    before, after = run("--notask_agnostic"), run("--forward_transfer")
+    assert before["steps"] == after["steps"] and "task_agnostic" not in after
+    assert before["measures"]["forward_transfer"] is None
+    error = after["alone"]["b"]["errors"]["b"]["top1_error"] - after["steps"][1]["errors"]["b"]["top1_error"]
+    assert after["measures"]["forward_transfer"] == pytest.approx(error)
+    assert f"- forward transfer: {error:+.2f} points" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_the_command_refuses_flags_that_would_do_nothing(tmp_path):
+    refused = {
+        "--data=digits --forward_transfer": "go with --tasks.",
+        "--data=digits --notask_agnostic": "go with --tasks.",
+        "--tasks=a=digits --method=joint --forward_transfer": "learns all tasks at once, none after another",
+    }
+    # In one process, most of whose time goes into its imports.
+    script = """
+import sys, train
+from absl import flags
+from absl.testing import flagsaver
+train.define_flags()
+for arguments in sys.argv[2:]:
+    with flagsaver.as_parsed():
+        flags.FLAGS(["train.py", "--output_dir=" + sys.argv[1], *arguments.split()])
+        try:
+            train.main(["train.py"])
+        except SystemExit as exit:
+            assert exit.code == 2
+        else:
+            raise AssertionError(arguments)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run"), *refused],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    for line, sentence in zip(printed, refused.values(), strict=True):
+        assert sentence in line
