@@ -23,6 +23,7 @@ from absl import app, flags
 from export.edge.piggyback_edge import EdgeError
 from export.lite.device_file import add_inputs
 from export.lite.folder import is_patched
+from export.lite.images import split_specs
 from export.lite.model_description import read_description
 from export.lite.options import LiteOptions
 from export.lite.patch import Added, add_task, export_patch
@@ -141,8 +142,9 @@ def _run_base(files: Sequence[str]) -> list[str]:
     if not is_patched(Path(FLAGS.base)):
         return _add_inputs(backbone, packs, options, output)
     lines = []
-    for pack in packs:
-        lines += _describe(add_task(backbone, pack, Path(FLAGS.base), output, options), options)
+    for pack, spec in zip(packs, split_specs(options.representative_data, len(packs)), strict=True):
+        own = dataclasses.replace(options, representative_data=spec)
+        lines += _describe(add_task(backbone, pack, Path(FLAGS.base), output, own), own)
     return lines
 
 

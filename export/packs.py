@@ -37,6 +37,8 @@ def find_packs(sources: Sequence[str]) -> list[str]:
         if not matches:
             raise UsageError(f"--packs={source}: there is no such file or folder, and as a pattern it matches nothing.")
         found += matches
+    if not found:
+        raise UsageError("--packs= names no pack.")
     return found
 
 

@@ -529,10 +529,13 @@ def write_file(path: str | os.PathLike, data: bytes | bytearray) -> None:
     When the power fails, perhaps a temporary file is left, which the next call uses again, so that no room is lost.
 
     Raises:
-        EdgeError: If another process writes the same file.
+        EdgeError: If another process writes the same file, or what is there is no file but a folder or a device.
         OSError: If it cannot be written.
     """
     path = Path(path)
+    # A device would be replaced by a file, for everybody on the machine.
+    if path.exists() and not path.is_file():
+        raise EdgeError(f"{os.fspath(path)!r} cannot be written: what is there is no file.")
     try:
         _write_beside(path, data)
     except OSError as error:
@@ -700,13 +703,13 @@ def _remove(options: argparse.Namespace) -> None:
 
 
 def _check_target(options: argparse.Namespace, *others: str) -> None:
-    """Fails if what is to be written is what is read: the base, its manifest, or one of the others."""
+    """Fails if what is to be written, or its temporary file, is read: the base, its manifest, or one of the others."""
     manifest = options.manifest or Path(options.base).parent / "manifest.bin"
-    target = Path(options.target)
-    for path in (options.base, manifest, *others):
-        if target.exists() and target.samefile(path):
-            what = "the base itself" if path is options.base else "read for this"
-            raise EdgeError(f"{options.target!r} is {what} and never written to; name another file.")
+    for written in (options.target, f"{options.target}.tmp"):
+        for path in (options.base, manifest, *others):
+            if Path(written).exists() and Path(written).samefile(path):
+                what = "the base itself" if path is options.base else "read for this"
+                raise EdgeError(f"{written!r} is {what} and never written to; name another target.")
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -12,7 +12,16 @@ from export.edge.manifest import KIND_CODES
 from export.edge.piggyback_edge import Entry, Manifest
 from export.lite.calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
 from export.lite.check import check_features
-from export.lite.constants import FACTOR, FILTER, OFFSET, Constant, identify
+from export.lite.constants import (
+    BIAS,
+    FACTOR,
+    FILTER,
+    HEAD_BIAS_ROLE,
+    HEAD_KERNEL_ROLE,
+    OFFSET,
+    Constant,
+    identify,
+)
 from export.lite.convert import convert
 from export.lite.elements import Encoder, bias_elements, filter_inputs, write_elements
 from export.lite.flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
@@ -134,17 +143,37 @@ def make_float_file(backbone: Backbone, network: Network, quantize: str) -> tupl
     return file, identify(file, network, marks)
 
 
-def constants_from_json(entries: list[Mapping[str, Any]]) -> list[Constant]:
+def constants_from_json(entries: list[Mapping[str, Any]], file: LiteFile, network: Network) -> list[Constant]:
     """Returns the constants that `Slot.to_json` described.
 
     Raises:
-        KeyError, TypeError: If it did not.
+        KeyError, TypeError, ValueError: If it did not, or not those of this file and network.
     """
-    return [
+    constants = [
         Constant(entry["tensor"], **{name: entry[name] for name in _FIELDS if name in entry} | _order(entry))
         for entry in entries
         if entry["part"] == "data"
     ]
+    tensors = {tensor.index: tensor for tensor in file.constants()}
+    for constant in constants:
+        tensor = tensors.get(constant.tensor)
+        if tensor is None or not _is_known(constant, network) or _size(constant, network) != tensor.data.count:
+            raise ValueError(f"the constant of tensor {constant.tensor!r} is none of this base")
+    return constants
+
+
+def _is_known(constant: Constant, network: Network) -> bool:
+    """Returns whether what a constant is said to be made of is in a network."""
+    kernel, norm = network.kernels.get(constant.kernel), network.norms.get(constant.norm)
+    if norm is None and (constant.norm is not None or constant.role in (BIAS, FACTOR, OFFSET)):
+        return False
+    if constant.role == FILTER:
+        return kernel is not None and sorted(constant.order) == list(range(len(kernel.shape)))
+    return constant.role in (BIAS, FACTOR, OFFSET, HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE)
+
+
+def _size(constant: Constant, network: Network) -> int:
+    return constant.value(network, network.weights).size
 
 
 def _order(entry: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

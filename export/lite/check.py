@@ -70,20 +70,26 @@ def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -
         )
 
 
-def check_task(base: "PatchBase", model: Model, backbone: Backbone, pack: TaskPack) -> None:
-    """Checks that a patched base answers as the bank does, and that its constants are the task's.
+def check_task(base: "PatchBase", model: Model, bank: TaskBank, pack: TaskPack) -> None:
+    """Checks that a patched base answers as the bank does, and that its constants are the task's; see `check_answers`.
 
     Raises:
         ExportError: If not.
     """
-    found = model.task.probabilities(run_model(model.data, check_images(backbone.image_size)))
-    check_answers(found, backbone, pack, base.manifest.quantize)
+    found = model.task.probabilities(run_model(model.data, check_images(bank.backbone.image_size)))
+    check_answers(found, bank, pack, base.manifest.quantize)
     # Where one class is all but certain, the answers show little.
     check_constants(base, model.data, pack)
 
 
-def check_answers(found: np.ndarray, backbone: Backbone, pack: TaskPack, quantize: str) -> None:
+def check_answers(found: np.ndarray, bank: TaskBank, pack: TaskPack, quantize: str) -> None:
     """Checks that an export gives the bank's probabilities for `check_images`; with integers, that it gives numbers.
+
+    Args:
+        found: The probabilities.
+        bank: Without the task, which is in it while this runs. One bank for many tasks is built only once.
+        pack: The task.
+        quantize: The type of the export's constants.
 
     Raises:
         ExportError: If not.
@@ -93,7 +99,8 @@ def check_answers(found: np.ndarray, backbone: Backbone, pack: TaskPack, quantiz
     limit = _LIMITS.get(quantize)
     if limit is None:
         return
-    expected = TaskBank(backbone).add(pack).predict(check_images(backbone.image_size), task=pack.task)
+    expected = bank.add(pack).predict(check_images(bank.backbone.image_size), task=pack.task)
+    bank.remove(pack.task)
     difference = float(np.abs(found - expected).max())
     if not difference <= limit:
         raise ExportError(

@@ -17,7 +17,7 @@ from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.files import write_atomically
-from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from piggyback_tf.packs.fit import check_fits
 
 MODEL = "model.tflite"
@@ -160,11 +160,11 @@ def _write_inputs(
     network: DeviceNetwork, packs: Sequence[TaskPack], folder: Path, model: Path, backbone: Backbone
 ) -> list[str]:
     """Writes what tasks hand over, after comparing the model's answers with the bank's; returns the files' names."""
-    layout, loaded, names = network.layout, load_model(model), []
+    layout, loaded, bank, names = network.layout, load_model(model), TaskBank(backbone), []
     for pack in packs:
         inputs = TaskInputs.of(pack, network.mask_of(pack), network.norm_of(pack), layout.classes, layout.digest())
         loaded.set_task(inputs)
-        check_answers(loaded.predict(check_images(backbone.image_size)), backbone, pack, loaded.quantize)
+        check_answers(loaded.predict(check_images(backbone.image_size)), bank, pack, loaded.quantize)
         names.append(f"{pack.task}{SUFFIX}")
         write_atomically(folder / names[-1], inputs.to_bytes())
     return names

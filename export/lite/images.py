@@ -19,13 +19,21 @@ def representative_images(specs: str, packs: list[TaskPack], count: int) -> list
         ExportError: If there are neither one nor as many specs as packs.
         DataError: If the images cannot be read.
     """
+    return [_images(spec, pack, count) for spec, pack in zip(split_specs(specs, len(packs)), packs, strict=True)]
+
+
+def split_specs(specs: str, packs: int) -> list[str]:
+    """Returns the data spec of each pack; see `representative_images`.
+
+    Raises:
+        ExportError: If there are neither one nor as many specs as packs.
+    """
     given = specs.split(",")
-    if len(given) not in (1, len(packs)):
+    if len(given) not in (1, packs):
         raise ExportError(
-            f"representative_data has {len(given)} data specs for {len(packs)} packs; give one, or one for each."
+            f"representative_data has {len(given)} data specs for {packs} packs; give one, or one for each."
         )
-    given = given if len(given) == len(packs) else given * len(packs)
-    return [_images(spec, pack, count) for spec, pack in zip(given, packs, strict=True)]
+    return given if len(given) == packs else given * packs
 
 
 def _images(spec: str, pack: TaskPack, count: int) -> np.ndarray:

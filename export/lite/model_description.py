@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,10 @@ def read_description(model: str | os.PathLike) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(model) as archive:
             found = json.loads(archive.read(DESCRIPTION))
-        if found["format"] != FORMAT:
-            raise PackError(f"{os.fspath(model)!r} is of format {found['format']}; this package reads {FORMAT}.")
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        written = found["format"]
+    # An archive with damaged headers may say that it is encrypted, or compressed in a way that Python does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise PackError(f"{os.fspath(model)!r} is no model that takes masks as inputs: {error}.") from error
+    if written != FORMAT:
+        raise PackError(f"{os.fspath(model)!r} is of format {written}; this package reads {FORMAT}.")
     return found

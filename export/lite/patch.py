@@ -25,7 +25,7 @@ from export.lite.weights import Network
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.files import write_atomically
-from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from piggyback_tf.packs.fit import check_fits
 
 PackSource = TaskPack | str | os.PathLike
@@ -90,10 +90,11 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         about = {"base": backbone.name, "weights": backbone.weights, "preprocessing": backbone.preprocessing}
         document = manifest_json(base.manifest, [slot.to_json() for slot in base.slots], about)
         (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        bank = TaskBank(backbone)
         for pack in tasks:
             content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
             model.install(Task.from_bytes(content, base.manifest, pack.task))
-            check_task(base, model, backbone, pack)
+            check_task(base, model, bank, pack)
             (folder / f"{pack.task}{TASK_SUFFIX}").write_bytes(content)
     return Path(output)
 
@@ -121,7 +122,7 @@ def add_task(backbone: Backbone, pack: PackSource, base_file: Path, output: Path
     content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
     model = Model(Base(bytes(base.file.data), base.manifest, verify=False))
     model.install(Task.from_bytes(content, base.manifest, task.task))
-    check_task(base, model, backbone, task)
+    check_task(base, model, TaskBank(backbone), task)
     saturation = None
     if options.representative_data:
         images = representative_images(options.representative_data, [task], options.representative_images)
@@ -141,21 +142,22 @@ def read_base(backbone: Backbone, base_file: Path) -> PatchBase:
     try:
         manifest = Manifest.load(base_file.parent / MANIFEST_FILE)
         device = Base(base_file.read_bytes(), manifest, name=str(base_file))
-        document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))
-        if document["base_sha256"] != manifest.base_sha256.hex():
-            raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")
-        constants = constants_from_json(document["constants"])
     except EdgeError as error:
         raise ExportError(str(error)) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
     if manifest.base_hash.hex() != backbone.hash:
         raise ExportError(
             f"{str(base_file)!r} was made of another base: its hash is {manifest.base_hash.hex()[:12]}..., and that of "
             f"{backbone.name!r} with weights {backbone.weights!r} is {backbone.hash[:12]}...."
         )
-    network = Network.of(backbone, manifest.max_classes)
-    base = PatchBase.of(LiteFile(device.data), network, constants, backbone, manifest.quantize, manifest.max_classes)
+    file, network = LiteFile(device.data), Network.of(backbone, manifest.max_classes)
+    try:
+        document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))
+        if document["base_sha256"] != manifest.base_sha256.hex():
+            raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")
+        constants = constants_from_json(document["constants"], file, network)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
+    base = PatchBase.of(file, network, constants, backbone, manifest.quantize, manifest.max_classes)
     if base.manifest != manifest:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} does not fit {MANIFEST_FILE}.")
     return base

@@ -102,6 +102,8 @@ class TaskInputs:
             if hashlib.sha256(mask.tobytes()).hexdigest() != description["mask_sha256"]:
                 raise PackError(f"{os.fspath(path)!r} is damaged: its mask is not the one that was written.")
             description["layout"], found.labels  # noqa: B018 (a file without them is none)
+        except PackError:
+            raise
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise PackError(f"{os.fspath(path)!r} is no file of a task's inputs, or is damaged: {error}.") from error
         return found

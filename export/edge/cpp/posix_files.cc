@@ -64,6 +64,10 @@ Status ReadFile(const std::string& path, std::vector<uint8_t>* content) {
 
 Status WriteFile(const std::string& path, Bytes content) {
   const std::string temporary = path + ".tmp";
+  struct stat found {};
+  // A device would be replaced by a file, for everybody on the machine.
+  if (stat(path.c_str(), &found) == 0 && !S_ISREG(found.st_mode))
+    return Status("Cannot write '" + path + "': what is there is no file.");
   const Descriptor file(open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (file.number < 0) return SystemError("write", temporary);
   // Whoever holds the lock owns the temporary file, unless it was renamed before the lock was there.
@@ -85,10 +89,12 @@ Status WriteFile(const std::string& path, Bytes content) {
 
 Status CheckTarget(const std::string& path, const std::vector<std::string>& read) {
   struct stat target {}, found {};
-  if (stat(path.c_str(), &target) != 0) return Status();
-  for (const std::string& each : read)
-    if (stat(each.c_str(), &found) == 0 && SameFile(target, found))
-      return Status("'" + path + "' is read and never written to; name another file.");
+  for (const std::string& written : {path, path + ".tmp"}) {
+    if (stat(written.c_str(), &target) != 0) continue;
+    for (const std::string& each : read)
+      if (stat(each.c_str(), &found) == 0 && SameFile(target, found))
+        return Status("'" + written + "' is read and never written to; name another target.");
+  }
   return Status();
 }
 

@@ -4,11 +4,13 @@ import fcntl
 import hashlib
 import itertools
 import json
+import os
 import random
 import signal
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import constriction
 import numpy as np
@@ -175,6 +177,24 @@ def _flipped(path, data):
 def _link(path, target):
     path.symlink_to(target)
     return path
+
+
+def test_only_files_of_its_own_are_written(plain, tmp_path):
+    device = make_device()
+    files = Files(tmp_path, plain, device, good=make_task(device))
+    arguments = ("install", files.base, files.manifest, tmp_path / "good.edge", files.model)
+    for make in (Path.mkdir, os.mkfifo):
+        make(files.model)
+        before = files.model.stat()
+        assert "what is there is no file" in files.fails(*arguments)
+        assert os.path.samestat(files.model.stat(), before)
+        files.model.rmdir() if files.model.is_dir() else files.model.unlink()
+    for read in (files.base, files.manifest, tmp_path / "good.edge"):
+        temporary = files.model.with_name("m.tflite.tmp")
+        temporary.hardlink_to(read)
+        assert f"'{temporary}' is read and never written to" in files.fails(*arguments)
+        temporary.unlink()
+    assert files.base.read_bytes() == device.base and not files.model.exists()
 
 
 @pytest.mark.parametrize("max_classes", [0, 5])

@@ -106,6 +106,10 @@ def test_commands(base, make_task, folder, capsys):
         (lambda folder: (folder / "current.tflite").symlink_to("manifest.bin"), "read for this and never written to"),
         (lambda folder: (folder / "current.tflite").hardlink_to(folder / "birds.edge"), "read for this and never"),
         (lambda folder: (folder / "current.tflite.tmp").symlink_to("manifest.bin"), "current.tflite.tmp"),
+        (
+            lambda folder: (folder / "current.tflite.tmp").hardlink_to(folder / "base.tflite"),
+            ".tmp' is the base itself",
+        ),
     ],
 )
 def test_what_the_command_refuses(folder, change, message, capsys):
@@ -116,6 +120,17 @@ def test_what_the_command_refuses(folder, change, message, capsys):
     assert error.startswith("piggyback_edge: ")
     assert message in error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_replaced(folder, make, capsys):
+    target = folder / "current.tflite"
+    make(target)
+    before = target.stat()
+    assert main(["install", str(folder / "base.tflite"), str(folder / "birds.edge"), str(target)]) == 2
+    assert "cannot be written: what is there is no file" in capsys.readouterr().err
+    assert os.path.samestat(target.stat(), before)
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_full_disk_leaves_the_old_model(folder):

@@ -48,6 +48,14 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     status, printed, errors = _run(*added, "--quantize=none")
     assert (status, printed) == (2, "")
     assert errors.splitlines()[-1] == "export.litert: --quantize is decided by the base; leave it out with --base."
+    # Images for each of several packs.
+    each = ["-m", "export.litert", f"--packs={packs[0]},{packs[1]}", f"--base={out}/base.tflite"]
+    status, printed, errors = _run(*each, f"{data},folder:{files}/images", f"--output={files}/more")
+    assert status == 0, errors
+    assert [line for line in printed.splitlines() if line[0] != " "] == [
+        f"{files}/more/{path.stem.partition('.')[0]}.edge" for path in packs
+    ]
+    assert "ranges not checked" not in printed
     verify = ["-m", "export.verify", out / "base.tflite", f"--packs={files}", f"--images={files}/images"]
     status, printed, errors = _run(*verify)
     assert status == 0, (printed, errors)

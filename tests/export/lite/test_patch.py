@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import keras
 import numpy as np
@@ -191,6 +192,36 @@ def test_what_is_refused(patched, tmp_path):
     with pytest.raises(ExportError, match="base.tflite' is damaged, or is not the base"):
         patch.add_task(export.backbone, export.packs[0], tmp_path / "base.tflite", None, LiteOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tflite", "manifest.bin", "manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("role", "change"),
+    [
+        ("filter", {"tensor": 9999}),
+        ("filter", {"tensor": 0}),
+        ("filter", {"tensor": []}),
+        ("filter", {"role": "scales"}),
+        ("filter", {"role": "head kernel"}),
+        ("filter", {"kernel": "other/kernel"}),
+        ("filter", {"kernel": "conv2d/kernel"}),
+        ("filter", {"norm": "other"}),
+        ("filter", {"order": [0, 0]}),
+        ("filter", {"extra": "a"}),
+        ("bias", {"norm": None}),
+        ("bias", {"bias": "other/bias"}),
+    ],
+)
+def test_a_damaged_manifest_for_people_is_refused(patched, tmp_path, role, change):
+    export = patched("none")
+    for name in ("base.tflite", "manifest.bin"):
+        (tmp_path / name).write_bytes((export.folder / name).read_bytes())
+    document = json.loads((export.folder / "manifest.json").read_text())
+    next(each for each in document["constants"] if each["role"] == role and each["part"] == "data").update(change)
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(
+        ExportError, match=r"manifest.json beside '.*base.tflite' (is damaged|does not fit manifest.bin)"
+    ):
+        patch.read_base(export.backbone, tmp_path / "base.tflite")
 
 
 def test_all_variants_are_packed(patched):

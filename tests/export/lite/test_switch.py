@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from export.lite.device_file import add_inputs
-from export.lite.model_description import read_description
+from export.lite.model_description import DESCRIPTION, read_description
 from export.lite.run import RUNTIMES, StatelessModel, SwitchModel
 from export.lite.stateless import export_stateless
 from export.lite.switch import export_switch
@@ -112,6 +113,21 @@ def test_the_file_of_a_task(small, tmp_path):
     (tmp_path / "a").write_bytes(path.read_bytes()[:100])
     with pytest.raises(PackError, match="is no file of a task's inputs"):
         TaskInputs.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", ["no object", "encrypted", "compressed"])
+def test_a_damaged_description_of_a_model(small, tmp_path, damage):
+    path = tmp_path / "model.tflite"
+    if damage == "no object":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(DESCRIPTION, "[]")
+    else:
+        data = bytearray((small.switch / "model.tflite").read_bytes())
+        # In the archive's list of files: flags, and the kind of compression.
+        data[data.rindex(b"PK\1\2") + (8 if damage == "encrypted" else 10)] = 1
+        path.write_bytes(data)
+    with pytest.raises(PackError, match="is no model that takes masks as inputs"):
+        read_description(path)
 
 
 def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
