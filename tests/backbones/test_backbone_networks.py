@@ -46,7 +46,7 @@ def test_every_family_is_tested():
 
 
 # Built elsewhere in the tests, too, and slow to build.
-SLOW = ("inception_resnet_v2", "nasnet")
+SLOW = ("efficientnet_v2", "inception_resnet_v2", "inception_v3", "nasnet")
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
@@ -89,7 +89,10 @@ def test_efficientnet_always_has_the_scaling_of_the_imagenet_weights():
     np.testing.assert_allclose(scaled, np.asarray(x) / np.sqrt([0.229, 0.224, 0.225]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", NUMBERED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("inception_r", "nasnet"))) for name in NUMBERED],
+)
 def test_built_twice_the_paths_and_the_hash_are_the_same(name):
     size = get_entry(name).min_size
     first = load_backbone(name, weights="random", image_size=size, seed=3)

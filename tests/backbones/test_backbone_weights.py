@@ -95,7 +95,10 @@ class TestWeightsFiles:
         for path, variable in named_variables(backbone.model).items():
             np.testing.assert_array_equal(variable, values[path])
 
-    @pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "inception_v3"])
+    @pytest.mark.parametrize(
+        "name",
+        ["convnext_tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in ("efficientnet_b0", "inception_v3"))],
+    )
     def test_other_layouts_round_trip(self, name, tmp_path):
         size = 75
         backbone = load_backbone(name, weights="random", image_size=size, seed=1)

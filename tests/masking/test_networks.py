@@ -33,7 +33,11 @@ def test_each_family_has_its_network():
     assert {get_entry(name).family for name in NETWORKS} == families - {"vgg"}
 
 
-SLOW = ("efficientnet_v2_b0", "efficientnet_v2_s", "inception_resnet_v2", "inception_v3", "nasnet_mobile", "xception")
+# mobilenet_v2, mobilenet_v3, resnet50 and vgg16_notop are quick enough to be tried each time.
+SLOW = (
+    *("convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "efficientnet_v2_s"),
+    *("inception_resnet_v2", "inception_v3", "nasnet_mobile", "resnet50_v2", "xception"),
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])

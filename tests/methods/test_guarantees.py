@@ -55,6 +55,7 @@ def _expected(digests):
 ORDERS = list(itertools.permutations(PARTS))[:0:-1]  # The reverse first, and not that of `expected`.
 
 
-@pytest.mark.parametrize("order", [ORDERS[0], *(pytest.param(order, marks=pytest.mark.slow) for order in ORDERS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
 def test_masks_are_the_same_in_every_order_of_tasks(order, digests, expected):
     assert digests(order) == expected

@@ -208,6 +208,7 @@ class BrokenOffError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_sequence_chooses_among_the_tasks_before_and_goes_on_with_the_same(backbone, tmp_path, monkeypatch):
     usual = toy_settings("piggyback", mask_lr=5e-3, max_flips=0.1)
     settings = dataclasses.replace(usual, config=PiggybackConfig(init_from="auto"))

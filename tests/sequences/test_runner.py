@@ -55,6 +55,7 @@ def test_inferring_tasks_can_be_left_out(tmp_path, monkeypatch):
     assert "task_agnostic" not in _run(tmp_path / "one", "classifier_only", {"spots": toy_tasks()["spots"]})
 
 
+@pytest.mark.slow
 def test_forward_transfer_is_measured_from_tasks_learned_alone(tmp_path, monkeypatch):
     folder = tmp_path / "sequence"
     folder.mkdir()

@@ -136,6 +136,7 @@ def _constant_network():
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(0.0)(inputs)))
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_weights_of_one():
     """Needs two logical devices, which TensorFlow only makes before it starts: a process of its own."""
     # As `python -c` in the repository's root, where the package is found without being installed.

@@ -36,7 +36,12 @@ def _data():
     return dataclasses.replace(data, train=Subset(data.train, range(90)), validation=Subset(data.validation, range(40)))
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK_CASES = ("piggyback with its own batch norm", "fine-tuning with batch norm")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK_CASES)) for case in CASES]
+)
 def test_broken_off_and_started_again(case, data, tmp_path):
     kind, settings = CASES[case]
 

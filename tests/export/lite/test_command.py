@@ -84,7 +84,8 @@ def test_what_is_said_of_ranges():
         assert _describe(Added(Path("x.edge"), quantize, saturation), LiteOptions()) == ["x.edge", *text]
 
 
-@pytest.mark.parametrize("design", ["switch", pytest.param("input", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("design", ["switch", "input"])
 def test_a_model_that_takes_masks_is_written_and_verified(files, design):
     out, images = files / "out", f"--images={files}/images"
     status, printed, errors = _run("-m", "export.litert", f"--packs={files}", f"--output={out}", f"--design={design}")
