@@ -27,13 +27,14 @@ from export.lite.images import split_specs
 from export.lite.model_description import read_description
 from export.lite.options import LiteOptions
 from export.lite.patch import Added, add_task, export_patch
-from export.packs import find_packs, load_base_of
+from export.packs import load_base_of
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError
 from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.find import find_packs
 
 FLAGS = flags.FLAGS
 # Where the designs are that take masks as inputs, to be imported when they are asked for.

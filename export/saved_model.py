@@ -22,7 +22,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from export.deployment.additions import carry_over
-from export.packs import find_packs, load_base_of
+from export.packs import load_base_of
 from export.servable.cache import choose_cache
 from export.servable.folder import (
     NETWORK,
@@ -47,6 +47,7 @@ from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError
 from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.fit import check_fits
 
 FLAGS = flags.FLAGS

@@ -31,7 +31,7 @@ from absl import app, flags
 from export.edge.piggyback_edge import EdgeError
 from export.lite.compare import InputsExport, PatchedExport, compare_lite, describe, enter_task, promise
 from export.lite.folder import is_patched
-from export.packs import find_packs, load_base_of
+from export.packs import load_base_of
 from export.servable.compare import compare
 from export.servable.folder import ExportError, find_version, read_description
 from piggyback_tf.backbones import Backbone
@@ -40,6 +40,7 @@ from piggyback_tf.data import DataError
 from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.flags import define_base_flags
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+from piggyback_tf.packs.find import find_packs
 
 FLAGS = flags.FLAGS
 Verify = Callable[[Path, Backbone, TaskBank, list[TaskPack], list[Path]], bool]

@@ -7,8 +7,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
 
-# Files that take longest. Tests run in two processes with a file each: these first, so that none is left alone.
-LONGEST = ("test_train.py", "test_contract.py", "test_command.py", "test_fit.py", "test_verify.py", "test_networks.py")
+# Files that take longest. Tests run in two processes with a file each: these first, so that none is left alone. With
+# `--no-loadscope-reorder` pytest-xdist keeps this order; by itself it would put files with the most tests first.
+LONGEST = (
+    "test_train.py",
+    "test_contract.py",
+    "test_command.py",
+    "test_fit.py",
+    "test_runner.py",
+    "test_verify.py",
+    "test_networks.py",
+    "test_backbone_weights.py",
+    "test_commands.py",
+    "test_bad_input.py",
+    "test_resume.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

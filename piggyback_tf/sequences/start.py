@@ -17,7 +17,7 @@ from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import Method
 from piggyback_tf.methods.piggyback import AUTO, Piggyback
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.pack import PACK_SUFFIX
+from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
 from piggyback_tf.packs.start import mask_start
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
@@ -42,7 +42,7 @@ def with_start(
 
     With `PACK`, masks start from that pack. With `auto`, they start from one of the packs of the tasks learned before,
     or as usual: from what has features with the highest LogME on training images of the new task. With `auto:PACKS`,
-    files, URLs and folders separated by commas, they start from one of those packs, or as usual.
+    files, URLs, folders and patterns separated by commas, they start from one of those packs, or as usual.
 
     Args:
         method: How the task is learned.
@@ -136,21 +136,11 @@ def _candidates(source: str, learned: Mapping[str, Path] | None) -> dict[str, st
         if learned is None:
             raise ValueError(
                 "init_from='auto' chooses among the tasks of a sequence that were learned before. For a single task, "
-                f"name the packs: init_from='{AUTO}:PACKS', files or folders separated by commas."
+                f"name the packs: init_from='{AUTO}:PACKS', files, folders or patterns separated by commas."
             )
         return dict(learned)
-    files: list[str] = []
-    for part in filter(None, (part.strip() for part in source.removeprefix(f"{AUTO}:").split(","))):
-        if not is_url(part) and Path(part).is_dir():
-            found = sorted(str(path) for path in Path(part).glob(f"*{PACK_SUFFIX}"))
-            if not found:
-                raise PackError(f"The folder {part!r} has no file *{PACK_SUFFIX}.")
-            files += found
-        else:
-            files.append(part)
-    if not files:
-        raise PackError(f"init_from={source!r} names no pack; it is '{AUTO}:PACKS', separated by commas.")
-    return {file: file for file in files}
+    sources = filter(None, (part.strip() for part in source.removeprefix(f"{AUTO}:").split(",")))
+    return {file: file for file in find_packs([*sources], f"init_from={AUTO}:")}
 
 
 def _load(method: Piggyback, base: BaseSpec, path: str | Path, origin: Mapping[str, Any]) -> MaskStart:

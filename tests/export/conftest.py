@@ -1,13 +1,17 @@
 """One export of small tasks for all tests, made once."""
 
 import dataclasses
+import shutil
 import types
 
 import pytest
 
+from export.deployment.options import ServingOptions
 from export.saved_model import export_saved_model
 from export.servable.options import ExportOptions
+from export.serving import write_deployment
 from piggyback_tf.packs import TaskBank
+from tests.export.helpers import BATCH
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
 
 
@@ -29,3 +33,13 @@ def _small(tmp_path_factory):
     }
     exports = {name: export_saved_model(backbone, packs, folder / name, option) for name, option in options.items()}
     return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, **exports)
+
+
+@pytest.fixture(scope="session", name="exports")
+def _exports(small, tmp_path_factory):
+    """Copies of both exports, each with the deployment in it."""
+    folder = tmp_path_factory.mktemp("serving")
+    for name in ("packed", "unpacked"):
+        shutil.copytree(getattr(small, name).parent, folder / name)
+        write_deployment(folder / name, options=ServingOptions(max_batch_size=BATCH, cpus=2))
+    return folder

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+from export.deployment.warmup import WARMUP_FILE
 
 ROOT = Path(__file__).parents[2]
 LOADERS = ("v2", "v1", "c_api")
+BATCH = 4  # of the servers of `exports`
 
 
 def texts(*values):
@@ -103,3 +107,18 @@ def _call_c(folder, calls):
     run = subprocess.run([sys.executable, program, folder, requests, answers], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return list(np.load(answers, allow_pickle=True)["results"])
+
+
+def replay(servable):
+    """Yields signature, inputs and outputs of every warm-up request."""
+    signatures = tf.saved_model.load(str(servable)).signatures
+    for record in tf.data.TFRecordDataset(str(servable / WARMUP_FILE)).as_numpy_iterator():
+        request = PredictionLog.FromString(record).predict_log.request
+        signature = signatures[request.model_spec.signature_name]
+        specs = signature.structured_input_signature[1]
+        # As a server reads tensors.
+        inputs = {
+            name: tf.io.parse_tensor(proto.SerializeToString(), specs[name].dtype)
+            for name, proto in request.inputs.items()
+        }
+        yield request.model_spec.signature_name, inputs, signature(**inputs)

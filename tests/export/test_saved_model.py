@@ -12,13 +12,11 @@ from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
 from export import saved_model
 from export.deployment.additions import BATCHING_FILE
-from export.packs import find_packs
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.cache import choose_cache, memory_needed
 from export.servable.folder import ExportError, find_version, new_version, next_version, read_export
 from export.servable.options import ExportOptions
 from export.servable.tables import TaskTables
-from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError
 from piggyback_tf.packs import PackError
 from tests.packs.helpers import pack_of, renamed, trained_model
@@ -243,19 +241,6 @@ def test_the_cache_is_chosen_by_the_limit_of_memory(small):
 def test_options_are_checked(field, value):
     with pytest.raises(ValueError, match=field):
         ExportOptions(**{field: value})
-
-
-def test_packs_are_found_as_files_folders_and_patterns(small, tmp_path):
-    paths = [str(tmp_path / f"{pack.task}.task.safetensors") for pack in small.packs[:3]]
-    for pack, path in zip(small.packs, paths, strict=False):
-        pack.save(path)
-    assert find_packs([str(tmp_path)]) == find_packs([f"{tmp_path}/*"]) == sorted(paths)
-    assert find_packs([paths[2], paths[0]]) == [paths[2], paths[0]]
-    assert find_packs(["hf://me/birds.task.safetensors"]) == ["hf://me/birds.task.safetensors"]
-    (tmp_path / "empty").mkdir()
-    for source, message in ((f"{tmp_path}/empty", "has no file"), (f"{tmp_path}/x*", "matches nothing")):
-        with pytest.raises(UsageError, match=message):
-            find_packs([source])
 
 
 def test_names_and_classes_may_be_any_text(small, tmp_path):

@@ -8,9 +8,7 @@ import sys
 import threading
 
 import pytest
-import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
-from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.deployment import writing
@@ -23,11 +21,10 @@ from export.servable.cache import memory_needed
 from export.servable.folder import ExportError, read_export
 from export.servable.headers import MAX_PIXELS
 from export.serving import write_deployment
-from tests.export.helpers import ROOT
+from tests.export.helpers import BATCH, ROOT, replay
 from tests.packs.helpers import renamed
 
 yaml = pytest.importorskip("yaml")
-BATCH = 4
 NAMES = ["models.config", "batching_parameters.txt", "docker-compose.yml", "kubernetes.yaml", "client.py"]
 # The fields of BatchingParameters in TensorFlow Serving's session_bundle_config.proto that are wrapped numbers.
 WRAPPED = {
@@ -36,16 +33,6 @@ WRAPPED = {
     "StringValue": ["thread_pool_name"],
     "BoolValue": ["enable_large_batch_splitting"],
 }
-
-
-@pytest.fixture(scope="module", name="exports")
-def _exports(small, tmp_path_factory):
-    """Copies of both exports, each with the deployment in it."""
-    folder = tmp_path_factory.mktemp("serving")
-    for name in ("packed", "unpacked"):
-        shutil.copytree(getattr(small, name).parent, folder / name)
-        write_deployment(folder / name, options=ServingOptions(max_batch_size=BATCH, cpus=2))
-    return folder
 
 
 @pytest.fixture(name="export")
@@ -112,63 +99,6 @@ def test_only_the_first_servable_is_batched(exports):
     }
     shared = _batching_parameters((exports / "packed/deployment/batching_parameters.txt").read_text())
     assert shared == {"num_batch_threads": 2, "thread_pool_name": "batching"}
-
-
-def _replay(servable):
-    """Yields signature, inputs and outputs of every warm-up request."""
-    signatures = tf.saved_model.load(str(servable)).signatures
-    for record in tf.data.TFRecordDataset(str(servable / WARMUP_FILE)).as_numpy_iterator():
-        request = PredictionLog.FromString(record).predict_log.request
-        signature = signatures[request.model_spec.signature_name]
-        specs = signature.structured_input_signature[1]
-        # As a server reads tensors.
-        inputs = {
-            name: tf.io.parse_tensor(proto.SerializeToString(), specs[name].dtype)
-            for name, proto in request.inputs.items()
-        }
-        yield request.model_spec.signature_name, inputs, signature(**inputs)
-
-
-@pytest.mark.parametrize("export", ["packed", "unpacked"])
-def test_warm_up_requests_call_every_signature_and_preparation(exports, small, export):
-    tasks, sizes, preparations = set(), set(), set()
-    prepared = {pack.task.encode(): pack.eval_augment for pack in small.packs}
-    for signature, inputs, outputs in _replay(exports / export / "1"):
-        rows = inputs["task"].numpy()
-        sizes.add((signature, len(rows)))
-        for flag in {"task_ok", "image_ok"} & set(outputs):
-            assert outputs[flag].numpy().all()
-        if signature == "serving_default":
-            tasks |= set(rows.tolist())
-            assert (outputs["class_id"].numpy() >= 0).all()
-        if signature == "encoded":
-            assert (outputs["scores"].numpy()[:, 0] > 0).all()
-            kinds = ["JPEG" if data.startswith(b"\xff\xd8") else "PNG" for data in inputs["image_bytes"].numpy()]
-            preparations |= {(prepared[name], kind) for name, kind in zip(rows, kinds, strict=True)}
-    assert sizes == {(name, size) for name in ("serving_default", "by_name", "encoded") for size in (1, BATCH)}
-    assert len(tasks) == BATCH
-    assert preparations == {(augment, kind) for augment in prepared.values() for kind in ("JPEG", "PNG")}
-
-
-@pytest.mark.parametrize("export", ["packed", "unpacked"])
-def test_warm_up_requests_of_the_second_servable(exports, export):
-    folder = exports / export / "with_mask" / "1"
-    seen, kinds = set(), set()
-    for signature, inputs, outputs in _replay(folder):
-        seen.add(signature)
-        if signature == "with_mask":
-            kinds.add((len(inputs["images"]), len(inputs["mask"]), len(inputs["norm"]) > 0))
-            assert (outputs["class_id"].numpy() >= 0).all()
-    # Whatever signatures an export has.
-    assert seen == set(tf.saved_model.load(str(folder)).signatures)
-    smallest = min(length for _, length, _ in kinds)
-    assert kinds == {(1, smallest, False), (1, 2 * smallest, True), (BATCH, smallest, False)}
-
-
-def test_warm_up_requests_are_small(exports):
-    sizes = [path.stat().st_size for path in exports.rglob(WARMUP_FILE.name)]
-    assert len(sizes) == 4
-    assert 0 < max(sizes) < 20_000
 
 
 def test_an_export_is_read_as_before(exports, small):
@@ -382,7 +312,7 @@ def test_a_deployment_is_brought_up_to_date_after_tasks_were_added(small, tmp_pa
     before = (added / WARMUP_FILE).read_bytes()
     write_deployment(tmp_path / "export", options=ServingOptions(stable=1, canary=2))
     assert (added / WARMUP_FILE).read_bytes() != before
-    for signature, _, outputs in _replay(added):
+    for signature, _, outputs in replay(added):
         assert signature == "encoded" or (outputs["class_id"].numpy() >= 0).all()
     (added / WARMUP_FILE).write_bytes(b"recorded")
     with pytest.raises(ExportError, match="2/assets.extra/.*was not written by this command, or was changed"):

@@ -1,0 +1,40 @@
+"""The files of packs that a command line means."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.pack import PACK_SUFFIX
+from piggyback_tf.packs.remote import is_url
+
+
+def find_packs(sources: Sequence[str], option: str = "--packs=") -> list[str]:
+    """Returns the files of packs that are meant.
+
+    Args:
+        sources: Files, URLs, folders (all `*.task.safetensors` in them) and glob patterns.
+        option: What stands before the sources where they were given, for errors.
+
+    Returns:
+        Files and URLs in the order of the sources, those of one folder or pattern sorted.
+
+    Raises:
+        PackError: If a source stands for no file, or there is none.
+    """
+    found: list[str] = []
+    for source in sources:
+        if is_url(source) or Path(source).is_file():
+            matches = [source]
+        elif Path(source).is_dir():
+            matches = sorted(str(path) for path in Path(source).glob(f"*{PACK_SUFFIX}"))
+        else:
+            matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 (patterns may be absolute)
+        if not matches and Path(source).is_dir():
+            raise PackError(f"{option}{source}: the folder has no file *{PACK_SUFFIX}.")
+        if not matches:
+            raise PackError(f"{option}{source}: there is no such file or folder, and as a pattern it matches nothing.")
+        found += matches
+    if not found:
+        raise PackError(f"{option} names no pack.")
+    return found

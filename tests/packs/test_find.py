@@ -1,0 +1,31 @@
+"""The files that a command line means by packs."""
+
+from pathlib import Path
+
+import pytest
+
+from piggyback_tf.packs import PackError
+from piggyback_tf.packs.find import find_packs
+
+
+def test_files_folders_and_patterns_are_found_in_their_order(tmp_path):
+    paths = [str(tmp_path / f"{name}.task.safetensors") for name in ("birds", "cars", "a")]
+    for path in (*paths, tmp_path / "notes.txt"):
+        Path(path).touch()
+    assert find_packs([str(tmp_path)]) == find_packs([f"{tmp_path}/*.safetensors"]) == sorted(paths)
+    assert find_packs([paths[2], paths[0]]) == [paths[2], paths[0]]
+    assert find_packs(["hf://me/birds.task.safetensors"]) == ["hf://me/birds.task.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "sources, message",
+    [
+        (["{}/empty"], "^--packs=.*/empty: the folder has no file"),
+        (["{}/x*"], "^--packs=.*as a pattern it matches nothing"),
+        ([], "names no pack"),
+    ],
+)
+def test_a_source_that_stands_for_no_file_is_named(tmp_path, sources, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PackError, match=message):
+        find_packs([source.format(tmp_path) for source in sources])
