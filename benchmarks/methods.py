@@ -3,11 +3,10 @@
     PIGGYBACK_REALDATA=... python benchmarks/methods.py
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
-method: the defaults of `train.py`. Methods whose tasks depend on those before run in both orders: sketch, art,
-textures, and the reverse. Those whose paper trains otherwise run once more as NAME_paper with that recipe, in one order
-and with the first seed. HAT starts with most of its gates open, since half of them closed leave little of a pretrained
-network. The best epoch is chosen on a tenth of the training images. An interrupted run goes on where it was; a run that
-is in results/methods.json is not done again.
+method: the defaults of `train.py`, with a warm-up as much shorter as the training is. Methods whose tasks depend on
+those before run in both orders: sketch, art, textures, and the reverse. HAT starts with most of its gates open, since
+half of them closed leave little of a pretrained network. The best epoch is chosen on a tenth of the training images. An
+interrupted run goes on where it was; a run that is in results/methods.json is not done again.
 
 `python -m piggyback_tf table --layout=survey benchmarks/results/methods.json` prints the same table, and draws plots.
 """
@@ -27,28 +26,26 @@ from piggyback_tf.sequences import SequenceSettings, run_sequence
 from piggyback_tf.training import TrainConfig, TrainingError
 
 ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
-EPOCHS = 9
+CONFIG = TrainConfig(epochs=6, warmup_steps=50)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A method as it is compared: its settings where they differ from the defaults, and whether with its own recipe."""
+    """A method as it is compared, and its settings where they differ from the defaults."""
 
     method: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    paper: bool = False
 
     @property
     def orders(self) -> tuple[str, ...]:
         """The orders of tasks in which it runs."""
-        return tuple(ORDERS) if METHODS[self.method].sequential and not self.paper else ("forward",)
+        return tuple(ORDERS) if METHODS[self.method].sequential else ("forward",)
 
 
 VARIANTS: dict[str, Variant] = {
     **{name: Variant(name) for name in METHODS.names()},
     "hat": Variant("hat", {"hat_mean": 2.0}),
     "piggyback_norm": Variant("piggyback", {"norm": "task"}),
-    **{f"{name}_paper": Variant(name, paper=True) for name in METHODS.names() if METHODS[name].recipe},
 }
 
 
@@ -57,8 +54,7 @@ def runs_of(labels: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, 
     for seed in seeds:
         for order in ORDERS:
             for label in labels:
-                variant = VARIANTS[label]
-                if order in variant.orders and (seed == seeds[0] or not variant.paper):
+                if order in VARIANTS[label].orders:
                     yield label, order, seed
 
 
@@ -67,7 +63,7 @@ def learn(backbone: Backbone, label: str, order: str, seed: int) -> dict[str, An
     variant = VARIANTS[label]
     kind = METHODS[variant.method]
     tasks = {name: load_data(f"folder:{realdata() / name}", seed=seed) for name in ORDERS[order]}
-    config = TrainConfig(**{**(kind.recipe if variant.paper else {}), "epochs": EPOCHS, "seed": seed})
+    config = dataclasses.replace(CONFIG, seed=seed)
     settings = SequenceSettings(variant.method, kind.Config(**variant.settings), config, INPUTS)
     try:
         metrics = run_sequence(state_folder(f"methods/{label}/{order}/{seed}"), backbone, tasks, settings)
