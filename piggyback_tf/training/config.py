@@ -22,7 +22,7 @@ class TrainConfig:
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
-    warmup_steps: int = option(100, "Steps of warm-up of masks, batch norm and weights; at most half of the training.")
+    warmup_steps: int = option(100, "Steps of warm-up of all but the head; at most three eighths of the training.")
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
     mask_lr: float = option(2.5e-4, "Learning rate of the masks.")
     mask_epsilon: float = option(

@@ -17,6 +17,7 @@ from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, TensorBoard
 from piggyback_tf.training.config import TrainConfig
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.optimizers import make_optimizer
+from piggyback_tf.training.schedules import warmup_length
 from piggyback_tf.training.strategies import weight_for_replicas
 
 
@@ -120,7 +121,7 @@ def train_task(
         first_epoch = max(done, end - epochs)
         callbacks = [backup, StopOnNaN(), *method.callbacks(model)]
         if config.chance_epochs:
-            warmup_epochs = math.ceil(config.warmup_steps / steps_per_epoch)
+            warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses = backup.progress.history.get("loss", [])
             callbacks.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses))
         if tensorboard_dir:

@@ -11,7 +11,7 @@ from piggyback_tf.masking import MaskConfig, mask_config
 from piggyback_tf.masking.threshold import binarise, ternarise
 from piggyback_tf.methods import Method
 from piggyback_tf.training.config import TrainConfig
-from piggyback_tf.training.schedules import WarmupSchedule
+from piggyback_tf.training.schedules import WarmupSchedule, warmup_length
 
 # Weights of a layer that are looked at to foresee its flips. A limit of 1e-3 is then 65 of them, and looking costs
 # nothing beside the update.
@@ -134,7 +134,7 @@ def _group_optimizer(
             config.schedule,
             total_steps=total_steps,
             # A random head gives every other variable noise for a gradient; it is the one that must learn at once.
-            warmup_steps=0 if group == "head" else min(config.warmup_steps, total_steps // 2),
+            warmup_steps=0 if group == "head" else warmup_length(config.warmup_steps, total_steps),
             step_length=epochs * steps_per_epoch,
             step_decay=config.step_decay,
         )

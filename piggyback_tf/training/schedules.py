@@ -6,6 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+# MobileNetV2 on 860 textures in 6 epochs: half of the steps leave too few (28.5 % error); 0.35 and 0.2 give 22.6, 22.2.
+_LONGEST_WARMUP = 3 / 8
+
+
+def warmup_length(steps: int, total_steps: int) -> int:
+    """Returns the steps of a warm-up: as many as are asked for, at most three eighths of the training's."""
+    return min(steps, int(_LONGEST_WARMUP * total_steps))
+
 
 @keras.saving.register_keras_serializable(package="piggyback_tf")
 class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):

@@ -121,6 +121,15 @@ def test_each_group_has_its_optimiser(method, groups):
     assert peaks == sorted({"mask": 0.1, "head": 0.2, "weights": 0.3}[name] for name in groups)
 
 
+@pytest.mark.parametrize("epochs, warmup", [(2, 7), (10, 30)])
+def test_a_warmup_leaves_most_of_a_short_training(epochs, warmup):
+    method = METHODS["piggyback"]()
+    model = method.build(_backbone(), 3)
+    optimizer = make_optimizer(method, model, TrainConfig(epochs=epochs, warmup_steps=30), 10)
+    optimizer.build(model.trainable_variables)
+    assert {inner._learning_rate.warmup_steps for inner in optimizer.optimizers} == {0, warmup}
+
+
 def test_norm_per_task_is_a_group_and_the_head_has_no_warmup():
     method = Piggyback(PiggybackConfig(norm="task"))
     model = method.build(_backbone(), 3)
