@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Results, markdown, parser
+from common import Results, judge, parser
 
 MIB = 2**20
 TASKS, CLASSES = 1000, 10
@@ -389,10 +389,7 @@ def main() -> None:
         row = results.run(name, first if name == "first" else functools.partial(in_process, name))
         checks += row["checks"]
     results.save()
-    cells = [[c["what"], *(f"{c[key]:.4g} {c['unit']}".strip() for key in ("value", "limit"))] for c in checks]
-    print(markdown(["", "measured", "limit"], cells))
-    if failed := [c["what"] for c in checks if not c["value"] <= c["limit"]]:
-        sys.exit(f"Above the limit: {'; '.join(failed)}.")
+    judge(checks)
 
 
 if __name__ == "__main__":

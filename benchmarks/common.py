@@ -79,6 +79,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def judge(checks: Sequence[dict[str, Any]]) -> None:
+    """Prints what was measured beside its limit, and ends the program with an error if something is above it.
+
+    Args:
+        checks: Each with `"what"`, `"value"`, `"unit"` and `"limit"`, None if there is none.
+    """
+    cells = [
+        [c["what"], *("-" if c[key] is None else f"{c[key]:.4g} {c['unit']}".strip() for key in ("value", "limit"))]
+        for c in checks
+    ]
+    print(markdown(["", "measured", "limit"], cells))
+    if failed := [c["what"] for c in checks if c["limit"] is not None and not c["value"] <= c["limit"]]:
+        sys.exit(f"Above the limit: {'; '.join(failed)}.")
+
+
 def realdata() -> Path:
     """Returns the folder of real images and weights, or ends the program with a sentence."""
     path = os.environ.get("PIGGYBACK_REALDATA")

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from bank import PackMaker, check, random_images
-from common import Results, markdown, parser, realdata
+from common import Results, judge, parser, realdata
 
 NETWORKS = ("mobilenet_v2", "resnet50")
 # Pairs of calls.
@@ -379,13 +379,7 @@ def main() -> None:
     for name in options.sections:
         checks += results.run(name, functools.partial(in_process, name))["checks"]
     results.save()
-    cells = [
-        [c["what"], *("-" if c[key] is None else f"{c[key]:.4g} {c['unit']}".strip() for key in ("value", "limit"))]
-        for c in checks
-    ]
-    print(markdown(["", "measured", "limit"], cells))
-    if failed := [c["what"] for c in checks if c["limit"] is not None and not c["value"] <= c["limit"]]:
-        sys.exit(f"Above the limit: {'; '.join(failed)}.")
+    judge(checks)
 
 
 if __name__ == "__main__":
