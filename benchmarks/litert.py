@@ -185,8 +185,10 @@ def compared(base: Any, packs: list[Any], design: str, quantize: str) -> dict[st
     from export.litert import export_litert
     from piggyback_tf.packs import TaskBank
 
-    specs = ",".join(f"folder:{realdata() / pack.task}" for pack in packs) if quantize == "int8" else ""
-    options = LiteOptions(design, quantize, representative_data=specs, representative_images=REPRESENTATIVE)
+    options = LiteOptions(design, quantize)
+    if quantize == "int8":
+        specs = ",".join(f"folder:{realdata() / pack.task}" for pack in packs)
+        options = LiteOptions(design, quantize, representative_data=specs, representative_images=REPRESENTATIVE)
     rows, checks = {}, []
     with tempfile.TemporaryDirectory() as temporary:
         folder = export_litert(base, packs, f"{temporary}/export", options)

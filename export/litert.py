@@ -23,10 +23,9 @@ from absl import app, flags
 from export.edge.piggyback_edge import EdgeError
 from export.lite.device_file import add_inputs
 from export.lite.folder import is_patched
-from export.lite.images import split_specs
 from export.lite.model_description import read_description
 from export.lite.options import LiteOptions
-from export.lite.patch import Added, add_task, export_patch
+from export.lite.patch import Added, add_tasks, export_patch
 from export.packs import load_base_of
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
@@ -137,16 +136,10 @@ def _run_base(files: Sequence[str]) -> list[str]:
     backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
     output = None if FLAGS.output is None else Path(FLAGS.output)
     packs = _load(files, backbone)
-    names = [pack.task for pack in packs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise PackError(f"There are two tasks named {twice[0]!r}; the file of one would be written over the other's.")
     if not is_patched(Path(FLAGS.base)):
         return _add_inputs(backbone, packs, options, output)
-    lines = []
-    for pack, spec in zip(packs, split_specs(options.representative_data, len(packs)), strict=True):
-        own = dataclasses.replace(options, representative_data=spec)
-        lines += _describe(add_task(backbone, pack, Path(FLAGS.base), output, own), own)
-    return lines
+    added = add_tasks(backbone, packs, Path(FLAGS.base), output, options)
+    return [line for task in added for line in _describe(task, options)]
 
 
 def _add_inputs(backbone: Backbone, packs: Sequence[TaskPack], options: LiteOptions, output: Path | None) -> list[str]:

@@ -7,6 +7,7 @@ from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
 
 DESIGNS = ("patch", "switch", "input")
+_IMAGES = 100
 # As many classes as a file of a task can have.
 _MOST = 1 << 20
 
@@ -24,7 +25,7 @@ class LiteOptions:
     max_classes: int = option(0, "Make the head a part of the graph, with room for so many classes; 0: the runtime's.")
     compress: bool = option(False, "Code the masks in files of tasks: smaller, and slower to read.")
     representative_data: str = option("", "Images for the ranges of int8: a data spec, or one for each pack, by comma.")
-    representative_images: int = option(100, "How many of them for each task.")
+    representative_images: int = option(_IMAGES, "How many of them for each task.")
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:
@@ -37,3 +38,5 @@ class LiteOptions:
                 raise ValueError(f"{name} must be an integer from {least} to {_MOST}. Received: {name}={value!r}.")
         if self.quantize == "int8" and not self.representative_data:
             raise ValueError("quantize=int8 needs images to find the ranges: representative_data is missing.")
+        if self.representative_images != _IMAGES and not self.representative_data:
+            raise ValueError("representative_images is how many images of representative_data, which is missing.")

@@ -18,7 +18,7 @@ from export.lite.calibrate import Saturation, corresponding, find_ranges, find_s
 from export.lite.check import check_base, check_task
 from export.lite.flatbuffer import LiteFile
 from export.lite.folder import BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX, new_folder
-from export.lite.images import representative_images
+from export.lite.images import representative_images, split_specs
 from export.lite.options import LiteOptions
 from export.lite.tasks import check_pack, make_task, task_weights
 from export.lite.weights import Network
@@ -33,7 +33,7 @@ PackSource = TaskPack | str | os.PathLike
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What `add_task` wrote.
+    """What `add_tasks` wrote of a task.
 
     Attributes:
         path: The task's file.
@@ -99,14 +99,16 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     return Path(output)
 
 
-def add_task(backbone: Backbone, pack: PackSource, base_file: Path, output: Path | None, options: LiteOptions) -> Added:
-    """Writes the file of a new task for a base that devices have.
+def add_tasks(
+    backbone: Backbone, packs: Sequence[PackSource], base_file: Path, output: Path | None, options: LiteOptions
+) -> list[Added]:
+    """Writes the files of new tasks for a base that devices have; all of them are checked before the first is written.
 
     Args:
         backbone: The base.
-        pack: The task's pack, or its file.
+        packs: The tasks' packs, or their files.
         base_file: `base.tflite`, with its two manifests beside it; none of them is changed.
-        output: The folder of the new file; that of the base if None.
+        output: The folder of the new files; that of the base if None.
         options: `compress`, `representative_data` and `representative_images` are looked at.
 
     Raises:
@@ -118,19 +120,24 @@ def add_task(backbone: Backbone, pack: PackSource, base_file: Path, output: Path
             f"--representative_data is for bases of int8; leave it out: the quantisation of {str(base_file)!r} is "
             f"{base.manifest.quantize!r}."
         )
-    (task,) = load_packs([pack], backbone, base.network)
-    content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
-    model = Model(Base(bytes(base.file.data), base.manifest, verify=False))
-    model.install(Task.from_bytes(content, base.manifest, task.task))
-    check_task(base, model, TaskBank(backbone), task)
-    saturation = None
-    if options.representative_data:
-        images = representative_images(options.representative_data, [task], options.representative_images)
-        saturation = _saturation(base, backbone, task, images)
-    path = (base_file.parent if output is None else Path(output)) / f"{task.task}{TASK_SUFFIX}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
-    return Added(path, base.manifest.quantize, saturation)
+    tasks = load_packs(packs, backbone, base.network)
+    specs = split_specs(options.representative_data, len(tasks))
+    model, bank = Model(Base(bytes(base.file.data), base.manifest, verify=False)), TaskBank(backbone)
+    folder, contents, added = base_file.parent if output is None else Path(output), [], []
+    for task, spec in zip(tasks, specs, strict=True):
+        content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
+        model.install(Task.from_bytes(content, base.manifest, task.task))
+        check_task(base, model, bank, task)
+        saturation = None
+        if spec:
+            images = representative_images(spec, [task], options.representative_images)
+            saturation = _saturation(base, backbone, task, images)
+        contents.append(content)
+        added.append(Added(folder / f"{task.task}{TASK_SUFFIX}", base.manifest.quantize, saturation))
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, content in zip(added, contents, strict=True):
+        write_atomically(task.path, content)
+    return added
 
 
 def read_base(backbone: Backbone, base_file: Path) -> PatchBase:

@@ -135,7 +135,7 @@ def test_a_task_is_added_to_a_base_in_the_field(patched, tmp_path, quantize, mon
 
     def add(pack, images):
         monkeypatch.setattr(patch, "representative_images", lambda spec, packs, count: [images])
-        return patch.add_task(export.backbone, pack, export.folder / "base.tflite", tmp_path, options)
+        return patch.add_tasks(export.backbone, [pack], export.folder / "base.tflite", tmp_path, options)[0]
 
     added = add(renamed(export.packs[3], "again"), noise(8, 32))
     assert added.path == tmp_path / "again.edge"
@@ -159,9 +159,11 @@ def test_what_is_refused(patched, tmp_path):
     other = small_backbone(seed=5)
     pack = pack_of(trained_model(other), other)
     with pytest.raises(ExportError, match="was made of another base"):
-        patch.add_task(other, pack, export.folder / "base.tflite", tmp_path, LiteOptions())
+        patch.add_tasks(other, [pack], export.folder / "base.tflite", tmp_path, LiteOptions())
     with pytest.raises(PackError, match="was trained on another base"):
-        patch.add_task(export.backbone, pack, export.folder / "base.tflite", tmp_path, LiteOptions())
+        patch.add_tasks(
+            export.backbone, [export.packs[0], pack], export.folder / "base.tflite", tmp_path, LiteOptions()
+        )
     with pytest.raises(PackError, match="two tasks named 'binary'"):
         export_litert(export.backbone, [export.packs[0]] * 2, tmp_path / "out")
     with pytest.raises(ExportError, match="is there already"):
@@ -172,13 +174,15 @@ def test_what_is_refused(patched, tmp_path):
         export_litert(export.backbone, export.packs, tmp_path / "out", LiteOptions(design="switch", quantize="dynamic"))
     with pytest.raises(ValueError, match="representative_data is missing"):
         LiteOptions(quantize="int8")
+    with pytest.raises(ValueError, match="how many images of representative_data, which is missing"):
+        LiteOptions(representative_images=7)
     with pytest.raises(ValueError, match="max_classes must be an integer from 0 to 1048576"):
         LiteOptions(max_classes=2**20 + 1)
     unused = LiteOptions(quantize="float16", representative_data="images")
     with pytest.raises(ExportError, match="representative_data is for --quantize=int8"):
         export_litert(export.backbone, export.packs, tmp_path / "out", unused)
     with pytest.raises(ExportError, match="representative_data is for bases of int8"):
-        patch.add_task(export.backbone, export.packs[0], export.folder / "base.tflite", tmp_path, unused)
+        patch.add_tasks(export.backbone, export.packs[:1], export.folder / "base.tflite", tmp_path, unused)
     long = dataclasses.replace(export.packs[0], class_names=["a" * 65536, "b"])
     with pytest.raises(EdgeError, match="'binary' cannot be used: a text in it is too long"):
         export_litert(export.backbone, [long], tmp_path / "out")
@@ -190,7 +194,7 @@ def test_what_is_refused(patched, tmp_path):
         (tmp_path / name).write_bytes((export.folder / name).read_bytes())
     (tmp_path / "base.tflite").write_bytes(data)
     with pytest.raises(ExportError, match="base.tflite' is damaged, or is not the base"):
-        patch.add_task(export.backbone, export.packs[0], tmp_path / "base.tflite", None, LiteOptions())
+        patch.add_tasks(export.backbone, export.packs[:1], tmp_path / "base.tflite", None, LiteOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tflite", "manifest.bin", "manifest.json"]
 
 
