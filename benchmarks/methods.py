@@ -3,11 +3,11 @@
     PIGGYBACK_REALDATA=... python benchmarks/methods.py
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
-method: the defaults of `train.py`, but for four epochs of smaller batches instead of ten, which are 0.8 times as many
-steps. Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. HAT starts
-with most of its gates open, since half of them closed leave little of a pretrained network. The best epoch is chosen on
-a tenth of the training images. An interrupted run goes on where it was; a run that is in results/methods.json is not
-done again.
+method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
+Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. HAT starts with
+most of its gates open, since half of them closed leave little of a pretrained network. The best epoch is chosen on a
+tenth of the training images. An interrupted run goes on where it was; a run that is in results/methods.json is not done
+again.
 
 `python -m piggyback_tf table --layout=survey benchmarks/results/methods.json` prints the same table, and draws plots.
 """
@@ -27,7 +27,7 @@ from piggyback_tf.sequences import SequenceSettings, run_sequence
 from piggyback_tf.training import TrainConfig, TrainingError
 
 ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
-CONFIG = TrainConfig(epochs=4, batch_size=16)
+CONFIG = TrainConfig(epochs=5, batch_size=16)
 
 
 @dataclasses.dataclass(frozen=True)
