@@ -1,10 +1,11 @@
 """Masks learned on one of the three sets, as the benchmarks of what is beyond the paper need them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from common import realdata
-from tasks import INPUTS, state_folder
+from tasks import INPUTS, SCHEDULE, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
@@ -13,9 +14,7 @@ from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import encode
 from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.sequences import SequenceSettings, run_sequence
-from piggyback_tf.training import TrainConfig
 
-EPOCHS = 8
 USUAL = "usual"  # The start of masks, and the price of dropping weights, that are the default.
 
 
@@ -34,7 +33,7 @@ def learn_masks(backbone: Backbone, name: str, seed: int, config: PiggybackConfi
         config: Settings of the masks.
         state: Names the run's `state_folder`, where it goes on if it was interrupted, and where its pack is.
     """
-    settings = SequenceSettings("piggyback", config, TrainConfig(epochs=EPOCHS, seed=seed), INPUTS)
+    settings = SequenceSettings("piggyback", config, dataclasses.replace(SCHEDULE, seed=seed), INPUTS)
     data = load_data(f"folder:{realdata() / name}", seed=seed)
     (step,) = run_sequence(state_folder(state), backbone, {name: data}, settings)["steps"]
     pack = TaskPack.load(pack_file(name, state))

@@ -17,17 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common import Results, parser, realdata
-from tasks import INPUTS, SETS, mobilenet, state_folder
+from tasks import INPUTS, SCHEDULE, SETS, mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
 from piggyback_tf.evaluation.tables import make_table, read_benchmark, to_markdown
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import SequenceSettings, run_sequence
-from piggyback_tf.training import TrainConfig, TrainingError
+from piggyback_tf.training import TrainingError
 
 ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
-CONFIG = TrainConfig(epochs=5, batch_size=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ def learn(backbone: Backbone, label: str, order: str, seed: int) -> dict[str, An
     variant = VARIANTS[label]
     kind = METHODS[variant.method]
     tasks = {name: load_data(f"folder:{realdata() / name}", seed=seed) for name in ORDERS[order]}
-    config = dataclasses.replace(CONFIG, seed=seed)
+    config = dataclasses.replace(SCHEDULE, seed=seed)
     settings = SequenceSettings(variant.method, kind.Config(**variant.settings), config, INPUTS)
     try:
         metrics = run_sequence(state_folder(f"methods/{label}/{order}/{seed}"), backbone, tasks, settings)

@@ -2,14 +2,14 @@
 
     PIGGYBACK_REALDATA=... python benchmarks/sparsity_weight.py
 
-MobileNetV2 at 96 px with ImageNet weights, the default recipe, 8 epochs; the best epoch is chosen on a tenth of the
+MobileNetV2 at 96 px with ImageNet weights, and the schedule of methods.py; the best epoch is chosen on a tenth of the
 training images. The masks of dtd10 drop next to nothing, and are left out by default. Run init_from.py first: its runs
 without a price are reused. Interrupted, it goes on. Writes results/sparsity_weight.json.
 """
 
 from typing import Any
 
-from common import RESULTS, Results, markdown, mean_and_spread, parser
+from common import Results, markdown, mean_and_spread, parser
 from mask_runs import USUAL, learn_masks
 from tasks import SETS, mobilenet
 
@@ -24,7 +24,7 @@ def main() -> None:
     arguments.add_argument("--sets", nargs="+", default=["pacs_sketch", "pacs_art_painting"], choices=SETS)
     arguments.add_argument("--weights", type=float, nargs="+", default=list(WEIGHTS))
     options = arguments.parse_args()
-    results, measured = Results("sparsity_weight"), Results("init_from", RESULTS).rows
+    results, measured = Results("sparsity_weight"), Results("init_from").rows
     backbone = mobilenet()
 
     def run(name: str, weight: float, seed: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train
 
 SETS = ("pacs_sketch", "pacs_art_painting", "dtd10")
 INPUTS = InputConfig(augment_train="resize(96,96)|translate(4)|flip", augment_eval="resize(96,96)")
+# Half of the default's epochs with half of its batch size: as many steps in less time.
+SCHEDULE = TrainConfig(epochs=5, batch_size=16)
 
 
 def mobilenet() -> Backbone:
