@@ -20,13 +20,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import app, flags
 
+from export.base import load_base_of
 from export.edge.piggyback_edge import EdgeError
 from export.lite.device_file import add_inputs
 from export.lite.folder import is_patched
 from export.lite.model_description import read_description
 from export.lite.options import LiteOptions
 from export.lite.patch import Added, add_tasks, export_patch
-from export.packs import load_base_of
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.commands.common import UsageError

@@ -21,8 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 from absl import app, flags, logging
 
+from export.base import load_base_of
 from export.deployment.additions import carry_over
-from export.packs import load_base_of
 from export.servable.cache import choose_cache
 from export.servable.folder import (
     NETWORK,

@@ -28,10 +28,10 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
+from export.base import load_base_of
 from export.edge.piggyback_edge import EdgeError
 from export.lite.compare import InputsExport, PatchedExport, compare_lite, describe, enter_task, promise
 from export.lite.folder import is_patched
-from export.packs import load_base_of
 from export.servable.compare import compare
 from export.servable.folder import ExportError, find_version, read_description
 from piggyback_tf.backbones import Backbone

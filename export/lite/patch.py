@@ -135,8 +135,8 @@ def add_tasks(
         contents.append(content)
         added.append(Added(folder / f"{task.task}{TASK_SUFFIX}", base.manifest.quantize, saturation))
     folder.mkdir(parents=True, exist_ok=True)
-    for task, content in zip(added, contents, strict=True):
-        write_atomically(task.path, content)
+    for written, content in zip(added, contents, strict=True):
+        write_atomically(written.path, content)
     return added
 
 

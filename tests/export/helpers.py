@@ -1,4 +1,4 @@
-"""Exports of small tasks, files of images, and one way to call all three loaders."""
+"""Files of images, one way to call all three loaders, and what warm-up requests are answered."""
 
 import io
 import subprocess
