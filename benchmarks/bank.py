@@ -340,7 +340,7 @@ def masked_by_hand(maker: PackMaker, images: np.ndarray) -> tuple[np.ndarray, di
     from piggyback_tf.backbones import named_variables
     from piggyback_tf.methods.base import copy_of_base
 
-    copy = copy_of_base(maker.backbone.model, train_norm=False, norm_momentum=0.0)
+    copy = copy_of_base(maker.backbone.model)
     variables = named_variables(copy)
     features, heads = [], {}
     for number in range(TASKS):

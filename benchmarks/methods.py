@@ -4,10 +4,11 @@
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
-Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. HAT starts with
-most of its gates open, since half of them closed leave little of a pretrained network. The best epoch is chosen on a
-tenth of the training images. An interrupted run goes on where it was; a run that is in results/methods.json is not done
-again.
+Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Two have settings
+of their own: HAT starts with most of its gates open, since half of them closed leave little of a pretrained network, and
+residual adapters, which on this network are batch norm and little else, train it at ten times the default rate. The best
+epoch is chosen on a tenth of the training images. An interrupted run goes on where it was; a run that is in
+results/methods.json is not done again.
 
 `python -m piggyback_tf table --layout=survey benchmarks/results/methods.json` prints the same table, and draws plots.
 """
@@ -31,10 +32,11 @@ ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A method as it is compared, and its settings where they differ from the defaults."""
+    """A method as it is compared, its settings and those of its training where they differ from the defaults."""
 
     method: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def orders(self) -> tuple[str, ...]:
@@ -45,6 +47,7 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     **{name: Variant(name) for name in METHODS.names()},
     "hat": Variant("hat", {"hat_mean": 2.0}),
+    "residual_adapters": Variant("residual_adapters", train={"norm_lr": 1e-2}),
     "piggyback_norm": Variant("piggyback", {"norm": "task"}),
 }
 
@@ -63,7 +66,7 @@ def learn(backbone: Backbone, label: str, order: str, seed: int) -> dict[str, An
     variant = VARIANTS[label]
     kind = METHODS[variant.method]
     tasks = {name: load_data(f"folder:{realdata() / name}", seed=seed) for name in ORDERS[order]}
-    config = dataclasses.replace(SCHEDULE, seed=seed)
+    config = dataclasses.replace(SCHEDULE, seed=seed, **variant.train)
     settings = SequenceSettings(variant.method, kind.Config(**variant.settings), config, INPUTS)
     try:
         metrics = run_sequence(state_folder(f"methods/{label}/{order}/{seed}"), backbone, tasks, settings)

@@ -1,5 +1,6 @@
 """Masks over frozen weights: thresholding, layers, and networks made of them."""
 
+from piggyback_tf.masking.batch_norm import TrainedNorm
 from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.layers import (
     MASKED_LAYERS,
@@ -25,6 +26,7 @@ __all__ = [
     "MaskedLayer",
     "MaskedSeparableConv2D",
     "MaskedWeight",
+    "TrainedNorm",
     "mask",
     "mask_config",
     "masked_kernel",

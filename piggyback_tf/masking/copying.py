@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from piggyback_tf.backbones.paths import layer_weights, named_layers
+from piggyback_tf.masking.batch_norm import plain_norm
 from piggyback_tf.masking.kernels import KERNELS, DerivedKernels
 
 
@@ -45,7 +46,7 @@ def copy_layers(
 
 
 def bake_kernels(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model that has Keras' own layers in place of those with derived kernels.
+    """Returns a copy of a model that has Keras' own layers in place of those with derived kernels or frozen statistics.
 
     Args:
         model: A model that shares no variables with its copy; it is not changed.
@@ -53,7 +54,7 @@ def bake_kernels(model: keras.Model) -> keras.Model:
 
     def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict[str, Any]]:
         if not isinstance(layer, DerivedKernels):
-            return type(layer), {}
+            return plain_norm(type(layer)), {}
         return next(kind for kind in type(layer).__mro__ if kind in KERNELS), {}
 
     baked, copies = copy_layers(model, settings_of)

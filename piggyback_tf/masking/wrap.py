@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones.paths import batch_norm_paths, is_batch_norm, is_container, named_layers
+from piggyback_tf.masking.batch_norm import TrainedNorm
 from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import foreign_kernels
@@ -37,6 +38,7 @@ def mask(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     norm: str = "frozen",
+    norm_statistics: str = "frozen",
     norm_momentum: float = 0.9,
 ) -> keras.Model:
     """Returns a masked model that shares the variables of `model`.
@@ -51,8 +53,10 @@ def mask(
         include: Shell pattern or patterns of canonical layer paths; the layers that get a mask.
         exclude: Pattern or patterns of layers that get none although `include` matches.
         norm: `"frozen"` keeps batch norm as in the base, in inference mode. `"task"` gives every batch norm layer
-            variables of its own, starting at the base's, trained with the masks (section 5.3 of the paper).
-        norm_momentum: Momentum of the moving statistics with `norm="task"`. The 0.99 or 0.999 of most pretrained
+            variables of its own, starting at the base's, trained with the masks.
+        norm_statistics: With `norm="task"`, `"frozen"` trains gamma and beta, and `"task"` lets mean and variance
+            follow the task's batches, too (section 5.3 of the paper).
+        norm_momentum: Momentum of the statistics with `norm_statistics="task"`. The 0.99 or 0.999 of most pretrained
             networks never catch up on a small data set.
 
     Returns:
@@ -60,10 +64,11 @@ def mask(
 
     Raises:
         ValueError: If the model is neither functional nor sequential or is not built, if a layer that `include`
-            matches has weights of a kind that cannot be masked, if a pattern matches nothing, or if there is no batch
-            norm to train.
+            matches has weights of a kind that cannot be masked, if a pattern matches nothing, if there is no batch
+            norm to train, or if a setting is not valid.
     """
     config = config or MaskConfig()
+    trained_norm = TrainedNorm(norm_statistics, norm_momentum)
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}.")
     _check_model(model)
@@ -77,7 +82,7 @@ def mask(
             # Keras users freeze a base with `trainable = False`; its masks are to be learned all the same.
             return MASKED_LAYERS[type(layer)], {"mask": dataclasses.asdict(config), "trainable": True}
         if norm == "task" and is_batch_norm(layer):
-            return type(layer), {"momentum": norm_momentum, "trainable": True}
+            return trained_norm.settings_of(layer)
         return type(layer), {"trainable": False}
 
     masked, copies = copy_layers(model, settings_of)

@@ -11,7 +11,7 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.masking import MaskedLayer
+from piggyback_tf.masking import MaskedLayer, TrainedNorm
 from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.registry import Registry
@@ -30,6 +30,22 @@ class MethodConfig:
     """Settings that every method has."""
 
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConfig(MethodConfig):
+    """Settings of methods that train batch norm, or can."""
+
+    norm_statistics: str = option("frozen", "Mean and variance of trained batch norm. frozen: the base's; task: own.")
+    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm_statistics=task.")
+
+    def __post_init__(self) -> None:
+        TrainedNorm(self.norm_statistics, self.norm_momentum)  # It checks the values.
+
+    @property
+    def trained_norm(self) -> TrainedNorm:
+        """How batch norm is trained, where it is."""
+        return TrainedNorm(self.norm_statistics, self.norm_momentum)
 
 
 class Method(abc.ABC):
@@ -174,25 +190,22 @@ class Method(abc.ABC):
         return groups
 
 
-def copy_of_base(model: keras.Model, *, train_norm: bool, norm_momentum: float) -> keras.Model:
+def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.Model:
     """Returns a trainable copy of a network with the same weights and nothing shared.
 
     Args:
         model: The network to copy; not changed.
-        train_norm: Whether batch norm is trained; otherwise it stays in inference mode.
-        norm_momentum: Momentum of the moving statistics if it is trained.
+        norm: How batch norm is trained; None keeps it in inference mode.
     """
 
     def copy_layer(layer: keras.Layer) -> keras.Layer:
         if not isinstance(layer, keras.Layer):
             # An operation such as `a + b`. One that two graphs share would keep both of them alive.
             return type(layer).from_config(layer.get_config())
-        settings = {**layer.get_config(), "trainable": True}
+        kind, changes = type(layer), {"trainable": True}
         if is_batch_norm(layer):
-            settings["trainable"] = train_norm
-            if train_norm:
-                settings["momentum"] = norm_momentum
-        return type(layer).from_config(settings)
+            kind, changes = norm.settings_of(layer) if norm else (kind, {"trainable": False})
+        return kind.from_config({**layer.get_config(), **changes})
 
     copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
     copy.set_weights(model.get_weights())

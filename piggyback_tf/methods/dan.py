@@ -13,7 +13,8 @@ concerns 1x1 convolutions that do not reduce the channels (the expansions of Mob
 ResNet-50), depthwise ones and the first convolution of some networks.
 
 The reference implementation trains with SGD at 0.1 with momentum and batches of 128; in proportion, the rate is 0.025
-for the batches of 32 here. Its weight decay is left out.
+for the batches of 32 here. Its weight decay is left out, and batch norm has the base's statistics unless
+`norm_statistics="task"`, which is the paper's.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers, foreign_kernels, generator
 from piggyback_tf.masking.sharing import share_variables
-from piggyback_tf.methods.base import METHODS, Method, MethodConfig, option
+from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
 
 # How many of a kernel's last axes number its filters, for each kind of layer.
 OUTPUT_AXES: dict[type[keras.Layer], int] = {
@@ -41,13 +42,13 @@ OUTPUT_AXES: dict[type[keras.Layer], int] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DANConfig(MethodConfig):
+class DANConfig(NormConfig):
     """Settings of Deep Adaptation Networks."""
 
     dan_noise: float = option(1.0, "Noise on D's diagonal at the start, in units of 1 / output channels; 0: identity.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dan_noise < 0:
             raise ValueError(f"`dan_noise` must not be negative. Received: dan_noise={self.dan_noise}.")
 
@@ -55,11 +56,15 @@ class DANConfig(MethodConfig):
 class MixedKernel(FrozenKernels):
     """Computes with linear combinations `W + mixing W` of the filters of a frozen kernel; the bias is trained too."""
 
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
+        if name == "bias":
+            # Not made frozen and thawed later: TensorFlow's tapes do not watch what was not trainable when it was made.
+            return keras.Layer.add_weight(self, *args, name=name, **kwargs)
+        return super().add_weight(*args, name=name, **kwargs)
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         self._mixing = self.add_learned_weight("mixing", [count_filters(self, self._kernel.shape)] * 2)
-        if self.bias is not None:
-            self.bias.trainable = True
 
     def derive(self, weight: str, kernel: tf.Tensor) -> tf.Tensor:
         """Returns the kernel plus its filters' combinations."""
@@ -110,7 +115,7 @@ class DAN(Method):
 
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if is_batch_norm(layer):
-                return type(layer), {"trainable": True, "momentum": self.config.norm_momentum}
+                return self.config.trained_norm.settings_of(layer)
             if type(layer) not in OUTPUT_AXES:
                 return type(layer), {"trainable": False}
             return MIXED_LAYERS[type(layer)] if is_mixed(layer) else type(layer), {"trainable": True}
@@ -120,6 +125,8 @@ class DAN(Method):
             if isinstance(copy, MixedKernel):
                 share_variables(copy, layer, own=["bias"])
                 copy.initialise_mixing(self.config.dan_noise, seed, paths[id(layer)])
+            elif is_batch_norm(layer):
+                share_variables(copy, layer, own=self.config.trained_norm.trained_weights)
             elif copy.trainable:
                 copy.set_weights(layer.get_weights())
             else:

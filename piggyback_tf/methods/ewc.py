@@ -11,7 +11,7 @@ With several earlier tasks the penalties of all of them are summed. Online (Schw
 
 Penalised are all weights of the network that are trained, biases too, and gamma and beta with `norm="task"`. Heads are
 not: each task has its own. The moving statistics of batch norm are no parameters of the loss and have no gradient; with
-`norm="task"` they follow the latest task unhindered.
+`norm_statistics="task"` they follow the latest task unhindered.
 
 F is the mean over single images and the cross-entropy the mean over a batch. Other implementations sum one of them, so
 that their lambdas are not comparable. With lambda 0 the method is `finetune_sequential`, whose optimisers and schedule

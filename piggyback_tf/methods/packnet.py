@@ -7,8 +7,8 @@ One network holds all tasks, and each of its weights belongs to one task or is f
 3. What is left to the new task is retrained, with new optimisers, and never changes any more.
 
 A task computes with the weights of its own and of all tasks before it, so that nothing that is learned later changes
-its answers. Biases and batch norm are trained with the first task and then stay. Weight decay would pull the weights of
-earlier tasks to 0, so there is none.
+its answers. Biases and batch norm (with `norm_statistics="task"`, the paper's, its statistics too) are trained with the
+first task and then stay. Weight decay would pull the weights of earlier tasks to 0, so there is none.
 
 The first task starts at step 2: the base as it is, is pruned and retrained. The paper does this with the data that the
 base was trained on; to have that, make it the first task of a sequence. Otherwise the pruned base is retrained on the
@@ -35,7 +35,7 @@ from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, derived_layers, foreign_kernels
-from piggyback_tf.methods.base import METHODS, Method, MethodConfig, assign_arrays, copy_of_base, option, own_arrays
+from piggyback_tf.methods.base import METHODS, Method, NormConfig, assign_arrays, copy_of_base, option, own_arrays
 from piggyback_tf.methods.memory import Arrays, Memory
 
 SCHEDULES = ("one_shot", "gradual")
@@ -43,7 +43,7 @@ MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
 
 
 @dataclasses.dataclass(frozen=True)
-class PackNetConfig(MethodConfig):
+class PackNetConfig(NormConfig):
     """Settings of PackNet; the defaults are the paper's."""
 
     packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: at once; gradual: bit by bit.")
@@ -51,9 +51,9 @@ class PackNetConfig(MethodConfig):
     packnet_prune: float = option(0.75, "Part of each layer's free weights that a later task leaves free.")
     packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain what is left to the task.")
     packnet_parts: int = option(20, "packnet_schedule=gradual: in how many steps weights are set free.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics with the first task.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.packnet_schedule not in SCHEDULES:
             raise ValueError(
                 f"`packnet_schedule` must be one of {', '.join(SCHEDULES)}. Received: "
@@ -172,8 +172,9 @@ class PackNet(Method):
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if type(layer) in PACKED_LAYERS:
                 return PACKED_LAYERS[type(layer)], {"task": self._task, "trainable": True}
-            momentum = {"momentum": self.config.norm_momentum} if is_batch_norm(layer) else {}
-            return type(layer), {"trainable": first, **momentum}
+            if first and is_batch_norm(layer):
+                return self.config.trained_norm.settings_of(layer)
+            return type(layer), {"trainable": first}
 
         model, _ = copy_layers(backbone.model, settings_of)
         if first:
@@ -221,7 +222,7 @@ class PackNet(Method):
         for path in owned_kernels(arrays):
             owner = arrays.pop(_owner_of(path))
             arrays[path] = np.where((owner > 0) & (owner <= number), arrays[path], 0)
-        network = copy_of_base(backbone.model, train_norm=True, norm_momentum=self.config.norm_momentum)
+        network = copy_of_base(backbone.model)
         model = add_classification_head(network, self.memory.classes(task))
         assign_arrays(model, {**arrays, **head})
         return model

@@ -19,7 +19,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.masking import MaskConfig, MaskStart, mask, masked_weights, start_masks
 from piggyback_tf.masking.threshold import count_dropped
-from piggyback_tf.methods.base import METHODS, Method, MethodConfig, option
+from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.methods.penalty import PenalisedModel
 
@@ -27,7 +27,7 @@ AUTO = "auto"  # Of `init_from`: the best of the tasks learned before; followed 
 
 
 @dataclasses.dataclass(frozen=True)
-class PiggybackConfig(MethodConfig):
+class PiggybackConfig(NormConfig):
     """Settings of the masks; the defaults are the paper's."""
 
     mask_kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
@@ -42,11 +42,11 @@ class PiggybackConfig(MethodConfig):
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm=task.")
     init_from: str = option("", "Start as the masks of PACK, or of the best of auto:PACKS or auto (see --tasks).")
     sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.sparsity_weight < float("inf"):
             raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
         if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:
@@ -107,6 +107,7 @@ class Piggyback(Method):
             include=split_patterns(config.mask_include),
             exclude=split_patterns(config.mask_exclude),
             norm=config.norm,
+            norm_statistics=config.norm_statistics,
             norm_momentum=config.norm_momentum,
         )
         if self.start is not None:

@@ -10,7 +10,8 @@ A starts at 0, so that the network starts as the base. Adapters, batch norm of t
 the task; all else is the base's. Adapters stand at full 3x3 convolutions only: neither at 1x1 nor at depthwise nor at
 grouped ones, so that MobileNetV2 has one at its first convolution alone, and a network without any is refused.
 
-The papers train for 120 epochs with batches of 128, SGD at 0.1 with momentum 0.9, divided by 10 after 80 and 100
+The papers let the statistics of batch norm follow the task (`norm_statistics="task"`), as those of an adapter in series
+always do. They train for 120 epochs with batches of 128, SGD at 0.1 with momentum 0.9, divided by 10 after 80 and 100
 epochs, and weight decay; here the rate falls along a cosine, and there is no weight decay.
 """
 
@@ -26,7 +27,7 @@ from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers
 from piggyback_tf.masking.sharing import share_variables
-from piggyback_tf.methods.base import METHODS, Method, MethodConfig, option
+from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
 
 KINDS = ("series", "parallel")
 _NOT_IN_SEQUENTIAL = (
@@ -36,13 +37,13 @@ _NOT_IN_SEQUENTIAL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ResidualAdaptersConfig(MethodConfig):
+class ResidualAdaptersConfig(NormConfig):
     """Settings of residual adapters."""
 
     adapter_kind: str = option("parallel", "Residual adapters. parallel: beside a 3x3 convolution; series: behind it.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's moving statistics.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.adapter_kind not in KINDS:
             raise ValueError(
                 f"`adapter_kind` must be one of {', '.join(KINDS)}. Received: adapter_kind={self.adapter_kind!r}."
@@ -90,26 +91,23 @@ class ResidualAdapters(Method):
                 f"Backbone {backbone.name!r} has no full 3x3 convolution for residual adapters to stand at; use "
                 "another backbone, or another method, such as piggyback."
             )
-        parallel, momentum = self.config.adapter_kind == "parallel", self.config.norm_momentum
+        parallel, norm = self.config.adapter_kind == "parallel", self.config.trained_norm
 
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if parallel and id(layer) in chosen:
                 return ADAPTED_LAYERS[type(layer)], {"trainable": True}
             if is_batch_norm(layer):
-                return type(layer), {"trainable": True, "momentum": momentum}
+                return norm.settings_of(layer)
             return type(layer), {"trainable": False}
 
-        insertion = None if parallel else SeriesInsertion(momentum)
+        insertion = None if parallel else SeriesInsertion(norm.momentum)
         if insertion and isinstance(backbone.model, keras.Sequential):
             raise ValueError(_NOT_IN_SEQUENTIAL)
         model, copies = copy_layers(backbone.model, settings_of, insertion)
         if insertion and len(insertion.adapters) < len(chosen):
             raise ValueError(_NOT_IN_SEQUENTIAL)
         for copy, layer in copies:
-            if is_batch_norm(layer):
-                copy.set_weights(layer.get_weights())
-            else:
-                share_variables(copy, layer)
+            share_variables(copy, layer, own=norm.trained_weights if is_batch_norm(layer) else ())
         return model
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:

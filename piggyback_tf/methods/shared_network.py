@@ -8,18 +8,18 @@ import keras
 
 from piggyback_tf.backbones import Backbone, batch_norm_paths, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.methods.base import Method, MethodConfig, assign_arrays, copy_of_base, option, own_arrays
+from piggyback_tf.methods.base import Method, NormConfig, assign_arrays, copy_of_base, option, own_arrays
 from piggyback_tf.methods.memory import Memory
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedNetworkConfig(MethodConfig):
+class TrainedNetworkConfig(NormConfig):
     """Settings of methods that train the network itself."""
 
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm=task.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.norm not in ("frozen", "task"):
             raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
 
@@ -32,7 +32,7 @@ def trainable_network(backbone: Backbone, config: TrainedNetworkConfig) -> keras
     """
     if config.norm == "task" and not batch_norm_paths(backbone.model):
         raise ValueError(f"Backbone {backbone.name!r} has no batch normalisation to train; use norm='frozen'.")
-    return copy_of_base(backbone.model, train_norm=config.norm == "task", norm_momentum=config.norm_momentum)
+    return copy_of_base(backbone.model, config.trained_norm if config.norm == "task" else None)
 
 
 class SharedNetwork(Method):

@@ -23,7 +23,7 @@ def keras_model(base: keras.Model, weights: Mapping[str, np.ndarray], kernel: np
         A model from images `[B, S, S, 3]` to float32 probabilities `[B, C]`, made of the base's kinds of layers and a
         Dense layer.
     """
-    features = copy_of_base(base, train_norm=False, norm_momentum=0.0)
+    features = copy_of_base(base)
     for path, variable in named_variables(features).items():
         if path in weights:
             variable.assign(weights[path])

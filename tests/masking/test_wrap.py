@@ -87,7 +87,7 @@ def test_frozen_batch_norm_runs_in_inference_mode_in_training(base):
 
 
 def test_norm_per_task_has_variables_of_its_own_and_the_given_momentum(base):
-    masked = mask(base, norm="task", norm_momentum=0.8)
+    masked = mask(base, norm="task", norm_statistics="task", norm_momentum=0.8)
     layer = masked.get_layer("batch_normalization")
     assert layer.momentum == 0.8
     assert {v.name for v in masked.trainable_variables} == {"mask_real", "gamma", "beta"}

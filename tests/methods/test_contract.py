@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors import safe_open
 
 from piggyback_tf.methods import METHODS, Memory
@@ -51,6 +52,24 @@ def test_learns_and_leaves_the_base_alone(method, sequences):
     assert min(history["loss"][1:]) < history["loss"][0]
     assert metrics["steps"][-1]["trained_parameters"] > 0
     assert metrics["steps"][-1]["bytes"]["added"] > 0
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
+    folder, backbone, _ = sequences(method)
+    kind, heads = METHODS[method], CLASSES if METHODS[method].at_once else None
+    memories = [Memory()]
+    if kind.sequential and not kind.makes_pack:
+        memories.append(Memory.load(folder / "2_spots" / MEMORY_FILE))
+    for memory in memories:
+        model = kind(None, memory, heads).build(backbone, sum(CLASSES.values()) if heads else 3)
+        for phase in range(len(kind().phases(6))):
+            kind(None, memory, heads).begin_phase(model, phase)
+        with tf.GradientTape() as tape:
+            loss = sum(tf.reduce_sum(tf.square(output)) for output in tf.nest.flatten(model(IMAGES, training=True)))
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        without = [v.path for v, g in zip(model.trainable_variables, gradients, strict=True) if g is None]
+        assert not without
 
 
 @pytest.mark.parametrize("method", NAMES)

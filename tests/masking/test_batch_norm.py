@@ -1,0 +1,85 @@
+"""Batch norm whose gamma and beta are trained over frozen statistics."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from piggyback_tf.backbones import named_variables
+from piggyback_tf.masking import TrainedNorm
+from piggyback_tf.masking.batch_norm import frozen_statistics
+from piggyback_tf.methods import METHODS
+from piggyback_tf.methods.base import NormConfig
+from tests.methods.toy import SIZE, toy_backbone
+
+IMAGES = np.random.default_rng(0).uniform(0, 255, (8, SIZE, SIZE, 3)).astype(np.float32)
+LABELS = np.arange(8) % 3
+TRAINED = [name for name in METHODS if issubclass(METHODS[name].Config, NormConfig)]
+
+
+class Louder(keras.layers.BatchNormalization):
+    """A kind of batch norm that Keras does not have."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize("kind", [keras.layers.BatchNormalization, Louder])
+def test_frozen_statistics_compute_in_training_what_the_layer_does_in_inference(kind):
+    layer = kind(name="norm")
+    x = tf.random.stateless_normal([16, 4], (0, 1)) * 3 + 1
+    layer.build(x.shape)
+    layer.set_weights([np.random.default_rng(1).uniform(0.5, 2, 4) for _ in layer.get_weights()])
+    copy = frozen_statistics(kind).from_config(layer.get_config())
+    copy.build(x.shape)
+    copy.set_weights(layer.get_weights())
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(copy(x, training=True) ** 2)
+    np.testing.assert_array_equal(copy(x, training=True), layer(x, training=False))
+    assert not np.allclose(layer(x, training=True), layer(x, training=False))
+    assert [v.name for v in copy.trainable_variables] == ["gamma", "beta"]
+    assert all(np.abs(g).max() > 0 for g in tape.gradient(loss, [v.value for v in copy.trainable_variables]))
+    assert frozen_statistics(type(copy)) is type(copy)
+
+
+def test_frozen_statistics_can_be_saved(tmp_path):
+    layer = frozen_statistics(keras.layers.BatchNormalization)(name="norm")
+    model = keras.Sequential([keras.Input([4]), layer])
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert type(again.layers[0]) is type(layer)
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "task"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_method_trains_batch_norm_with_the_statistics_that_it_is_told(name, statistics):
+    backbone, kind = toy_backbone(), METHODS[name]
+    own = {"norm": "task"} if "norm" in kind.Config.__dataclass_fields__ else {}
+    heads = {"a": 3} if kind.at_once else None
+    method = kind(kind.Config(norm_statistics=statistics, **own), heads=heads)
+    model = method.build(backbone, 3)
+    for phase in range(len(method.phases(6))):
+        method.begin_phase(model, phase)
+    before = {path: v.numpy() for path, v in named_variables(model).items() if "_norm/" in path}
+    assert len(before) >= 8
+    logits = model.output
+    logits = next(iter(logits.values())) if isinstance(logits, dict) else logits
+    learner = keras.Model(model.input, logits)
+    learner.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    learner.fit(IMAGES, LABELS, batch_size=4, epochs=2, verbose=0)
+    after = named_variables(model)
+    changed = {path.rpartition("/")[2] for path, value in before.items() if not np.array_equal(after[path], value)}
+    assert changed == set(TrainedNorm(statistics).trained_weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm_statistics": "batch"}, "`norm_statistics` must be one of frozen, task"),
+        ({"norm_momentum": 1.0}, r"`norm_momentum` must be in \[0, 1\)"),
+    ],
+)
+@pytest.mark.parametrize("name", TRAINED)
+def test_wrong_settings_are_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name].Config(**settings)
