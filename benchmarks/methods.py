@@ -5,9 +5,9 @@
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
 Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Two have settings
-of their own: HAT starts with most of its gates open, since half of them closed leave little of a pretrained network, and
-residual adapters, which on this network are batch norm and little else, train it at ten times the default rate. The best
-epoch is chosen on a tenth of the training images. An interrupted run goes on where it was; a run that is in
+of their own: HAT starts with most of its gates open, since half of them closed leave little of a pretrained network;
+residual adapters, on this network batch norm and little else, train that at ten times the default rate. The best epoch
+is chosen on a tenth of the training images. An interrupted run goes on where it was; a run that is in
 results/methods.json is not done again.
 
 `python -m piggyback_tf table --layout=survey benchmarks/results/methods.json` prints the same table, and draws plots.

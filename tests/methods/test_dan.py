@@ -106,6 +106,8 @@ def test_kernels_are_the_base_and_biases_and_batch_norm_the_task(backbone):
     assert len(kernels) == 4
     assert all(isinstance(variable, BaseVariable) for variable in kernels.values())
     images = noise_images(SIZE)
+    assert np.array_equal(model(images, training=True), model(images, training=False))
+    model = DAN(DANConfig(norm_statistics="task")).build(backbone, 3)
     assert not np.allclose(model(images, training=True), model(images, training=False), atol=1e-3)
 
 

@@ -58,8 +58,8 @@ def _odd():
     )
 
 
-def _features(backbone, kind):
-    return ResidualAdapters(ResidualAdaptersConfig(adapter_kind=kind)).features(backbone, 0)
+def _features(backbone, kind, **settings):
+    return ResidualAdapters(ResidualAdaptersConfig(adapter_kind=kind, **settings)).features(backbone, 0)
 
 
 @pytest.mark.parametrize("kind", ["series", "parallel"])
@@ -101,9 +101,7 @@ def test_everything_else_is_the_base_and_is_not_remembered(backbone, tmp_path):
     groups = ResidualAdapters().groups(model)
     assert set(groups) == {"adapter", "norm", "head"}
     own = {path for path, v in named_variables(model).items() if not isinstance(v, BaseVariable)}
-    norm = {
-        f"{n}_norm/{part}" for n in ("first", "second") for part in ("gamma", "beta", "moving_mean", "moving_variance")
-    }
+    norm = {f"{name}_norm/{part}" for name in ("first", "second") for part in ("gamma", "beta")}
     assert own == {f"{conv}/adapter" for conv in CONVOLUTIONS} | norm | {"head/kernel", "head/bias"}
     memory, _ = learn(ResidualAdapters(), backbone, "one", tmp_path / "memory")
     assert set(memory.of("one")) == own
@@ -173,8 +171,8 @@ def test_networks_that_have_no_place_for_adapters_are_refused(backbone):
         ResidualAdaptersConfig(adapter_kind="both")
 
 
-def test_batch_norm_follows_the_task_quickly(backbone):
-    model = _features(backbone, "series")
+def test_batch_norm_follows_the_task_quickly_if_its_statistics_are_to(backbone):
+    model = _features(backbone, "series", norm_statistics="task")
     norms = [layer for _, layer in named_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(norms) == 5
     assert {layer.momentum for layer in norms} == {0.9}
