@@ -23,6 +23,7 @@ from absl import app, flags, logging
 
 from export.base import load_base_of
 from export.deployment.additions import carry_over
+from export.packs import NO_TASKS, PackSource, fitting_packs
 from export.servable.cache import choose_cache
 from export.servable.folder import (
     NETWORK,
@@ -48,10 +49,8 @@ from piggyback_tf.data import DataError
 from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
-from piggyback_tf.packs.fit import check_fits
 
 FLAGS = flags.FLAGS
-PackSource = TaskPack | str | os.PathLike
 
 
 def export_saved_model(
@@ -89,7 +88,8 @@ def export_saved_model(
         save_network(backbone, layout, folder)
         return ExportedBase(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
 
-    tables = TaskTables.empty(layout, norm).with_tasks(_checked(packs, spec), layout)
+    tables = TaskTables.empty(layout, norm)
+    tables = tables.with_tasks(_checked(packs, spec, tables), layout)
     return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
 
 
@@ -131,18 +131,14 @@ def add_tasks(
         shutil.copytree(source / NETWORK, folder)
         return base
 
-    tables = tables.with_tasks(_checked(packs, base.spec), base.layout)
+    tables = tables.with_tasks(_checked(packs, base.spec, tables), base.layout)
     options = dataclasses.replace(options, **changes)
     return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 
 
-def _checked(packs: Iterable[PackSource], spec: BaseSpec) -> Iterable[TaskPack]:
-    """Yields packs that fit the base, one in memory at a time."""
-    for source in packs:
-        pack = source if isinstance(source, TaskPack) else TaskPack.load(source, spec)
-        # A pack that is given may have been changed since it was made.
-        pack.check()
-        check_fits(pack.claims, spec)
+def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables) -> Iterable[TaskPack]:
+    """Yields packs that fit the base and can be served beside the tasks that are there, one in memory at a time."""
+    for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names]):
         check_preparation(pack.eval_augment, pack.image_size)
         yield pack
 
@@ -166,7 +162,7 @@ def _write(
         source: The version that tasks are added to, if there is one.
     """
     if not len(tables.names):
-        raise ExportError("An export needs at least one task.")
+        raise ExportError(NO_TASKS)
     unpacked = choose_cache(options.cache, options.memory_limit, layout, tables) == "unpacked"
     version = next_version(output) if version is None else version
     try:

@@ -14,11 +14,11 @@ from export.lite.metadata import add_metadata
 from export.lite.model_description import append_description, read_description
 from export.lite.run import load_model
 from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
+from export.packs import NO_TASKS, fitting_packs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
-from piggyback_tf.packs.fit import check_fits
 
 MODEL = "model.tflite"
 Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
@@ -172,14 +172,7 @@ def _write_inputs(
 
 def _checked(packs: Iterable[TaskPack], backbone: Backbone) -> list[TaskPack]:
     """Returns packs that fit the base."""
-    packs, spec = list(packs), BaseSpec.of(backbone)
-    names = [pack.task for pack in packs]
-    if not packs:
-        raise ExportError("An export needs at least one task.")
-    for index, pack in enumerate(packs):
-        # A pack that is given may have been changed since it was made.
-        pack.check()
-        check_fits(pack.claims, spec)
-        if pack.task in names[:index]:
-            raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
-    return packs
+    found = list(fitting_packs(packs, BaseSpec.of(backbone)))
+    if not found:
+        raise ExportError(NO_TASKS)
+    return found

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,11 @@ from export.lite.images import representative_images, split_specs
 from export.lite.options import LiteOptions
 from export.lite.tasks import check_pack, make_task, task_weights
 from export.lite.weights import Network
+from export.packs import NO_TASKS, PackSource, fitting_packs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.files import write_atomically
-from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
-from piggyback_tf.packs.fit import check_fits
-
-PackSource = TaskPack | str | os.PathLike
+from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,17 +174,12 @@ def load_packs(packs: Sequence[PackSource], backbone: Backbone, network: Network
         PackError: If one does not fit, or two tasks have one name.
         ExportError: If there are none, or one has too many classes.
     """
-    spec, found = BaseSpec.of(backbone), []
-    for source in packs:
-        pack = source if isinstance(source, TaskPack) else TaskPack.load(source, spec)
-        pack.check()
-        check_fits(pack.claims, spec)
+    found = []
+    for pack in fitting_packs(packs, BaseSpec.of(backbone)):
         check_pack(pack, network)
-        if pack.task in {other.task for other in found}:
-            raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
         found.append(pack)
     if not found:
-        raise ExportError("An export needs at least one task.")
+        raise ExportError(NO_TASKS)
     return found
 
 

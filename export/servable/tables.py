@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from export.servable.layout import Layout
-from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs import TaskPack
 
 # The arrays that are variables of an export, by their dtype there; texts are UTF-8.
 ARRAYS = {
@@ -82,16 +82,15 @@ class TaskTables:
         """Returns the tables with more tasks behind those that are there, which stay as they are.
 
         Args:
-            packs: Packs that fit the base.
+            packs: Packs that fit the base, of other names than those that are there.
             layout: Where weights are.
 
         Raises:
-            PackError: If a task of a pack's name is there, or a mask cannot be exported.
+            PackError: If a mask cannot be exported.
         """
         old, new = self.arrays(), {name: [] for name in ARRAYS}
         lengths = {name: len(array) for name, array in old.items()}
         preparations, details = list(self.preparations), list(self.details)
-        names = {name.decode() for name in self.names}
 
         def append(array: str, rows: Any) -> int:
             """Puts rows behind an array and returns where they begin."""
@@ -101,9 +100,6 @@ class TaskTables:
             return start
 
         for pack in packs:
-            if pack.task in names:
-                raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
-            names.add(pack.task)
             planes = layout.pack_mask(pack)
             keep = append("planes", planes)
             append("keep_row", [keep])
