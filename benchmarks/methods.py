@@ -4,11 +4,12 @@
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
-Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Two have settings
-of their own: HAT starts with most of its gates open, since half of them closed leave little of a pretrained network;
-residual adapters, on this network batch norm and little else, train that at ten times the default rate. The best epoch
-is chosen on a tenth of the training images. An interrupted run goes on where it was; a run that is in
-results/methods.json is not done again.
+Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Three have
+settings of their own: HAT starts with most of its gates open, since half of them closed leave little of a pretrained
+network; residual adapters, on this network batch norm and little else, train that at ten times the default rate; PackNet
+trains weights at ten times the default rate, and lets the statistics of batch norm follow, which otherwise are those of a
+network that is no more. The best epoch is chosen on a tenth of the training images. An interrupted run goes on where it
+was; a run that is in results/methods.json is not done again.
 
 `python -m piggyback_tf table --layout=survey benchmarks/results/methods.json` prints the same table, and draws plots.
 """
@@ -47,6 +48,7 @@ class Variant:
 VARIANTS: dict[str, Variant] = {
     **{name: Variant(name) for name in METHODS.names()},
     "hat": Variant("hat", {"hat_mean": 2.0}),
+    "packnet": Variant("packnet", {"norm_statistics": "task"}, {"weights_lr": 1e-3}),
     "residual_adapters": Variant("residual_adapters", train={"norm_lr": 1e-2}),
     "piggyback_norm": Variant("piggyback", {"norm": "task"}),
 }
