@@ -36,7 +36,9 @@ def state_folder(state: str) -> Path:
     return folder
 
 
-def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConfig, state: str) -> dict[str, Any]:
+def train_and_test(
+    backbone: Backbone, name: str, method: str, config: TrainConfig, state: str, **settings: Any
+) -> dict[str, Any]:
     """Trains a method on one of the sets, and measures it on the test split.
 
     Args:
@@ -46,12 +48,13 @@ def train_and_test(backbone: Backbone, name: str, method: str, config: TrainConf
         config: How to train; its seed decides the validation split too.
         state: Names the run's `state_folder`, from which an interrupted training goes on, and where a task with masks
             leaves its pack, `<name>.task.safetensors`.
+        **settings: The method's, where they are not its defaults.
     """
     data = load_data(f"folder:{realdata() / name}", seed=config.seed)
     folder = state_folder(state)
-    row: dict[str, Any] = {"config": dataclasses.asdict(config)}
+    kind, row = METHODS[method], {"config": dataclasses.asdict(config)}
     try:
-        trained = train_task(METHODS[method](), backbone, data, config, INPUTS, state_dir=folder)
+        trained = train_task(kind(kind.Config(**settings)), backbone, data, config, INPUTS, state_dir=folder)
     except TrainingError as error:
         return row | {"stopped": str(error)}
     row |= {
