@@ -118,8 +118,8 @@ def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
         Memory.load(tmp_path / "broken")
 
 
-# Trainings in one part and in several, with what the layers of a method need and without.
-QUICK = ("ewc", "finetune", "lwf", "packnet", "piggyback")
+# A training in one part and one in several, in which what is trained changes.
+QUICK = ("packnet", "piggyback")
 
 
 @pytest.mark.parametrize("method", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES])
