@@ -7,7 +7,6 @@ layer in inference mode, which with `trainable=False` stops gamma and beta, too.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import keras
@@ -17,8 +16,9 @@ from piggyback_tf.masking.kernels import PACKAGE
 STATISTICS = ("frozen", "task")
 
 
-class FrozenStatistics:
-    """Batch norm in inference mode, trained or not; comes before the Keras layer in the bases of a class."""
+@keras.saving.register_keras_serializable(package=PACKAGE)
+class FrozenStatisticsBatchNormalization(keras.layers.BatchNormalization):
+    """Batch norm in inference mode, trained or not."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         del training
@@ -51,31 +51,22 @@ class TrainedNorm:
             raise ValueError(f"`norm_momentum` must be in [0, 1). Received: norm_momentum={self.momentum}.")
 
     def settings_of(self, layer: keras.layers.BatchNormalization) -> tuple[type[keras.Layer], dict[str, Any]]:
-        """Returns the class of a layer's copy that is trained so, and what is changed in its config."""
+        """Returns the class of a layer's copy that is trained so, and what is changed in its config.
+
+        Raises:
+            ValueError: If the layer is of a kind that has only statistics of its own.
+        """
         if self.statistics == "task":
             return type(layer), {"momentum": self.momentum, "trainable": True}
-        return frozen_statistics(type(layer)), {"trainable": True}
+        if type(layer) not in (keras.layers.BatchNormalization, FrozenStatisticsBatchNormalization):
+            # Its call may do anything in training, so that nothing made of it would be known to compute what it does.
+            raise ValueError(
+                f"norm_statistics='frozen' can train Keras' own BatchNormalization; layer {layer.name!r} is of class "
+                f"{type(layer).__name__}. Use norm_statistics='task', or do not train batch norm."
+            )
+        return FrozenStatisticsBatchNormalization, {"trainable": True}
 
     @property
     def trained_weights(self) -> tuple[str, ...]:
         """The names of the layer's weights that training changes."""
         return ("gamma", "beta") + (("moving_mean", "moving_variance") if self.statistics == "task" else ())
-
-
-@functools.cache
-def frozen_statistics(kind: type[keras.layers.BatchNormalization]) -> type[keras.layers.BatchNormalization]:
-    """Returns the class of a kind of batch norm, registered with Keras, whose statistics never change."""
-    if issubclass(kind, FrozenStatistics):
-        return kind
-    members = {"__module__": __name__, "__doc__": f"`{kind.__name__}`. {FrozenStatistics.__doc__}"}
-    return keras.saving.register_keras_serializable(package=PACKAGE)(
-        type(f"FrozenStatistics{kind.__name__}", (FrozenStatistics, kind), members)
-    )
-
-
-def plain_norm(kind: type[keras.Layer]) -> type[keras.Layer]:
-    """Returns the kind of batch norm that `frozen_statistics` made a class of; other classes as they are."""
-    return kind.__bases__[1] if issubclass(kind, FrozenStatistics) else kind
-
-
-frozen_statistics(keras.layers.BatchNormalization)  # So that Keras knows it when it loads a model.

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from piggyback_tf.backbones.paths import layer_weights, named_layers
-from piggyback_tf.masking.batch_norm import plain_norm
+from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
 from piggyback_tf.masking.kernels import KERNELS, DerivedKernels
 
 
@@ -53,8 +53,10 @@ def bake_kernels(model: keras.Model) -> keras.Model:
     """
 
     def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict[str, Any]]:
+        if isinstance(layer, FrozenStatisticsBatchNormalization):
+            return keras.layers.BatchNormalization, {}
         if not isinstance(layer, DerivedKernels):
-            return plain_norm(type(layer)), {}
+            return type(layer), {}
         return next(kind for kind in type(layer).__mro__ if kind in KERNELS), {}
 
     baked, copies = copy_layers(model, settings_of)

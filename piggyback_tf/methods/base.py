@@ -12,6 +12,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, TrainedNorm
+from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.registry import Registry
@@ -153,6 +154,8 @@ class Method(abc.ABC):
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
         """Returns the network of a learned task, from images `[B, S, S, 3]` to logits `[B, num_classes]`.
 
+        Where Keras' own layers compute the same as those that were trained, they take their place.
+
         Args:
             backbone: The network the task was learned on; not changed.
             task: The task's name.
@@ -163,7 +166,7 @@ class Method(abc.ABC):
         earlier = type(self)(self.config, self.memory.before(task))
         model = earlier.build(backbone, self.memory.classes(task))
         assign_arrays(model, self.memory.of(task))
-        return model
+        return bake_kernels(model)
 
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         """Returns the group, one of `VARIABLE_GROUPS`, of a trainable variable.
@@ -198,16 +201,12 @@ def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.M
         norm: How batch norm is trained; None keeps it in inference mode.
     """
 
-    def copy_layer(layer: keras.Layer) -> keras.Layer:
-        if not isinstance(layer, keras.Layer):
-            # An operation such as `a + b`. One that two graphs share would keep both of them alive.
-            return type(layer).from_config(layer.get_config())
-        kind, changes = type(layer), {"trainable": True}
-        if is_batch_norm(layer):
-            kind, changes = norm.settings_of(layer) if norm else (kind, {"trainable": False})
-        return kind.from_config({**layer.get_config(), **changes})
+    def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict[str, Any]]:
+        if not is_batch_norm(layer):
+            return type(layer), {"trainable": True}
+        return norm.settings_of(layer) if norm else (type(layer), {"trainable": False})
 
-    copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
+    copy, _ = copy_layers(model, settings_of)
     copy.set_weights(model.get_weights())
     return copy
 

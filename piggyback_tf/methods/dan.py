@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
-from piggyback_tf.masking.copying import bake_kernels, copy_layers
+from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers, foreign_kernels, generator
 from piggyback_tf.masking.sharing import share_variables
 from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
@@ -132,9 +132,6 @@ class DAN(Method):
             else:
                 share_variables(copy, layer)
         return model
-
-    def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        return bake_kernels(super().recall(backbone, task))
 
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         return "adapter" if isinstance(layer, MixedKernel) else super().variable_group(path, layer)

@@ -24,7 +24,7 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
-from piggyback_tf.masking.copying import bake_kernels, copy_layers
+from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers
 from piggyback_tf.masking.sharing import share_variables
 from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
@@ -109,9 +109,6 @@ class ResidualAdapters(Method):
         for copy, layer in copies:
             share_variables(copy, layer, own=norm.trained_weights if is_batch_norm(layer) else ())
         return model
-
-    def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        return bake_kernels(super().recall(backbone, task))
 
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         group = super().variable_group(path, layer)

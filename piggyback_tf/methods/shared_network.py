@@ -59,6 +59,6 @@ class SharedNetwork(Method):
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
         head = self.memory.of(task)
-        model = add_classification_head(self.features(backbone, 0), self.memory.classes(task))
+        model = add_classification_head(copy_of_base(backbone.model), self.memory.classes(task))
         assign_arrays(model, {**self.memory.shared, **head})
         return model

@@ -1,13 +1,15 @@
 """Batch norm whose gamma and beta are trained over frozen statistics."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from piggyback_tf.backbones import named_variables
-from piggyback_tf.masking import TrainedNorm
-from piggyback_tf.masking.batch_norm import frozen_statistics
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.masking import TrainedNorm, mask
+from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.base import NormConfig
 from tests.methods.toy import SIZE, toy_backbone
@@ -24,13 +26,12 @@ class Louder(keras.layers.BatchNormalization):
         return 2 * super().call(inputs, training=training, mask=mask)
 
 
-@pytest.mark.parametrize("kind", [keras.layers.BatchNormalization, Louder])
-def test_frozen_statistics_compute_in_training_what_the_layer_does_in_inference(kind):
-    layer = kind(name="norm")
+def test_frozen_statistics_compute_in_training_what_the_layer_does_in_inference():
+    layer = keras.layers.BatchNormalization(name="norm")
     x = tf.random.stateless_normal([16, 4], (0, 1)) * 3 + 1
     layer.build(x.shape)
     layer.set_weights([np.random.default_rng(1).uniform(0.5, 2, 4) for _ in layer.get_weights()])
-    copy = frozen_statistics(kind).from_config(layer.get_config())
+    copy = FrozenStatisticsBatchNormalization.from_config(layer.get_config())
     copy.build(x.shape)
     copy.set_weights(layer.get_weights())
     with tf.GradientTape() as tape:
@@ -39,15 +40,48 @@ def test_frozen_statistics_compute_in_training_what_the_layer_does_in_inference(
     assert not np.allclose(layer(x, training=True), layer(x, training=False))
     assert [v.name for v in copy.trainable_variables] == ["gamma", "beta"]
     assert all(np.abs(g).max() > 0 for g in tape.gradient(loss, [v.value for v in copy.trainable_variables]))
-    assert frozen_statistics(type(copy)) is type(copy)
 
 
 def test_frozen_statistics_can_be_saved(tmp_path):
-    layer = frozen_statistics(keras.layers.BatchNormalization)(name="norm")
-    model = keras.Sequential([keras.Input([4]), layer])
+    model = keras.Sequential([keras.Input([4]), FrozenStatisticsBatchNormalization(name="norm")])
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    assert type(again.layers[0]) is type(layer)
+    assert type(again.layers[0]) is FrozenStatisticsBatchNormalization
+
+
+def _network(kind=keras.layers.BatchNormalization):
+    images = keras.Input((SIZE, SIZE, 3))
+    inner = keras.Sequential([keras.Input((None, None, 4)), keras.layers.Conv2D(4, 3), kind()], name="inner")
+    x = inner(kind()(keras.layers.Conv2D(4, 3)(images)))
+    return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+
+def test_a_kind_of_batch_norm_that_is_not_keras_has_only_statistics_of_its_own():
+    network = _network(Louder)
+    with pytest.raises(ValueError, match="'frozen' can train Keras' own.*of class Louder. Use"):
+        mask(network, norm="task")
+    masked = mask(network, norm="task", norm_statistics="task")
+    np.testing.assert_array_equal(masked(IMAGES, training=False), network(IMAGES, training=False))
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if not METHODS[name].makes_pack])
+def test_layers_that_nobody_named_are_remembered_under_the_names_that_they_have_in_the_base(name):
+    kind, own = METHODS[name], {"norm": "task"} if "norm" in METHODS[name].Config.__dataclass_fields__ else {}
+    _network()  # Keras numbers the layers of the next one on.
+    backbone = Backbone.from_model(_network(), "unnamed")
+    if name == "pnn":
+        images = keras.Input((SIZE, SIZE, 3))
+        x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))
+        backbone = Backbone.from_model(keras.Model(images, keras.layers.GlobalAveragePooling2D()(x)), "unnamed")
+    method = kind(kind.Config(**own), heads={"a": 3} if kind.at_once else None)
+    model = method.build(backbone, 3)
+    memory = method.remember(model, backbone, "a", [(IMAGES, LABELS)])
+    gammas = {path for path in named_variables(backbone.model) if path.endswith("batch_normalization/gamma")}
+    assert gammas
+    assert gammas <= {**memory.shared, **memory.of("a")}.keys()
+    recalled = kind(method.config, memory).recall(backbone, "a")
+    assert "piggyback_tf" not in json.dumps(recalled.get_config(), default=str)  # It loads without this package.
+    np.testing.assert_array_equal(recalled.predict(IMAGES, verbose=0), model.predict(IMAGES, verbose=0))
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "task"])
