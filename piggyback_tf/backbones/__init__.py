@@ -15,6 +15,7 @@ _HOMES = {
     "BackboneEntry": "registry",
     "batch_norm_paths": "paths",
     "canonical_names": "paths",
+    "finalize_layers": "paths",
     "is_batch_norm": "paths",
     "is_container": "paths",
     "layer_weights": "paths",

@@ -86,6 +86,9 @@ class Backbone:
                 f"Model {model.name!r} needs one image size, for height and width. "
                 f"Received: image_size={image_size}, and the model's input shape is {shapes}."
             )
+        if isinstance(model, keras.Sequential):
+            # The same layers, as a model whose inputs and outputs other layers can be put to.
+            model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
         return cls(name or model.name, model, int(sizes.pop()), "given", "as in the given model")
 
 

@@ -129,6 +129,21 @@ def layer_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
     return weights
 
 
+def finalize_layers(model: keras.Model) -> None:
+    """Lets every layer of `model` compute with the weights that it has now. To be called after writing weights.
+
+    Keras' Normalization keeps tensors made of its mean and variance, which only `adapt` and loading from a file renew.
+    """
+    for _, layer in named_layers(model):
+        finalize_layer(layer)
+
+
+def finalize_layer(layer: keras.Layer) -> None:
+    """Lets one layer compute with the weights that it has now; see `finalize_layers`."""
+    if isinstance(layer, keras.layers.Normalization):
+        layer.finalize_state()
+
+
 def _is_automatic(layer: keras.Layer) -> bool:
     return re.fullmatch(re.escape(_snake_case(type(layer).__name__)) + r"(_\d+)?", layer.name) is not None
 

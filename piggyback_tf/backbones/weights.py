@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones.errors import WeightsError, one_line
-from piggyback_tf.backbones.paths import named_variables
+from piggyback_tf.backbones.paths import finalize_layers, named_variables
 
 FILE_KINDS = ".weights.h5, .h5 (as keras.applications publishes them) or .keras"
 
@@ -120,6 +120,7 @@ def load_keras_file(model: keras.Model, path: Path, name: str) -> None:
                 f"file and {variable.dtype}{list(variable.shape)} in the network."
             )
         variable.assign(found)
+    finalize_layers(model)
     check_finished(model, path, name)
 
 

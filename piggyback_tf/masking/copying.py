@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from piggyback_tf.backbones.paths import layer_weights, named_layers
+from piggyback_tf.backbones.paths import finalize_layers, layer_weights, named_layers
 from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
 from piggyback_tf.masking.kernels import KERNELS, DerivedKernels
 
@@ -66,4 +66,5 @@ def bake_kernels(model: keras.Model) -> keras.Model:
             values = {**values, **{name: getattr(layer, name) for name in layer.kernel_names}}
         for name, variable in layer_weights(copy).items():
             variable.assign(values[name])
+    finalize_layers(baked)
     return baked

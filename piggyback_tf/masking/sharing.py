@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.backbones.paths import layer_weights
+from piggyback_tf.backbones.paths import finalize_layer, layer_weights
 
 
 class BaseVariable(keras.Variable):
@@ -61,3 +61,4 @@ def share_variables(layer: keras.Layer, source: keras.Layer, own: Collection[str
         # Keras has no call for this. The value is a tf.Variable; the wrapper around it carries flags and names.
         target._value = variable._value
         target.__class__ = BaseVariable
+    finalize_layer(layer)

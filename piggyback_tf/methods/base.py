@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers, named_variables
+from piggyback_tf.backbones import Backbone, finalize_layers, is_batch_norm, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, TrainedNorm
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
@@ -26,11 +27,22 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+def check_finite(config: Any) -> None:
+    """Raises a `ValueError` that names a setting, field of a dataclass, that is infinite or no number."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{field.name}` must be a finite number. Received: {field.name}={value}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
     """Settings that every method has."""
 
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
+
+    def __post_init__(self) -> None:
+        check_finite(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +53,7 @@ class NormConfig(MethodConfig):
     norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm_statistics=task.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         TrainedNorm(self.norm_statistics, self.norm_momentum)  # It checks the values.
 
     @property
@@ -208,6 +221,7 @@ def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.M
 
     copy, _ = copy_layers(model, settings_of)
     copy.set_weights(model.get_weights())
+    finalize_layers(copy)
     return copy
 
 
@@ -238,6 +252,7 @@ def assign_arrays(model: keras.Model, arrays: Arrays) -> None:
                 f"{tuple(variable.shape)}."
             )
         variable.assign(arrays[path])
+    finalize_layers(model)
 
 
 def _prefixes(path: str) -> list[str]:

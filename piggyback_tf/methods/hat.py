@@ -64,6 +64,7 @@ class HATConfig(MethodConfig):
     hat_mean: float = option(0.0, "Mean of the embeddings at the start; above 0, more gates start open.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.hat_smax >= 1:
             raise ValueError(f"`hat_smax` must be at least 1. Received: hat_smax={self.hat_smax}.")
         if not self.hat_lambda >= 0:

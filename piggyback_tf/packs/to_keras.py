@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from piggyback_tf.backbones import named_variables
+from piggyback_tf.backbones import finalize_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods.base import copy_of_base
 
@@ -27,6 +27,7 @@ def keras_model(base: keras.Model, weights: Mapping[str, np.ndarray], kernel: np
     for path, variable in named_variables(features).items():
         if path in weights:
             variable.assign(weights[path])
+    finalize_layers(features)
     head = keras.layers.Dense(kernel.shape[1], activation="softmax", dtype="float32", name=HEAD_NAME)
     model = keras.Model(features.input, head(features.output), name=features.name)
     head.set_weights([kernel, bias])

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from piggyback_tf.methods import VARIABLE_GROUPS, option
+from piggyback_tf.methods import VARIABLE_GROUPS, check_finite, option
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
@@ -46,6 +46,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        check_finite(self)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}.")

@@ -1,5 +1,6 @@
 """What every registered method must do; a new method's file is tested by being there."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 from safetensors import safe_open
 
+from piggyback_tf.backbones import Backbone, model_hash
 from piggyback_tf.methods import METHODS, Memory
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
@@ -106,6 +108,17 @@ def test_networks_come_back_from_files(method, sequences, tmp_path):
         assert np.array_equal(loaded(IMAGES, training=False), expected)
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_sequential_backbones_are_learned_on(method):
+    layers = (keras.layers.Conv2D(4, 3, name="conv"), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D())
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="chain")
+    backbone = Backbone.from_model(model)
+    kind, heads = METHODS[method], {"a": 3} if METHODS[method].at_once else None
+    task_model = kind(heads=heads).build(backbone, 3)
+    assert tuple(task_model(IMAGES).shape) == (4, 3)
+    assert backbone.hash == model_hash(model)
+
+
 @pytest.mark.parametrize("method", [name for name in NAMES if not METHODS[name].makes_pack])
 def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
     folder, backbone, _ = sequences(method)
@@ -178,3 +191,13 @@ def test_a_finished_task_is_not_learned_again(sequences):
     again = run_sequence(folder, backbone, toy_tasks(), toy_settings("classifier_only"))
     assert again["steps"][0]["seconds"] == 12345.0
     assert again["steps"][1] == metrics["steps"][1]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_settings_are_finite(method):
+    config = METHODS[method].Config
+    for field in dataclasses.fields(config):
+        if isinstance(field.default, float):
+            for value in (float("nan"), float("inf")):
+                with pytest.raises(ValueError, match=field.name):
+                    config(**{field.name: value})

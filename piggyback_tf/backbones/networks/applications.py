@@ -192,11 +192,12 @@ def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.M
 
 
 def _copy_weights(source: "keras.Model", target: "keras.Model") -> None:
-    from piggyback_tf.backbones.paths import named_variables
+    from piggyback_tf.backbones.paths import finalize_layers, named_variables
 
     values = named_variables(source)
     for path, variable in named_variables(target).items():
         variable.assign(values[path])
+    finalize_layers(target)
 
 
 for _family, (_preprocessing, _min_size, _networks) in _FAMILIES.items():
