@@ -182,13 +182,18 @@ def verbosity() -> int:
 
 
 def describe_data(data: TaskData) -> dict[str, Any]:
-    """Returns what a resumed run must find again: classes, images and labels of train and validation."""
+    """Returns what a resumed run must find again: classes, and labels, names and sizes of the images of all splits.
+
+    Not their dates and their folder: a copy of the data on another machine is the same data.
+    """
     found: dict[str, Any] = {"class_names": list(data.class_names)}
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):
         source = getattr(data, split)
+        if source is None:
+            continue
         digest = hashlib.sha256(source.labels.tobytes())
         for index in range(len(source)):
-            digest.update(source.key(index).encode() + b"\0")
+            digest.update(f"{source.key(index)}\0{source.stored_bytes(index)}\0".encode())
         found |= {f"{split}_images": len(source), f"{split}_digest": digest.hexdigest()}
     return found
 
@@ -237,7 +242,11 @@ def write_result(
         memory = method.remember(trained.model, backbone, task, images)
         with atomic_file(path) as temporary:
             type(method)(method.config, memory).recall(backbone, task).save(temporary)
-    return result | {"file": path.name, "bytes": {"task": path.stat().st_size, "base": backbone.nbytes}}
+    kept = 0 if method.replaces_base else backbone.nbytes
+    return result | {
+        "file": path.name,
+        "bytes": {"task": path.stat().st_size, "base": backbone.nbytes, "kept": kept},
+    }
 
 
 def measure(model: keras.Model, source: Any, inputs: InputConfig) -> dict[str, Any]:

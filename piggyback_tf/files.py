@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+LOCK_FILE = ".lock"
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -73,7 +75,7 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
     Raises:
         RuntimeError: If another process holds the lock; the message names the lock file and the process.
     """
-    path = Path(folder) / ".lock"
+    path = Path(folder) / LOCK_FILE
     with path.open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
+from piggyback_tf.data import load_data
 from piggyback_tf.packs import TaskPack
+from train import describe_data
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [
@@ -259,3 +264,26 @@ def test_wrong_input_gets_a_sentence_and_no_stack(case, refused):
     for word in WRONG_INPUT[case][1]:
         assert word in output
     assert "Traceback" not in output
+
+
+def test_a_run_that_goes_on_must_find_the_same_images(tmp_path):
+    def described(root):
+        return describe_data(load_data(f"folder:{root}"))
+
+    colours = np.random.default_rng(0).integers(0, 255, (12, 3))
+    for number, colour in enumerate(colours):
+        path = tmp_path / "data" / ("test" if number < 4 else "train") / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (8, 8), tuple(colour)).save(path)
+    before = described(tmp_path / "data")
+    copy = Path(shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile))
+    assert described(copy) == before
+    for split in ("train", "test"):
+        number = 4 if split == "train" else 0
+        changed = Path(shutil.copytree(copy, tmp_path / split))
+        noise = np.random.default_rng(1).integers(0, 255, (8, 8, 3), np.uint8)
+        PIL.Image.fromarray(noise).save(changed / split / "class0" / f"{number}.png")
+        after = described(changed)
+        different = {name for name in before if before[name] != after[name]}
+        # Which of train and validation an image of train is in follows from its name.
+        assert different in ([{"test_digest"}] if split == "test" else [{"train_digest"}, {"validation_digest"}])

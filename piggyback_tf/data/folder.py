@@ -43,14 +43,21 @@ class FolderSource(Source):
     def key(self, index: int) -> str:
         return self._paths[index]
 
+    def stored_bytes(self, index: int) -> int:
+        return self._status(index).st_size
+
+    def _status(self, index: int) -> os.stat_result:
+        path = self._root / self._paths[index]
+        try:
+            return path.stat()
+        except OSError as error:
+            raise DataError(f"Image file {str(path)!r} cannot be read: {error.strerror}.") from error
+
     @cached_property
     def _fingerprint(self) -> str:
         parts = [str(self._root.resolve()), self._labels.tobytes()]
-        for path in self._paths:
-            try:
-                status = (self._root / path).stat()
-            except OSError as error:
-                raise DataError(f"Image file {str(self._root / path)!r} cannot be read: {error.strerror}.") from error
+        for index, path in enumerate(self._paths):
+            status = self._status(index)
             parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
         return digest("folder", *parts)
 

@@ -39,6 +39,10 @@ class Joined(Source):
         number, place = self._find(index)
         return f"{number}/{self._sources[number].key(place)}"
 
+    def stored_bytes(self, index: int) -> int | None:
+        number, place = self._find(index)
+        return self._sources[number].stored_bytes(place)
+
     def fingerprint(self) -> str:
         return digest(*(source.fingerprint() for source in self._sources))
 

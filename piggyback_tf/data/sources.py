@@ -54,6 +54,15 @@ class Source(abc.ABC):
     def fingerprint(self) -> str:
         """A hexadecimal digest that changes when the images or their order may have changed."""
 
+    def stored_bytes(self, index: int) -> int | None:
+        """How many bytes an image takes where it is stored; `None` if it is stored nowhere.
+
+        Raises:
+            DataError: If the image is not there any more.
+        """
+        del index
+        return None
+
     @property
     def skipped(self) -> list[str]:
         """Descriptions of the broken images that were left out."""
@@ -85,6 +94,9 @@ class Subset(Source):
 
     def key(self, index: int) -> str:
         return self._source.key(int(self._indices[index]))
+
+    def stored_bytes(self, index: int) -> int | None:
+        return self._source.stored_bytes(int(self._indices[index]))
 
     def fingerprint(self) -> str:
         return digest(self._source.fingerprint(), self._indices.tobytes())
@@ -157,6 +169,9 @@ class WithoutBroken(Source):
 
     def key(self, index: int) -> str:
         return self._subset.key(index)
+
+    def stored_bytes(self, index: int) -> int | None:
+        return self._subset.stored_bytes(index)
 
     def fingerprint(self) -> str:
         return self._subset.fingerprint()

@@ -124,6 +124,10 @@ class TfdsSource(Source):
         before = next(first for first, shard in zip(self._firsts, self.shards, strict=False) if shard.part == part)
         return f"{part} #{index - int(before)}"
 
+    def stored_bytes(self, index: int) -> int:
+        start, end, _ = self._index["spans"][index]
+        return int(end - start)
+
     @cached_property
     def _fingerprint(self) -> str:
         parts = []

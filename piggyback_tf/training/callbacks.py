@@ -1,6 +1,6 @@
 """What watches a training: loss that is no number, loss that stays at chance, TensorBoard."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,26 @@ _MARGIN = 0.98
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Ends a training whose loss is NaN or infinite, with a sentence that says what to change."""
+    """Ends a training whose loss is NaN or infinite, with a sentence that says what to change.
+
+    Args:
+        method: What is trained, for the message.
+        groups: The groups of variables that have a learning rate.
+    """
+
+    def __init__(self, method: str, groups: Iterable[str]):
+        super().__init__()
+        self.method = method
+        self.groups = tuple(groups)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         loss = (logs or {}).get("loss")
         if loss is not None and not np.isfinite(loss):
+            mixed = keras.config.dtype_policy().name.startswith("mixed_")
+            precision = ", or set --mixed_precision=none" if mixed else ""
             raise TrainingError(
-                f"The loss became {loss} at step {batch + 1} of the epoch. Lower the learning rates "
-                "(--mask_lr, --head_lr, --weights_lr), raise --warmup_steps, or set --mixed_precision=none."
+                f"The loss of {self.method} became {loss} at step {batch + 1} of the epoch. Lower the learning rates "
+                f"({', '.join(f'--{group}_lr' for group in self.groups)}) or raise --warmup_steps{precision}."
             )
 
 

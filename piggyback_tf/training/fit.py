@@ -119,7 +119,7 @@ def train_task(
         if end == done:
             continue
         first_epoch = max(done, end - epochs)
-        callbacks = [backup, StopOnNaN(), *method.callbacks(model)]
+        callbacks = [backup, StopOnNaN(type(method).__name__, method.groups(model)), *method.callbacks(model)]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses = backup.progress.history.get("loss", [])

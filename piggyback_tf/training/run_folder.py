@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.files import folder_lock, remove_leftovers, write_atomically
+from piggyback_tf.files import LOCK_FILE, folder_lock, remove_leftovers, write_atomically
 from piggyback_tf.training.errors import TrainingError
+
+# What a run finds out before it trains: its settings, data and base, and with what its masks start.
+_BEFORE_TRAINING = ("settings.json", "found.json", "start.json")
 
 
 @contextlib.contextmanager
 def run_folder(path: str | Path) -> Iterator[Path]:
     """Makes the folder and keeps it for this process while the block runs.
+
+    A folder in which nothing was trained, such as that of a run whose data were not found, is as if it were new.
 
     Raises:
         TrainingError: If another process works in it, or it cannot be made.
@@ -28,6 +33,10 @@ def run_folder(path: str | Path) -> Iterator[Path]:
         except RuntimeError as error:
             raise TrainingError(str(error)) from None
         remove_leftovers(folder)
+        if not _keeps_anything(folder):
+            for name in _BEFORE_TRAINING:
+                for leftover in folder.rglob(name):
+                    leftover.unlink()
         yield folder
 
 
@@ -62,6 +71,12 @@ def check_settings(folder: Path, settings: dict[str, Any], *, file: str = "setti
             f"The run in {str(folder)!r} was started with other settings: {'; '.join(changed)}. Use the same ones to "
             "go on, or choose another --output_dir."
         )
+
+
+def _keeps_anything(folder: Path) -> bool:
+    """Whether a run left more than what is written before its first training step."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return any(path.name not in (*_BEFORE_TRAINING, LOCK_FILE) and "tensorboard" not in path.parts for path in files)
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:

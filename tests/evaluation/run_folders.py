@@ -6,6 +6,8 @@ from pathlib import Path
 from piggyback_tf.evaluation.tables import make_table, read_runs
 from tests.packs.helpers import make_pack
 
+MAKES_PACK = ("classifier_only", "piggyback")
+REPLACES_BASE = ("ewc", "hat", "lwf")
 SETTINGS = {
     "method": "piggyback",
     "backbone": "vgg16",
@@ -44,15 +46,15 @@ def write_single(folder: Path, task, results, *, classes=("x", "y"), base_hash="
         own.mkdir(parents=True, exist_ok=True)
         entry = {"test": found if isinstance(found, dict) else errors(found), "seconds": 60.0}
         made = make_pack(task=task, seed=len(task))
-        path = own / f"{task}.{'keras' if method == 'finetune' else 'task.safetensors'}"
-        size = BASE + 10
+        path = own / f"{task}.{'task.safetensors' if method in MAKES_PACK else 'keras'}"
+        size, kept = BASE + 10, 0 if method in REPLACES_BASE else BASE
         if method == "piggyback":
             entry |= {"zeros": made.zeros, "zeros_total": made.zeros_total}
             made.save(path)
             size = path.stat().st_size
             if not pack:
                 path.unlink()
-        methods[method] = entry | {"file": path.name, "bytes": {"task": size, "base": BASE}}
+        methods[method] = entry | {"file": path.name, "bytes": {"task": size, "base": BASE, "kept": kept}}
     settings = {**SETTINGS, "method": main, "baseline": baselines, "task": task, **settings}
     found = {"class_names": list(classes), "base_hash": base_hash}
     _write(folder, settings, {"task": task, "base_hash": base_hash, "methods": methods}, found)

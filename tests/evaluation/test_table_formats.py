@@ -43,6 +43,12 @@ def test_latex_is_well_formed():
     assert "\x1b" not in text
 
 
+def test_no_row_of_latex_begins_with_what_the_row_before_takes_for_an_argument():
+    table = Table("survey", "c", ["method"], [["[a]"], ["*"], ["a"]])
+    rows = [line for line in to_latex(table).splitlines() if line.endswith(r" \\")]
+    assert rows == [r"method \\", r"{}[a] \\", r"{}* \\", r"a \\"]
+
+
 def test_csv_has_numbers_and_columns_for_what_belongs_to_them():
     rows = list(csv.reader(io.StringIO(to_csv(STRANGE))))
     assert rows[0] == ["method", "error % & more", "error % & more std", "error % & more top-5", "size"]

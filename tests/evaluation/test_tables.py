@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from piggyback_tf.evaluation.tables import make_table, read_benchmark
+from piggyback_tf.evaluation.tables import make_table, read_benchmark, read_runs
 from tests.evaluation.run_folders import (
     BASE,
     cells_of,
@@ -180,6 +180,13 @@ def test_the_survey():
     assert set(cells["dan/↓"].values()) == {""}
     assert "dan, seed 0, 1: DAN cannot mix layer 'x'." in table.notes
     assert "backward transfer" not in table.header, "nothing was measured"
+
+
+def test_a_single_run_counts_a_base_that_its_network_replaces_once(tmp_path):
+    runs = [write_single(tmp_path / method, "cubs", {method: 20.0}) for method in ("ewc", "finetune")]
+    cells = cells_of(make_table("survey", read_runs(runs)))
+    sizes = [(row["added"], row["system"]) for row in cells.values()]
+    assert sizes == [("10 bytes", "1.0 MB"), ("1.0 MB", "2.0 MB")]
 
 
 def test_task_agnostic_measures_and_forward_transfer_are_columns_where_they_are():

@@ -95,9 +95,9 @@ def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
             model.get_layer("head").bias.assign(np.full(10, np.nan))
             return model
 
-    with pytest.raises(TrainingError, match="loss became nan at step 1.*mask_lr"):
+    with pytest.raises(TrainingError, match=r"loss of Poisoned became nan at step 1.*\(--head_lr\).*steps\."):
         train_task(Poisoned(), backbone, data, QUICK, InputConfig())
-    StopOnNaN().on_train_batch_end(0, {"loss": 1.0})
+    StopOnNaN("Poisoned", ["head"]).on_train_batch_end(0, {"loss": 1.0})
 
 
 def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(data, tmp_path):

@@ -52,7 +52,9 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """Returns a table as a LaTeX `table` environment that needs no package, its notes below."""
-    lines = [" & ".join(_escape(_text(cell)) for cell in row) + r" \\" for row in (table.header, *table.rows)]
+    rows = [" & ".join(_escape(_text(cell)) for cell in row) for row in (table.header, *table.rows)]
+    # Behind the end of a row a star or a bracket would be an argument of that.
+    lines = ["{}" * row.startswith(("[", "*")) + row + r" \\" for row in rows]
     columns = "l" * table.left + "r" * (len(table.header) - table.left)
     return "\n".join(
         [

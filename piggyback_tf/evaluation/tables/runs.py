@@ -109,10 +109,11 @@ class Record:
         if str(self.single.get("file", "")).endswith(PACK_SUFFIX):
             pack = self.packs.get(self.tasks[0])
             plain = _plain_bytes(pack) if pack else None
+        kept = size.get("kept", size["base"])
         return {
             "base": size["base"],
-            "system": None if plain is None else size["base"] + plain,
-            "compressed": size["base"] + size["task"],
+            "system": None if plain is None else kept + plain,
+            "compressed": kept + size["task"],
         }
 
 
