@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from piggyback_tf.backbones import Backbone
+from piggyback_tf.backbones import Backbone, finalize_layers, named_layers
 from piggyback_tf.masking import mask, masked_weights, read_masks
 
 
@@ -14,7 +14,7 @@ def check_masked_network(base: Backbone, folder: Path) -> dict[str, Any]:
     """Masks a network and tries what masking promises.
 
     Args:
-        base: The network, at any image size.
+        base: The network, at any image size; its Normalization, if it has one, gets a mean and a variance.
         folder: Where a model may be saved.
 
     Returns:
@@ -23,6 +23,12 @@ def check_masked_network(base: Backbone, folder: Path) -> dict[str, Any]:
         and loaded with masks on both sides of the threshold, outputs and masks are equal. And the numbers of
         `"masks"`, `"masked_weights"` and `"weights"`.
     """
+    for _, layer in named_layers(base.model):
+        if isinstance(layer, keras.layers.Normalization):
+            # With random weights they are 0 and 1, as in a copy that has lost them.
+            layer.adapt_mean.assign(np.full(layer.adapt_mean.shape, 0.45))
+            layer.adapt_variance.assign(np.full(layer.adapt_variance.shape, 0.22))
+    finalize_layers(base.model)
     digest, flags = base.hash, [variable.trainable for variable in base.model.variables]
     generator = np.random.default_rng(0)
     images = generator.uniform(0, 255, (1, base.image_size, base.image_size, 3)).astype("float32")
