@@ -47,7 +47,7 @@ class PiggybackConfig(NormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.sparsity_weight < float("inf"):
+        if self.sparsity_weight < 0:
             raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
         if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:
             raise ValueError(

@@ -198,11 +198,11 @@ def _is_strided(layer: Any) -> bool:
 
 def _check(model: keras.Model) -> None:
     """Refuses networks in which laterals have no place."""
-    nested = model if isinstance(model, keras.Sequential) else next(filter(is_container, model.layers), None)
+    nested = next(filter(is_container, model.layers), None)
     if nested is not None:
         raise ValueError(
             f"PNN puts laterals between the layers of one functional model; {nested.name!r} ({type(nested).__name__}) "
-            "is nested in it or Sequential. Use another backbone, or another method."
+            "is nested in it. Use another backbone, or another method."
         )
     for path, layer in named_layers(model):
         if getattr(layer, "data_format", None) == "channels_first":

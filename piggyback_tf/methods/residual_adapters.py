@@ -31,8 +31,8 @@ from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
 
 KINDS = ("series", "parallel")
 _NOT_IN_SEQUENTIAL = (
-    "Adapters in series are put between layers, which a Sequential model with 3x3 convolutions does not allow; use "
-    "adapter_kind='parallel', or a functional model."
+    "Adapters in series are put between layers, which a nested Sequential model with 3x3 convolutions does not allow; "
+    "use adapter_kind='parallel', or a functional model."
 )
 
 
@@ -101,8 +101,6 @@ class ResidualAdapters(Method):
             return type(layer), {"trainable": False}
 
         insertion = None if parallel else SeriesInsertion(norm.momentum)
-        if insertion and isinstance(backbone.model, keras.Sequential):
-            raise ValueError(_NOT_IN_SEQUENTIAL)
         model, copies = copy_layers(backbone.model, settings_of, insertion)
         if insertion and len(insertion.adapters) < len(chosen):
             raise ValueError(_NOT_IN_SEQUENTIAL)

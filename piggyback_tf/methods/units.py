@@ -59,11 +59,6 @@ class UnitGraph:
     """
 
     def __init__(self, model: keras.Model):
-        if isinstance(model, keras.Sequential):
-            raise ValueError(
-                f"HAT puts gates between layers, which the Sequential model {model.name!r} does not allow; build it "
-                "as a functional model."
-            )
         self._nodes = _nodes(model)
         self._paths = {id(layer): path for path, layer in named_layers(model)}
         self._check(model)

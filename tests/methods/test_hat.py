@@ -295,12 +295,6 @@ def test_networks_without_a_place_for_gates_are_refused(body, sentence):
         HAT().build(_backbone(body), 2)
 
 
-def test_a_sequential_network_is_refused():
-    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.GlobalMaxPooling2D()], name="row")
-    with pytest.raises(ValueError, match="Sequential model 'row' does not allow"):
-        HAT().build(Backbone.from_model(model), 2)
-
-
 @pytest.mark.parametrize("settings", [{"hat_smax": 0.5}, {"hat_lambda": -1.0}, {"hat_mean": 7.0}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must"):

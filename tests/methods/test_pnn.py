@@ -168,12 +168,6 @@ def test_networks(name, boundaries):
     assert np.isfinite(answers(model)).all()
 
 
-def test_a_sequential_network_is_refused():
-    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.GlobalMaxPooling2D()], name="row")
-    with pytest.raises(ValueError, match="'row' .Sequential. is nested in it or Sequential"):
-        PNN().build(Backbone.from_model(model), 2)
-
-
 def test_a_nested_network_is_refused():
     images = keras.Input((8, 8, 3))
     inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, strides=2)], name="inner")

@@ -64,7 +64,7 @@ def test_the_higher_the_price_the_fewer_weights_are_dropped():
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_price_that_is_none_is_refused(weight):
-    with pytest.raises(ValueError, match="`sparsity_weight` must be 0 or more"):
+    with pytest.raises(ValueError, match="`sparsity_weight` must be"):
         PiggybackConfig(sparsity_weight=weight)
 
 
