@@ -33,7 +33,7 @@ def run_folder(path: str | Path) -> Iterator[Path]:
         except RuntimeError as error:
             raise TrainingError(str(error)) from None
         remove_leftovers(folder)
-        if not _keeps_anything(folder):
+        if _is_untrained(folder):
             for name in _BEFORE_TRAINING:
                 for leftover in folder.rglob(name):
                     leftover.unlink()
@@ -73,10 +73,16 @@ def check_settings(folder: Path, settings: dict[str, Any], *, file: str = "setti
         )
 
 
-def _keeps_anything(folder: Path) -> bool:
-    """Whether a run left more than what is written before its first training step."""
+def _is_untrained(folder: Path) -> bool:
+    """Whether a folder is that of a run, and holds nothing but what is written before the first training step."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if not (isinstance(settings, dict) and "method" in settings):
+        return False  # Other programs have files of this name too.
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return any(path.name not in (*_BEFORE_TRAINING, LOCK_FILE) and "tensorboard" not in path.parts for path in files)
+    return all(path.name in (*_BEFORE_TRAINING, LOCK_FILE) or "tensorboard" in path.parts for path in files)
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:
