@@ -4,9 +4,9 @@
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
-Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Three have
-settings of their own: HAT starts with most of its gates open, since half of them closed leave little of a pretrained
-network. Residual adapters, on this network batch norm and little else, train that at ten times the default rate.
+Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Four have
+settings of their own: Masks learn at 1.4 times the default rate, and leave depthwise kernels as they are (recipe.py).
+HAT starts with most of its gates open, since half of them closed leave little of a pretrained network. Residual adapters, on this network batch norm and little else, train that at ten times the default rate.
 PackNet trains weights at ten times the default rate, and lets the statistics of batch norm follow, since those of the
 base are of a network that pruning has changed. The best epoch is chosen on a tenth of the training images. An
 interrupted run goes on where it was; a run that is in results/methods.json is not done again.
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common import Results, parser, realdata
-from tasks import INPUTS, SCHEDULE, SETS, mobilenet, state_folder
+from tasks import INPUTS, MASK_SETTINGS, MASK_TRAIN, SCHEDULE, SETS, mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
@@ -50,7 +50,8 @@ VARIANTS: dict[str, Variant] = {
     "hat": Variant("hat", {"hat_mean": 2.0}),
     "packnet": Variant("packnet", {"norm_statistics": "task"}, {"weights_lr": 1e-3}),
     "residual_adapters": Variant("residual_adapters", train={"norm_lr": 1e-2}),
-    "piggyback_norm": Variant("piggyback", {"norm": "task"}),
+    "piggyback": Variant("piggyback", MASK_SETTINGS, MASK_TRAIN),
+    "piggyback_norm": Variant("piggyback", MASK_SETTINGS | {"norm": "task"}, MASK_TRAIN),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import Results, markdown, mean_and_spread, parser
 from mask_runs import USUAL, learn_masks
-from tasks import SETS, mobilenet
+from tasks import MASK_SETTINGS, SETS, mobilenet
 
 from piggyback_tf.methods.piggyback import PiggybackConfig
 
@@ -33,7 +33,9 @@ def main() -> None:
         def learn() -> dict[str, Any]:
             if not weight and f"{name}/{USUAL}/{seed}" in measured:
                 return measured[f"{name}/{USUAL}/{seed}"]
-            return learn_masks(backbone, name, seed, PiggybackConfig(sparsity_weight=weight), f"sparsity_weight/{key}")
+            return learn_masks(
+                backbone, name, seed, PiggybackConfig(**MASK_SETTINGS, sparsity_weight=weight), f"sparsity_weight/{key}"
+            )
 
         return results.run(key, learn)
 
