@@ -64,6 +64,7 @@ def train_and_test(
         "test_error": _error(trained.model, data.test),
         "val_error": 100 * min(trained.history["val_error"]),
         "last_val_error": 100 * trained.history["val_error"][-1],
+        "val_loss": trained.history["val_loss"][trained.best_epoch],
         "best_epoch": trained.best_epoch + 1,
         "loss": trained.history["loss"][-1],
         "seconds": round(trained.seconds, 1),
