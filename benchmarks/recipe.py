@@ -1,0 +1,66 @@
+"""Which settings do masks need where training is short and batches are small? And does fine-tuning have good ones?
+
+    PIGGYBACK_REALDATA=... python benchmarks/recipe.py
+
+MobileNetV2 at 96 px with ImageNet weights, and the schedule of methods.py: batches of 16 images. Masks with their
+default settings, with 1.4 times the rate, without masks over depthwise kernels, and with both, which methods.py takes;
+fine-tuning at half, once and twice its default rate. Judged by validation, on other seeds than those of methods.py;
+test errors are measured, and are not in the table. Interrupted, it goes on. Writes results/recipe.json.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from common import Results, markdown, mean_and_spread, parser
+from tasks import MASK_SETTINGS, MASK_TRAIN, SCHEDULE, SETS, mobilenet, train_and_test
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A method, its settings, and those of its training where they are not those of `SCHEDULE`."""
+
+    method: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+RECIPES = {
+    "masks": Recipe("piggyback"),
+    "masks, rate x 1.4": Recipe("piggyback", train=MASK_TRAIN),
+    "masks, none over depthwise": Recipe("piggyback", MASK_SETTINGS),
+    "masks, both": Recipe("piggyback", MASK_SETTINGS, MASK_TRAIN),
+    **{
+        f"fine-tuning, rate x {factor:g}": Recipe("finetune", train={"weights_lr": factor * SCHEDULE.weights_lr})
+        for factor in (0.5, 1.0, 2.0)
+    },
+}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[2, 3])
+    arguments.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    options = arguments.parse_args()
+    results, backbone = Results("recipe"), mobilenet()
+
+    def learn(label: str, name: str, seed: int) -> dict[str, Any]:
+        recipe, key = RECIPES[label], f"{label}/{name}/{seed}"
+        config = dataclasses.replace(SCHEDULE, seed=seed, **recipe.train)
+        state = f"recipe/{key}".replace(" ", "_")
+        return results.run(key, lambda: train_and_test(backbone, name, recipe.method, config, state, **recipe.settings))
+
+    table = []
+    for label in RECIPES:
+        cells = [label]
+        for name in options.sets:
+            rows = [learn(label, name, seed) for seed in options.seeds]
+            cells += [mean_and_spread([row[measure] for row in rows]) for measure in ("val_error", "val_loss", "loss")]
+        table.append(cells)
+    results.save()
+    measures = ("validation error %", "validation loss", "training loss")
+    print(markdown(["", *(f"{name}, {measure}" for name in options.sets for measure in measures)], table))
+
+
+if __name__ == "__main__":
+    main()
