@@ -244,6 +244,7 @@ class HAT(Method):
 
     Config = HATConfig
     makes_pack = False
+    plain_networks = False
     sequential = True
     replaces_base = True
     recipe = MappingProxyType(

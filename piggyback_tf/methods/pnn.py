@@ -159,6 +159,7 @@ class PNN(Method):
 
     Config = PNNConfig
     makes_pack = False
+    plain_networks = False
     sequential = True
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:

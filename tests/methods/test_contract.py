@@ -101,8 +101,8 @@ def test_networks_come_back_from_files(method, sequences, tmp_path):
         assert expected.shape == (4, classes)
         assert np.isfinite(expected).all()
         network.save(tmp_path / "network.keras")
-        # Packs have a command that makes plain models of them; gates and columns are nothing that Keras has.
-        if not kind.makes_pack and method not in ("hat", "pnn"):
+        # Packs have a command that makes plain models of them.
+        if not kind.makes_pack and kind.plain_networks:
             assert b"piggyback_tf" not in zipfile.ZipFile(tmp_path / "network.keras").read("config.json")
         loaded = keras.models.load_model(tmp_path / "network.keras")
         assert np.array_equal(loaded(IMAGES, training=False), expected)
