@@ -3,9 +3,10 @@
     PIGGYBACK_REALDATA=... python benchmarks/recipe.py
 
 MobileNetV2 at 96 px with ImageNet weights, and the schedule of methods.py: batches of 16 images. Masks with their
-default settings, with 1.4 times the rate, without masks over depthwise kernels, and with both, which methods.py takes;
-fine-tuning at half, once and twice its default rate. Judged by validation, on other seeds than those of methods.py;
-test errors are measured, and are not in the table. Interrupted, it goes on. Writes results/recipe.json.
+default settings, with 1.4 times the rate, with a third of the flips at once, with both, and with none over depthwise
+kernels besides, which methods.py takes; fine-tuning at half, once and twice its default rate. Judged by validation, on
+other seeds than those of methods.py; test errors are measured, and are not in the table. Interrupted, it goes on.
+Writes results/recipe.json.
 """
 
 import dataclasses
@@ -27,9 +28,10 @@ class Recipe:
 
 RECIPES = {
     "masks": Recipe("piggyback"),
-    "masks, rate x 1.4": Recipe("piggyback", train=MASK_TRAIN),
-    "masks, none over depthwise": Recipe("piggyback", MASK_SETTINGS),
-    "masks, both": Recipe("piggyback", MASK_SETTINGS, MASK_TRAIN),
+    "masks, rate": Recipe("piggyback", train={"mask_lr": MASK_TRAIN["mask_lr"]}),
+    "masks, flips": Recipe("piggyback", train={"max_flips": MASK_TRAIN["max_flips"]}),
+    "masks, rate, flips": Recipe("piggyback", train=MASK_TRAIN),
+    "masks, rate, flips, depthwise": Recipe("piggyback", MASK_SETTINGS, MASK_TRAIN),
     **{
         f"fine-tuning, rate x {factor:g}": Recipe("finetune", train={"weights_lr": factor * SCHEDULE.weights_lr})
         for factor in (0.5, 1.0, 2.0)
