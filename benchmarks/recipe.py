@@ -3,7 +3,7 @@
     PIGGYBACK_REALDATA=... python benchmarks/recipe.py
 
 MobileNetV2 at 96 px with ImageNet weights, and the schedule of methods.py: batches of 16 images. Masks with their
-default settings, with 1.4 times the rate, with a third of the flips at once, with both, and with none over depthwise
+default settings, with 1.4 times the rate, with a third of the flips at once as well, and with none over depthwise
 kernels besides, which methods.py takes; fine-tuning at half, once and twice its default rate. Judged by validation, on
 other seeds than those of methods.py; test errors are measured, and are not in the table. Interrupted, it goes on.
 Writes results/recipe.json.
@@ -29,7 +29,6 @@ class Recipe:
 RECIPES = {
     "masks": Recipe("piggyback"),
     "masks, rate": Recipe("piggyback", train={"mask_lr": MASK_TRAIN["mask_lr"]}),
-    "masks, flips": Recipe("piggyback", train={"max_flips": MASK_TRAIN["max_flips"]}),
     "masks, rate, flips": Recipe("piggyback", train=MASK_TRAIN),
     "masks, rate, flips, depthwise": Recipe("piggyback", MASK_SETTINGS, MASK_TRAIN),
     **{
@@ -37,6 +36,7 @@ RECIPES = {
         for factor in (0.5, 1.0, 2.0)
     },
 }
+MEASURES = {"val_error": "validation error %", "val_loss": "validation loss", "loss": "training loss"}
 
 
 def main() -> None:
@@ -52,16 +52,17 @@ def main() -> None:
         state = f"recipe/{key}".replace(" ", "_")
         return results.run(key, lambda: train_and_test(backbone, name, recipe.method, config, state, **recipe.settings))
 
+    runs = [(label, name, seed) for seed in options.seeds for name in options.sets for label in RECIPES]
+    rows = {run: learn(*run) for run in runs}
     table = []
     for label in RECIPES:
         cells = [label]
         for name in options.sets:
-            rows = [learn(label, name, seed) for seed in options.seeds]
-            cells += [mean_and_spread([row[measure] for row in rows]) for measure in ("val_error", "val_loss", "loss")]
+            of_seeds = [rows[label, name, seed] for seed in options.seeds]
+            cells += [mean_and_spread([row[measure] for row in of_seeds]) for measure in MEASURES]
         table.append(cells)
     results.save()
-    measures = ("validation error %", "validation loss", "training loss")
-    print(markdown(["", *(f"{name}, {measure}" for name in options.sets for measure in measures)], table))
+    print(markdown(["", *(f"{name}, {measure}" for name in options.sets for measure in MEASURES.values())], table))
 
 
 if __name__ == "__main__":
