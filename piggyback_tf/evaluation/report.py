@@ -28,7 +28,7 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
             `"zeros"`: weight path to the fraction of dropped weights, in layer order;
             `"zeros_total"`: that over all weights;
             `"bytes"`: `"task"` and `"base"`, sizes of the task's file and of the base's weights;
-            `"history"`: lists with one value an epoch, `"loss"`, `"val_loss"`, `"error"`, `"val_error"`;
+            `"history"`: lists with one value an epoch, `"cross_entropy"`, `"error"`, and both with `"val_"`;
             `"seconds"`: the time it took.
 
     Returns:
@@ -165,7 +165,8 @@ def _plot_curves(curves: dict[str, dict[str, list[float]]], colours: dict[str, s
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    kinds = [kind for kind in ("loss", "error") if any(h.get(kind) or h.get(f"val_{kind}") for h in curves.values())]
+    titles = {"cross_entropy": "Cross-entropy", "error": "Top-1 error (%)"}
+    kinds = [kind for kind in titles if any(h.get(kind) or h.get(f"val_{kind}") for h in curves.values())]
     figure, axes = new_figure(len(kinds), 5.2 * len(kinds), 4.0)
     for axis, kind in zip(axes, kinds, strict=True):
         for name, history in curves.items():
@@ -178,7 +179,7 @@ def _plot_curves(curves: dict[str, dict[str, list[float]]], colours: dict[str, s
                 )
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("epoch", color=GREY)
-        axis.set_title({"loss": "Cross-entropy", "error": "Top-1 error (%)"}[kind], loc="left", fontsize=11)
+        axis.set_title(titles[kind], loc="left", fontsize=11)
         axis.set_ylim(bottom=0)
     handles = [Line2D([], [], color=colours[name], linewidth=1.8, label=name) for name in curves]
     handles += [

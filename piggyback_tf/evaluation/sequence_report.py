@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.evaluation.figures import new_figure, write_plot
-from piggyback_tf.evaluation.report import REPORT, format_bytes
+from piggyback_tf.evaluation.report import REPORT, format_bytes, markdown_table
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import write_atomically
 
@@ -23,10 +23,7 @@ def sequence_table(metrics: Mapping[str, Any]) -> list[str]:
         metrics: What `run_sequence` returns.
     """
     tasks = metrics["tasks"]
-    rows = [
-        ["after", *tasks, "system", "compressed", "trained parameters", "time"],
-        ["---", *["---:"] * (len(tasks) + 4)],
-    ]
+    rows = []
     for task, step in zip(tasks, metrics["steps"], strict=True):
         if not step["errors"]:
             continue
@@ -43,7 +40,7 @@ def sequence_table(metrics: Mapping[str, Any]) -> list[str]:
                 f"{step['seconds']:.0f} s",
             ]
         )
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return markdown_table(["after", *tasks, "system", "compressed", "trained parameters", "time"], rows)
 
 
 def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, Any]) -> Path:
@@ -64,7 +61,7 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
     lines = [f"# {metrics['method']}: {', '.join(metrics['tasks'])}", "", *sequence_table(metrics), ""]
     lines += [
         "Top-1 test errors in percent, by task, after each task was learned. *System* is all that answering for the "
-        "learned tasks needs, the base included where it is used.",
+        "learned tasks needs, with the base unless a network replaces it.",
         "",
         f"- average error: {measured['average_error']:.2f} %",
         *(

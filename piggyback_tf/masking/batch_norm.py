@@ -68,5 +68,6 @@ class TrainedNorm:
 
     @property
     def trained_weights(self) -> tuple[str, ...]:
-        """The names of the layer's weights that training changes."""
-        return ("gamma", "beta") + (("moving_mean", "moving_variance") if self.statistics == "task" else ())
+        """The names of the weights that training changes, in any layer of batch norm; a layer may lack some."""
+        statistics = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+        return ("gamma", "beta") + (statistics if self.statistics == "task" else ())

@@ -113,10 +113,14 @@ def share(model: keras.Model) -> keras.Model:
 
 
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
-    """Returns the masked weights of a model by canonical path, such as `"conv1/kernel"`, in layer order."""
-    found = {}
+    """Returns the masked weights of a model by canonical path, such as `"conv1/kernel"`, in layer order.
+
+    A layer that occurs twice in the model is listed once, under its first path.
+    """
+    found, seen = {}, set()
     for path, layer in named_layers(model):
-        if isinstance(layer, MaskedLayer):
+        if isinstance(layer, MaskedLayer) and id(layer) not in seen:
+            seen.add(id(layer))
             for weight, mask_real in layer.mask_variables.items():
                 found[f"{path}/{weight}"] = MaskedWeight(layer, weight, mask_real)
     return found

@@ -44,7 +44,7 @@ MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
 
 @dataclasses.dataclass(frozen=True)
 class PackNetConfig(NormConfig):
-    """Settings of PackNet; the defaults are the paper's."""
+    """Settings of PackNet; the defaults are the paper's, but for `norm_statistics`."""
 
     packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: at once; gradual: bit by bit.")
     packnet_prune_first: float = option(0.5, "Part of each layer's weights that the first task leaves free.")
@@ -322,13 +322,13 @@ def count_of_part(fraction: float, count: int) -> int:
 
 
 def packed_weights(model: keras.Model) -> dict[str, PackedWeight]:
-    """Returns the kernels of a model of PackNet by canonical path."""
-    return {
-        f"{path}/{name}": weight
-        for path, layer in named_layers(model)
-        if isinstance(layer, PackedKernels)
-        for name, weight in layer.packed_weights().items()
-    }
+    """Returns the kernels of a model of PackNet by canonical path; those of a layer that occurs twice once."""
+    found, seen = {}, set()
+    for path, layer in named_layers(model):
+        if isinstance(layer, PackedKernels) and id(layer) not in seen:
+            seen.add(id(layer))
+            found |= {f"{path}/{name}": weight for name, weight in layer.packed_weights().items()}
+    return found
 
 
 def free_weights(memory: Memory) -> dict[str, int]:

@@ -28,7 +28,7 @@ AUTO = "auto"  # Of `init_from`: the best of the tasks learned before; followed 
 
 @dataclasses.dataclass(frozen=True)
 class PiggybackConfig(NormConfig):
-    """Settings of the masks; the defaults are the paper's."""
+    """Settings of the masks; the defaults are the paper's, but for `norm_statistics`."""
 
     mask_kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
     mask_threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")

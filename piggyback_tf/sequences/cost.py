@@ -10,9 +10,15 @@ def multiply_adds(model: keras.Model) -> int:
     Args:
         model: From images `[B, S, S, 3]`.
     """
-    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(
-        tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
-    )
+    function = tf.function(lambda images: model(images, training=False))
+    # Keras runs convolutions in groups as functions of their own, into which the profiler does not look. In this mode
+    # they become part of the outer one.
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        function = function.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]], tf.float32))
+    finally:
+        tf.config.run_functions_eagerly(before)
     options = tf.compat.v1.profiler.ProfileOptionBuilder(
         tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
     ).with_empty_output()

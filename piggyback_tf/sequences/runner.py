@@ -83,12 +83,14 @@ def run_sequence(
         of each task but the first after it was learned alone, by task, as in `"steps"`.
 
     Raises:
-        ValueError: If a task has no test split, or a method cannot learn on this base.
+        ValueError: If a task has no test split or less than two classes, or a method cannot learn on this base.
         TrainingError: As `train_task`, and if the base was changed.
     """
     for task, data in tasks.items():
         if data.test is None:
             raise ValueError(f"Task {task!r} has no test split, on which a sequence measures all tasks.")
+        if len(data.class_names) < 2:
+            raise ValueError(f"Task {task!r} has one class, {data.class_names[0]!r}; a task needs at least 2.")
     metrics = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
     metrics["sequential"] = METHODS[settings.method](settings.config).sequential
     metrics["steps"] = steps = _learn_in_turn(folder, backbone, tasks, settings)

@@ -40,22 +40,32 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class StopAtChance(keras.callbacks.Callback):
-    """Ends a training whose loss stays at that of guessing by the classes' frequencies, or above it.
+    """Ends a training whose cross-entropy stays at that of guessing by the classes' frequencies, or above it.
 
-    A run is stopped when, over a window of epochs, no loss was below chance and the last is no lower than the first.
+    A run is stopped when, over a window of epochs, none was below chance and the last is no lower than the first. The
+    loss may be higher by what a method adds to it, such as the size of HAT's gates; that is not looked at.
 
     Args:
         labels: Labels of the training images, int `[N]`.
         epochs: Length of the window.
         first_epoch: Epochs before this one, counted from 0, do not count: the warm-up.
-        losses: Training losses of the epochs already done, of a resumed training.
+        losses: Cross-entropies of the epochs already done, of a resumed training.
+        heads: The numbers of classes of several heads, whose labels follow one another, if an image is judged by its
+            own task's head alone; empty for one head.
     """
 
-    def __init__(self, labels: np.ndarray, epochs: int, first_epoch: int, losses: Sequence[float] = ()):
+    def __init__(
+        self,
+        labels: np.ndarray,
+        epochs: int,
+        first_epoch: int,
+        losses: Sequence[float] = (),
+        heads: Sequence[int] = (),
+    ):
         super().__init__()
-        share = np.bincount(labels) / len(labels)
-        share = share[share > 0]
-        self.chance = float(-(share * np.log(share)).sum())
+        head_of = np.repeat(np.arange(len(heads)), heads) if heads else np.zeros(labels.max() + 1, int)
+        # H(label | head) = H(label) - H(head).
+        self.chance = _entropy(labels) - _entropy(head_of[labels])
         self.epochs = epochs
         self.first_epoch = first_epoch
         self.losses = list(losses)
@@ -65,7 +75,7 @@ class StopAtChance(keras.callbacks.Callback):
         self._check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.losses.append(float(logs["loss"]))
+        self.losses.append(float(logs["cross_entropy"]))
         self._check()
 
     def _check(self) -> None:
@@ -73,11 +83,17 @@ class StopAtChance(keras.callbacks.Callback):
         if len(window) < self.epochs or min(window) < _MARGIN * self.chance or window[-1] < _MARGIN * window[0]:
             return
         raise TrainingError(
-            f"The training loss was {window[0]:.3f} {self.epochs} epochs ago and is {window[-1]:.3f}; guessing gives "
-            f"{self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower --mask_lr, raise "
-            "--warmup_steps or lower --max_flips; otherwise change --head_lr or --weights_lr. (--chance_epochs=0 goes "
-            "on regardless.)"
+            f"The cross-entropy in training was {window[0]:.3f} {self.epochs} epochs ago and is {window[-1]:.3f}; "
+            f"guessing gives {self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower "
+            "--mask_lr, raise --warmup_steps or lower --max_flips; otherwise change --head_lr or --weights_lr. "
+            "(--chance_epochs=0 goes on regardless.)"
         )
+
+
+def _entropy(values: np.ndarray) -> float:
+    """Returns the entropy of what is found in a non-empty array of whole numbers, in nats."""
+    share = np.unique(values, return_counts=True)[1] / len(values)
+    return float(-(share * np.log(share)).sum())
 
 
 class TensorBoard(keras.callbacks.Callback):

@@ -49,7 +49,8 @@ class TrainedTask:
 
     Attributes:
         model: The task's model, images to logits, with the weights of the best epoch.
-        history: Values per epoch by name: `loss`, `error`, `val_loss`, `val_error` (errors as fractions).
+        history: Values per epoch by name: `loss`, `cross_entropy`, `error` (a fraction), and each with `val_` of the
+            validation split.
         best_epoch: The epoch, counted from 0, whose weights the model has.
         seconds: Time of the epochs, over all starts of the training.
     """
@@ -122,8 +123,8 @@ def train_task(
         callbacks = [backup, StopOnNaN(type(method).__name__, method.groups(model)), *method.callbacks(model)]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
-            losses = backup.progress.history.get("loss", [])
-            callbacks.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses))
+            losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
+            callbacks.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
         train, validation = _datasets(data, config, inputs.for_size(backbone.image_size), backbone, first_epoch)
@@ -150,7 +151,11 @@ def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_
     model.compile(
         optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
-        weighted_metrics=[TopOneError(name="error")],
+        # What a method adds to the loss is not in the second one.
+        weighted_metrics=[
+            TopOneError(name="error"),
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
+        ],
         # XLA on the CPU makes the training of depthwise convolutions many times slower.
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )

@@ -15,7 +15,8 @@ def _errors(error):
 
 
 def _metrics():
-    history = {"loss": [1.5, 0.7, 0.3], "val_loss": [1.4, 0.9, 0.6], "error": [40, 20, 9], "val_error": [38, 22, 15]}
+    history = {"cross_entropy": [1.5, 0.7, 0.3], "val_cross_entropy": [1.4, 0.9, 0.6]}
+    history |= {"error": [40, 20, 9], "val_error": [38, 22, 15]}
     zeros = {f"block{i}/conv/kernel": 0.01 * i for i in range(20)}
     return {
         "task": "birds",
@@ -109,7 +110,7 @@ def test_plots_of_any_size(tmp_path, layers, epochs):
         "methods": {
             "piggyback": {
                 "zeros": {f"a_rather_long_layer_name_{i}/pointwise_kernel": 0.0 for i in range(layers)},
-                "history": {"val_loss": [0.5] * epochs, "loss": [float("nan")] * epochs},
+                "history": {"val_cross_entropy": [0.5] * epochs, "cross_entropy": [float("nan")] * epochs},
             }
         },
     }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.masking import TrainedNorm, mask
 from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
 from piggyback_tf.methods import METHODS
@@ -117,3 +117,19 @@ def test_every_method_trains_batch_norm_with_the_statistics_that_it_is_told(name
 def test_wrong_settings_are_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         METHODS[name].Config(**settings)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_statistics_of_renorm_follow_the_task_too(method):
+    images = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(images)
+    x = keras.layers.BatchNormalization(renorm=True, name="norm")(x)
+    net = keras.Model(images, keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x)), name="net")
+    backbone = Backbone.from_model(net)
+    kind = METHODS[method]
+    settings = {"norm_statistics": "task"} | ({"norm": "task"} if method == "piggyback" else {})
+    model = kind(kind.Config(**settings), heads={"a": 3} if kind.at_once else None).build(backbone, 3)
+    digest = backbone.hash
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    model.train_on_batch(IMAGES, LABELS)
+    assert model_hash(net) == digest

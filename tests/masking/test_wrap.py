@@ -29,6 +29,15 @@ def _base():
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
 
 
+def test_a_layer_inside_and_outside_of_a_nested_model_has_one_mask():
+    inputs, inside = keras.Input((8, 8, 3)), keras.Input((8, 8, 4))
+    shared = keras.layers.Conv2D(4, 3, padding="same", name="shared")
+    block = keras.Model(inside, keras.layers.ReLU()(shared(inside)), name="block")
+    x = block(shared(keras.layers.Conv2D(4, 1, name="first")(inputs)))
+    net = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x), name="net")
+    assert list(read_masks(mask(net))) == [path for path in named_variables(net) if path.endswith("kernel")]
+
+
 def test_masked_model_starts_as_the_base_and_shares_its_variables(base):
     flags = {path: v.trainable for path, v in named_variables(base).items()}
     digest = model_hash(base)

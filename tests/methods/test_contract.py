@@ -201,3 +201,13 @@ def test_settings_are_finite(method):
             for value in (float("nan"), float("inf")):
                 with pytest.raises(ValueError, match=field.name):
                     config(**{field.name: value})
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_layer_that_is_called_like_the_head_is_refused(method):
+    images = keras.Input((SIZE, SIZE, 3))
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="head")(images))
+    backbone = Backbone.from_model(keras.Model(images, features, name="net"))
+    kind = METHODS[method]
+    with pytest.raises(ValueError, match="a layer named 'head', which is what the head of a task is called"):
+        kind(heads={"a": 3} if kind.at_once else None).build(backbone, 3)

@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from piggyback_tf.data import TaskData
+from piggyback_tf.evaluation.sequence_report import sequence_table
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
-from tests.methods.toy import toy_backbone, toy_settings, toy_tasks
+from piggyback_tf.training import TrainingError
+from tests.methods.toy import PatternSource, toy_backbone, toy_settings, toy_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +24,12 @@ def _run(folder, method, tasks=None, **settings):
     return run_sequence(
         folder, toy_backbone(), tasks or toy_tasks(), dataclasses.replace(toy_settings(method, epochs=2), **settings)
     )
+
+
+def _two_classes(name):
+    """Returns a task of two classes."""
+    splits = [PatternSource(20, 2, seed) for seed in range(3)]
+    return TaskData(name, name, ("dark", "bright"), *splits)
 
 
 def _forbidden(*args, **kwargs):
@@ -53,6 +63,38 @@ def test_inferring_tasks_can_be_left_out(tmp_path, monkeypatch):
     # One task is known without.
     (tmp_path / "one").mkdir()
     assert "task_agnostic" not in _run(tmp_path / "one", "classifier_only", {"spots": toy_tasks()["spots"]})
+
+
+def test_a_later_task_of_one_class_is_refused_before_the_first_is_learned(tmp_path):
+    tasks = toy_tasks()
+    tasks["spots"] = dataclasses.replace(tasks["spots"], class_names=("spots0",))
+    with pytest.raises(ValueError, match=r"Task 'spots' has one class, 'spots0'; a task needs at least 2\."):
+        _run(tmp_path, "piggyback", tasks)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_with_a_bar_in_its_name_has_one_cell():
+    errors = {"cats|dogs": {"top1_error": 10.0}}
+    step = {"errors": errors, "bytes": dict.fromkeys(("system", "added", "compressed"), 1000)}
+    metrics = {"tasks": ["cats|dogs"], "steps": [step | {"trained_parameters": 10, "seconds": 1.0}]}
+    assert {line.replace("\\|", "").count("|") for line in sequence_table(metrics)} == {7}
+
+
+def test_the_check_for_chance_of_joint_training_is_within_the_own_head(tmp_path):
+    # Two classes each: guessing gives ln 2, and ln 4 among all. Features that are 0 leave nothing but guessing.
+    backbone = toy_backbone()
+    for variable in backbone.model.get_layer("dense").weights:
+        variable.assign(0.0 * variable)
+    settings = toy_settings("joint", chance_epochs=2, warmup_steps=0)
+    with pytest.raises(TrainingError, match=r"guessing gives 0\.693"):
+        run_sequence(tmp_path, backbone, {name: _two_classes(name) for name in ("a", "b")}, settings)
+
+
+def test_the_check_for_chance_does_not_see_what_a_method_adds_to_the_loss(tmp_path):
+    # HAT's gates add about 0.75.
+    settings = toy_settings("hat", chance_epochs=2, warmup_steps=0, epochs=5, head_lr=1e-2)
+    history = run_sequence(tmp_path, toy_backbone(), {"a": _two_classes("a")}, settings)["steps"][0]["history"]
+    assert min(history["loss"]) > np.log(2) > history["cross_entropy"][-1]
 
 
 @pytest.mark.slow

@@ -113,22 +113,29 @@ def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(data, tmp_pa
 def test_chance_is_the_entropy_of_the_classes_and_epochs_count_in_a_row():
     watch = StopAtChance(np.array([0] * 90 + [1] * 10), 2, 0, [0.33])
     assert watch.chance == pytest.approx(0.3251, abs=1e-4)
-    watch.on_epoch_end(1, {"loss": 0.1})
-    watch.on_epoch_end(2, {"loss": 0.33})
+    watch.on_epoch_end(1, {"cross_entropy": 0.1})
+    watch.on_epoch_end(2, {"cross_entropy": 0.33})
     with pytest.raises(TrainingError):
-        watch.on_epoch_end(3, {"loss": 0.33})
+        watch.on_epoch_end(3, {"cross_entropy": 0.33})
+
+
+def test_guessing_among_several_heads_is_guessing_within_each():
+    labels = np.array([0, 1, 2, 2, 3, 4, 2, 2])
+    # Two of two classes, then six of three: ln 2 and the entropy of (4, 1, 1) / 6.
+    expected = (2 * np.log(2) + 6 * (2 / 3 * np.log(3 / 2) + 1 / 3 * np.log(6))) / 8
+    assert StopAtChance(labels, 2, 0, heads=(2, 3)).chance == pytest.approx(expected)
 
 
 def test_a_high_loss_that_falls_or_that_is_of_the_warmup_is_no_chance():
     labels = np.arange(10)
     falling = StopAtChance(labels, 3, 0)
     for epoch, loss in enumerate([7.1, 6.7, 6.5, 6.0, 5.0]):
-        falling.on_epoch_end(epoch, {"loss": loss})
+        falling.on_epoch_end(epoch, {"cross_entropy": loss})
     warming = StopAtChance(labels, 2, 3)
     for epoch in range(4):
-        warming.on_epoch_end(epoch, {"loss": 2.4})
+        warming.on_epoch_end(epoch, {"cross_entropy": 2.4})
     with pytest.raises(TrainingError, match="was 2.400 2 epochs ago"):
-        warming.on_epoch_end(4, {"loss": 2.4})
+        warming.on_epoch_end(4, {"cross_entropy": 2.4})
 
 
 def _constant_network():
