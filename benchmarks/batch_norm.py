@@ -9,42 +9,34 @@ weights. `loss` is that of training in the last epoch. Interrupted, it goes on. 
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from common import Results, markdown, mean_and_spread, parser
-from tasks import SCHEDULE, mobilenet, train_and_test
+from tasks import MASKS, Recipe, mobilenet, train_and_test
 
 ART, TEXTURES = "pacs_art_painting", "dtd10"
 STATISTICS = ("frozen", "task")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A method on a set, its settings, and those of its training where they are not those of `SCHEDULE`."""
-
-    name: str
-    method: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        changes = ",".join(f"{key}={value}" for key, value in {**self.settings, **self.train}.items())
-        return f"{self.name}/{self.method}" + (f"/{changes}" if changes else "")
-
-
-def runs() -> list[Run]:
-    """Returns what is compared, in the order of the table."""
-    found = [Run(ART, "classifier_only"), Run(ART, "piggyback")]
+def runs() -> dict[str, tuple[str, Recipe]]:
+    """Returns what is compared, a set and a recipe by label, in the order of the table."""
+    found = [(ART, Recipe("classifier_only")), (ART, MASKS)]
     for statistics in STATISTICS:
         own = {"norm_statistics": statistics}
-        found += [Run(ART, "piggyback", {"norm": "task", **own}), Run(ART, "dan", own)]
-        found += [Run(ART, "residual_adapters", own, {"norm_lr": rate}) for rate in (1e-3, 5e-3, 1e-2)]
+        found += [(ART, dataclasses.replace(MASKS, settings={**MASKS.settings, "norm": "task", **own}))]
+        found += [(ART, Recipe("dan", own))]
+        found += [(ART, Recipe("residual_adapters", own, {"norm_lr": rate})) for rate in (1e-3, 5e-3, 1e-2)]
     for schedule in ("one_shot", "gradual"):
         for statistics in STATISTICS:
             settings = {"packnet_schedule": schedule, "norm_statistics": statistics}
-            found += [Run(TEXTURES, "packnet", settings, {"weights_lr": rate}) for rate in (1e-4, 1e-3)]
-    return found
+            found += [(TEXTURES, Recipe("packnet", settings, {"weights_lr": rate})) for rate in (1e-4, 1e-3)]
+    return {label_of(name, recipe): (name, recipe) for name, recipe in found}
+
+
+def label_of(name: str, recipe: Recipe) -> str:
+    """Returns the set, the method, and what is not its default."""
+    changes = ",".join(f"{key}={value}" for key, value in {**recipe.settings, **recipe.train}.items())
+    return f"{name}/{recipe.method}" + (f"/{changes}" if changes else "").replace("*", "")
 
 
 def main() -> None:
@@ -53,15 +45,15 @@ def main() -> None:
     options = arguments.parse_args()
     results, backbone, table = Results("batch_norm"), mobilenet(), []
 
-    def learn(run: Run, seed: int) -> dict[str, Any]:
-        config, key = dataclasses.replace(SCHEDULE, seed=seed, **run.train), f"{run}/{seed}"
+    def learn(label: str, name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
+        key, config = f"{label}/{seed}", recipe.config(seed)
         state = f"batch_norm/{key}"
-        return results.run(key, lambda: train_and_test(backbone, run.name, run.method, config, state, **run.settings))
+        return results.run(key, lambda: train_and_test(backbone, name, recipe.method, config, state, **recipe.settings))
 
-    for run in runs():
-        rows = [learn(run, seed) for seed in options.seeds]
+    for label, (name, recipe) in runs().items():
+        rows = [learn(label, name, recipe, seed) for seed in options.seeds]
         cells = [mean_and_spread([row[measure] for row in rows]) for measure in ("test_error", "val_error", "loss")]
-        table.append([str(run), *cells])
+        table.append([label, *cells])
     results.save()
     print(markdown(["set, method, settings", "test error %", "validation error %", "loss"], table))
 

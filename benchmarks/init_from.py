@@ -13,7 +13,7 @@ from typing import Any
 
 from common import Results, markdown, mean_and_spread, parser, realdata
 from mask_runs import USUAL, learn_masks, pack_file
-from tasks import INPUTS, MASK_SETTINGS, SETS, mobilenet
+from tasks import INPUTS, MASKS, SETS, mobilenet
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
@@ -36,9 +36,9 @@ def state_of(name: str, start: str, seed: int) -> str:
 def train(backbone: Backbone, name: str, start: str, seed: int) -> dict[str, Any]:
     """Learns a set whose masks start as usual or from another set's pack, which is there or is learned again."""
     if start == USUAL:
-        return learn_masks(backbone, name, seed, PiggybackConfig(**MASK_SETTINGS), state_of(name, USUAL, seed))
+        return learn_masks(backbone, name, seed, PiggybackConfig(**MASKS.settings), state_of(name, USUAL, seed))
     train(backbone, start, USUAL, seed)
-    config = PiggybackConfig(**MASK_SETTINGS, init_from=str(pack_file(start, state_of(start, USUAL, seed))))
+    config = PiggybackConfig(**MASKS.settings, init_from=str(pack_file(start, state_of(start, USUAL, seed))))
     return learn_masks(backbone, name, seed, config, state_of(name, start, seed))
 
 
@@ -49,7 +49,7 @@ def choose(backbone: Backbone, name: str, seed: int) -> dict[str, Any]:
         train(backbone, source, USUAL, seed)
         learned[source] = pack_file(source, state_of(source, USUAL, seed))
     data = load_data(f"folder:{realdata() / name}", seed=seed)
-    method, began = Piggyback(PiggybackConfig(**MASK_SETTINGS, init_from="auto")), time.perf_counter()
+    method, began = Piggyback(PiggybackConfig(**MASKS.settings, init_from="auto")), time.perf_counter()
     found = provenance(with_start(method, backbone, data, INPUTS, seed=seed, learned=learned))["start"]
     scores = {start or USUAL: score for start, score in found["scores"]}
     return {"chosen": found["pack"] or USUAL, "scores": scores, "seconds": round(time.perf_counter() - began, 1)}

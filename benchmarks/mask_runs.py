@@ -1,11 +1,10 @@
 """Masks learned on one of the three sets, as the benchmarks of what is beyond the paper need them."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from common import realdata
-from tasks import INPUTS, MASK_TRAIN, SCHEDULE, state_folder
+from tasks import INPUTS, MASKS, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
@@ -33,7 +32,7 @@ def learn_masks(backbone: Backbone, name: str, seed: int, config: PiggybackConfi
         config: Settings of the masks.
         state: Names the run's `state_folder`, where it goes on if it was interrupted, and where its pack is.
     """
-    settings = SequenceSettings("piggyback", config, dataclasses.replace(SCHEDULE, seed=seed, **MASK_TRAIN), INPUTS)
+    settings = SequenceSettings("piggyback", config, MASKS.config(seed), INPUTS)
     data = load_data(f"folder:{realdata() / name}", seed=seed)
     (step,) = run_sequence(state_folder(state), backbone, {name: data}, settings)["steps"]
     pack = TaskPack.load(pack_file(name, state))

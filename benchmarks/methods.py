@@ -5,7 +5,7 @@
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
 Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Four have
-settings of their own: Masks learn at 1.4 times the default rate, with a third of the flips at once, and leave depthwise
+settings of their own: masks learn at 1.4 times the default rate, with a third of the flips at once, and leave depthwise
 kernels as they are (recipe.py). HAT starts with most of its gates open, since half of them closed leave little of a
 pretrained network. Residual adapters, on this network batch norm and little else, train that at ten times the default
 rate. PackNet trains weights at ten times the default rate, and lets the statistics of batch norm follow, since those of
@@ -16,11 +16,11 @@ interrupted run goes on where it was; a run that is in results/methods.json is n
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common import Results, parser, realdata
-from tasks import INPUTS, MASK_SETTINGS, MASK_TRAIN, SCHEDULE, SETS, mobilenet, state_folder
+from tasks import INPUTS, MASKS, SETS, Recipe, mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
@@ -32,28 +32,19 @@ from piggyback_tf.training import TrainingError
 ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A method as it is compared, its settings and those of its training where they differ from the defaults."""
-
-    method: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def orders(self) -> tuple[str, ...]:
-        """The orders of tasks in which it runs."""
-        return tuple(ORDERS) if METHODS[self.method].sequential else ("forward",)
-
-
-VARIANTS: dict[str, Variant] = {
-    **{name: Variant(name) for name in METHODS.names()},
-    "hat": Variant("hat", {"hat_mean": 2.0}),
-    "packnet": Variant("packnet", {"norm_statistics": "task"}, {"weights_lr": 1e-3}),
-    "residual_adapters": Variant("residual_adapters", train={"norm_lr": 1e-2}),
-    "piggyback": Variant("piggyback", MASK_SETTINGS, MASK_TRAIN),
-    "piggyback_norm": Variant("piggyback", MASK_SETTINGS | {"norm": "task"}, MASK_TRAIN),
+VARIANTS: dict[str, Recipe] = {
+    **{name: Recipe(name) for name in METHODS.names()},
+    "hat": Recipe("hat", {"hat_mean": 2.0}),
+    "packnet": Recipe("packnet", {"norm_statistics": "task"}, {"weights_lr": 1e-3}),
+    "residual_adapters": Recipe("residual_adapters", train={"norm_lr": 1e-2}),
+    "piggyback": MASKS,
+    "piggyback_norm": dataclasses.replace(MASKS, settings={**MASKS.settings, "norm": "task"}),
 }
+
+
+def orders_of(label: str) -> tuple[str, ...]:
+    """Returns the orders of tasks in which a method runs."""
+    return tuple(ORDERS) if METHODS[VARIANTS[label].method].sequential else ("forward",)
 
 
 def runs_of(labels: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
@@ -61,7 +52,7 @@ def runs_of(labels: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, 
     for seed in seeds:
         for order in ORDERS:
             for label in labels:
-                if order in VARIANTS[label].orders:
+                if order in orders_of(label):
                     yield label, order, seed
 
 
@@ -70,8 +61,7 @@ def learn(backbone: Backbone, label: str, order: str, seed: int) -> dict[str, An
     variant = VARIANTS[label]
     kind = METHODS[variant.method]
     tasks = {name: load_data(f"folder:{realdata() / name}", seed=seed) for name in ORDERS[order]}
-    config = dataclasses.replace(SCHEDULE, seed=seed, **variant.train)
-    settings = SequenceSettings(variant.method, kind.Config(**variant.settings), config, INPUTS)
+    settings = SequenceSettings(variant.method, kind.Config(**variant.settings), variant.config(seed), INPUTS)
     try:
         metrics = run_sequence(state_folder(f"methods/{label}/{order}/{seed}"), backbone, tasks, settings)
     except (TrainingError, ValueError) as error:

@@ -9,28 +9,16 @@ other seeds than those of methods.py; test errors are measured, and are not in t
 Writes results/recipe.json.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from common import Results, markdown, mean_and_spread, parser
-from tasks import MASK_SETTINGS, MASK_TRAIN, SCHEDULE, SETS, mobilenet, train_and_test
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A method, its settings, and those of its training where they are not those of `SCHEDULE`."""
-
-    method: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
+from tasks import MASKS, SCHEDULE, SETS, Recipe, mobilenet, train_and_test
 
 RECIPES = {
     "masks": Recipe("piggyback"),
-    "masks, rate": Recipe("piggyback", train={"mask_lr": MASK_TRAIN["mask_lr"]}),
-    "masks, rate, flips": Recipe("piggyback", train=MASK_TRAIN),
-    "masks, rate, flips, depthwise": Recipe("piggyback", MASK_SETTINGS, MASK_TRAIN),
+    "masks, rate": Recipe("piggyback", train={"mask_lr": MASKS.train["mask_lr"]}),
+    "masks, rate, flips": Recipe("piggyback", train=MASKS.train),
+    "masks, rate, flips, depthwise": MASKS,
     **{
         f"fine-tuning, rate x {factor:g}": Recipe("finetune", train={"weights_lr": factor * SCHEDULE.weights_lr})
         for factor in (0.5, 1.0, 2.0)
@@ -48,9 +36,10 @@ def main() -> None:
 
     def learn(label: str, name: str, seed: int) -> dict[str, Any]:
         recipe, key = RECIPES[label], f"{label}/{name}/{seed}"
-        config = dataclasses.replace(SCHEDULE, seed=seed, **recipe.train)
         state = f"recipe/{key}".replace(" ", "_")
-        return results.run(key, lambda: train_and_test(backbone, name, recipe.method, config, state, **recipe.settings))
+        return results.run(
+            key, lambda: train_and_test(backbone, name, recipe.method, recipe.config(seed), state, **recipe.settings)
+        )
 
     runs = [(label, name, seed) for seed in options.seeds for name in options.sets for label in RECIPES]
     rows = {run: learn(*run) for run in runs}

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import Results, markdown, mean_and_spread, parser
 from mask_runs import USUAL, learn_masks
-from tasks import MASK_SETTINGS, SETS, mobilenet
+from tasks import MASKS, SETS, mobilenet
 
 from piggyback_tf.methods.piggyback import PiggybackConfig
 
@@ -34,7 +34,11 @@ def main() -> None:
             if not weight and f"{name}/{USUAL}/{seed}" in measured:
                 return measured[f"{name}/{USUAL}/{seed}"]
             return learn_masks(
-                backbone, name, seed, PiggybackConfig(**MASK_SETTINGS, sparsity_weight=weight), f"sparsity_weight/{key}"
+                backbone,
+                name,
+                seed,
+                PiggybackConfig(**MASKS.settings, sparsity_weight=weight),
+                f"sparsity_weight/{key}",
             )
 
         return results.run(key, learn)

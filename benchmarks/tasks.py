@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,23 @@ SETS = ("pacs_sketch", "pacs_art_painting", "dtd10")
 INPUTS = InputConfig(augment_train="resize(96,96)|translate(4)|flip", augment_eval="resize(96,96)")
 # Half of the default's epochs with half of its batch size: as many steps in less time.
 SCHEDULE = TrainConfig(epochs=5, batch_size=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A method, its settings, and those of its training where they are not those of `SCHEDULE`."""
+
+    method: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self, seed: int) -> TrainConfig:
+        """Returns how it is trained."""
+        return dataclasses.replace(SCHEDULE, seed=seed, **self.train)
+
+
 # What masks need in this schedule, see recipe.py: a higher rate, fewer flips at once, none over depthwise kernels.
-MASK_TRAIN = {"mask_lr": 3.5e-4, "max_flips": 3e-4}
-MASK_SETTINGS = {"mask_exclude": "*depthwise"}
+MASKS = Recipe("piggyback", {"mask_exclude": "*depthwise"}, {"mask_lr": 3.5e-4, "max_flips": 3e-4})
 
 
 def mobilenet() -> Backbone:

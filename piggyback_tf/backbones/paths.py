@@ -56,13 +56,22 @@ def rename_layers(model: keras.Model) -> None:
 def named_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
     """Yields `(canonical path, layer)` for every layer that is not itself a model, in order.
 
-    A nested model contributes its layers under its own name: `"stem/conv"`.
+    A nested model contributes its layers under its own name: `"stem/conv"`. A layer that occurs twice, in and outside
+    of a nested model, is yielded once, with its first path.
     """
+    seen = set()
+    for path, layer in _all_layers(model, prefix):
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            yield path, layer
+
+
+def _all_layers(model: keras.Model, prefix: str) -> Iterator[tuple[str, keras.Layer]]:
     names = canonical_names(model)
     for layer in model.layers:
         path = prefix + names[id(layer)]
         if is_container(layer):
-            yield from named_layers(layer, path + "/")
+            yield from _all_layers(layer, path + "/")
         else:
             yield path, layer
 

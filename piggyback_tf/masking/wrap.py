@@ -113,14 +113,10 @@ def share(model: keras.Model) -> keras.Model:
 
 
 def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
-    """Returns the masked weights of a model by canonical path, such as `"conv1/kernel"`, in layer order.
-
-    A layer that occurs twice in the model is listed once, under its first path.
-    """
-    found, seen = {}, set()
+    """Returns the masked weights of a model by canonical path, such as `"conv1/kernel"`, in layer order."""
+    found = {}
     for path, layer in named_layers(model):
-        if isinstance(layer, MaskedLayer) and id(layer) not in seen:
-            seen.add(id(layer))
+        if isinstance(layer, MaskedLayer):
             for weight, mask_real in layer.mask_variables.items():
                 found[f"{path}/{weight}"] = MaskedWeight(layer, weight, mask_real)
     return found

@@ -322,13 +322,13 @@ def count_of_part(fraction: float, count: int) -> int:
 
 
 def packed_weights(model: keras.Model) -> dict[str, PackedWeight]:
-    """Returns the kernels of a model of PackNet by canonical path; those of a layer that occurs twice once."""
-    found, seen = {}, set()
-    for path, layer in named_layers(model):
-        if isinstance(layer, PackedKernels) and id(layer) not in seen:
-            seen.add(id(layer))
-            found |= {f"{path}/{name}": weight for name, weight in layer.packed_weights().items()}
-    return found
+    """Returns the kernels of a model of PackNet by canonical path."""
+    return {
+        f"{path}/{name}": weight
+        for path, layer in named_layers(model)
+        if isinstance(layer, PackedKernels)
+        for name, weight in layer.packed_weights().items()
+    }
 
 
 def free_weights(memory: Memory) -> dict[str, int]:

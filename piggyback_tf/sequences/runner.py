@@ -90,7 +90,7 @@ def run_sequence(
         if data.test is None:
             raise ValueError(f"Task {task!r} has no test split, on which a sequence measures all tasks.")
         if len(data.class_names) < 2:
-            raise ValueError(f"Task {task!r} has one class, {data.class_names[0]!r}; a task needs at least 2.")
+            raise ValueError(f"Task {task!r} has the classes {list(data.class_names)}; a task needs at least 2.")
     metrics = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
     metrics["sequential"] = METHODS[settings.method](settings.config).sequential
     metrics["steps"] = steps = _learn_in_turn(folder, backbone, tasks, settings)

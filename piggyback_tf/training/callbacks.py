@@ -63,9 +63,10 @@ class StopAtChance(keras.callbacks.Callback):
         heads: Sequence[int] = (),
     ):
         super().__init__()
-        head_of = np.repeat(np.arange(len(heads)), heads) if heads else np.zeros(labels.max() + 1, int)
-        # H(label | head) = H(label) - H(head).
-        self.chance = _entropy(labels) - _entropy(head_of[labels])
+        self.chance = _entropy(labels)
+        if heads:
+            # H(label | head) = H(label) - H(head).
+            self.chance -= _entropy(np.repeat(np.arange(len(heads)), heads)[labels])
         self.epochs = epochs
         self.first_epoch = first_epoch
         self.losses = list(losses)
@@ -97,7 +98,7 @@ def _entropy(values: np.ndarray) -> float:
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Writes loss, error and the zeros of each mask to TensorBoard event files, by epoch.
+    """Writes loss, cross-entropy, error and the zeros of each mask to TensorBoard event files, by epoch.
 
     Args:
         folder: Where the event files go.

@@ -151,7 +151,7 @@ def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_
     model.compile(
         optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
-        # What a method adds to the loss is not in the second one.
+        # The second is the loss without what a method adds to it.
         weighted_metrics=[
             TopOneError(name="error"),
             keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),

@@ -68,7 +68,7 @@ def test_inferring_tasks_can_be_left_out(tmp_path, monkeypatch):
 def test_a_later_task_of_one_class_is_refused_before_the_first_is_learned(tmp_path):
     tasks = toy_tasks()
     tasks["spots"] = dataclasses.replace(tasks["spots"], class_names=("spots0",))
-    with pytest.raises(ValueError, match=r"Task 'spots' has one class, 'spots0'; a task needs at least 2\."):
+    with pytest.raises(ValueError, match=r"Task 'spots' has the classes \['spots0'\]; a task needs at least 2\."):
         _run(tmp_path, "piggyback", tasks)
     assert not list(tmp_path.iterdir())
 
