@@ -91,6 +91,14 @@ class _BusyError(Exception):
     """What went wrong may go well at another time."""
 
 
+class _MergedError(_BusyError):
+    """Another's request failed this one with it."""
+
+
+def _for_now(message: str) -> _BusyError:
+    return (_MergedError if _MERGED in message else _BusyError)(message)
+
+
 class RestTransport:
     """Requests over HTTP.
 
@@ -162,7 +170,7 @@ class RestTransport:
         if error.code == 413:
             return ClientError(_too_large(self.name, len(body or b"")))
         if error.code in _BUSY_HTTP or _MERGED in str(text):
-            return _BusyError(f"HTTP {error.code}: {text}")
+            return _for_now(f"HTTP {error.code}: {text}")
         return ClientError(f"{self.name} refused the request (HTTP {error.code}): {text}")
 
 
@@ -242,7 +250,7 @@ class GrpcTransport:
             if "message larger than max" in text:
                 raise ClientError(_too_large(self.name, request.ByteSize())) from error
             if code in _BUSY_GRPC or _MERGED in text:
-                raise _BusyError(f"{code}: {text}") from error
+                raise _for_now(f"{code}: {text}") from error
             raise ClientError(f"{self.name} refused the request ({code}): {text}") from error
 
 
@@ -358,7 +366,7 @@ class Client:
         return self._retry(lambda left: self._transport.status(self._model, self._version, left))
 
     def _retry(self, send: Callable[[float], Any]) -> Any:
-        """Sends until there is an answer, with pauses that double and have a random part."""
+        """Sends until there is an answer, with pauses that have a random part, and double but after merged requests."""
         end, pause, tries = time.monotonic() + self._deadline, 0.1, 0
         while True:
             tries += 1
@@ -372,7 +380,8 @@ class Client:
                         f"at last: {error}"
                     ) from error
                 time.sleep(wait)
-                pause = min(2 * pause, 5.0)
+                # A server that answers for another's fault is not overloaded, and being merged again is a matter of luck.
+                pause = pause if isinstance(error, _MergedError) else min(2 * pause, 5.0)
 
 
 def _path(model: str, version: int | str | None) -> str:

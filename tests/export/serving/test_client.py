@@ -1,10 +1,13 @@
 """The client's answers are those of the bank."""
 
 import ast
+import io
+import json
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,28 @@ def test_what_passes_is_asked_again(served, protocol):
         assert time.monotonic() - started > 0.35
         assert not isinstance(error.value, NoAnswerError)
         assert client.classify(IMAGES, NAMES)["task_ok"].any()
+
+
+@pytest.mark.parametrize(
+    "message, longest",
+    [("Tensors with name 'images' from different tasks have different shapes", 0.1), ("Not ready", 5)],
+)
+def test_a_request_failed_by_another_is_asked_again_soon(monkeypatch, message, longest):
+    pauses, clock = [], [0.0]
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    def refuse(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 503, "", {}, io.BytesIO(json.dumps({"error": message}).encode()))
+
+    monkeypatch.setattr(client_module.time, "sleep", sleep)
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(client_module.urllib.request, "urlopen", refuse)
+    with pytest.raises(NoAnswerError, match=message):
+        Client(url="http://a", deadline=20).status()
+    assert longest / 2 <= max(pauses) <= longest
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
