@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from piggyback_tf.data import load_data
 from piggyback_tf.packs import TaskPack
+from tests.forked import run_forked, start_forked
 from train import describe_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,11 +34,11 @@ QUICK = [
 
 
 def _command(folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *QUICK, f"--output_dir={folder}", *flags]
+    return ["train.py", *QUICK, f"--output_dir={folder}", *flags]
 
 
 def _train(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(_command(folder, *flags), capture_output=True, text=True, timeout=300, check=False)
+    return run_forked(*_command(folder, *flags))
 
 
 @pytest.fixture(scope="module", name="finished")
@@ -79,7 +79,7 @@ def test_finetune_writes_a_keras_model_that_loads_without_training_code(finished
         "import sys, keras, numpy; model = keras.models.load_model(sys.argv[1]);"
         "assert model(numpy.zeros((1, 32, 32, 3))).shape == (1, 10); assert 'piggyback_tf' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    done = run_forked("-c", script, path)
     assert done.returncode == 0, done.stderr[-2000:]
     # Weights only, without the moments of an optimiser.
     assert (
@@ -110,15 +110,13 @@ def test_killed_anywhere_it_goes_on_to_the_same_pack(finished, tmp_path):
     folder = tmp_path / "run"
     state = folder / "training_state.safetensors"
 
-    def start(*command: str) -> subprocess.Popen:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    process = start(*_command(folder))
+    process = start_forked(*_command(folder))
     while not state.exists():
-        assert process.poll() is None, "the run ended before its first state was saved"
+        assert process.is_alive(), "the run ended before its first state was saved"
         time.sleep(0.01)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     first = state.read_bytes()
 
     torn = f"""
@@ -134,15 +132,15 @@ def half(tensors, path, **arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 backup.save_file = half
 train.define_flags()
-app.run(train.main, argv={["train.py", *_command(folder)[2:]]!r})
+app.run(train.main, argv={_command(folder)!r})
 """
-    assert start(sys.executable, "-c", torn).wait(timeout=300) == -signal.SIGKILL
+    assert run_forked("-c", torn).returncode == -signal.SIGKILL
     assert state.read_bytes() == first
 
-    process = start(*_command(folder))
-    time.sleep(6 + 4 * (os.getpid() % 7) / 7)
+    process = start_forked(*_command(folder))
+    time.sleep(6 * (os.getpid() % 7) / 7)
     process.kill()
-    process.wait()
+    process.join()
 
     assert _train(folder).returncode == 0
     killed = TaskPack.load(folder / "digits.task.safetensors")
@@ -164,9 +162,9 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 import train
 from absl import app
 train.define_flags()
-app.run(train.main, argv={["train.py", *_command(tmp_path / "run", "--strategy=mirrored", "--epochs=1")[2:]]!r})
+app.run(train.main, argv={_command(tmp_path / "run", "--strategy=mirrored", "--epochs=1")!r})
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    done = run_forked("-c", script)
     assert done.returncode == 0, done.stderr[-3000:]
     assert TaskPack.load(tmp_path / "run" / "digits.task.safetensors").errors["test"]["images"] == 359
 
@@ -228,42 +226,13 @@ WRONG_INPUT = [
 ]
 
 
-@pytest.fixture(scope="module", name="refused")
-def _refused(tmp_path_factory):
-    """Exit status and output of train.py for each of WRONG_INPUT: forks of one process, which imports it once."""
-    program = f"""
-import json, os, sys, tempfile
-sys.path.insert(0, {str(ROOT)!r})
-import train
-from absl import app
-found = []
-for arguments in json.load(sys.stdin):
-    with tempfile.TemporaryFile("w+") as output:
-        child = os.fork()
-        if not child:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            train.define_flags()
-            app.run(train.main, argv=["train.py", *arguments])
-        _, status = os.waitpid(child, 0)
-        output.seek(0)
-        found.append([os.waitstatus_to_exitcode(status), output.read()])
-print(json.dumps(found))
-"""
-    folder = tmp_path_factory.mktemp("refused")
-    cases = [_command(folder / str(number), *given)[2:] for number, (given, _) in enumerate(WRONG_INPUT)]
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, timeout=300, check=True)
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("case", range(len(WRONG_INPUT)), ids=[" ".join(given) for given, _ in WRONG_INPUT])
-def test_wrong_input_gets_a_sentence_and_no_stack(case, refused):
-    status, output = refused[case]
-    assert status != 0
-    for word in WRONG_INPUT[case][1]:
-        assert word in output
-    assert "Traceback" not in output
+@pytest.mark.parametrize("given, words", WRONG_INPUT, ids=[" ".join(given) for given, _ in WRONG_INPUT])
+def test_wrong_input_gets_a_sentence_and_no_stack(given, words, tmp_path):
+    refused = _train(tmp_path / "run", *given)
+    assert refused.returncode != 0
+    for word in words:
+        assert word in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_run_that_goes_on_must_find_the_same_images(tmp_path):

@@ -380,7 +380,7 @@ class Client:
                         f"at last: {error}"
                     ) from error
                 time.sleep(wait)
-                # A server that answers for another's fault is not overloaded, and being merged again is a matter of luck.
+                # A server that answers for another's fault is not overloaded; being merged again is a matter of luck.
                 pause = pause if isinstance(error, _MergedError) else min(2 * pause, 5.0)
 
 

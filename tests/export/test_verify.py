@@ -1,8 +1,6 @@
 """The commands, as a user runs them."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
@@ -10,12 +8,13 @@ import tensorflow as tf
 from export.servable.compare import Comparison, compare
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
-from tests.export.helpers import ROOT, encode, picture
+from tests.export.helpers import encode, picture
+from tests.forked import run_forked
 from tests.packs.helpers import pack_of, trained_model
 
 
 def _run(module, *arguments):
-    run = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
+    run = run_forked("-m", module, *arguments)
     return run.returncode, run.stdout.strip(), run.stderr
 
 

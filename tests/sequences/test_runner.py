@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +12,8 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
 from piggyback_tf.training import TrainingError
+from tests.forked import run_forked
 from tests.methods.toy import PatternSource, toy_backbone, toy_settings, toy_tasks
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def _run(folder, method, tasks=None, **settings):
@@ -132,8 +128,7 @@ def test_what_has_no_forward_transfer_refuses_it():
 
 
 def _command(folder, *flags):
-    command = [sys.executable, str(ROOT / "train.py"), f"--output_dir={folder}", "--backbone=shapesnet", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_forked("train.py", f"--output_dir={folder}", "--backbone=shapesnet", *flags)
 
 
 SHORT = ["--tasks=a=digits,b=digits", "--epochs=1", "--batch_size=256", "--chance_epochs=0"]
@@ -176,31 +171,7 @@ def test_the_command_refuses_flags_that_would_do_nothing(tmp_path):
         "--data=digits --notask_agnostic": "go with --tasks.",
         "--tasks=a=digits --method=joint --forward_transfer": "learns all tasks at once, none after another",
     }
-    # In one process, most of whose time goes into its imports.
-    script = """
-import sys, train
-from absl import flags
-from absl.testing import flagsaver
-train.define_flags()
-for arguments in sys.argv[2:]:
-    with flagsaver.as_parsed():
-        flags.FLAGS(["train.py", "--output_dir=" + sys.argv[1], *arguments.split()])
-        try:
-            train.main(["train.py"])
-        except SystemExit as exit:
-            assert exit.code == 2
-        else:
-            raise AssertionError(arguments)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run"), *refused],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    printed = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-    for line, sentence in zip(printed, refused.values(), strict=True):
-        assert sentence in line
+    for flags, sentence in refused.items():
+        done = _command(tmp_path / "run", *flags.split())
+        assert done.returncode == 2
+        assert sentence in done.stderr.splitlines()[-1]

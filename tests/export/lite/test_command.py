@@ -1,8 +1,6 @@
 """The commands, as a user runs them."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,13 @@ from export.lite.options import LiteOptions
 from export.lite.patch import Added
 from export.litert import _describe
 from piggyback_tf.backbones import load_backbone
-from tests.export.helpers import ROOT, encode, picture
+from tests.export.helpers import encode, picture
+from tests.forked import ROOT, run_forked
 from tests.packs.helpers import pack_of, trained_model
 
 
 def _run(*arguments, cwd=ROOT):
-    run = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+    run = run_forked(*arguments, cwd=cwd)
     return run.returncode, run.stdout.strip(), run.stderr
 
 
