@@ -131,13 +131,19 @@ def _learn_in_turn(
                     f"Method {settings.method} changed the base, which must never happen. Please report this."
                 )
             found |= _measure_all(names[:place], tasks, store, settings, backbone)
-            if settings.task_agnostic and 1 < place == len(names):
-                found["task_agnostic"] = _measure_task_agnostic(tasks, store, settings, backbone)
-            write_atomically(own / RESULT_FILE, json.dumps(found, indent=2) + "\n")
+            _write_result(own, found)
         finish_training(own)
         store.forget(task)
         steps.append(json.loads((own / RESULT_FILE).read_text()))
+    # By itself, so that it can be asked for when all is learned.
+    if settings.task_agnostic and len(names) > 1 and "task_agnostic" not in steps[-1]:
+        steps[-1]["task_agnostic"] = _measure_task_agnostic(tasks, store, settings, backbone)
+        _write_result(folders[names[-1]], steps[-1])
     return steps
+
+
+def _write_result(folder: Path, found: Mapping[str, Any]) -> None:
+    write_atomically(folder / RESULT_FILE, json.dumps(found, indent=2) + "\n")
 
 
 def _learn_alone(

@@ -1,5 +1,6 @@
 """Weights come from where they were asked for, whole, or there is a sentence that says why not."""
 
+import functools
 import hashlib
 import os
 import re
@@ -19,8 +20,12 @@ SHIPPED = Path(piggyback_tf.backbones.__file__).parent / "shipped"
 SHAPESNET_HASH = "7847f353bbd61fef12c8441da17c708c46dd79414d3062f899c6881dfc5b866a"
 
 
+@functools.cache
 def mobilenet(size: int = 32, **kwargs) -> keras.Model:
-    """MobileNetV2 as keras.applications builds it, with batch norm statistics that are not the initial ones."""
+    """MobileNetV2 as keras.applications builds it, with batch norm statistics that are not the initial ones.
+
+    Tests share it, and must leave it as it is.
+    """
     keras.utils.set_random_seed(11)
     model = keras.applications.MobileNetV2(
         weights=None, input_shape=(size, size, 3), **{"include_top": False, "pooling": "avg", **kwargs}
@@ -88,9 +93,9 @@ class TestWeightsFiles:
         assert load_backbone("mobilenet_v2", weights=path, image_size=32).hash == model_hash(plain)
 
     def test_the_classifier_in_a_file_is_left_out(self, tmp_path):
-        mobilenet(include_top=True, pooling=None).save_weights(tmp_path / "top.weights.h5")
-        backbone = load_backbone("mobilenet_v2", weights=tmp_path / "top.weights.h5", image_size=32)
         plain = mobilenet(include_top=True, pooling=None)
+        plain.save_weights(tmp_path / "top.weights.h5")
+        backbone = load_backbone("mobilenet_v2", weights=tmp_path / "top.weights.h5", image_size=32)
         values = named_variables(plain)
         for path, variable in named_variables(backbone.model).items():
             np.testing.assert_array_equal(variable, values[path])

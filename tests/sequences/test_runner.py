@@ -52,13 +52,20 @@ def test_tasks_are_inferred_once(method, ways, tmp_path, monkeypatch):
     assert _run(tmp_path, method) == metrics
 
 
-def test_inferring_tasks_can_be_left_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["classifier_only", "ewc"])
+def test_inferring_tasks_can_be_left_out_and_done_later(method, tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "measure_task_agnostic", _forbidden)
     (tmp_path / "two").mkdir()
-    assert "task_agnostic" not in _run(tmp_path / "two", "classifier_only", task_agnostic=False)
+    without = _run(tmp_path / "two", method, task_agnostic=False)
+    assert "task_agnostic" not in without
     # One task is known without.
     (tmp_path / "one").mkdir()
-    assert "task_agnostic" not in _run(tmp_path / "one", "classifier_only", {"spots": toy_tasks()["spots"]})
+    assert "task_agnostic" not in _run(tmp_path / "one", method, {"spots": toy_tasks()["spots"]})
+    monkeypatch.undo()
+    monkeypatch.setattr(runner_module, "train_task", _forbidden)
+    later = _run(tmp_path / "two", method)
+    assert later.pop("task_agnostic")["entropy"]["task_id_accuracy"] > 0
+    assert later == without
 
 
 def test_a_later_task_of_one_class_is_refused_before_the_first_is_learned(tmp_path):
