@@ -3,7 +3,6 @@
 After a kill the same command goes on where the last completed epoch ended; what is done already is not done again.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surf
 from piggyback_tf.evaluation import evaluate, results_table, sequence_table, write_report, write_sequence_report
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import atomic_file, write_atomically
-from piggyback_tf.flags import define_flags, make_method, read_config, refuse_unused, settings
+from piggyback_tf.flags import define_flags, make_method, read_config, refuse_unused, settings, settings_of_run
 from piggyback_tf.methods import METHODS, Method
 from piggyback_tf.packs import PackError, TaskPack, check_task_name
 from piggyback_tf.sequences import SequenceSettings, parse_tasks, provenance, run_sequence, with_start
@@ -54,7 +53,7 @@ def run(folder: Path) -> dict[str, Any]:
     methods = {name: make_method(name) for name in names}
     if at_once := [name for name in names if methods[name].at_once]:
         raise flags.IllegalFlagValueError(f"Method {at_once[0]} learns several tasks at once; give them by --tasks.")
-    check_settings(folder, settings())
+    check_settings(folder, settings_of_run(FLAGS.method, names[:-1]))
     if (folder / METRICS_FILE).exists():
         logging.info("The run in %s is complete; delete the folder to run it again.", folder)
         return json.loads((folder / METRICS_FILE).read_text())
@@ -118,23 +117,23 @@ def run_tasks(folder: Path) -> dict[str, Any]:
     # ------------------------------------------------------------------ settings
     refuse_unused([FLAGS.method])
     kind = METHODS[FLAGS.method]
-    train_config = read_config(TrainConfig, kind.recipe)
     sequence = SequenceSettings(
         FLAGS.method,
         read_config(kind.Config),
-        train_config,
+        read_config(TrainConfig, kind.recipe),
         read_config(InputConfig),
-        settings() | dataclasses.asdict(train_config),
+        settings(FLAGS.method),
         verbosity(),
         FLAGS.task_agnostic,
         FLAGS.forward_transfer,
     )
     specs = parse_tasks(FLAGS.tasks)
-    check_settings(folder, settings())
+    check_settings(folder, settings_of_run(FLAGS.method))
     if (folder / METRICS_FILE).exists():
         metrics = json.loads((folder / METRICS_FILE).read_text())
-        # What forward transfer is measured from can be trained later.
-        if not FLAGS.forward_transfer or metrics["measures"].get("forward_transfer") is not None:
+        # What was left out can be trained and measured later.
+        transfer = not FLAGS.forward_transfer or metrics["measures"].get("forward_transfer") is not None
+        if transfer and (not FLAGS.task_agnostic or len(specs) == 1 or "task_agnostic" in metrics):
             logging.info("The run in %s is complete; delete the folder to run it again.", folder)
             return metrics
 
@@ -231,7 +230,7 @@ def write_result(
             backbone=backbone,
             method=name,
             eval_augment=inputs.augment_eval,
-            settings=settings() | provenance(method),
+            settings=settings(name) | provenance(method),
             errors=errors,
         )
         pack.save(path)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from absl import flags
+from absl import flags, logging
 
 from piggyback_tf.methods import METHODS, Method
 from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
@@ -50,9 +50,9 @@ def define_flags() -> None:
     _own(flag, "skip_broken_images", False, "Leave broken images out and count them.")
     define_base_flags("mobilenet_v2")
     _own(number, "image_size", None, "Height and width in pixels; by default the backbone's own.")
-    _own(
-        flags.DEFINE_enum, "method", "piggyback", METHODS.names(), "How the task is learned; all settings: --helpfull."
-    )
+    own = ", ".join(name for name in METHODS if METHODS[name].recipe)
+    help_text = f"How the task is learned. All settings: --helpfull. {own} have optimisers and rates of their own."
+    _own(flags.DEFINE_enum, "method", "piggyback", METHODS.names(), help_text)
     _own(flags.DEFINE_multi_enum, "baseline", [], METHODS.names(), "A method to compare with, trained first.")
     _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices; auto: mirrored if several.")
     _own(flags.DEFINE_enum, "mixed_precision", "none", PRECISIONS, "Half precision of the computation.")
@@ -123,30 +123,50 @@ def make_method(name: str) -> Method:
 
 
 def refuse_unused(methods: Iterable[str]) -> None:
-    """Refuses settings beyond the paper that none of some methods has.
+    """Refuses settings beyond the paper that none of some methods has, and warns of others that were given.
+
+    A warning is enough for those of the papers: files of flags hold them, and are used with other methods, too.
 
     Args:
         methods: Names of all methods of the run.
 
     Raises:
-        flags.IllegalFlagValueError: If one of the settings is not at its default.
+        flags.IllegalFlagValueError: If a setting beyond the paper is not at its default.
     """
-
-    def having(setting: str, names: Iterable[str]) -> list[str]:
-        return [name for name in names if setting in {field.name for field in dataclasses.fields(METHODS[name].Config)}]
-
+    having: dict[str, list[str]] = {}
+    for name in METHODS:
+        for field in dataclasses.fields(METHODS[name].Config):
+            having.setdefault(field.name, []).append(name)
     methods = list(methods)
-    for setting in NEVER_IGNORED:
-        if flags.FLAGS[setting].value != flags.FLAGS[setting].default and not having(setting, methods):
+    for setting, names in having.items():
+        flag = flags.FLAGS[setting]
+        if set(names) & set(methods):
+            continue
+        if setting in NEVER_IGNORED and flag.value != flag.default:
             raise flags.IllegalFlagValueError(
-                f"--{setting} goes with --method={' or '.join(having(setting, METHODS))}. Received: "
-                f"--method={methods[-1]}."
+                f"--{setting} goes with --method={' or '.join(names)}. Received: --method={methods[-1]}."
+            )
+        if flag.present:
+            logging.warning(
+                "--%s changes nothing: it is a setting of %s, not of %s.", setting, ", ".join(names), ", ".join(methods)
             )
 
 
-def settings() -> dict[str, Any]:
-    """Returns the values of all flags that decide what a run learns."""
-    return {name: flags.FLAGS[name].value for name in _OWN if name not in NOT_SETTINGS}
+def settings(method: str) -> dict[str, Any]:
+    """Returns the values of all flags that decide what a method learns, by its recipe where they were not given."""
+    train = dataclasses.asdict(read_config(TrainConfig, METHODS[method].recipe))
+    return {name: train.get(name, flags.FLAGS[name].value) for name in _OWN if name not in NOT_SETTINGS}
+
+
+def settings_of_run(method: str, baselines: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns the `settings` of a run's method, and in `"baseline_settings"` those in which a baseline's differ."""
+    own = settings(method)
+    differing = {
+        name: {setting: value for setting, value in settings(name).items() if value != own[setting]}
+        for name in baselines
+    }
+    differing = {name: values for name, values in differing.items() if values}
+    return own | ({"baseline_settings": differing} if differing else {})
 
 
 def _own(define: Any, name: str, *args: Any, **kwargs: Any) -> None:

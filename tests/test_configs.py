@@ -18,6 +18,7 @@ from piggyback_tf.data.tfds_source import _parse_splits
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import parse_tasks
 from piggyback_tf.training import InputConfig, TrainConfig
+from tests.flag_values import defined_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -30,14 +31,8 @@ FLAGS = flags.FLAGS
 
 @pytest.fixture(scope="module", autouse=True)
 def _flags():
-    """Defines the flags for this file only, so that other tests meet absl's flags as they were."""
-    before = set(FLAGS)
-    own_flags.define_flags()
-    yield
-    FLAGS.unparse_flags()
-    for name in set(FLAGS) - before:
-        delattr(FLAGS, name)
-    own_flags._OWN.clear()
+    with defined_flags():
+        yield
 
 
 def _read(name: str, monkeypatch) -> None:

@@ -125,6 +125,18 @@ class Method(abc.ABC):
             self.features(backbone, seed), num_classes, dropout=self.config.head_dropout, seed=seed
         )
 
+    def check_room(self, backbone: Backbone, tasks: int) -> None:
+        """Refuses a sequence with more tasks than a network has room for, before its first training.
+
+        Args:
+            backbone: The network to learn on.
+            tasks: How many tasks are to be learned in turn.
+
+        Raises:
+            ValueError: If they are too many.
+        """
+        del backbone, tasks
+
     def phases(self, epochs: int) -> tuple[int, ...]:
         """Returns how the epochs of a training are divided into phases; one phase, for most.
 

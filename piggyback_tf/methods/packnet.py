@@ -21,6 +21,7 @@ the learning rate; here the schedule of the training is run through before and a
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -40,6 +41,7 @@ from piggyback_tf.methods.memory import Arrays, Memory
 
 SCHEDULES = ("one_shot", "gradual")
 MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
+_TOO_MANY = f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +163,7 @@ class PackNet(Method):
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         if self._task > MOST_TASKS:
-            raise ValueError(f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight.")
+            raise ValueError(_TOO_MANY)
         if foreign := foreign_kernels(dict(named_layers(backbone.model)), KERNELS):
             raise ValueError(
                 f"These layers have kernels of a kind that PackNet cannot prune: {foreign}. It prunes those of "
@@ -184,6 +186,17 @@ class PackNet(Method):
         else:
             assign_arrays(model, self._take_free(self.memory.shared))
         return model
+
+    def check_room(self, backbone: Backbone, tasks: int) -> None:
+        for path, layer in named_layers(backbone.model):
+            for weight in KERNELS.get(type(layer), ()):
+                free = math.prod(getattr(layer, weight).shape)
+                for task in range(1, tasks + 1):
+                    if task > MOST_TASKS:
+                        raise ValueError(_TOO_MANY)
+                    if not free:
+                        raise ValueError(_no_room(f"{path}/{weight}", task))
+                    free = count_of_part(self._fraction_of(task), free)
 
     def phases(self, epochs: int) -> tuple[int, ...]:
         if epochs < 2:
@@ -235,7 +248,10 @@ class PackNet(Method):
     @property
     def _fraction(self) -> float:
         """Part of the free weights that this task leaves free."""
-        return self.config.packnet_prune_first if self._task == 1 else self.config.packnet_prune
+        return self._fraction_of(self._task)
+
+    def _fraction_of(self, task: int) -> float:
+        return self.config.packnet_prune_first if task == 1 else self.config.packnet_prune
 
     @property
     def _starts_pruned(self) -> bool:
@@ -248,10 +264,7 @@ class PackNet(Method):
         for path in owned_kernels(arrays):
             free = arrays[_owner_of(path)] == 0
             if not free.any():
-                raise ValueError(
-                    f"No weight of {path!r} is free for task {self._task}: PackNet's tasks before it took all. Learn "
-                    "fewer tasks, or let each take less, with a larger packnet_prune."
-                )
+                raise ValueError(_no_room(path, self._task))
             taken[_owner_of(path)] = np.where(free, np.uint8(self._task), arrays[_owner_of(path)])
         return taken
 
@@ -313,6 +326,13 @@ def polynomial_decay(final: float, steps: int, every: int) -> Callable[[int], tu
         if before is not None:
             os.environ[name] = before
     return PolynomialDecay(0.0, final, begin_step=0, end_step=steps, frequency=every)
+
+
+def _no_room(path: str, task: int) -> str:
+    return (
+        f"No weight of {path!r} is free for task {task}: PackNet's tasks before it took all. Learn fewer tasks, or let "
+        "each take less, with a larger packnet_prune."
+    )
 
 
 def count_of_part(fraction: float, count: int) -> int:

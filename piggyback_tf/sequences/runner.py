@@ -83,7 +83,8 @@ def run_sequence(
         of each task but the first after it was learned alone, by task, as in `"steps"`.
 
     Raises:
-        ValueError: If a task has no test split or less than two classes, or a method cannot learn on this base.
+        ValueError: If a task has no test split or less than two classes, or a method cannot learn on this base, or not
+            so many tasks.
         TrainingError: As `train_task`, and if the base was changed.
     """
     for task, data in tasks.items():
@@ -91,8 +92,10 @@ def run_sequence(
             raise ValueError(f"Task {task!r} has no test split, on which a sequence measures all tasks.")
         if len(data.class_names) < 2:
             raise ValueError(f"Task {task!r} has the classes {list(data.class_names)}; a task needs at least 2.")
+    method = METHODS[settings.method](settings.config)
+    method.check_room(backbone, len(tasks))
     metrics = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
-    metrics["sequential"] = METHODS[settings.method](settings.config).sequential
+    metrics["sequential"] = method.sequential
     metrics["steps"] = steps = _learn_in_turn(folder, backbone, tasks, settings)
     if "task_agnostic" in steps[-1]:
         metrics["task_agnostic"] = steps[-1].pop("task_agnostic")

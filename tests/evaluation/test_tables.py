@@ -252,3 +252,23 @@ def test_settings_that_differ_name_rows_and_are_no_seeds(tmp_path):
         "piggyback (mask_init=uniform)/": "24.00 ± 2.83",
         "piggyback (mask_init=magnitude)/": "20.00",
     }
+
+
+def test_baselines_with_other_recipes_are_no_seeds(tmp_path):
+    runs = [
+        write_single(
+            tmp_path / name,
+            "cubs",
+            {"packnet": error, "piggyback": 20.0 + seed},
+            weights_lr=1e-4,
+            seed=seed,
+            baseline_settings={"packnet": {"weights_lr": rate}} if rate else {},
+        )
+        for seed, (name, rate, error) in enumerate([("a", 1e-3, 30.0), ("b", 1e-3, 32.0), ("c", None, 80.0)])
+    ]
+    cells = cells_of(table_of("survey", *runs))
+    assert {name: row["cubs %"] for name, row in cells.items()} == {
+        "packnet (weights_lr=0.001)/": "31.00 ± 1.41",
+        "packnet (weights_lr=0.0001)/": "80.00",
+        "piggyback/": "21.00 ± 1.00",
+    }

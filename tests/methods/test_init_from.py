@@ -6,9 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from absl import flags
 
-from piggyback_tf import flags as own_flags
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.masking import read_masks
 from piggyback_tf.masking.sharing import BaseVariable
@@ -238,29 +236,6 @@ def test_a_sequence_chooses_among_the_tasks_before_and_goes_on_with_the_same(bac
     assert found["steps"][-1]["answers"] == whole["steps"][-1]["answers"]
     assert found["steps"][-1]["start"] == second
     assert list(CLASSES) == found["tasks"]
-
-
-@pytest.fixture(name="parse")
-def _parse():
-    """Defines the flags for one test, so that others meet absl's flags as they were."""
-    before = set(flags.FLAGS)
-    own_flags.define_flags()
-    yield lambda *arguments: flags.FLAGS(["train.py", "--output_dir=x", *arguments])
-    flags.FLAGS.unparse_flags()
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    own_flags._OWN.clear()
-
-
-@pytest.mark.parametrize("flag", ["--init_from=a.task.safetensors", "--sparsity_weight=0.5"])
-def test_other_methods_refuse_the_settings(flag, parse):
-    parse(flag)
-    name = flag[2:].partition("=")[0]
-    with pytest.raises(flags.IllegalFlagValueError, match=f"--{name} goes with --method=piggyback.*--method=finetune"):
-        own_flags.refuse_unused(["classifier_only", "finetune"])
-    own_flags.refuse_unused(["finetune", "piggyback"])
-    method = own_flags.make_method("piggyback")
-    assert (method.config.init_from or str(method.config.sparsity_weight)) == flag.partition("=")[2]
 
 
 def test_pack_errors_are_the_packages_own(backbone, tmp_path):

@@ -56,6 +56,24 @@ def test_free_weights_fall_as_configured_and_are_never_overdrawn(backbone):
         PackNet(config, memory).build(backbone, 2)
 
 
+def test_too_many_tasks_are_refused_before_the_first_as_they_would_be_later(backbone):
+    config, memory, tasks = PackNetConfig(packnet_prune=0.1), Memory(), 0
+    with pytest.raises(ValueError, match="No weight of .* is free for task [2-9]:") as later:
+        while True:
+            memory = _learn(memory, backbone, config)
+            tasks += 1
+    PackNet(config).check_room(backbone, tasks)
+    with pytest.raises(ValueError) as before:
+        PackNet(config).check_room(backbone, tasks + 1)
+    assert str(before.value) == str(later.value)
+    layers = (keras.layers.Flatten(), keras.layers.Dense(20))
+    large = Backbone.from_model(keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers]), "large")
+    slow = PackNet(PackNetConfig(packnet_prune=0.9999))
+    slow.check_room(large, 255)
+    with pytest.raises(ValueError, match="at most 255 tasks"):
+        slow.check_room(large, 256)
+
+
 def test_sharing_takes_one_byte_a_weight_beside_the_network(backbone):
     memory = _learn(_learn(Memory(), backbone, PackNetConfig()), backbone, PackNetConfig())
     kernels = sum(memory.shared[path].size for path in KERNELS)

@@ -76,6 +76,14 @@ def test_a_later_task_of_one_class_is_refused_before_the_first_is_learned(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_more_tasks_than_there_is_room_for_are_refused_before_the_first_is_learned(tmp_path):
+    settings = toy_settings("packnet", epochs=2)
+    settings = dataclasses.replace(settings, config=type(settings.config)(packnet_prune_first=0.0))
+    with pytest.raises(ValueError, match="No weight of 'first_conv/kernel' is free for task 2"):
+        run_sequence(tmp_path, toy_backbone(), toy_tasks(), settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_task_with_a_bar_in_its_name_has_one_cell():
     errors = {"cats|dogs": {"top1_error": 10.0}}
     step = {"errors": errors, "bytes": dict.fromkeys(("system", "added", "compressed"), 1000)}
@@ -164,12 +172,15 @@ def test_forward_transfer_can_be_measured_later(tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((tmp_path / "run" / "metrics.json").read_text())
 
-    before, after = run("--notask_agnostic"), run("--forward_transfer")
+    before, after = run("--notask_agnostic"), run("--notask_agnostic", "--forward_transfer")
     assert before["steps"] == after["steps"] and "task_agnostic" not in after
     assert before["measures"]["forward_transfer"] is None
     error = after["alone"]["b"]["errors"]["b"]["top1_error"] - after["steps"][1]["errors"]["b"]["top1_error"]
     assert after["measures"]["forward_transfer"] == pytest.approx(error)
     assert f"- forward transfer: {error:+.2f} points" in (tmp_path / "run" / "report.md").read_text()
+    at_last = run("--forward_transfer")
+    assert at_last.pop("task_agnostic")["entropy"]["task_id_accuracy"] > 0
+    assert at_last == after
 
 
 def test_the_command_refuses_flags_that_would_do_nothing(tmp_path):

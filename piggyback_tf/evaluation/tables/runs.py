@@ -193,6 +193,7 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
             f"The run in {source!r} is not finished: there is no metrics.json in it. Its command, given again, goes on."
         )
     settings, metrics = _read_json(folder / "settings.json"), _read_json(folder / "metrics.json")
+    of_baselines = settings.pop("baseline_settings", {})
     found = _read_json(folder / "found.json") if (folder / "found.json").is_file() else {}
     base = _base(metrics["base_hash"], settings)
     if "steps" in metrics:
@@ -224,7 +225,7 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
                 base=base,
                 tasks=(task,),
                 errors={task: single["test"]} if "test" in single else {},
-                settings=settings,
+                settings=settings | (of_baselines.get(method, {}) if baseline else {}),
                 classes={task: found["class_names"]} if "class_names" in found else {},
                 packs={task: pack} if pack.is_file() else {},
                 baseline=baseline,

@@ -1,0 +1,78 @@
+"""What a run learns with follows from its flags and its methods' recipes, and is what the run records."""
+
+import logging
+
+import pytest
+from absl import flags
+
+from piggyback_tf import flags as own_flags
+from piggyback_tf.methods import METHODS
+from piggyback_tf.training import TrainConfig
+from tests.flag_values import defined_flags
+
+
+@pytest.fixture(scope="module", name="defined")
+def _defined():
+    with defined_flags() as parse:
+        yield parse
+
+
+@pytest.fixture(name="parse")
+def _parse(defined):
+    return lambda *arguments: defined("--output_dir=x", *arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].recipe])
+def test_a_recipe_counts_where_a_flag_is_not_given_and_is_recorded(name, parse):
+    recipe = METHODS[name].recipe
+    given = {"head_lr": 1e-4, "schedule": "cosine"}  # As the flags are without.
+    parse()
+    by_recipe, piggyback = own_flags.settings(name), own_flags.settings("piggyback")
+    assert {setting: by_recipe[setting] for setting in recipe} == dict(recipe)
+    assert {setting for setting in by_recipe if by_recipe[setting] != piggyback[setting]} <= set(recipe)
+    parse(*(f"--{setting}={value}" for setting, value in given.items()))
+    by_flags = own_flags.settings(name)
+    train = own_flags.read_config(TrainConfig, recipe)
+    for setting, value in (dict(recipe) | given).items():
+        assert by_flags[setting] == getattr(train, setting) == value
+
+
+def test_a_run_records_in_what_its_baselines_differ(parse):
+    parse()
+    assert own_flags.settings_of_run("piggyback", ["finetune"]) == own_flags.settings("piggyback")
+    found = own_flags.settings_of_run("piggyback", ["finetune", "packnet"])
+    own, recipe = own_flags.settings("piggyback"), METHODS["packnet"].recipe
+    differing = {setting: value for setting, value in recipe.items() if own[setting] != value}
+    assert found.pop("baseline_settings") == {"packnet": differing}
+    assert found == own
+    parse("--weights_lr=1e-4")
+    assert "weights_lr" not in own_flags.settings_of_run("piggyback", ["packnet"])["baseline_settings"]["packnet"]
+
+
+@pytest.mark.parametrize("flag", ["--init_from=a.task.safetensors", "--sparsity_weight=0.5"])
+def test_other_methods_refuse_settings_beyond_the_paper(flag, parse):
+    parse(flag)
+    name = flag[2:].partition("=")[0]
+    with pytest.raises(flags.IllegalFlagValueError, match=f"--{name} goes with --method=piggyback.*--method=finetune"):
+        own_flags.refuse_unused(["classifier_only", "finetune"])
+    own_flags.refuse_unused(["finetune", "piggyback"])
+    method = own_flags.make_method("piggyback")
+    assert (method.config.init_from or str(method.config.sparsity_weight)) == flag.partition("=")[2]
+
+
+def test_settings_of_methods_that_do_not_run_are_warned_of(parse, caplog):
+    parse("--ewc_lambda=3", "--norm=task", "--mask_lr=1e-3")
+    with caplog.at_level(logging.WARNING, "absl"):
+        own_flags.refuse_unused(["ewc"])
+        assert not caplog.messages
+        own_flags.refuse_unused(["packnet", "hat"])
+    assert sorted(message.partition(":")[0] for message in caplog.messages) == [
+        "--ewc_lambda changes nothing",
+        "--norm changes nothing",
+    ]
+    assert all(message.endswith("not of packnet, hat.") for message in caplog.messages)
+
+
+def test_help_names_the_methods_with_recipes(parse):
+    parse()
+    assert "dan, hat, packnet, residual_adapters have optimisers and rates" in flags.FLAGS["method"].help
