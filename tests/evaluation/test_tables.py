@@ -52,6 +52,24 @@ def _rows(table):
     return [["" if cell is None else str(cell) for cell in row] for row in table.rows]
 
 
+def test_paper2_where_packnet_begins_with_the_data_of_the_base(tmp_path):
+    for task, top1 in (("cubs", 20.0), ("cars", 12.0)):
+        write_single(tmp_path / task, task, {"classifier_only": 3 * top1, "piggyback": top1})
+    runs = [tmp_path / "cubs", tmp_path / "cars"]
+    for name, one, two in (("down", "cubs", "cars"), ("up", "cars", "cubs")):
+        first = {"imagenet": 30.0}
+        steps = {"imagenet": first, one: first | {one: 14.0}, two: first | {one: 14.0, two: 16.0}}
+        runs.append(write_sequence(tmp_path / name, sequence("packnet", steps, replaces=True, added=BASE + 999)))
+    table = table_of("paper2", *runs)
+    assert list(table.header) == ["task", "Classifier Only", "PackNet ↓", "PackNet ↑", "Piggyback"]
+    rows = {row[0]: row[1:] for row in _rows(table)}
+    assert rows["imagenet"] == ["", "30.00", "30.00", ""]
+    assert rows["cubs"] == ["60.00", "14.00", "16.00", "20.00"]
+    assert rows["models (size)"][1:3] == ["1 (1 MB)", "1 (1 MB)"] and rows["models (size)"][3].startswith("1 (")
+    notes = " ".join(table.notes)
+    assert "retrains it on imagenet" in notes and "in the paper, that is" not in notes
+
+
 def test_a_missing_cell_stays_empty(tmp_path):
     one = write_single(tmp_path / "cubs", "cubs", {"classifier_only": 40, "piggyback": 20})
     two = write_single(tmp_path / "cars", "cars", {"finetune": 9})

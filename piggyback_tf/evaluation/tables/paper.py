@@ -117,8 +117,8 @@ def _errors(
     top5: bool = False,
 ) -> Table:
     """Returns a table of errors: a row a task, a column a method, and what all tasks together take as the last row."""
-    tasks = all_tasks(records)
-    titles = _titles(records, tasks)
+    base_task = _task_of_base(records)
+    titles = _titles(records, base_task)
     order = list(dict.fromkeys(titles[record] for method in methods for record in records if record.method == method))
     bases = name_bases(records)
     rows: list[list[Cell]] = []
@@ -128,34 +128,50 @@ def _errors(
         start = [network] if by_network else []
         for task in all_tasks(own):
             rows.append([*start, task, *(_error(runs, task, top5=top5) for runs in columns)])
-        rows.append([*start, "models (size)", *(_models(runs, all_tasks(own)) for runs in columns)])
+        new = [task for task in all_tasks(own) if task != base_task]
+        rows.append([*start, "models (size)", *(_models(runs, new) for runs in columns)])
     if not by_network:
         caption = f"{caption}, {next(iter(bases.values()))}"
     header = [*(["network"] if by_network else []), "task", *order]
-    notes = [*notes, *_about_packnet(records, titles), _SPREAD]
+    notes = [*notes, *_about_packnet(records, titles, base_task), _SPREAD]
     return Table(name, caption, header, rows, left=1 + by_network, notes=notes).without_empty_columns()
 
 
-def _titles(records: Sequence[Record], tasks: Sequence[str]) -> dict[Record, str]:
+def _task_of_base(records: Sequence[Record]) -> str | None:
+    """Returns the task of the base's own data, if PackNet was given it: its first in every order, and no other's."""
+    orders = [record.tasks for record in records if record.method == "packnet"]
+    firsts = {order[0] for order in orders}
+    others = {task for record in records if record.method != "packnet" for task in record.tasks}
+    if len(firsts) != 1 or firsts & others or not others or any(len(order) == 1 for order in orders):
+        return None
+    return firsts.pop()
+
+
+def _titles(records: Sequence[Record], base_task: str | None) -> dict[Record, str]:
     """Returns the title of the column of each run; PackNet has one for each order of tasks."""
     titles = name_variants(records, _TITLES)
+    tasks = [task for task in all_tasks(records) if task != base_task]
     for record in records:
         if record.method == "packnet":
-            titles[record] += f" {order_sign(record.tasks, tasks)}"
+            titles[record] += f" {order_sign([task for task in record.tasks if task != base_task], tasks)}"
     return titles
 
 
-def _about_packnet(records: Sequence[Record], titles: Mapping[Record, str]) -> list[str]:
+def _about_packnet(records: Sequence[Record], titles: Mapping[Record, str], base_task: str | None) -> list[str]:
     """Says what the arrows mean, and on which task PackNet retrained the pruned base."""
     firsts = {titles[record]: record.tasks[0] for record in records if record.method == "packnet"}
     if not firsts:
         return []
-    retrained = "; ".join(f"{title}: {task}" for title, task in firsts.items())
-    return [
-        "↓: tasks learned in the order of the rows, ↑: in reverse.",
-        f"PackNet prunes the base and retrains it on its first task ({retrained}); in the paper, that is the data of "
-        "the base.",
-    ]
+    if base_task is not None:
+        first = f"PackNet prunes the base and retrains it on {base_task}, which the arrows leave out, as in the paper."
+    else:
+        retrained = "; ".join(f"{title}: {task}" for title, task in firsts.items())
+        first = (
+            f"PackNet prunes the base and retrains it on its first task ({retrained}); in the paper, that is the data "
+            "of the base."
+        )
+    arrows = "↓: tasks learned in the order of the rows, ↑: in reverse."
+    return [*([arrows] if any(title[-1] in "↓↑" for title in firsts) else []), first]
 
 
 def _by_base(records: Sequence[Record], weights: bool = False) -> Columns:
