@@ -97,13 +97,10 @@ def run(folder: Path) -> dict[str, Any]:
             results[name] = json.loads((own / RESULT_FILE).read_text())
 
     # ------------------------------------------------------------------- results
-    skipped = {
-        split: len(getattr(data, split).skipped) for split in ("train", "validation", "test") if getattr(data, split)
-    }
     metrics = {
         "task": task,
         "data": FLAGS.data,
-        "skipped_images": skipped,
+        "skipped_images": count_skipped(data),
         "base_hash": base_hash,
         "methods": results,
     }
@@ -124,6 +121,7 @@ def run_tasks(folder: Path) -> dict[str, Any]:
         read_config(InputConfig),
         settings(FLAGS.method),
         verbosity(),
+        FLAGS.tensorboard,
         FLAGS.task_agnostic,
         FLAGS.forward_transfer,
     )
@@ -149,6 +147,7 @@ def run_tasks(folder: Path) -> dict[str, Any]:
 
         # ------------------------------------------------------ trainings, results
         metrics = run_sequence(folder, backbone, tasks, sequence)
+    metrics["skipped_images"] = {task: count_skipped(data) for task, data in tasks.items()}
     write_sequence_report(folder, metrics)
     write_atomically(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -173,6 +172,12 @@ def read_data(spec: str) -> TaskData:
         skip_broken_images=FLAGS.skip_broken_images,
         cache_dir=FLAGS.cache_dir or None,
     )
+
+
+def count_skipped(data: TaskData) -> dict[str, int]:
+    """Returns how many broken images each split was left without."""
+    splits = {split: getattr(data, split) for split in ("train", "validation", "test")}
+    return {split: len(source.skipped) for split, source in splits.items() if source is not None}
 
 
 def verbosity() -> int:

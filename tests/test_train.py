@@ -175,6 +175,8 @@ def test_tasks_are_learned_one_after_another(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tasks"] == ["first", "second"]
+    assert metrics["skipped_images"]["second"] == {"train": 0, "validation": 0, "test": 0}
+    assert list((tmp_path / "run" / "2_second" / "tensorboard").iterdir())
     assert metrics["measures"]["old_answers_identical"]
     assert list(metrics["steps"][1]["errors"]) == ["first", "second"]
     packs = [

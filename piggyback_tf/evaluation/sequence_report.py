@@ -60,8 +60,8 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
     write_plot(folder / MATRIX_PLOT, lambda: plot_matrix(metrics["tasks"], [read_errors(metrics)]))
     lines = [f"# {metrics['method']}: {', '.join(metrics['tasks'])}", "", *sequence_table(metrics), ""]
     lines += [
-        "Top-1 test errors in percent, by task, after each task was learned. *System* is all that answering for the "
-        "learned tasks needs, with the base unless a network replaces it.",
+        "Top-1 test errors in percent, by task, after each task was learned. *System* is the base, unless a network of "
+        "the method replaces it, and all that is kept of the learned tasks.",
         "",
         f"- average error: {measured['average_error']:.2f} %",
         *(

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.wrap import masked_weights
@@ -33,12 +34,16 @@ def start_masks(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
     Args:
         model: A masked model.
         masks: Masks by the weight's canonical path. The model's masks that are not named stay as they are; what is
-            named and has no mask in the model is left out.
+            named and has no mask in the model is left out, with a warning.
 
     Raises:
         ValueError: If a mask cannot be expressed with the settings of the model's masks.
     """
-    for path, weight in masked_weights(model).items():
+    weights = masked_weights(model)
+    if left_out := [path for path in masks if path not in weights and not (masks[path] == 1).all()]:
+        shown = ", ".join(left_out[:5]) + (" and more" if len(left_out) > 5 else "")
+        logging.warning("Not masked here, and so not as in the pack that masks start from: %s.", shown)
+    for path, weight in weights.items():
         if path in masks:
             weight.mask_real.assign(start_value(masks[path], weight.layer.mask_config))
 

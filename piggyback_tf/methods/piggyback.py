@@ -42,7 +42,7 @@ class PiggybackConfig(NormConfig):
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    init_from: str = option("", "Start as the masks of PACK, or of the best of auto:PACKS or auto (see --tasks).")
+    init_from: str = option("", "Start as the masks of PACK; auto:PACKS or, with --tasks, auto: of the best or none.")
     sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
 
     def __post_init__(self) -> None:

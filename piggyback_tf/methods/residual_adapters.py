@@ -12,7 +12,8 @@ grouped ones, so that MobileNetV2 has one at its first convolution alone, and a 
 
 The papers let the statistics of batch norm follow the task (`norm_statistics="task"`), as those of an adapter in series
 always do. They train for 120 epochs with batches of 128, SGD at 0.1 with momentum 0.9, divided by 10 after 80 and 100
-epochs, and weight decay; here the rate falls along a cosine, and there is no weight decay.
+epochs, and weight decay; here the rate is 0.025, in proportion to batches of 32, and falls along a cosine, and there is
+no weight decay.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ class ResidualAdapters(Method):
     recipe = MappingProxyType(
         {
             **{f"{group}_optimizer": "sgd" for group in ("adapter", "norm", "head")},
-            **{f"{group}_lr": 0.1 for group in ("adapter", "norm", "head")},
+            **{f"{group}_lr": 0.025 for group in ("adapter", "norm", "head")},
         }
     )
 

@@ -37,6 +37,7 @@ class SequenceSettings:
         inputs: Augmentation and caching.
         settings: All settings by name, for the record.
         verbose: As for `keras.Model.fit`.
+        tensorboard: Whether to write files of TensorBoard into each task's folder.
         task_agnostic: Whether to measure, at the end, how well tasks are inferred where none is given.
         forward_transfer: Whether to train every task but the first also alone, which is what the forward transfer of a
             sequential method is measured from. For methods whose tasks do not know of one another it is 0 without.
@@ -51,6 +52,7 @@ class SequenceSettings:
     inputs: InputConfig
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     verbose: int = 0
+    tensorboard: bool = False
     task_agnostic: bool = True
     forward_transfer: bool = False
 
@@ -218,7 +220,16 @@ def _learn(
     inputs = settings.inputs.for_size(backbone.image_size)
     learned = store.earlier_packs(task)
     method = with_start(method, backbone, data, inputs, seed=settings.train.seed, folder=folder, learned=learned)
-    trained = train_task(method, backbone, data, settings.train, inputs, state_dir=folder, verbose=settings.verbose)
+    trained = train_task(
+        method,
+        backbone,
+        data,
+        settings.train,
+        inputs,
+        state_dir=folder,
+        tensorboard_dir=folder / "tensorboard" if settings.tensorboard else None,
+        verbose=settings.verbose,
+    )
     started = time.perf_counter()
     images = make_dataset(data.train, inputs.augment_eval, batch_size=settings.train.batch_size, training=False)
     with surface_data_errors():

@@ -34,7 +34,7 @@ class TrainConfig:
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")
-    norm_lr: float = option(1e-3, "Learning rate of batch norm with --norm=task.")
+    norm_lr: float = option(1e-3, "Learning rate of trained batch norm.")
     weights_optimizer: str = option("adam", "Optimiser of trained weights: adam or sgd.")
     weights_lr: float = option(1e-4, "Learning rate of trained weights.")
     adapter_optimizer: str = option("adam", "Optimiser of added layers: adam or sgd.")

@@ -22,7 +22,7 @@ def test_ternary_zeros_are_as_far_from_both_signs(scale):
 
 
 @pytest.mark.parametrize("kind", ["binary", "ternary"])
-def test_a_network_has_the_masks_it_starts_from_and_others_start_as_usual(kind):
+def test_a_network_has_the_masks_it_starts_from_and_others_start_as_usual(kind, caplog):
     inputs = keras.Input((6, 6, 3))
     x = keras.layers.SeparableConv2D(5, 3, name="one")(inputs)
     model = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="two")(x))
@@ -34,7 +34,11 @@ def test_a_network_has_the_masks_it_starts_from_and_others_start_as_usual(kind):
         for path, value in read_masks(masked).items()
         if path != "two/kernel"
     }
-    start_masks(masked, {**given, "elsewhere/kernel": np.zeros(3, np.int8)})
+    # A mask of ones has nothing to lose.
+    elsewhere = {"elsewhere/kernel": np.zeros(3, np.int8), "nowhere/kernel": np.ones(3, np.int8)}
+    with caplog.at_level("WARNING", "absl"):
+        start_masks(masked, {**given, **elsewhere})
+    assert caplog.messages == ["Not masked here, and so not as in the pack that masks start from: elsewhere/kernel."]
     found = read_masks(masked)
     assert len(given) == 2
     assert all(np.array_equal(found[path], given[path]) for path in given)
