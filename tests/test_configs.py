@@ -1,9 +1,6 @@
 """Every file in configs/ can be run or is part of one that can, and --helpshort shows what they are made of."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import parse_tasks
 from piggyback_tf.training import InputConfig, TrainConfig
 from tests.flag_values import defined_flags
+from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -161,14 +159,8 @@ def test_a_flag_behind_a_file_wins(monkeypatch):
 
 
 def test_helpshort_names_every_flag_but_those_of_other_methods_with_its_default_in_two_screens():
-    printed = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--helpshort"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "80"},
-        check=False,
-    ).stdout
+    program = "import os, runpy, sys; os.environ['COLUMNS'] = '80'; sys.argv = ['train.py', '--helpshort']; "
+    printed = run_forked("-c", program + "runpy.run_path('train.py', run_name='__main__')").stdout
     by_module = FLAGS.flags_by_module_dict()
     methods = {flag.name for name in METHODS for flag in by_module.get(METHODS[name].__module__, [])}
     assert {"packnet_prune", "ewc_lambda"} & methods

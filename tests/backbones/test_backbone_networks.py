@@ -46,7 +46,7 @@ def test_every_family_is_tested():
 
 
 # Built elsewhere in the tests, too, and slow to build.
-SLOW = ("efficientnet_v2", "inception_resnet_v2", "inception_v3", "nasnet")
+SLOW = ("convnext", "densenet", "efficientnet_v2", "inception_resnet_v2", "inception_v3", "nasnet")
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])

@@ -292,6 +292,7 @@ class TestImagenet:
         with pytest.raises(WeightsError, match="ImageNet weights of 'mobilenet_v2' could not be loaded"):
             load_backbone("mobilenet_v2", weights="imagenet", image_size=96)
 
+    @pytest.mark.slow
     def test_efficientnet_is_the_same_network_from_the_download_and_from_a_file(self, cache, monkeypatch):
         from keras.src.utils import file_utils
 

@@ -57,7 +57,14 @@ def test_files_are_decoded_to_the_same_bytes():
         np.testing.assert_array_equal(found, decode_image(data, name), err_msg=name)
 
 
-@pytest.mark.parametrize("augment", ["resize(48,48)", "resize(53)|central_crop(48)", "resize(200)|resize(48,48)"])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        pytest.param("resize(48,48)", marks=pytest.mark.slow),
+        "resize(53)|central_crop(48)",
+        pytest.param("resize(200)|resize(48,48)", marks=pytest.mark.slow),
+    ],
+)
 def test_images_are_prepared_to_the_same_bytes(augment):
     images, good = decode_batch(tf.constant(list(FILES.values())), tf.zeros([len(FILES)], tf.int32), (augment,), 48)
     assert good.numpy().all()

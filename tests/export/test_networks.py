@@ -48,8 +48,8 @@ def _check(name, folder, loaders, caches=("packed", "unpacked")):
             )
 
 
-def test_mobilenet_v2(tmp_path):
-    _check("mobilenet_v2", tmp_path, ["c_api"], ["packed"])
+def test_mobilenet(tmp_path):
+    _check("mobilenet", tmp_path, ["c_api"], ["packed"])
 
 
 @pytest.mark.slow

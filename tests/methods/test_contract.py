@@ -27,6 +27,11 @@ class BrokenOffError(Exception):
     pass
 
 
+def _settings(method):
+    """Returns a short recipe; that tasks are inferred is tested in tests/sequences/test_runner.py."""
+    return dataclasses.replace(toy_settings(method), task_agnostic=False)
+
+
 @pytest.fixture(scope="module")
 def sequences(tmp_path_factory):
     """Returns a function that learns two tasks by a method, once."""
@@ -35,7 +40,7 @@ def sequences(tmp_path_factory):
     def learn(method):
         if method not in done:
             folder, backbone = tmp_path_factory.mktemp(method), toy_backbone()
-            done[method] = folder, backbone, run_sequence(folder, backbone, toy_tasks(), toy_settings(method))
+            done[method] = folder, backbone, run_sequence(folder, backbone, toy_tasks(), _settings(method))
         return done[method]
 
     return learn
@@ -153,9 +158,9 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 
     monkeypatch.setattr(BackupAndRestore, "_save", break_off)
     with pytest.raises(BrokenOffError):
-        run_sequence(tmp_path, toy_backbone(), toy_tasks(), toy_settings(method))
+        run_sequence(tmp_path, toy_backbone(), toy_tasks(), _settings(method))
     assert (tmp_path / "2_spots" / STATE_FILE).exists()
-    found = run_sequence(tmp_path, toy_backbone(), toy_tasks(), toy_settings(method))
+    found = run_sequence(tmp_path, toy_backbone(), toy_tasks(), _settings(method))
     assert found["steps"][-1]["answers"] == expected["steps"][-1]["answers"]
     assert found["steps"][-1]["history"] == expected["steps"][-1]["history"]
     assert not (tmp_path / "2_spots" / STATE_FILE).exists()
@@ -171,7 +176,7 @@ def test_refuses_the_state_of_another_method(method, tmp_path):
         METHODS[other](), toy_backbone(), tasks["stripes"], settings.train, settings.inputs, state_dir=own
     )
     with pytest.raises(TrainingError, match="belongs to another model"):
-        run_sequence(tmp_path, toy_backbone(), tasks, toy_settings(method))
+        run_sequence(tmp_path, toy_backbone(), tasks, _settings(method))
 
 
 def test_a_test_split_is_needed(tmp_path):

@@ -74,6 +74,7 @@ def test_the_model_has_the_weights_of_the_best_epoch(backbone, data):
 
 
 def test_two_runs_and_another_order_of_tasks_give_the_same_pack(backbone, data):
+    data = dataclasses.replace(data, train=Subset(data.train, range(300)))
     first = _pack(_train("piggyback", backbone, data), backbone, data).content_digest()
     # Another task in between, and other layers that move Keras' automatic names and seeds on.
     _train("classifier_only", backbone, data)

@@ -36,7 +36,7 @@ def _data():
     return dataclasses.replace(data, train=Subset(data.train, range(90)), validation=Subset(data.validation, range(40)))
 
 
-QUICK_CASES = ("piggyback with its own batch norm",)
+QUICK_CASES = ("fine-tuning with batch norm",)  # Masks: tests/methods/test_contract.py.
 
 
 @pytest.mark.parametrize(
