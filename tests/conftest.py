@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-if "PYTEST_XDIST_WORKER" in os.environ:  # Each process has one of the two cores.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import pytest
 
