@@ -21,7 +21,7 @@ from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surf
 from piggyback_tf.evaluation import evaluate, results_table, sequence_table, write_report, write_sequence_report
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import atomic_file, write_atomically
-from piggyback_tf.flags import define_flags, make_method, read_config, refuse_unused, settings, settings_of_run
+from piggyback_tf.flags import check_unused, define_flags, make_method, read_config, settings, settings_of_run
 from piggyback_tf.methods import METHODS, Method
 from piggyback_tf.packs import PackError, TaskPack, check_task_name
 from piggyback_tf.sequences import SequenceSettings, parse_tasks, provenance, run_sequence, with_start
@@ -49,7 +49,7 @@ def run(folder: Path) -> dict[str, Any]:
     names = [*dict.fromkeys(FLAGS.baseline), FLAGS.method]
     if FLAGS.method in FLAGS.baseline:
         raise flags.IllegalFlagValueError(f"--baseline={FLAGS.method} is the --method itself; leave it out.")
-    refuse_unused(names)
+    check_unused(names)
     methods = {name: make_method(name) for name in names}
     if at_once := [name for name in names if methods[name].at_once]:
         raise flags.IllegalFlagValueError(f"Method {at_once[0]} learns several tasks at once; give them by --tasks.")
@@ -112,7 +112,7 @@ def run(folder: Path) -> dict[str, Any]:
 def run_tasks(folder: Path) -> dict[str, Any]:
     """Learns the tasks of --tasks one after another; returns what `metrics.json` holds."""
     # ------------------------------------------------------------------ settings
-    refuse_unused([FLAGS.method])
+    check_unused([FLAGS.method])
     kind = METHODS[FLAGS.method]
     sequence = SequenceSettings(
         FLAGS.method,

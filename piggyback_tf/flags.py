@@ -122,7 +122,7 @@ def make_method(name: str) -> Method:
     return method(read_config(method.Config))
 
 
-def refuse_unused(methods: Iterable[str]) -> None:
+def check_unused(methods: Iterable[str]) -> None:
     """Refuses settings beyond the paper that none of some methods has, and warns of others that were given.
 
     A warning is enough for those of the papers: files of flags hold them, and are used with other methods, too.

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What TensorFlow and Keras are made of stays: looking at it for garbage takes a tenth of the time of all tests.
+    # What TensorFlow and Keras are made of stays; to look at it for garbage again and again takes time.
     gc.collect()
     gc.freeze()
 

@@ -15,8 +15,6 @@ def defined_flags():
 
     def parse(*arguments):
         flags.FLAGS.unparse_flags()
-        for flag in flags.FLAGS._flags().values():
-            flag.unparse()
         return flags.FLAGS(["train.py", *arguments])
 
     yield parse

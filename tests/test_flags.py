@@ -54,8 +54,8 @@ def test_other_methods_refuse_settings_beyond_the_paper(flag, parse):
     parse(flag)
     name = flag[2:].partition("=")[0]
     with pytest.raises(flags.IllegalFlagValueError, match=f"--{name} goes with --method=piggyback.*--method=finetune"):
-        own_flags.refuse_unused(["classifier_only", "finetune"])
-    own_flags.refuse_unused(["finetune", "piggyback"])
+        own_flags.check_unused(["classifier_only", "finetune"])
+    own_flags.check_unused(["finetune", "piggyback"])
     method = own_flags.make_method("piggyback")
     assert (method.config.init_from or str(method.config.sparsity_weight)) == flag.partition("=")[2]
 
@@ -63,9 +63,9 @@ def test_other_methods_refuse_settings_beyond_the_paper(flag, parse):
 def test_settings_of_methods_that_do_not_run_are_warned_of(parse, caplog):
     parse("--ewc_lambda=3", "--norm=task", "--mask_lr=1e-3")
     with caplog.at_level(logging.WARNING, "absl"):
-        own_flags.refuse_unused(["ewc"])
+        own_flags.check_unused(["ewc"])
         assert not caplog.messages
-        own_flags.refuse_unused(["packnet", "hat"])
+        own_flags.check_unused(["packnet", "hat"])
     assert sorted(message.partition(":")[0] for message in caplog.messages) == [
         "--ewc_lambda changes nothing",
         "--norm changes nothing",

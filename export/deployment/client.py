@@ -96,6 +96,7 @@ class _MergedError(_BusyError):
 
 
 def _for_now(message: str) -> _BusyError:
+    """Returns the error of a request that may go well later, by what the server says."""
     return (_MergedError if _MERGED in message else _BusyError)(message)
 
 
@@ -366,7 +367,7 @@ class Client:
         return self._retry(lambda left: self._transport.status(self._model, self._version, left))
 
     def _retry(self, send: Callable[[float], Any]) -> Any:
-        """Sends until there is an answer, with pauses that have a random part, and double but after merged requests."""
+        """Sends until there is an answer, with partly random pauses, which double, except after merged requests."""
         end, pause, tries = time.monotonic() + self._deadline, 0.1, 0
         while True:
             tries += 1
