@@ -31,6 +31,7 @@ from piggyback_tf.training import (
     TrainedTask,
     TrainingError,
     check_settings,
+    complete_run,
     finish_training,
     make_strategy,
     run_folder,
@@ -53,7 +54,7 @@ def run(folder: Path) -> dict[str, Any]:
     methods = {name: make_method(name) for name in names}
     if at_once := [name for name in names if methods[name].at_once]:
         raise flags.IllegalFlagValueError(f"Method {at_once[0]} learns several tasks at once; give them by --tasks.")
-    check_settings(folder, settings_of_run(FLAGS.method, names[:-1]))
+    check_settings(folder, settings_of_run(FLAGS.method, names[:-1]), complete=complete_run)
     if (folder / METRICS_FILE).exists():
         logging.info("The run in %s is complete; delete the folder to run it again.", folder)
         return json.loads((folder / METRICS_FILE).read_text())
@@ -126,7 +127,7 @@ def run_tasks(folder: Path) -> dict[str, Any]:
         FLAGS.forward_transfer,
     )
     specs = parse_tasks(FLAGS.tasks)
-    check_settings(folder, settings_of_run(FLAGS.method))
+    check_settings(folder, settings_of_run(FLAGS.method), complete=complete_run)
     if (folder / METRICS_FILE).exists():
         metrics = json.loads((folder / METRICS_FILE).read_text())
         # What was left out can be trained and measured later.

@@ -1,33 +1,33 @@
 """Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from absl import flags, logging
 
 from piggyback_tf.methods import METHODS, Method
+from piggyback_tf.settings import write_record
 from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
+from piggyback_tf.training.settings import RETIRED, RunConfig, record_run, settings_of
 
 Config = TypeVar("Config")
 
-# They change where and how fast a run goes on, and what is measured besides; not what is learned.
-NOT_SETTINGS = {
-    "task_agnostic",
-    "forward_transfer",
-    "output_dir",
-    "data_dir",
-    "cache",
-    "cache_limit_mb",
-    "cache_dir",
-    "tensorboard",
-    "verbose",
-    "chance_epochs",
-}
 # Settings that a method which has none of them refuses: whoever gives one expects something of it.
 NEVER_IGNORED = ("init_from", "sparsity_weight")
 PRECISIONS = ("none", "float16", "bfloat16")
+# What defines a flag, by the type of its values.
+_MAKERS = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    int | None: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    str | None: flags.DEFINE_string,
+    tuple[str, ...]: flags.DEFINE_list,
+}
 _OWN: list[str] = []
 
 # The flags then count as those of the program that calls `define_flags`, and its --helpshort lists them.
@@ -36,61 +36,57 @@ flags.disclaim_key_flags()
 
 def define_flags() -> None:
     """Defines all flags; call it once, before absl parses the command line."""
-    text, flag, number = flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer
-    _own(text, "data", None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required without --tasks.")
-    _own(flags.DEFINE_list, "tasks", [], "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
+    text, flag, methods = flags.DEFINE_string, flags.DEFINE_bool, METHODS.names()
+    choices = {"method": methods, "baseline": methods, "strategy": STRATEGIES, "mixed_precision": PRECISIONS}
+    define_config_flags(RunConfig, choices=choices)
+    # Where and how fast a run goes on, and what is measured besides: no settings, which decide what is learned.
     _own(
         flag, "task_agnostic", True, "With --tasks, measure at the end also how well the task of an image is inferred."
     )
     _own(flag, "forward_transfer", False, "With --tasks, train every task but the first alone, too, to compare with.")
     _own(text, "output_dir", None, "Folder of the results; an interrupted run goes on. Required.", required=True)
     _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
-    _own(text, "task", None, "Name of the task; by default that of the data set.")
-    _own(flags.DEFINE_float, "val_fraction", 0.1, "Part of train for validation, if there is no such split.")
-    _own(flag, "skip_broken_images", False, "Leave broken images out and count them.")
-    define_base_flags("mobilenet_v2")
-    _own(number, "image_size", None, "Height and width in pixels; by default the backbone's own.")
-    own = ", ".join(name for name in METHODS if METHODS[name].recipe)
-    help_text = f"How the task is learned. All settings: --helpfull. {own} have optimisers and rates of their own."
-    _own(flags.DEFINE_enum, "method", "piggyback", METHODS.names(), help_text)
-    _own(flags.DEFINE_multi_enum, "baseline", [], METHODS.names(), "A method to compare with, trained first.")
-    _own(flags.DEFINE_enum, "strategy", "auto", STRATEGIES, "Devices; auto: mirrored if several.")
-    _own(flags.DEFINE_enum, "mixed_precision", "none", PRECISIONS, "Half precision of the computation.")
-    _own(flag, "deterministic", False, "Bit-equal runs on GPUs too (slower there).")
     _own(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.")
-    _own(number, "verbose", None, "0: quiet; 1: bar (default on a terminal); 2: a line an epoch.")
+    _own(flags.DEFINE_integer, "verbose", None, "0: quiet; 1: bar (default on a terminal); 2: a line an epoch.")
     for config in (TrainConfig, InputConfig, METHODS["piggyback"].Config):
         define_config_flags(config)
     # Listed by --helpfull under the module of the method, so that --helpshort stays readable.
     for name in METHODS:
         define_config_flags(METHODS[name].Config, module_name=METHODS[name].__module__)
+    for name, (kind, instead) in RETIRED.items():
+        _MAKERS[kind](name, None, f"Does nothing any more. {instead}", module_name="retired")
 
 
-def define_base_flags(backbone: str | None = None) -> None:
-    """Defines the flags that say which base is meant; `define_flags` does so, too.
-
-    Args:
-        backbone: Default of `--backbone`; None where packs name theirs.
-    """
-    _own(flags.DEFINE_string, "backbone", backbone, "The frozen network; python -m piggyback_tf backbones lists them.")
-    _own(flags.DEFINE_string, "weights", None, "imagenet, random, or a .weights.h5 or .keras file.")
+def define_base_flags() -> None:
+    """Defines the flags by which programs that read packs are told the base; `define_flags` has its own."""
+    for field in dataclasses.fields(RunConfig):
+        if field.name in ("backbone", "weights"):  # Of which packs name theirs.
+            _own(flags.DEFINE_string, field.name, None, field.metadata["help"])
 
 
-def define_config_flags(config: type, module_name: str | None = None) -> None:
+def define_config_flags(
+    config: type, module_name: str | None = None, choices: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> None:
     """Defines a flag for each field of a config dataclass that has none; `read_config` reads them.
 
     Args:
         config: The dataclass.
         module_name: Module whose help lists them; None for the program's own.
+        choices: The values, or those of its members, that a field of text can have, by its name.
     """
-    makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    place, kinds = {} if module_name is None else {"module_name": module_name}, get_type_hints(config)
     for field in dataclasses.fields(config):
         if field.name in _OWN:  # A setting that two methods share, such as `norm`.
             if flags.FLAGS[field.name].default != field.default:
                 raise ValueError(f"Two configs define --{field.name} with different defaults.")
             continue
-        place = {} if module_name is None else {"module_name": module_name}
-        _own(makers[type(field.default)], field.name, field.default, field.metadata["help"], **place)
+        make, default = _MAKERS[kinds[field.name]], field.default
+        if isinstance(default, tuple):
+            default = list(default)
+        if field.name in choices:
+            make = flags.DEFINE_enum if make is flags.DEFINE_string else flags.DEFINE_multi_enum
+            make = functools.partial(make, enum_values=choices[field.name])
+        _own(make, field.name, default, help=field.metadata["help"], **place)
 
 
 def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyType({})) -> Config:
@@ -125,7 +121,8 @@ def make_method(name: str) -> Method:
 def check_unused(methods: Iterable[str]) -> None:
     """Refuses settings beyond the paper that none of some methods has, and warns of others that were given.
 
-    A warning is enough for those of the papers: files of flags hold them, and are used with other methods, too.
+    A warning is enough for those of the papers: files of flags hold them, and are used with other methods, too. Retired
+    flags are warned of as well.
 
     Args:
         methods: Names of all methods of the run.
@@ -133,6 +130,9 @@ def check_unused(methods: Iterable[str]) -> None:
     Raises:
         flags.IllegalFlagValueError: If a setting beyond the paper is not at its default.
     """
+    for name, (_, instead) in RETIRED.items():
+        if flags.FLAGS[name].present:
+            logging.warning("--%s does nothing any more. %s", name, instead)
     having: dict[str, list[str]] = {}
     for name in METHODS:
         for field in dataclasses.fields(METHODS[name].Config):
@@ -153,20 +153,18 @@ def check_unused(methods: Iterable[str]) -> None:
 
 
 def settings(method: str) -> dict[str, Any]:
-    """Returns the values of all flags that decide what a method learns, by its recipe where they were not given."""
-    train = dataclasses.asdict(read_config(TrainConfig, METHODS[method].recipe))
-    return {name: train.get(name, flags.FLAGS[name].value) for name in _OWN if name not in NOT_SETTINGS}
+    """Returns what is recorded of a method: the flags that decide what it learns, by its recipe where not given."""
+    return write_record(_values(method), settings_of(method))
 
 
 def settings_of_run(method: str, baselines: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the `settings` of a run's method, and in `"baseline_settings"` those in which a baseline's differ."""
-    own = settings(method)
-    differing = {
-        name: {setting: value for setting, value in settings(name).items() if value != own[setting]}
-        for name in baselines
-    }
-    differing = {name: values for name, values in differing.items() if values}
-    return own | ({"baseline_settings": differing} if differing else {})
+    """Returns what is recorded of a run: the `settings` of its method, and in what those of its baselines differ."""
+    return record_run({name: _values(name) for name in (*baselines, method)})
+
+
+def _values(method: str) -> dict[str, Any]:
+    train = dataclasses.asdict(read_config(TrainConfig, METHODS[method].recipe))
+    return {name: train.get(name, flags.FLAGS[name].value) for name in settings_of(method)}
 
 
 def _own(define: Any, name: str, *args: Any, **kwargs: Any) -> None:

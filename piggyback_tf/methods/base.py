@@ -17,14 +17,10 @@ from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.registry import Registry
+from piggyback_tf.settings import option
 
 METHODS: Registry[type["Method"]] = Registry("method")
 VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
-
-
-def option(default: Any, help: str) -> Any:
-    """A field of a config dataclass with its help text, from which the command-line flag is made."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def check_finite(config: Any) -> None:
@@ -91,6 +87,8 @@ class Method(abc.ABC):
     replaces_base: ClassVar[bool] = False
     # Whether all tasks are learned in one training; `heads` then names them.
     at_once: ClassVar[bool] = False
+    # The groups of variables it can train; settings of the training that are for none of them are not recorded.
+    trains: ClassVar[tuple[str, ...]] = VARIABLE_GROUPS
     # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
@@ -209,7 +207,11 @@ class Method(abc.ABC):
         return "norm" if is_batch_norm(layer) else "weights"
 
     def groups(self, model: keras.Model) -> dict[str, list[keras.Variable]]:
-        """Returns the model's trainable variables by group; groups without variables are left out."""
+        """Returns the model's trainable variables by group; groups without variables are left out.
+
+        Raises:
+            ValueError: If one is in a group that `trains` does not name.
+        """
         layers = dict(named_layers(model))
         trainable = {id(variable) for variable in model.trainable_variables}
         groups: dict[str, list[keras.Variable]] = {}
@@ -217,6 +219,11 @@ class Method(abc.ABC):
             if id(variable) in trainable:
                 layer = next(layers[prefix] for prefix in _prefixes(path) if prefix in layers)
                 groups.setdefault(self.variable_group(path, layer), []).append(variable)
+        if unnamed := [group for group in groups if group not in self.trains]:
+            raise ValueError(
+                f"{type(self).__name__} trains variables of group {unnamed[0]!r}, and says that it trains "
+                f"{', '.join(self.trains)}. Name the group in `trains`, or its settings would not be recorded."
+            )
         return groups
 
 

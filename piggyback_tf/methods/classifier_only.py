@@ -11,6 +11,8 @@ from piggyback_tf.methods.base import METHODS, Method
 class ClassifierOnly(Method):
     """Learns the head; the backbone is shared, frozen, and batch norm stays in inference mode."""
 
+    trains = ("head",)
+
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         return share(backbone.model)

@@ -97,10 +97,11 @@ class DAN(Method):
 
     Config = DANConfig
     makes_pack = False
+    trains = ("adapter", "weights", "norm", "head")
     recipe = MappingProxyType(
         {
-            **{f"{group}_optimizer": "sgd" for group in ("adapter", "weights", "norm", "head")},
-            **{f"{group}_lr": 0.025 for group in ("adapter", "weights", "norm", "head")},
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 0.025 for group in trains},
         }
     )
 

@@ -13,6 +13,7 @@ class Finetune(Method):
 
     Config = TrainedNetworkConfig
     makes_pack = False
+    trains = ("weights", "norm", "head")
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.

@@ -247,11 +247,12 @@ class HAT(Method):
     plain_networks = False
     sequential = True
     replaces_base = True
+    trains = ("adapter", "weights", "head")
     recipe = MappingProxyType(
         {
             "sgd_momentum": 0.0,
-            **{f"{group}_optimizer": "sgd" for group in ("adapter", "weights", "head")},
-            **{f"{group}_lr": 0.025 for group in ("adapter", "weights", "head")},
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 0.025 for group in trains},
         }
     )
 

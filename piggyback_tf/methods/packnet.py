@@ -151,12 +151,13 @@ class PackNet(Method):
     makes_pack = False
     sequential = True
     replaces_base = True
+    trains = ("weights", "norm", "head")
     recipe = MappingProxyType(
         {
             "schedule": "step",
             "warmup_steps": 0,
-            **{f"{group}_optimizer": "sgd" for group in ("weights", "norm", "head")},
-            **{f"{group}_lr": 1e-3 for group in ("weights", "norm", "head")},
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 1e-3 for group in trains},
         }
     )
 

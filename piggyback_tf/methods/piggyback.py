@@ -68,6 +68,7 @@ class Piggyback(Method):
     """
 
     Config = PiggybackConfig
+    trains = ("mask", "norm", "head")
 
     def __init__(
         self,

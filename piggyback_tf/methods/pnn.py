@@ -159,6 +159,7 @@ class PNN(Method):
 
     Config = PNNConfig
     makes_pack = False
+    trains = ("adapter", "weights", "norm", "head")
     plain_networks = False
     sequential = True
 

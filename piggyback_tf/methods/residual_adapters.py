@@ -77,10 +77,11 @@ class ResidualAdapters(Method):
 
     Config = ResidualAdaptersConfig
     makes_pack = False
+    trains = ("adapter", "norm", "head")
     recipe = MappingProxyType(
         {
-            **{f"{group}_optimizer": "sgd" for group in ("adapter", "norm", "head")},
-            **{f"{group}_lr": 0.025 for group in ("adapter", "norm", "head")},
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 0.025 for group in trains},
         }
     )
 

@@ -40,6 +40,7 @@ class SharedNetwork(Method):
 
     Config = TrainedNetworkConfig
     makes_pack = False
+    trains = ("weights", "norm", "head")
     sequential = True
     keeps_old_tasks = False
     replaces_base = True

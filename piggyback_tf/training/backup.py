@@ -1,8 +1,12 @@
 """Resume: the whole state of a training in one file, written whole or not at all."""
 
+import collections
 import dataclasses
 import json
+import math
+import re
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from piggyback_tf.backbones import named_layers, named_variables
 from piggyback_tf.files import atomic_file
 from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.training.errors import TrainingError
@@ -24,7 +29,8 @@ class Progress:
 
     Attributes:
         epochs_done: Completed epochs.
-        best_epoch: The epoch, counted from 0, with the lowest validation error (then loss, then the earliest), or -1.
+        best_epoch: The epoch, counted from 0, with the lowest validation error (then loss, of which NaN is the highest,
+            then the earliest), or -1.
         best_score: Its `[validation error, validation loss]`.
         history: Values per completed epoch by name, such as `"loss"`, `"error"`, `"val_loss"`, `"val_error"`.
         seconds: Time spent in completed epochs, over all starts of the training.
@@ -79,20 +85,22 @@ class BackupAndRestore(keras.callbacks.Callback):
         """
         if self.path is None or not self.path.exists():
             return
-        variables = self._variables()
+        variables = training_variables(self.model)
         try:
             with safe_open(self.path, framework="np") as state:
                 progress = _progress(state)
-                names = set(state.keys())
-                wanted = {f"now/{name}" for name in variables}
-                if {name for name in names if name.startswith("now/")} != wanted:
+                shapes = {key: tuple(state.get_slice(key).get_shape()) for key in state.keys()}  # noqa: SIM118
+                keys = _numbers(variables) if "now/model/0" in shapes else {name: name for name in variables}
+                wanted = {f"now/{keys[name]}": tuple(variable.shape) for name, variable in variables.items()}
+                if {key: shape for key, shape in shapes.items() if key.startswith("now/")} != wanted:
                     raise TrainingError(
                         f"The saved state {self.path} belongs to another model. Delete the output folder or choose "
                         "another one to start anew."
                     )
                 for name, variable in variables.items():
-                    variable.assign(state.get_tensor(f"now/{name}"))
-                self._best = {name[5:]: state.get_tensor(name) for name in names if name.startswith("best/")}
+                    variable.assign(state.get_tensor(f"now/{keys[name]}"))
+                best = {name: f"best/{keys[f'model/{name}'].removeprefix('model/')}" for name in _learned(self.model)}
+                self._best = {name: state.get_tensor(key) for name, key in best.items() if key in shapes}
         except TrainingError:
             raise
         except Exception as error:
@@ -101,7 +109,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def restore_best(self) -> None:
         """Puts the weights of the best epoch into the model."""
-        for name, variable in self._learned().items():
+        for name, variable in _learned(self.model).items():
             variable.assign(self._best[name])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -112,16 +120,17 @@ class BackupAndRestore(keras.callbacks.Callback):
         for name, value in (logs or {}).items():
             progress.history.setdefault(name, []).append(float(value))
         score = [float(logs["val_error"]), float(logs["val_loss"])]
-        if epoch >= self._first_best_epoch and (progress.best_epoch < 0 or score < progress.best_score):
+        better = progress.best_epoch < 0 or _rank(score) < _rank(progress.best_score)
+        if epoch >= self._first_best_epoch and better:
             progress.best_epoch, progress.best_score = epoch, score
-            self._best = {name: _to_numpy(variable) for name, variable in self._learned().items()}
+            self._best = {name: _to_numpy(variable) for name, variable in _learned(self.model).items()}
         progress.epochs_done = epoch + 1
         progress.seconds += time.perf_counter() - self._started
         if self.path is not None:
             self._save()
 
     def _save(self) -> None:
-        tensors = {f"now/{name}": _to_numpy(variable) for name, variable in self._variables().items()}
+        tensors = {f"now/{name}": _to_numpy(variable) for name, variable in training_variables(self.model).items()}
         tensors |= {f"best/{name}": value for name, value in self._best.items()}
         with atomic_file(self.path) as temporary:
             save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(self.progress))})
@@ -132,20 +141,93 @@ class BackupAndRestore(keras.callbacks.Callback):
             "start anew."
         )
 
-    def _learned(self) -> dict[str, keras.Variable]:
-        """Every weight of the model that is not the shared base's, by its place in the model."""
-        own = [variable for variable in self.model.weights if not isinstance(variable, BaseVariable)]
-        return {str(place): variable for place, variable in enumerate(own)}
 
-    def _variables(self) -> dict[str, keras.Variable]:
-        """Everything whose value decides how the training goes on, by its place in model and optimiser."""
-        seeds = {id(v) for v in self.model.variables} - {id(v) for v in self.model.weights}
-        random = [variable for variable in self.model.variables if id(variable) in seeds]
-        return (
-            {f"model/{name}": variable for name, variable in self._learned().items()}
-            | {f"random/{i}": variable for i, variable in enumerate(random)}
-            | {f"optimizer/{i}": variable for i, variable in enumerate(self.model.optimizer.variables)}
-        )
+def training_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns everything whose value decides how the training of a compiled model goes on.
+
+    Keys are `"model/PATH"` with the canonical path of a weight that is not the shared base's, `"random/LAYER/seed"`,
+    and of optimisers `"optimizer/NAME"`, `"optimizer/GROUP/NAME"` or `"optimizer/GROUP/PATH/NAME"`. So what belongs
+    together has one name in every version of the model's code and whatever was built before in the process.
+
+    Raises:
+        ValueError: If the model has weights that are in none of its layers.
+    """
+    return (
+        {f"model/{path}": variable for path, variable in _learned(model).items()}
+        | {f"random/{name}": variable for name, variable in _random_states(model).items()}
+        | {f"optimizer/{name}": variable for name, variable in _optimizer_states(model).items()}
+    )
+
+
+def _learned(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns every weight of a model that is not the shared base's by its canonical path, in the model's order."""
+    paths = {id(variable): path for path, variable in named_variables(model).items()}
+    own = [variable for variable in model.weights if not isinstance(variable, BaseVariable)]
+    if strange := [variable.path for variable in own if id(variable) not in paths]:
+        raise ValueError(f"Model {model.name!r} has a weight in none of its layers, {strange[0]!r}; put it into one.")
+    return {paths[id(variable)]: variable for variable in own}
+
+
+def _random_states(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the states of random layers by the canonical path of the layer, in the model's order."""
+    names = {}
+    for path, layer in named_layers(model):
+        weights = {id(variable) for variable in layer.weights}
+        states = [variable for variable in layer.variables if id(variable) not in weights]
+        names |= {id(v): f"{path}/seed_{number}" if number else f"{path}/seed" for number, v in enumerate(states)}
+    weights = {id(variable) for variable in model.weights}
+    return {names[id(variable)]: variable for variable in model.variables if id(variable) not in weights}
+
+
+def _optimizer_states(model: keras.Model) -> dict[str, keras.Variable]:
+    """Returns the variables of a model's optimisers by name, in the optimiser's order."""
+    paths = {variable.path.replace("/", "_"): path for path, variable in named_variables(model).items()}
+    names: dict[int, str] = {}
+    taken: collections.Counter[str] = collections.Counter()
+
+    def visit(optimizer: keras.optimizers.Optimizer, prefix: str) -> None:
+        for inner in getattr(optimizer, "optimizers", ()):  # A MultiOptimizer's, each with the name of its group.
+            visit(inner, f"{prefix}{inner.name}/")
+        if hasattr(optimizer, "inner_optimizer"):  # What Keras puts around an optimiser for half precision.
+            visit(optimizer.inner_optimizer, prefix)
+        for variable in optimizer.variables:
+            if id(variable) not in names:
+                name = prefix + _state_name(variable.name, paths)
+                names[id(variable)] = f"{name}_{taken[name]}" if taken[name] else name
+                taken[name] += 1
+
+    visit(model.optimizer, "")
+    return {names[id(variable)]: variable for variable in model.optimizer.variables}
+
+
+def _state_name(name: str, paths: Mapping[str, str]) -> str:
+    """Returns the name of an optimiser's variable, with the canonical path of the weight that it belongs to.
+
+    Args:
+        name: The variable's own name: that of the weight, as Keras has it with `_` for `/`, and what it is.
+        paths: The canonical path of each weight by its name.
+    """
+    for place in reversed([place for place, sign in enumerate(name) if sign == "_"]):
+        if name[:place] in paths:
+            return f"{paths[name[:place]]}/{name[place + 1 :]}"
+    # Keras numbers what has no name through the process.
+    return "variable" if re.fullmatch(r"variable(_\d+)?", name) else name
+
+
+def _numbers(names: Iterable[str]) -> dict[str, str]:
+    """Returns what the first version called each of the `training_variables`: their numbers among those of a kind."""
+    counts: collections.Counter[str] = collections.Counter()
+    numbers = {}
+    for name in names:
+        kind = name.partition("/")[0]
+        numbers[name] = f"{kind}/{counts[kind]}"
+        counts[kind] += 1
+    return numbers
+
+
+def _rank(score: Iterable[float]) -> list[float]:
+    """Returns what scores are compared by: one that is no number is above all that are."""
+    return [math.inf if math.isnan(value) else value for value in score]
 
 
 def finish_training(folder: Path) -> None:

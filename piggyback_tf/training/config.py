@@ -22,14 +22,20 @@ class TrainConfig:
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
-    warmup_steps: int = option(100, "Steps of warm-up of all but the head; at most three eighths of the training.")
+    warmup_steps: int = option(
+        100,
+        "Steps of warm-up of all but the head; at most three eighths of the training.",
+        groups=[group for group in VARIABLE_GROUPS if group != "head"],
+    )
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
     mask_lr: float = option(2.5e-4, "Learning rate of the masks.")
     mask_epsilon: float = option(
         1e-6, "Epsilon of the masks' adam, beside whose gradients it is not small: what hardly matters moves less."
     )
     max_flips: float = option(
-        1e-3, "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit."
+        1e-3,
+        "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit.",
+        groups=["mask"],
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
@@ -42,7 +48,9 @@ class TrainConfig:
     sgd_momentum: float = option(0.9, "Momentum wherever the optimiser is sgd.")
     adam_epsilon: float = option(1e-7, "Epsilon of adam but for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
-        3, "Stop if the loss has been that of guessing for so many epochs after the warm-up; 0 never stops."
+        3,
+        "Stop if the loss has been that of guessing for so many epochs after the warm-up; 0 never stops.",
+        recorded=False,
     )
 
     def __post_init__(self) -> None:

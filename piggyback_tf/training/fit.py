@@ -27,9 +27,11 @@ class InputConfig:
 
     augment_train: str = option("", "What happens to training images; by default resize(S,S).")
     augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
-    cache: str = option("auto", "Images after the fixed operations: memory, disk, none, or auto by size.")
-    cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.")
-    cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.")
+    cache: str = option(
+        "auto", "Images after the fixed operations: memory, disk, none, or auto by size.", recorded=False
+    )
+    cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.", recorded=False)
+    cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.", recorded=False)
 
     def for_size(self, image_size: int) -> "InputConfig":
         """Returns the same settings with augmentations filled in that were left to the default."""
@@ -117,14 +119,17 @@ def train_task(
         _compile(model, method, config, steps_per_epoch, epochs)
         if end - epochs < done:
             backup.restore()
-        if end == done:
-            continue
-        first_epoch = max(done, end - epochs)
-        callbacks = [backup, StopOnNaN(type(method).__name__, method.groups(model)), *method.callbacks(model)]
+        watches = [StopOnNaN(type(method).__name__, method.groups(model))]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
-            callbacks.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
+            watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
+        if end == done:
+            for watch in watches:
+                watch.on_train_begin()  # What was stopped at its last epoch is stopped again.
+            continue
+        first_epoch = max(done, end - epochs)
+        callbacks = [backup, *watches, *method.callbacks(model)]
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
         train, validation = _datasets(data, config, inputs.for_size(backbone.image_size), backbone, first_epoch)

@@ -118,6 +118,8 @@ def make_optimizer(
     masks = mask_config(model)
     config = dataclasses.replace(config, epochs=epochs or config.epochs)
     optimizers = {group: _group_optimizer(group, masks, config, steps_per_epoch) for group in groups}
+    for group, optimizer in optimizers.items():
+        optimizer.name = group  # By which the state of a training is kept.
     by_variable = {id(variable): optimizers[group] for group, members in groups.items() for variable in members}
     return keras.optimizers.MultiOptimizer(lambda variable: by_variable[id(variable)])
 

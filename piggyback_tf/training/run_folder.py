@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from piggyback_tf.training.errors import TrainingError
 
 # What a run finds out before it trains: its settings, data and base, and with what its masks start.
 _BEFORE_TRAINING = ("settings.json", "found.json", "start.json")
+_NOT_SET = object()
 
 
 @contextlib.contextmanager
@@ -40,7 +41,14 @@ def run_folder(path: str | Path) -> Iterator[Path]:
         yield folder
 
 
-def check_settings(folder: Path, settings: dict[str, Any], *, file: str = "settings.json", prefix: str = "--") -> None:
+def check_settings(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    file: str = "settings.json",
+    prefix: str = "--",
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> None:
     """Writes the settings of a new run, or compares them with those the run was started with.
 
     Args:
@@ -48,6 +56,7 @@ def check_settings(folder: Path, settings: dict[str, Any], *, file: str = "setti
         settings: What decides the result, as JSON values.
         file: Name of the file that keeps them.
         prefix: What stands before a name in the message.
+        complete: Returns all that a record means, also what it leaves out, before it is compared.
 
     Raises:
         TrainingError: If the folder was used with other settings; names each that differs.
@@ -58,13 +67,14 @@ def check_settings(folder: Path, settings: dict[str, Any], *, file: str = "setti
         write_atomically(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         return
     try:
-        earlier = json.loads(path.read_text())
-    except ValueError as error:
+        earlier = complete(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path} is damaged ({error}). Choose another --output_dir.") from error
+    settings = complete(settings)
     changed = [
         f"{prefix}{name} was {_shown(earlier, name)} and is {_shown(settings, name)} now"
         for name in sorted(earlier.keys() | settings.keys())
-        if _shown(earlier, name) != _shown(settings, name)
+        if earlier.get(name, _NOT_SET) != settings.get(name, _NOT_SET)
     ]
     if changed:
         raise TrainingError(

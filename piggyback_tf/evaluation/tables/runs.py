@@ -9,6 +9,7 @@ from typing import Any
 
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.pack import PACK_SUFFIX
+from piggyback_tf.settings import own_record
 
 
 class TableError(ValueError):
@@ -49,7 +50,7 @@ class Record:
         base: What it was learned on.
         tasks: In the order of learning.
         errors: Errors as from `evaluate` on the test split, by task, after all tasks were learned.
-        settings: Values of all flags; empty if not known.
+        settings: What is recorded of its settings; empty if not known.
         classes: Names of the classes, by task, where known.
         packs: File of each task's pack, where there is one.
         name: A name for the method with its settings, for a run whose settings are not known.
@@ -78,6 +79,13 @@ class Record:
     def seconds(self) -> float | None:
         """How long learning took."""
         return self.sequence["measures"]["seconds"] if self.sequence else (self.single or {}).get("seconds")
+
+    @functools.cached_property
+    def all_settings(self) -> Mapping[str, Any]:
+        """All its settings, also those that the record leaves out; empty if not known. Loads TensorFlow."""
+        from piggyback_tf.training import complete
+
+        return complete(self.settings, self.method) if self.settings else {}
 
     def zeros(self, task: str) -> tuple[float, Mapping[str, float]] | None:
         """Returns the dropped fraction of a task's masked weights, in all and by layer; None if there is no mask.
@@ -193,7 +201,6 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
             f"The run in {source!r} is not finished: there is no metrics.json in it. Its command, given again, goes on."
         )
     settings, metrics = _read_json(folder / "settings.json"), _read_json(folder / "metrics.json")
-    of_baselines = settings.pop("baseline_settings", {})
     found = _read_json(folder / "found.json") if (folder / "found.json").is_file() else {}
     base = _base(metrics["base_hash"], settings)
     if "steps" in metrics:
@@ -225,7 +232,7 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
                 base=base,
                 tasks=(task,),
                 errors={task: single["test"]} if "test" in single else {},
-                settings=settings | (of_baselines.get(method, {}) if baseline else {}),
+                settings=own_record(settings, method),
                 classes={task: found["class_names"]} if "class_names" in found else {},
                 packs={task: pack} if pack.is_file() else {},
                 baseline=baseline,

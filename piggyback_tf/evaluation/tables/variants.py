@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from piggyback_tf.evaluation.tables.runs import Record, TableError
 
@@ -120,11 +121,14 @@ def name_variants(
     for record in records:
         for task in record.tasks:
             groups.setdefault((record.method, record.base.key, task), []).append(record)
+    left_out = _NOT_HOW | set(ignore)
     differing: dict[str, list[str]] = {}
     for (method, *_), group in groups.items():
-        for name in sorted({name for record in group for name in record.settings} - _NOT_HOW - set(ignore)):
-            if len({_shown(record, name) for record in group if record.settings}) > 1:
-                differing.setdefault(method, []).append(name)
+        known = [record for record in group if record.settings]
+        if all(_differing(known[0].settings, record.settings) <= left_out for record in known):
+            continue  # Most runs: what the records leave out need not be known, which would load TensorFlow.
+        found = set().union(*(_differing(known[0].all_settings, record.all_settings) for record in known))
+        differing.setdefault(method, []).extend(sorted(found - left_out))
     names = {}
     for record in records:
         title = (titles or {}).get(record.method, record.method)
@@ -179,6 +183,12 @@ def _describe(record: Record) -> str:
     return known + (f"{base.image_size} px, " if base.image_size else "") + f"hash {base.hash[:12]}"
 
 
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    """Returns the names of settings that two runs do not both have, with the same value."""
+    both = one.keys() & other.keys()
+    return one.keys() ^ other.keys() | {name for name in both if one[name] != other[name]}
+
+
 def _shown(record: Record, name: str) -> str:
-    value = record.settings.get(name, "not known")
+    value = record.all_settings.get(name, "not known")
     return value if isinstance(value, str) else json.dumps(value)
