@@ -17,8 +17,10 @@ def defined_flags():
         flags.FLAGS.unparse_flags()
         return flags.FLAGS(["train.py", *arguments])
 
-    yield parse
-    flags.FLAGS.unparse_flags()
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    own_flags._OWN.clear()
+    try:
+        yield parse
+    finally:
+        flags.FLAGS.unparse_flags()
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        own_flags._OWN.clear()

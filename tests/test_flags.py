@@ -29,7 +29,8 @@ def test_a_recipe_counts_where_a_flag_is_not_given_and_is_recorded(name, parse):
     parse()
     by_recipe, piggyback = own_flags.settings(name), own_flags.settings("piggyback")
     assert {setting: by_recipe[setting] for setting in recipe} == dict(recipe)
-    assert {setting for setting in by_recipe if by_recipe[setting] != piggyback[setting]} <= set(recipe)
+    both = by_recipe.keys() & piggyback.keys() - {"method"}
+    assert {setting for setting in both if by_recipe[setting] != piggyback[setting]} <= set(recipe)
     parse(*(f"--{setting}={value}" for setting, value in given.items()))
     by_flags = own_flags.settings(name)
     train = own_flags.read_config(TrainConfig, recipe)
@@ -39,14 +40,16 @@ def test_a_recipe_counts_where_a_flag_is_not_given_and_is_recorded(name, parse):
 
 def test_a_run_records_in_what_its_baselines_differ(parse):
     parse()
-    assert own_flags.settings_of_run("piggyback", ["finetune"]) == own_flags.settings("piggyback")
-    found = own_flags.settings_of_run("piggyback", ["finetune", "packnet"])
-    own, recipe = own_flags.settings("piggyback"), METHODS["packnet"].recipe
-    differing = {setting: value for setting, value in recipe.items() if own[setting] != value}
-    assert found.pop("baseline_settings") == {"packnet": differing}
+    assert own_flags.settings_of_run("piggyback", ["classifier_only"]) == own_flags.settings("piggyback")
+    found = own_flags.settings_of_run("finetune", ["piggyback", "packnet"])
+    own, packnet = own_flags.settings("finetune"), own_flags.settings("packnet")
+    differing = {setting: value for setting, value in packnet.items() if own.get(setting) != value}
+    assert {"packnet_prune", "schedule", "weights_lr"} <= differing.keys()
+    assert found["baseline_settings"]["packnet"] == differing
+    assert {"mask_lr", "mask_kind"} <= found.pop("baseline_settings")["piggyback"].keys()
     assert found == own
     parse("--weights_lr=1e-4")
-    assert "weights_lr" not in own_flags.settings_of_run("piggyback", ["packnet"])["baseline_settings"]["packnet"]
+    assert "weights_lr" not in own_flags.settings_of_run("finetune", ["packnet"])["baseline_settings"]["packnet"]
 
 
 @pytest.mark.parametrize("flag", ["--init_from=a.task.safetensors", "--sparsity_weight=0.5"])

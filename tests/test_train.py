@@ -105,6 +105,34 @@ def test_other_settings_are_refused_by_name(finished):
     assert "cache" not in refused.stderr.split("train.py:")[-1]
 
 
+def test_a_run_that_recorded_all_flags_is_complete_though_flags_came_and_went(finished, tmp_path):
+    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    recorded = json.loads((folder / "settings.json").read_text())
+    assert "ewc_lambda" not in recorded
+    (folder / "settings.json").write_text(json.dumps(recorded | {"ewc_lambda": 3.0, "gone": 1.0}))
+    program = f"""
+import dataclasses, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from absl import app
+from piggyback_tf.methods import METHODS, MethodConfig, option
+from piggyback_tf.training.settings import RETIRED
+
+@dataclasses.dataclass(frozen=True)
+class Config(MethodConfig):
+    sampler_rate: float = option(0.5, "A rate.")
+
+METHODS.register("sampler")(type("Sampler", (METHODS["classifier_only"],), {{"Config": Config}}))
+RETIRED["gone"] = (float, "Nothing took its place.")
+train.define_flags()
+app.run(train.main, argv={_command(folder, "--baseline=finetune", "--gone=2", "--sampler_rate=0.1")!r})
+"""
+    again = run_forked("-c", program)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "--gone does nothing any more. Nothing took its place." in again.stderr
+    assert again.stdout.strip().splitlines()[:-1] == finished[1].strip().splitlines()[-6:-1]
+
+
 def test_killed_anywhere_it_goes_on_to_the_same_pack(finished, tmp_path):
     """Three kills: after the first epoch, in the middle of writing the second one's state, and at a random moment."""
     folder = tmp_path / "run"

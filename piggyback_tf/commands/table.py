@@ -1,4 +1,4 @@
-"""table: results of finished runs as tables and plots, without TensorFlow."""
+"""table: results of finished runs as tables and plots, without TensorFlow unless their settings differ."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def add_command(commands: Any) -> None:
     """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "table",
-        help="print the results of runs in the layout of the paper's tables, or as a survey; needs no TensorFlow",
+        help="print the results of runs in the layout of the paper's tables, or as a survey",
         description="Prints the results of finished runs as a table: mean and standard deviation over seeds.",
         allow_abbrev=False,
     )

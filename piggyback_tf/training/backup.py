@@ -190,6 +190,7 @@ def _optimizer_states(model: keras.Model) -> dict[str, keras.Variable]:
             visit(inner, f"{prefix}{inner.name}/")
         if hasattr(optimizer, "inner_optimizer"):  # What Keras puts around an optimiser for half precision.
             visit(optimizer.inner_optimizer, prefix)
+            prefix += "loss_scale/"
         for variable in optimizer.variables:
             if id(variable) not in names:
                 name = prefix + _state_name(variable.name, paths)

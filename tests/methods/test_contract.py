@@ -81,6 +81,34 @@ def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
 
 
 @pytest.mark.parametrize("method", NAMES)
+def test_it_says_which_groups_of_variables_it_trains(method, sequences):
+    folder, backbone, _ = sequences(method)
+    kind, heads = METHODS[method], CLASSES if METHODS[method].at_once else None
+    cases = [(kind.Config(), Memory())]
+    if hasattr(kind.Config, "norm"):
+        cases.append((kind.Config(norm="task"), Memory()))
+    if kind.sequential and not kind.makes_pack:
+        cases.append((kind.Config(), Memory.load(folder / "2_spots" / MEMORY_FILE)))
+    # DAN trains depthwise kernels as they are; the network here has none.
+    found = {"weights"} if method == "dan" else set()
+    for config, memory in cases:
+        learner = kind(config, memory, heads)
+        model = learner.build(backbone, sum(CLASSES.values()) if heads else 3)
+        for phase in range(len(learner.phases(6))):
+            learner.begin_phase(model, phase)
+            found |= learner.groups(model).keys()
+    assert found == set(kind.trains)
+
+
+def test_a_group_that_a_method_does_not_name_is_refused():
+    class Silent(METHODS["piggyback"]):
+        trains = ("head", "norm")
+
+    with pytest.raises(ValueError, match="Silent trains variables of group 'mask', and says that it trains head, norm"):
+        Silent().groups(Silent().build(toy_backbone(), 3))
+
+
+@pytest.mark.parametrize("method", NAMES)
 def test_old_answers_stay_where_that_is_promised(method, sequences):
     _, _, metrics = sequences(method)
     if METHODS[method].at_once:

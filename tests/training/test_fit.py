@@ -101,14 +101,20 @@ def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
     StopOnNaN("Poisoned", ["head"]).on_train_batch_end(0, {"loss": 1.0})
 
 
-def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(data, tmp_path):
-    config = TrainConfig(epochs=5, batch_size=64, head_lr=1e-9, chance_epochs=2, warmup_steps=10)
+@pytest.mark.parametrize("epochs", [5, 3])
+def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(epochs, data, tmp_path):
+    """Be it in the middle or at its last epoch, the third."""
+    data = dataclasses.replace(data, train=Subset(data.train, range(640)))
+    config = TrainConfig(epochs=epochs, batch_size=64, head_lr=1e-9, chance_epochs=2, warmup_steps=5)
     zero = Backbone.from_model(_constant_network(), "constant")
     for start in ("new", "again"):
         with pytest.raises(TrainingError, match="guessing gives 2.30"):
             _train("classifier_only", zero, data, config, state_dir=tmp_path)
         state = safe_open(tmp_path / "training_state.safetensors", framework="np").metadata()["progress"]
         assert json.loads(state)["epochs_done"] == 3, start
+    regardless = dataclasses.replace(config, chance_epochs=0)
+    trained = _train("classifier_only", zero, data, regardless, state_dir=tmp_path)
+    assert len(trained.history["loss"]) == epochs
 
 
 def test_chance_is_the_entropy_of_the_classes_and_epochs_count_in_a_row():
