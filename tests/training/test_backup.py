@@ -89,7 +89,9 @@ def test_a_state_of_the_first_version_with_numbers_goes_on(tmp_path):
     own = [variable for variable in saved.weights if not isinstance(variable, BaseVariable)]
     random = [v for v in saved.variables if not any(v is weight for weight in saved.weights)]
     kinds = {"now/model": own, "now/random": random, "now/optimizer": saved.optimizer.variables, "best": own}
-    tensors = {f"{kind}/{place}": np.array(v) for kind, members in kinds.items() for place, v in enumerate(members)}
+    tensors = {
+        f"{kind}/{place}": np.asarray(v.numpy()) for kind, members in kinds.items() for place, v in enumerate(members)
+    }
     with safe_open(tmp_path / STATE_FILE, "np") as state:
         metadata = state.metadata()
     save_file(tensors, tmp_path / STATE_FILE, metadata)

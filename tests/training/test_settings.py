@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from piggyback_tf import flags as own_flags
-from piggyback_tf.methods import METHODS, MethodConfig, NormConfig, option
+from piggyback_tf.methods import METHODS, NormConfig, option
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, check_settings, complete, complete_run
@@ -106,19 +106,20 @@ def test_settings_of_the_training_the_input_and_the_own_method_are_recorded(meth
     assert not foreign & names
     for group in ("mask", "weights", "adapter"):
         assert (f"{group}_lr" in names) == (group in METHODS[method].trains)
-    assert ("max_flips" in names) == (method == "piggyback")
-    assert ("warmup_steps" in names) == (method != "classifier_only")
+    assert ("max_flips" in names) == ("mask" in METHODS[method].trains)
+    assert ("warmup_steps" in names) == (METHODS[method].trains != ("head",))
     assert not {"chance_epochs", "cache", "cache_dir", "output_dir", "task_agnostic", "verbose"} & names
 
 
 def test_settings_that_are_added_say_what_was_before():
     """Without, records and digests of packs change, and old runs are taken for what is the default now."""
-    first = FLAT["single"].keys() | {"chance_epochs", "cache", "cache_limit_mb", "cache_dir"}
-    configs = {RunConfig, TrainConfig, InputConfig} | {
-        METHODS[name].Config for name in METHODS if {f.name for f in dataclasses.fields(METHODS[name].Config)} & first
-    }
-    added = {field for config in configs for field in dataclasses.fields(config) if field.name not in first}
-    assert [field.name for field in added if field.metadata["before"] is dataclasses.MISSING] == []
+    methods = (
+        "classifier_only dan ewc finetune finetune_sequential hat joint lwf packnet piggyback pnn residual_adapters"
+    )
+    configs = [RunConfig, TrainConfig, InputConfig, *(METHODS[name].Config for name in methods.split())]
+    fields = {field.name: field.metadata for config in configs for field in dataclasses.fields(config)}
+    added = {name for name in fields.keys() - FLAT["single"].keys() if fields[name]["recorded"]}
+    assert {name for name in added if fields[name]["before"] is dataclasses.MISSING} == set()
 
 
 def test_before_is_of_the_type_of_the_default():
@@ -292,5 +293,9 @@ def test_a_retired_flag_warns_and_is_in_no_record(record, monkeypatch, tmp_path,
     ]
 
 
-def test_a_method_without_settings_of_its_own_has_those_of_all():
-    assert set(settings_of("classifier_only")) >= {field.name for field in dataclasses.fields(MethodConfig)}
+def test_of_a_method_that_is_not_known_every_setting_stays():
+    record = {"method": "strange", "strange_rate": 1, "epochs": 3, "ewc_lambda": 2.0}
+    found = complete(record, "strange")
+    assert record.items() <= found.items()
+    assert found["schedule"] == "cosine" and "mask_lr" in found
+    assert complete_run(record) == record
