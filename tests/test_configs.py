@@ -140,7 +140,7 @@ def test_the_papers_recipe_has_none_of_the_safeguards(monkeypatch):
     train, method = own_flags.read_config(TrainConfig), own_flags.make_method("piggyback").config
     assert (train.mask_optimizer, train.mask_lr, train.head_optimizer, train.head_lr) == ("adam", 1e-4, "adam", 1e-4)
     assert (train.schedule, train.step_decay, train.batch_size) == ("step", 0.1, 32)
-    assert (train.warmup_steps, train.max_flips, train.chance_epochs) == (0, 0, 0)
+    assert (train.warmup_steps, train.mask_trust, train.chance_epochs) == (0, 0, 0)
     assert train.mask_epsilon == train.adam_epsilon == 1e-8
     assert (method.mask_kind, method.mask_threshold, method.mask_init, method.mask_scale) == (
         "binary",

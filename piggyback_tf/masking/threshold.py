@@ -48,6 +48,17 @@ def count_dropped(mask_real: tf.Tensor, threshold: float, scale: float) -> tf.Te
     return straight_through(mask_real)
 
 
+def promise_factor(kernel: tf.Tensor, gradient_scaling: str) -> tf.Tensor | float:
+    """Returns by what to multiply the gradient that `masked_kernel` gives to get `dE/dm = dE/dW' * W`.
+
+    Args:
+        kernel: The weights `W`, or some of them; the mean is over these.
+        gradient_scaling: As for `masked_kernel`.
+    """
+    size = tf.abs(tf.cast(kernel, tf.float32))
+    return {"none": 1.0, "average": tf.reduce_mean(size), "individual": size}[gradient_scaling]
+
+
 def masked_kernel(
     kernel: tf.Tensor,
     mask_real: tf.Tensor,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones import Backbone, finalize_layers, is_batch_norm, named_layers, named_variables
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
+from piggyback_tf.heads import HEAD_INITS, HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, TrainedNorm
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.sharing import BaseVariable
@@ -36,9 +36,14 @@ class MethodConfig:
     """Settings that every method has."""
 
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
+    head_init: str = option(
+        "zeros", "Start of the head. zeros: with the loss of guessing; glorot: random.", before="glorot"
+    )
 
     def __post_init__(self) -> None:
         check_finite(self)
+        if self.head_init not in HEAD_INITS:
+            raise ValueError(f"`head_init` must be one of {HEAD_INITS}. Received: head_init={self.head_init!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,11 @@ class Method(abc.ABC):
             seed: Seed of the initial values of everything that is new.
         """
         return add_classification_head(
-            self.features(backbone, seed), num_classes, dropout=self.config.head_dropout, seed=seed
+            self.features(backbone, seed),
+            num_classes,
+            dropout=self.config.head_dropout,
+            init=self.config.head_init,
+            seed=seed,
         )
 
     def check_room(self, backbone: Backbone, tasks: int) -> None:

@@ -138,7 +138,9 @@ class LwF(SharedNetwork):
         classes = [self.memory.classes(task) for task in self.memory.tasks]
         weights = join_heads(self.memory)
         features = self.features(backbone, seed)
-        model = add_classification_head(features, num_classes, dropout=self.config.head_dropout, seed=seed)
+        model = add_classification_head(
+            features, num_classes, dropout=self.config.head_dropout, init=self.config.head_init, seed=seed
+        )
         old_heads = keras.layers.Dense(sum(classes), dtype="float32", name=OLD_HEADS_NAME)
         logits = keras.layers.Concatenate(name="all_heads", dtype="float32")([model.output, old_heads(features.output)])
         old_heads.set_weights(weights)

@@ -23,19 +23,20 @@ class TrainConfig:
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
     warmup_steps: int = option(
-        100,
-        "Steps of warm-up of all but the head; at most three eighths of the training.",
+        -1,
+        "Steps of warm-up of all but the head, at most three eighths of the training; -1: a tenth of it.",
         groups=[group for group in VARIABLE_GROUPS if group != "head"],
     )
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
-    mask_lr: float = option(2.5e-4, "Learning rate of the masks.")
+    mask_lr: float = option(0.0, "Learning rate of the masks; 0: by the number of steps (docs/architecture.md).")
     mask_epsilon: float = option(
         1e-6, "Epsilon of the masks' adam, beside whose gradients it is not small: what hardly matters moves less."
     )
-    max_flips: float = option(
-        1e-3,
-        "Limit of the fraction of a layer's mask that one step changes, scheduled as the rate; 0: no limit.",
-        groups=["mask"],
+    mask_trust: float = option(
+        0.1, "Part of the loss that the flips of one step may promise, by their gradient; 0: no limit.", before=0.0
+    )
+    mask_budget: float = option(
+        0.06, "With --mask_trust: part of all masked weights that may flip in a training.", before=0.0
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
@@ -58,10 +59,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}.")
-        for name in ("warmup_steps", "step_epochs", "max_flips", "chance_epochs", "seed"):
+        for name in ("step_epochs", "mask_lr", "mask_trust", "mask_budget", "chance_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
-        for name in (*(f"{group}_lr" for group in VARIABLE_GROUPS), "mask_epsilon", "adam_epsilon", "step_decay"):
+        rates = (f"{group}_lr" for group in VARIABLE_GROUPS if group != "mask")
+        for name in (*rates, "mask_epsilon", "adam_epsilon", "step_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={getattr(self, name)}.")
         if not 0 <= self.sgd_momentum < 1:

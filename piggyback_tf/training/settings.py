@@ -39,7 +39,12 @@ class RunConfig:
 
 # Flags that are gone: the type of their values, and a sentence on what took their place. One that is given is warned
 # of, and in old records they are passed over. Keep a flag here for as long as there may be records that hold it.
-RETIRED: Mapping[str, tuple[type, str]] = {}
+RETIRED: Mapping[str, tuple[type, str]] = {
+    "max_flips": (
+        float,
+        "--mask_trust and --mask_budget limit what flips, over all layers together.",
+    ),
+}
 
 
 def settings_of(method: str) -> dict[str, dataclasses.Field]:

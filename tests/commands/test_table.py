@@ -86,7 +86,7 @@ def test_a_damaged_pack(runs, tmp_path, capsys):
 @pytest.mark.slow
 def test_runs_of_train_py(tmp_path, capsys):
     quick = ["--backbone=shapesnet", "--epochs=1", "--batch_size=256", "--chance_epochs=0", "--verbose=0"]
-    quick += ["--augment_train=resize(32,32)", "--augment_eval=resize(32,32)", "--max_flips=0.01"]
+    quick += ["--augment_train=resize(32,32)", "--augment_eval=resize(32,32)", "--mask_budget=1"]
     for name, flags in {
         "single": ["--data=digits", "--task=a", "--baseline=classifier_only", "--baseline=finetune"],
         "packnet": ["--tasks=a=digits,b=digits", "--method=packnet", "--epochs=2"],

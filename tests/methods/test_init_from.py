@@ -208,7 +208,7 @@ class BrokenOffError(Exception):
 
 @pytest.mark.slow
 def test_a_sequence_chooses_among_the_tasks_before_and_goes_on_with_the_same(backbone, tmp_path, monkeypatch):
-    usual = toy_settings("piggyback", mask_lr=5e-3, max_flips=0.1)
+    usual = toy_settings("piggyback", mask_lr=5e-3, mask_trust=0.0)
     settings = dataclasses.replace(usual, config=PiggybackConfig(init_from="auto"))
     assert isinstance(settings, SequenceSettings)
     for name in ("whole", "broken"):

@@ -48,7 +48,7 @@ def test_without_a_price_the_model_is_as_ever():
 
 
 def _train(weight, **config):
-    settings = toy_settings("piggyback", epochs=8, mask_lr=2e-3, max_flips=0.05)
+    settings = toy_settings("piggyback", epochs=8, mask_lr=2e-3, mask_trust=0.0)
     method = Piggyback(PiggybackConfig(sparsity_weight=weight, **config))
     trained = train_task(method, toy_backbone(), toy_tasks()["spots"], settings.train, INPUTS)
     masks = np.concatenate([mask.reshape(-1) for mask in read_masks(trained.model).values()])
@@ -94,7 +94,7 @@ from tests.methods.toy import INPUTS, toy_backbone, toy_tasks
 
 # 20 images in batches of 6: the last batch has two, and is filled up. Steps of SGD are as long as the gradients.
 config = TrainConfig(
-    epochs=2, batch_size=6, chance_epochs=0, warmup_steps=0, mask_optimizer="sgd", mask_lr=1e-2, max_flips=0.0
+    epochs=2, batch_size=6, chance_epochs=0, warmup_steps=0, mask_optimizer="sgd", mask_lr=1e-2, mask_trust=0.0
 )
 found = {}
 for weight in (0.0, 30.0):

@@ -32,7 +32,7 @@ def _backbone():
 
 
 QUICK = TrainConfig(
-    epochs=2, batch_size=64, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, max_flips=0.01, warmup_steps=5
+    epochs=2, batch_size=64, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, mask_budget=1.0, warmup_steps=5
 )
 
 

@@ -1,17 +1,14 @@
-"""Schedules, groups of variables, and the limit on flips."""
+"""Schedules, groups of variables, and the optimiser of each."""
 
 import keras
 import numpy as np
 import pytest
 
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.masking import MaskConfig
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
-from piggyback_tf.training import FlipLimitedAdam, TrainConfig, WarmupSchedule, make_optimizer
-
-
-def _variable(values):
-    return keras.Variable(np.asarray(values, "float32"), name="mask_real")
+from piggyback_tf.training import TrainConfig, TrustRegionAdam, WarmupSchedule, make_optimizer, mask_rate
 
 
 def test_cosine_schedule_with_warmup():
@@ -31,69 +28,6 @@ def test_constant_schedule_and_config_round_trip():
     rate = WarmupSchedule(0.2, "constant", total_steps=10)
     assert float(rate(7)) == pytest.approx(0.2)
     assert WarmupSchedule.from_config(rate.get_config()).get_config() == rate.get_config()
-
-
-def test_steps_within_the_limit_are_adams_bit_for_bit():
-    generator = np.random.default_rng(0)
-    one, two = _variable(np.full(1000, 1e-2)), _variable(np.full(1000, 1e-2))
-    limited, adam = FlipLimitedAdam(1e-4, max_flips=1e-3), keras.optimizers.Adam(1e-4)
-    for _ in range(20):
-        gradient = generator.normal(size=1000).astype("float32")
-        limited.apply([gradient], [one])
-        adam.apply([gradient], [two])
-    assert np.array_equal(one, two)
-
-
-@pytest.mark.parametrize("kind", ["binary", "ternary"])
-@pytest.mark.parametrize("size", [1000, 200_000])
-def test_a_step_that_would_flip_half_of_the_mask_flips_no_more_than_the_limit(kind, size):
-    distance = np.random.default_rng(0).uniform(0, 2e-3, size).astype("float32")
-    mask = _variable(5e-3 + distance)
-    optimizer = FlipLimitedAdam(1e-3, max_flips=0.01, threshold=5e-3, kind=kind)
-    optimizer.apply([np.ones(size, "float32")], [mask])
-    flipped = np.mean(mask.numpy() < 5e-3)
-    assert 0.005 < flipped < 0.015
-    free = _variable(5e-3 + distance)
-    keras.optimizers.Adam(1e-3).apply([np.ones(size, "float32")], [free])
-    assert 0.45 < np.mean(free.numpy() < 5e-3) < 0.55
-
-
-def test_flips_back_are_limited_too():
-    mask = _variable(np.random.default_rng(0).uniform(4e-3, 5e-3, 1000))
-    FlipLimitedAdam(1e-3, max_flips=0.01).apply([-np.ones(1000, "float32")], [mask])
-    assert np.mean(mask.numpy() >= 5e-3) < 0.015
-
-
-def test_the_limit_can_follow_a_schedule():
-    distance = np.random.default_rng(0).uniform(0, 2e-3, 10_000).astype("float32")
-    limit = WarmupSchedule(0.1, "step", total_steps=2, step_length=1, step_decay=0.1)
-    optimizer, flipped = FlipLimitedAdam(1e-3, max_flips=limit), []
-    mask = _variable(5e-3 + distance)
-    for _ in range(2):
-        optimizer.apply([np.ones(10_000, "float32")], [mask])
-        flipped.append(np.mean(mask.numpy() < 5e-3))
-    assert 0.08 < flipped[0] < 0.12
-    assert 0.008 < flipped[1] - flipped[0] < 0.012
-    copy = FlipLimitedAdam.from_config(optimizer.get_config())
-    assert copy.max_flips.get_config() == limit.get_config()
-
-
-@pytest.mark.parametrize("max_flips", [0.0, WarmupSchedule(1e-3, "cosine", total_steps=20_000)])
-def test_a_limit_of_zero_is_no_number_to_divide_by(max_flips):
-    rate = WarmupSchedule(4e-4, "cosine", total_steps=20_000)
-    optimizer = FlipLimitedAdam(rate, max_flips=max_flips)
-    mask = _variable(np.full(100, 6e-3))
-    optimizer.build([mask])
-    # In float32 the cosine of the last step is exactly 0.
-    optimizer.iterations.assign(19_999)
-    optimizer.apply([np.ones(100, "float32")], [mask])
-    assert np.isfinite(mask.numpy()).all()
-    assert (mask.numpy() >= 5e-3).all()
-
-
-def test_amsgrad_is_refused():
-    with pytest.raises(ValueError, match="AMSGrad"):
-        FlipLimitedAdam(amsgrad=True)
 
 
 def _backbone():
@@ -121,11 +55,11 @@ def test_each_group_has_its_optimiser(method, groups):
     assert peaks == sorted({"mask": 0.1, "head": 0.2, "weights": 0.3}[name] for name in groups)
 
 
-@pytest.mark.parametrize("epochs, warmup", [(2, 7), (10, 30)])
-def test_a_warmup_leaves_most_of_a_short_training(epochs, warmup):
+@pytest.mark.parametrize("asked, epochs, warmup", [(30, 2, 7), (30, 10, 30), (-1, 10, 10), (-1, 3, 3)])
+def test_a_warmup_leaves_most_of_a_short_training(asked, epochs, warmup):
     method = METHODS["piggyback"]()
     model = method.build(_backbone(), 3)
-    optimizer = make_optimizer(method, model, TrainConfig(epochs=epochs, warmup_steps=30), 10)
+    optimizer = make_optimizer(method, model, TrainConfig(epochs=epochs, warmup_steps=asked), 10)
     optimizer.build(model.trainable_variables)
     assert {inner._learning_rate.warmup_steps for inner in optimizer.optimizers} == {0, warmup}
 
@@ -137,13 +71,13 @@ def test_norm_per_task_is_a_group_and_the_head_has_no_warmup():
     optimizer = make_optimizer(method, model, TrainConfig(warmup_steps=7, norm_optimizer="sgd"), 10)
     optimizer.build(model.trainable_variables)
     warmups = {type(inner).__name__: inner._learning_rate.warmup_steps for inner in optimizer.optimizers}
-    assert warmups == {"FlipLimitedAdam": 7, "SGD": 7, "Adam": 0}
+    assert warmups == {"TrustRegionAdam": 7, "SGD": 7, "Adam": 0}
 
 
 def test_the_papers_recipe_is_plain_adam():
     method = Piggyback()
     model = method.build(_backbone(), 3)
-    config = TrainConfig(max_flips=0, warmup_steps=0, schedule="step", mask_lr=1e-4, mask_epsilon=1e-8, head_lr=1e-4)
+    config = TrainConfig(mask_trust=0, warmup_steps=0, schedule="step", mask_lr=1e-4, mask_epsilon=1e-8, head_lr=1e-4)
     optimizer = make_optimizer(method, model, config, 10)
     optimizer.build(model.trainable_variables)
     assert {type(inner) for inner in optimizer.optimizers} == {keras.optimizers.Adam}
@@ -152,19 +86,41 @@ def test_the_papers_recipe_is_plain_adam():
 
 def test_limiting_flips_needs_adam():
     method = Piggyback()
-    with pytest.raises(ValueError, match="max_flips to 0"):
-        make_optimizer(method, method.build(_backbone(), 3), TrainConfig(mask_optimizer="sgd"), 10)
+    model = method.build(_backbone(), 3)
+    with pytest.raises(ValueError, match="mask_trust to 0"):
+        make_optimizer(method, model, TrainConfig(mask_optimizer="sgd", mask_lr=1.0), 10)
+    with pytest.raises(ValueError, match="set mask_lr"):
+        make_optimizer(method, model, TrainConfig(mask_optimizer="sgd", mask_trust=0.0), 10)
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 100])
+def test_in_a_training_of_any_length_a_steady_gradient_comes_to_the_threshold_as_often(epochs):
+    method = Piggyback()
+    model = method.build(_backbone(), 3)
+    optimizer = make_optimizer(method, model, TrainConfig(epochs=epochs), 10)
+    optimizer.build(model.trainable_variables)
+    (masks,) = (inner for inner in optimizer.optimizers if isinstance(inner, TrustRegionAdam))
+    way = sum(float(masks._learning_rate(step)) for step in range(10 * epochs))
+    assert 7 < way / 5e-3 < 9
+    assert sum(float(masks.max_flips(step)) for step in range(10 * epochs)) < 1.15 * TrainConfig().mask_budget
+
+
+def test_the_rate_follows_from_the_way_to_the_threshold():
+    assert mask_rate(MaskConfig(), 1000) == pytest.approx(8e-5)
+    assert mask_rate(MaskConfig(scale=2e-2), 1000) == pytest.approx(2.4e-4)
+    assert mask_rate(MaskConfig(scale=5e-3), 1000) > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs"),
-        ({"mask_lr": 0.0}, "mask_lr"),
+        ({"mask_lr": -1.0}, "mask_lr"),
+        ({"head_lr": 0.0}, "head_lr"),
         ({"mask_lr": float("nan")}, "mask_lr"),
         ({"schedule": "linear"}, "cosine, step, constant"),
         ({"head_optimizer": "lamb"}, "adam, sgd"),
-        ({"max_flips": -1.0}, "max_flips"),
+        ({"mask_trust": -1.0}, "mask_trust"),
         ({"sgd_momentum": 1.0}, "sgd_momentum"),
     ],
 )

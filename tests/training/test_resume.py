@@ -15,7 +15,7 @@ from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.methods.shared_network import TrainedNetworkConfig
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 
-CONFIG = TrainConfig(epochs=3, batch_size=32, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, max_flips=0.01)
+CONFIG = TrainConfig(epochs=3, batch_size=32, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, mask_budget=1.0)
 INPUTS = InputConfig(augment_train="resize(36,36)|random_crop(32)|rotate(10)")
 CASES = {
     "piggyback with its own batch norm": (Piggyback, PiggybackConfig(norm="task", head_dropout=0.5)),

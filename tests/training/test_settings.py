@@ -106,7 +106,7 @@ def test_settings_of_the_training_the_input_and_the_own_method_are_recorded(meth
     assert not foreign & names
     for group in ("mask", "weights", "adapter"):
         assert (f"{group}_lr" in names) == (group in METHODS[method].trains)
-    assert ("max_flips" in names) == ("mask" in METHODS[method].trains)
+    assert ("mask_budget" in names) == ("mask" in METHODS[method].trains)
     assert ("warmup_steps" in names) == (METHODS[method].trains != ("head",))
     assert not {"chance_epochs", "cache", "cache_dir", "output_dir", "task_agnostic", "verbose"} & names
 

@@ -1,0 +1,221 @@
+"""Adam for real-valued masks whose flips stay within what the gradient can foretell.
+
+Dropping a weight `W` changes the loss by about `-dE/dm`, with `dE/dm = dE/dW' * W` (equations 5 to 7 of Mallya, Davis,
+Lazebnik, ECCV 2018): that is what its flip *promises*. The promise holds for small changes of the network alone. All
+masks start equally far from the threshold, Adam moves all of them equally fast, and so a large part of a network comes
+to the threshold in the same few steps. Together these weights promise many times the whole loss. If they flip, features
+die.
+
+So of the weights that come to the threshold in a step only some flip. The others stay where they are, and are asked
+again in the next step, when the gradient knows of those that flipped. Those flip that change the network least for what
+they promise, by `|dE/dm| / W^2`, as long as
+
+- they promise together no more than `trust` of the loss, and
+- they are no more than `max_flips` of all masked weights. Promises are small while the head is near zero, and then only
+  this limit holds.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from piggyback_tf.masking.threshold import binarise, promise_factor, ternarise
+
+# Of each layer at most so many weights are looked at to see how many may flip.
+_SAMPLE = 16384
+# A weight that alone promises more than this part of what a step may promise does not flip: a change so large is not
+# what its gradient speaks of.
+_LARGEST_SHARE = 0.1
+# Weights are told apart by |dE/dm| / W^2 in steps of an eighth of an octave.
+_BINS, _BINS_PER_OCTAVE = 1024, 8
+# How much of the average loss is of the steps before.
+_LOSS_MOMENTUM = 0.9
+
+
+class TrustRegionAdam(keras.optimizers.Adam):
+    """Adam that lets masks flip within a trust region; see the module's text.
+
+    A step without flips has the bits of `keras.optimizers.Adam`. The loss comes by `watch_loss`, before each step.
+
+    Args:
+        learning_rate: A rate or a schedule.
+        kernels: The frozen weights `W` of each variable, in the order of the variables.
+        trust: Part of the loss that the flips of one step may promise.
+        max_flips: Part of all masked weights that may flip in one step; a number or a schedule.
+        threshold: Threshold of the masks.
+        kind: `"binary"` or `"ternary"`.
+        gradient_scaling: That of the masks, by which their gradients differ from `dE/dm`.
+        **kwargs: As for `keras.optimizers.Adam`; without AMSGrad.
+
+    Raises:
+        ValueError: With AMSGrad, whose steps are others.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        kernels: Sequence[keras.Variable],
+        *,
+        trust: float,
+        max_flips: Any,
+        threshold: float,
+        kind: str = "binary",
+        gradient_scaling: str = "none",
+        **kwargs: Any,
+    ):
+        super().__init__(learning_rate, **kwargs)
+        if self.amsgrad:
+            raise ValueError("TrustRegionAdam foresees the step of plain Adam; AMSGrad is not supported.")
+        self._kernels = list(kernels)
+        self.trust = trust
+        self.max_flips = max_flips
+        self.threshold = threshold
+        self.kind = kind
+        self.gradient_scaling = gradient_scaling
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        # Every replica assigns the same value.
+        self.average_loss = self.add_variable(shape=(), aggregation="only_first_replica", name="average_loss")
+        self._size = sum(math.prod(variable.shape) for variable in variables)
+
+    def watch_loss(self, loss: tf.Tensor) -> None:
+        """Takes the loss of a step, in replica context and before the gradients are applied.
+
+        Args:
+            loss: Scalar; of several replicas each gives its part of the sum.
+        """
+        loss = tf.cast(tf.stop_gradient(loss), tf.float32)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            loss = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        before = self.average_loss.value
+        averaged = _LOSS_MOMENTUM * before + (1.0 - _LOSS_MOMENTUM) * loss
+        self.average_loss.assign(tf.where(self.iterations == 0, loss, averaged))
+
+    def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: Any) -> None:
+        # Keras updates one variable after another. Here all moments come first, since which weights of a layer may flip
+        # depends on those of all layers.
+        pairs = list(grads_and_vars)
+        limit, promised = self._limits()
+        histograms = []
+        for gradient, variable in pairs:
+            found = distribution.extended.update(
+                variable, self._move_moments, args=(gradient, learning_rate, limit * _LARGEST_SHARE), group=False
+            )
+            histograms.append(found[0])  # A value for each replica, and all the same.
+        lowest = self._lowest_score(tf.add_n(histograms), limit, promised)
+        for _, variable in pairs:
+            distribution.extended.update(
+                variable, self._move, args=(learning_rate, lowest, limit * _LARGEST_SHARE), group=False
+            )
+
+    def _limits(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns what the flips of this step may promise together, and how many they may be."""
+        max_flips = self.max_flips(self.iterations) if callable(self.max_flips) else self.max_flips
+        return self.trust * self.average_loss.value, tf.cast(max_flips, tf.float32) * float(self._size)
+
+    def _move_moments(
+        self, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, largest: tf.Tensor
+    ) -> tf.Tensor:
+        """Takes a gradient into the moments, and returns the promises and the number of the flips to come by score.
+
+        Args:
+            variable: A mask.
+            gradient: Its gradient.
+            learning_rate: The rate.
+            largest: Weights that promise more do not count.
+
+        Returns:
+            float32 `[_BINS, 2]`, estimated from a sample of the weights.
+        """
+        index = self._get_variable_index(variable)
+        mean, square = self._momentums[index], self._velocities[index]
+        gradient = tf.cast(gradient, variable.dtype)
+        self.assign_add(mean, (gradient - mean.value) * (1 - self.beta_1))
+        self.assign_add(square, (tf.square(gradient) - square.value) * (1 - self.beta_2))
+        size = math.prod(variable.shape)
+        stride = -(-size // _SAMPLE)
+        stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
+
+        def sample(tensor: Any) -> tf.Tensor:
+            flat = tf.reshape(tensor, [-1])
+            return flat[::stride] if stride > 1 else flat
+
+        before, moment, kernel = sample(variable), sample(mean.value), sample(self._kernels[index].value)
+        after = before - self._step(moment, sample(square.value), learning_rate)
+        promise = self._promise(moment, kernel)
+        counted = self._flips(before, after) & (promise <= largest)
+        score = tf.math.divide_no_nan(promise, tf.square(kernel))
+        octave = tf.math.log(tf.maximum(score, 1e-30)) / math.log(2.0)
+        bins = tf.cast(tf.clip_by_value(octave * _BINS_PER_OCTAVE + _BINS / 2, 0.0, _BINS - 1.0), tf.int32)
+        weight = tf.cast(counted, tf.float32) * float(size / -(-size // stride))
+        return tf.math.unsorted_segment_sum(tf.stack([promise * weight, weight], axis=1), bins, _BINS)
+
+    def _lowest_score(self, histogram: tf.Tensor, limit: tf.Tensor, flips: tf.Tensor) -> tf.Tensor:
+        """Returns the score from which on weights may flip so that both limits are kept."""
+        above = tf.cumsum(histogram, reverse=True)
+        within = (above[:, 0] <= limit) & (above[:, 1] <= flips)
+        bins = _BINS - tf.reduce_sum(tf.cast(within, tf.int32))
+        lowest = tf.pow(2.0, (tf.cast(bins, tf.float32) - _BINS / 2) / _BINS_PER_OCTAVE)
+        # No more than all may flip: then there is no lowest score.
+        return tf.where(bins == 0, 0.0, lowest)
+
+    def _move(self, variable: tf.Variable, learning_rate: tf.Tensor, lowest: tf.Tensor, largest: tf.Tensor) -> None:
+        """Takes Adam's step with every weight but those that would flip and may not, which stay where they are."""
+        index = self._get_variable_index(variable)
+        mean, square = self._momentums[index].value, self._velocities[index].value
+        kernel = tf.convert_to_tensor(self._kernels[index].value)
+        before = tf.convert_to_tensor(variable)
+        after = before - self._step(mean, square, learning_rate)
+        promise = self._promise(mean, kernel)
+        may_flip = (promise >= lowest * tf.square(kernel)) & (promise <= largest)
+        self.assign(variable, tf.where(self._flips(before, after) & ~may_flip, before, after))
+
+    def _step(self, mean: tf.Tensor, square: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        """Returns Adam's step; the formulas and their order are those of `keras.optimizers.Adam`."""
+        count = tf.cast(self.iterations + 1, mean.dtype)
+        rate = tf.cast(learning_rate, mean.dtype) * tf.sqrt(1 - tf.pow(self.beta_2, count))
+        rate /= 1 - tf.pow(self.beta_1, count)
+        return mean * rate / (tf.sqrt(square) + self.epsilon)
+
+    def _promise(self, mean: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Returns `|dE/dm|` by the average of the gradients."""
+        count = tf.cast(self.iterations + 1, mean.dtype)
+        promise = tf.abs(mean) / (1 - tf.pow(self.beta_1, count))
+        return promise * promise_factor(kernel, self.gradient_scaling)
+
+    def _flips(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        mask = ternarise if self.kind == "ternary" else binarise
+        return mask(before, self.threshold) != mask(after, self.threshold)
+
+    def get_config(self) -> dict[str, Any]:
+        # The kernels are the model's. Who makes the optimiser anew has them.
+        max_flips = self.max_flips
+        if callable(max_flips):
+            max_flips = keras.optimizers.schedules.serialize(max_flips)
+        settings = {name: getattr(self, name) for name in ("trust", "threshold", "kind", "gradient_scaling")}
+        return {**super().get_config(), **settings, "max_flips": max_flips}
+
+
+class WatchedOptimizers(keras.optimizers.MultiOptimizer):
+    """A `MultiOptimizer` that tells the loss of each step to those of its optimisers that want to know it."""
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        # Keras calls this in every training step, and only there.
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, TrustRegionAdam):
+                optimizer.watch_loss(loss)
+        return super().scale_loss(loss)
+
+
+class WatchedLossScale(keras.optimizers.LossScaleOptimizer):
+    """The loss scaling of float16, around `WatchedOptimizers`."""
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        self.inner_optimizer.scale_loss(loss)
+        return super().scale_loss(loss)
