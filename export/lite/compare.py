@@ -93,7 +93,8 @@ class PatchedExport:
     def enter(self, path: Path) -> Sequence[str]:
         self._task = Task.load(path, self._model.base.manifest)
         self.change()
-        self._interpreter = Interpreter(model_content=bytes(self._model.data), num_threads=1)
+        self._content = bytes(self._model.data)
+        self._interpreter = Interpreter(model_content=self._content, num_threads=1)
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
@@ -109,7 +110,7 @@ class PatchedExport:
     def answer(self, image: np.ndarray) -> np.ndarray:
         self._interpreter.set_tensor(self._input, image[None])
         self._interpreter.invoke()
-        return self._task.probabilities(self._interpreter.get_tensor(self._output))[0]
+        return self._task.probabilities(self._interpreter.get_tensor(self._output), self._content)[0]
 
 
 class InputsExport:
@@ -275,8 +276,8 @@ def describe(found: LiteComparison) -> str:
     fault = "" if found.fault is None else f"; WRONG: {found.fault}"
     below = "" if found.agreement >= found.min_agreement else f" (TOO FEW: below {found.min_agreement:.1%})"
     return (
-        f"  {found.task}: top-1 agrees on {found.agreement:.2%}{below}, "
-        f"largest difference {found.difference:.1e}{errors}; {found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
+        f"  {found.task}: top-1 agrees on {found.agreement:.2%}{below}, largest difference {found.difference:.1e}"
+        f"{errors}; {found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
         f"{found.task_bytes:,} bytes{fault}"
     )
 

@@ -88,7 +88,7 @@ def test_what_is_no_number_is_a_fault(patched, tmp_path, monkeypatch):
     file = tmp_path / "0.png"
     file.write_bytes(encode(picture(9, 9), "PNG"))
     loaded = PatchedExport(export.folder / "base.tflite", export.backbone)
-    monkeypatch.setattr(Task, "probabilities", lambda task, output: np.full((1, len(task.labels)), np.nan))
+    monkeypatch.setattr(Task, "probabilities", lambda task, output, model: np.full((1, len(task.labels)), np.nan))
     found = compare_lite(loaded, export.bank, export.packs[0], [file])
     assert found.fault == "probabilities are no numbers"
     assert not found.good

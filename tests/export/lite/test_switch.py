@@ -157,6 +157,13 @@ def test_tasks_are_added_to_a_model(small, tmp_path):
             add_inputs(backbone, [pack], folder / "model.tflite")
     with pytest.raises(PackError, match="another base"):
         add_inputs(small_backbone(seed=1), [new], folder / "model.tflite")
+    # The same task may be written again, another one of its name may not.
+    inputs = folder / "binary.inputs.safetensors"
+    kept = inputs.read_bytes()
+    assert add_inputs(backbone, [binary], folder / "model.tflite") == [inputs]
+    with pytest.raises(ExportError, match="is there already and holds another task of this name"):
+        add_inputs(backbone, [new, renamed(new, "binary")], folder / "model.tflite")
+    assert inputs.read_bytes() == kept
     assert {path.name for path in folder.iterdir()} == {"model.tflite", "binary.inputs.safetensors"}
 
 
