@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
 from export.edge.manifest import manifest_bytes, manifest_json
@@ -74,6 +75,30 @@ def test_every_constant_is_listed_once_and_is_alone(patched):
         if entry.kind == 1:
             assert entry.dtype == np.int8
             assert np.frombuffer(base.data, np.int8, entry.size, entry.offset).min() >= -127
+
+
+@pytest.mark.parametrize("quantize", list(LIMITS))
+def test_constants_begin_where_the_runtime_wants_them(patched, quantize):
+    """LiteRT reads constants in place; what is not aligned is slower, or stops a device."""
+    file = LiteFile((patched(quantize).folder / "base.tflite").read_bytes())
+    assert [tensor.name for tensor in file.constants() if tensor.data.offset % 16] == []
+    assert len(list(file.constants())) > 10
+
+
+def test_an_int8_base_takes_all_values_of_rgb(tmp_path, monkeypatch):
+    """Though all images that it was calibrated on are dim."""
+    backbone = small_backbone()
+    pack = pack_of(trained_model(backbone), backbone)
+    dim = noise(8, 16) / 20 + 100
+    monkeypatch.setattr(patch, "representative_images", lambda spec, packs, count: [dim for _ in packs])
+    options = LiteOptions(quantize="int8", representative_data="images")
+    export_litert(backbone, [pack], tmp_path / "out", options)
+    file = LiteFile((tmp_path / "out" / "base.tflite").read_bytes())
+    # The first operator makes int8 of the images: 0 becomes -128, 255 becomes 127.
+    first = file.operators[0]
+    assert first.code == schema.BuiltinOperator.QUANTIZE
+    [output] = first.outputs
+    assert (file.read(file.tensors[output].scales)[0], file.read(file.tensors[output].zeros)[0]) == (1.0, -128)
 
 
 @pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
