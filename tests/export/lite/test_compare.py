@@ -36,8 +36,13 @@ def test_a_weight_that_is_wrong_is_found_in_integers(patched, quantize):
     model = Model(Base(bytes(base.file.data), base.manifest))
     model.install(Task.load(export.folder / f"{pack.task}.edge", base.manifest))
     check_constants(base, model.data, pack)
-    with pytest.raises(ExportError, match="The filter 'fc/kernel' of task 'binary' is another one"):
-        check_constants(base, model.data, _flipped(pack, "fc/kernel"))
+    path = next(reversed(pack.masks))
+    [entry] = [
+        base.manifest.entries[place] for place in base.manifest.filters if base.slots[place].constant.kernel == path
+    ]
+    assert entry.dtype == np.int8
+    with pytest.raises(ExportError, match=f"The filter '{path}' of task 'binary' is another one"):
+        check_constants(base, model.data, _flipped(pack, path))
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])

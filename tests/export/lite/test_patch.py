@@ -29,8 +29,9 @@ from piggyback_tf.packs import PackError, TaskBank
 from tests.export.lite.conftest import noise
 from tests.packs.helpers import VARIANTS, pack_of, renamed, small_backbone, trained_model
 
-# The largest difference of a probability, by quantisation.
-LIMITS = {"none": 1e-6, "float16": 5e-4, "dynamic": 1e-6, "int8": 2e-2}
+# The largest difference of a probability, by quantisation. With "dynamic" it is of a larger network in integers, for
+# tasks of random batch norm too.
+LIMITS = {"none": 1e-6, "float16": 5e-4, "dynamic": 0.1, "int8": 2e-2}
 
 
 def _run_compiled(data, images):
@@ -46,11 +47,17 @@ def _run_compiled(data, images):
 
 
 @pytest.mark.parametrize("max_classes", [0, 9])
-@pytest.mark.parametrize("quantize", list(LIMITS))
+@pytest.mark.parametrize("quantize", [*LIMITS, "dynamic, but too small"])
 def test_tasks_answer_as_in_the_bank(patched, quantize, max_classes):
-    export = patched(quantize, max_classes)
+    if small := quantize not in LIMITS:
+        export, limit = patched("dynamic", max_classes, shipped=False), LIMITS["none"]
+    else:
+        export, limit = patched(quantize, max_classes), LIMITS[quantize]
     base = Base.load(export.folder / "base.tflite")
-    model, images = Model(base), noise(8)
+    kinds = {"none": "f4", "float16": "f2", "dynamic": "i1", "int8": "i1"}
+    dtype = np.dtype("f4" if small else kinds[quantize])
+    assert {base.manifest.entries[place].dtype for place in base.manifest.filters} == {dtype}
+    model, images = Model(base), noise(export.size)
     for pack in export.packs:
         task = Task.load(export.folder / f"{pack.task}.edge", base.manifest)
         model.install(task)
@@ -58,7 +65,7 @@ def test_tasks_answer_as_in_the_bank(patched, quantize, max_classes):
         for run in (run_model, _run_compiled):
             found = task.probabilities(run(model.data, images), model.data)
             assert found.shape == expected.shape
-            assert np.abs(found - expected).max() < LIMITS[quantize], (pack.task, run)
+            assert np.abs(found - expected).max() < limit, (pack.task, run)
     model.remove()
     assert hashlib.sha256(model.data).digest() == base.manifest.base_sha256
 
