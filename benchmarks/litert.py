@@ -62,10 +62,11 @@ def speed(name: str) -> dict[str, Any]:
         tasks = [Task.load(folder / f"task{number}.edge", base.manifest) for number in range(2)]
         model = Model(base)
         model.install(tasks[0])
-        patched = interpreter(model.data)
+        content = bytes(model.data)
+        patched = interpreter(content)
         calls = {
             "plain": lambda: answer(plain, image),
-            "patch": lambda: tasks[0].probabilities(answer(patched, image)),
+            "patch": lambda: tasks[0].probabilities(answer(patched, image), content),
         }
         difference = float(np.abs(calls["patch"]() - calls["plain"]()).max())
         times = paired(calls, ROUNDS[name])

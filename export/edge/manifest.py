@@ -11,7 +11,6 @@ from export.edge.piggyback_edge import (
     MANIFEST_MAGIC,
     QUANTIZATIONS,
     RECORD,
-    VERSION,
     Entry,
     Manifest,
 )
@@ -25,7 +24,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     records = b"".join(map(_record, manifest.entries))
     header = MANIFEST_HEADER.pack(
         MANIFEST_MAGIC,
-        VERSION,
+        _version(manifest),
         len(manifest.entries),
         MANIFEST_HEADER.size + len(records) + hashlib.sha256().digest_size,
         manifest.base_size,
@@ -35,7 +34,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         manifest.max_classes,
         manifest.image_size,
         QUANTIZATIONS.index(manifest.quantize),
-        bytes(16),
+        manifest.task_place,
+        bytes(8),
     )
     return header + records + hashlib.sha256(header + records).digest()
 
@@ -63,7 +63,7 @@ def manifest_json(manifest: Manifest, details: Sequence[dict[str, Any]], about: 
         for entry, detail in zip(manifest.entries, details, strict=True)
     ]
     return {
-        "format": VERSION,
+        "format": _version(manifest),
         "base_sha256": manifest.base_sha256.hex(),
         "base_hash": manifest.base_hash.hex(),
         "base_bytes": manifest.base_size,
@@ -71,9 +71,15 @@ def manifest_json(manifest: Manifest, details: Sequence[dict[str, Any]], about: 
         "max_classes": manifest.max_classes,
         "image_size": manifest.image_size,
         "quantize": manifest.quantize,
+        "task_place": manifest.task_place,
         **about,
         "constants": entries,
     }
+
+
+def _version(manifest: Manifest) -> int:
+    # Version 1 had no place for the digest of a task.
+    return 2 if manifest.task_place else 1
 
 
 def _record(entry: Entry) -> bytes:

@@ -3,6 +3,7 @@
     python piggyback_edge.py inspect base.tflite flowers.edge
     python piggyback_edge.py verify base.tflite flowers.edge
     python piggyback_edge.py install base.tflite flowers.edge current.tflite
+    python piggyback_edge.py installed base.tflite current.tflite
     python piggyback_edge.py remove base.tflite current.tflite
     python piggyback_edge.py predict base.tflite flowers.edge image.npy
 
@@ -12,8 +13,11 @@ or not at all; the base is never written to. `predict` needs ai_edge_litert or t
 
     base = Base.load("base.tflite")
     model = Model(base)                 # a copy of the base in memory
-    model.install(Task.load("flowers.edge", base.manifest))
-    interpreter = Interpreter(model_content=model.data)
+    task = Task.load("flowers.edge", base.manifest)
+    model.install(task)
+    content = bytes(model.data)
+    interpreter = Interpreter(model_content=content)
+    probabilities = task.probabilities(features, content)
 
 The files are described in docs/edge-format.md of the project piggyback_tf.
 """
@@ -23,6 +27,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,19 +37,22 @@ from typing import Any
 import numpy as np
 
 VERSION = 1
+MANIFEST_VERSIONS = (1, 2)
 FILTER = 1
 KINDS = {1: "filter", 2: "bias", 3: "factor", 4: "offset", 5: "scales", 6: "zeros", 7: "head kernel", 8: "head bias"}
 DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1"), 4: np.dtype("<i4"), 5: np.dtype("<i8")}
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 TERNARY, COMPRESSED, OWN_NORM, HEAD_INSIDE = 1, 2, 4, 8
 MANIFEST_MAGIC, TASK_MAGIC = b"PBEDGEMF", b"PBEDGETK"
-MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIII16s")
+MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIIIQ8s")
 RECORD = struct.Struct("<IIQQQIIIIQII")
 TASK_HEADER = struct.Struct("<8sIIQIIII32s32s32s12Q24s")
 RATIOS, NEW_BYTES = 1, 2
 DIGEST = 32
 _MAX_FILE, _MAX_BASE, _MAX_COUNT, _MAX_TEXT = 1 << 30, (1 << 31) - 1, 1 << 20, 65535
 _RATIO_DTYPE = np.dtype("<f4")
+# What `weight_cache` puts behind a model's name.
+_CACHE_NAME = re.compile(r"[0-9a-f]{32}\.xnnpack")
 
 
 class EdgeError(Exception):
@@ -101,6 +109,8 @@ class Manifest:
         image_size: The side of the images.
         quantize: One of `QUANTIZATIONS`.
         entries: The constants.
+        task_place: Where a model holds the digest of the task on it, 32 bytes, zeros in the base; 0 in bases of
+            version 1, whose models do not say what is on them.
     """
 
     base_size: int
@@ -111,6 +121,7 @@ class Manifest:
     image_size: int
     quantize: str
     entries: tuple[Entry, ...]
+    task_place: int = 0
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Manifest":
@@ -126,8 +137,10 @@ class Manifest:
     def from_bytes(cls, data: bytes, name: str = "manifest") -> "Manifest":
         """Does what `load` does with the file's content; `name` stands for the file in errors."""
         with _errors_of(name):
-            _check_file(data, MANIFEST_MAGIC, MANIFEST_HEADER.size, 16)
-            _, _, count, _, base_size, sha256, base_hash, *numbers, zero = MANIFEST_HEADER.unpack_from(data)
+            _check_file(data, MANIFEST_MAGIC, MANIFEST_HEADER.size, 16, MANIFEST_VERSIONS)
+            _, version, count, _, base_size, sha256, base_hash, *numbers, place, zero = MANIFEST_HEADER.unpack_from(
+                data
+            )
             features, max_classes, image_size, quantize = numbers
             _check(1 <= count <= 65536, f"it has {count} entries")
             _check(
@@ -137,19 +150,37 @@ class Manifest:
             _check(1 <= features <= _MAX_COUNT and max_classes <= _MAX_COUNT, "its numbers of features are impossible")
             _check(quantize < len(QUANTIZATIONS), f"it has the unknown quantisation {quantize}")
             _check(not any(zero), "bytes that must be zero are not")
+            good = place == 0 if version == 1 else 1 <= place <= base_size - DIGEST
+            _check(good, "the place of its task's digest is impossible")
             entries = []
             end = 0
             for fields in RECORD.iter_unpack(data[MANIFEST_HEADER.size : -DIGEST]):
                 entries.append(_entry(len(entries), fields, end, base_size))
                 end = entries[-1].offset + entries[-1].nbytes
+                apart = place == 0 or entries[-1].offset >= place + DIGEST or end <= place
+                _check(apart, f"entry {len(entries) - 1} overlaps the place of its task's digest")
             return cls(
-                base_size, sha256, base_hash, features, max_classes, image_size, QUANTIZATIONS[quantize], tuple(entries)
-            )
+                base_size, sha256, base_hash, features, max_classes, image_size, QUANTIZATIONS[quantize],
+                tuple(entries), place,
+            )  # fmt: skip
 
     @functools.cached_property
     def filters(self) -> tuple[int, ...]:
         """The places of the filters among the entries."""
         return tuple(place for place, entry in enumerate(self.entries) if entry.kind == FILTER)
+
+    def installed(self, model: bytes | bytearray) -> bytes | None:
+        """Returns the digest of the task on a model of this base, or None if there is no task on it.
+
+        Raises:
+            EdgeError: If it is no model of this base, or the base is of version 1, whose models do not say it.
+        """
+        if not self.task_place:
+            raise EdgeError("The base is of version 1, whose models do not say which task is on them; export it anew.")
+        if len(model) != self.base_size:
+            raise EdgeError(f"The model has {len(model)} bytes, and its base {self.base_size}: it is not of this base.")
+        digest = bytes(model[self.task_place : self.task_place + DIGEST])
+        return digest if any(digest) else None
 
 
 def _entry(place: int, fields: tuple[int, ...], begin: int, base_size: int) -> Entry:
@@ -187,6 +218,8 @@ class Task:
         kernel: The head's kernel, float32 `[F, C]`; None if the head is a part of the graph.
         bias: The head's bias, float32 `[C]`; None likewise.
         nbytes: The size of its file.
+        digest: What models say that it is on; see docs/edge-format.md. Zeros if it was never a file.
+        manifest: The manifest of its base.
     """
 
     name: str
@@ -201,6 +234,8 @@ class Task:
     kernel: np.ndarray | None
     bias: np.ndarray | None
     nbytes: int
+    digest: bytes
+    manifest: Manifest
 
     @classmethod
     def load(cls, path: str | os.PathLike, manifest: Manifest) -> "Task":
@@ -240,14 +275,26 @@ class Task:
             kernel, bias = (None, None) if inside else _head(head, features, classes)
             _check(not (inside and head), "it has two heads")
             name, augment, base_name, preprocessing, *labels = _strings(text, 4 + classes)
+            parts = [hashlib.sha256(part).digest() for part in (masked, head, corrections, text)]
+            digest = hashlib.sha256(b"".join([*digests, *parts])).digest()
             found = dict(zip(places, _split_masks(masks, counts, planes), strict=True))
             return cls(
                 name, tuple(labels), augment, base_name, preprocessing, flags, found, ratios, new_bytes, kernel, bias,
-                len(data),
+                len(data), digest, manifest,
             )  # fmt: skip
 
-    def probabilities(self, output: np.ndarray) -> np.ndarray:
-        """Returns probabilities, float32 `[B, C]`, for what the model returned, float32 `[B, ...]`."""
+    def probabilities(self, output: np.ndarray, model: bytes | bytearray) -> np.ndarray:
+        """Returns probabilities, float32 `[B, C]`.
+
+        Args:
+            output: What the model returned, float32 `[B, ...]`.
+            model: The bytes that its interpreter was made of. Of a base of version 1 they say nothing.
+
+        Raises:
+            EdgeError: If another task or none is on the model, whose answers this task's head would read wrongly.
+        """
+        if self.manifest.task_place and self.manifest.installed(model) != self.digest:
+            raise EdgeError(f"Not task {_printable(self.name)!r} is on the model, but another one or none: install it.")
         if self.kernel is None:
             logits = output[:, : len(self.labels)]
         else:
@@ -455,18 +502,40 @@ class Model:
         """The model as it is now; not to be written to."""
         return self._data
 
+    @property
+    def digest(self) -> bytes:
+        """What stands for all that is in the model: the digest of its task, which names a base, or the base's."""
+        return self.base.manifest.base_sha256 if self.task is None else self.task.digest
+
     def install(self, task: Task) -> None:
-        """Puts a task in the place of what was installed."""
+        """Puts a task in the place of what was installed.
+
+        Raises:
+            EdgeError: If the task was read for another base, or not from a file.
+        """
+        if task.manifest != self.base.manifest:
+            raise EdgeError(f"Task {_printable(task.name)!r} was read for another base.tflite.")
+        if not any(task.digest):
+            raise EdgeError(
+                f"Task {_printable(task.name)!r} has no digest, which a task has that was read from a file."
+            )
         self.task = task
+        self._mark(task.digest)
         for place, entry in enumerate(self.base.manifest.entries):
             _put(entry, place, task, self.base.data, self._data)
 
     def remove(self) -> None:
         """Makes the model the base again."""
         self.task = None
+        self._mark(bytes(DIGEST))
         for entry in self.base.manifest.entries:
             part = slice(entry.offset, entry.offset + entry.nbytes)
             self._data[part] = self.base.data[part]
+
+    def _mark(self, digest: bytes) -> None:
+        """Writes down what is on the model."""
+        if place := self.base.manifest.task_place:
+            self._data[place : place + DIGEST] = digest
 
 
 def _put(entry: Entry, place: int, task: Task, base: bytes, out: bytearray) -> None:
@@ -595,12 +664,12 @@ def _check(good: bool, message: str) -> None:
         raise EdgeError(message)
 
 
-def _check_file(data: bytes, magic: bytes, header: int, size_place: int) -> None:
+def _check_file(data: bytes, magic: bytes, header: int, size_place: int, versions: Sequence[int] = (VERSION,)) -> None:
     """Checks what both kinds of files begin and end with."""
     _check(data[:8] == magic, "it is a file of another kind")
     _check(len(data) >= header + DIGEST, "it is cut off")
     (version,) = struct.unpack_from("<I", data, 8)
-    _check(version == VERSION, f"it is of version {version}, and this reads version {VERSION}")
+    _check(version in versions, f"it is of version {version}, and this reads version {versions[-1]}")
     _check(struct.unpack_from("<Q", data, size_place)[0] == len(data), "it is cut off, or there is more than its end")
     _check(hashlib.sha256(data[:-DIGEST]).digest() == data[-DIGEST:], "its checksum is not that of its content")
 
@@ -621,7 +690,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _interpreter(data: bytearray, threads: int) -> Any:
+def _interpreter(data: bytes, threads: int) -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -629,7 +698,7 @@ def _interpreter(data: bytearray, threads: int) -> Any:
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
             raise EdgeError("predict needs the package ai_edge_litert or tflite_runtime.") from None
-    interpreter = Interpreter(model_content=bytes(data), num_threads=threads)
+    interpreter = Interpreter(model_content=data, num_threads=threads)
     interpreter.allocate_tensors()
     return interpreter
 
@@ -691,15 +760,69 @@ def _install(options: argparse.Namespace) -> None:
     _check_target(options, options.task)
     model = Model(base)
     model.install(task)
-    write_file(options.target, model.data)
-    print(options.target)
+    _write_model(model, options.target)
 
 
 def _remove(options: argparse.Namespace) -> None:
     base = Base.load(options.base, options.manifest)
     _check_target(options)
-    write_file(options.target, base.data)
-    print(options.target)
+    _write_model(Model(base), options.target)
+
+
+def _write_model(model: Model, target: str) -> None:
+    """Writes a model, and removes caches of weights that were made of what was there before."""
+    write_file(target, model.data)
+    cache = weight_cache(target, model.digest)
+    for path in Path(target).parent.iterdir():
+        name = path.name.removeprefix(f"{Path(target).name}.")
+        if path.name != cache.name and name != path.name and _CACHE_NAME.fullmatch(name) and path.is_file():
+            path.unlink(missing_ok=True)
+    print(target)
+    print(f"  a weight cache of XNNPACK, if the app keeps one, belongs to this task alone: {cache}")
+    if not model.base.manifest.task_place:
+        print(
+            "  the base is of version 1, whose models do not say which task is on them: with the head of another task "
+            "they answer wrongly, and nobody notices; export it anew"
+        )
+
+
+def weight_cache(target: str | os.PathLike, digest: bytes) -> Path:
+    """Returns where an app may keep XNNPACK's weight cache of a model: another file for each base and task.
+
+    XNNPACK does not compare a cache with the model: with that of another task it answers as that task, or as the base.
+
+    Args:
+        target: The model's file.
+        digest: `Model.digest`, or what `Manifest.installed` says of the model; of the base itself its SHA-256.
+    """
+    return Path(target).with_name(f"{Path(target).name}.{digest.hex()[:32]}.xnnpack")
+
+
+def _installed(options: argparse.Namespace) -> None:
+    base = Base.load(options.base, options.manifest)
+    content = _read(options.target, _MAX_BASE)
+    digest = base.manifest.installed(content)
+    if digest is None:
+        _check(content == base.data, f"{options.target!r} has no task on it, and is not the base: it is damaged.")
+        print(f"{options.target}: no task, it is the base")
+        return
+    folders = dict.fromkeys(Path(path).parent for path in (options.base, options.target))
+    beside = [path for folder in folders for path in sorted(folder.glob("*.edge"))]
+    for path in options.tasks or beside:
+        try:
+            task = Task.load(path, base.manifest)
+        except EdgeError:
+            # Beside the base there may be tasks of other bases.
+            if options.tasks:
+                raise
+            continue
+        if task.digest == digest:
+            model = Model(base)
+            model.install(task)
+            _check(content == model.data, f"{options.target!r} says that task {task.name!r} is on it, but is damaged.")
+            print(f"{options.target}: task {_printable(task.name)} of {os.fspath(path)!r}")
+            return
+    print(f"{options.target}: a task with the digest {digest.hex()}, which is in none of the files that were looked at")
 
 
 def _check_target(options: argparse.Namespace, *others: str) -> None:
@@ -716,12 +839,14 @@ def _predict(options: argparse.Namespace) -> None:
     base = Base.load(options.base, options.manifest)
     task, model = Task.load(options.task, base.manifest), Model(base)
     model.install(task)
-    interpreter = _interpreter(model.data, options.threads)
+    content = bytes(model.data)
+    interpreter = _interpreter(content, options.threads)
     for path in options.images:
         image = _load_image(path, base.manifest.image_size)
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
-        chances = task.probabilities(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))[0]
+        output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        chances = task.probabilities(output, content)[0]
         best = np.argsort(-chances, kind="stable")[: options.top]
         print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
 
@@ -733,6 +858,7 @@ def _arguments() -> argparse.ArgumentParser:
         ("inspect", _inspect, "say what is in a base and in files of tasks", ("tasks*",)),
         ("verify", _verify, "check a base against its manifest, and files of tasks", ("tasks*",)),
         ("install", _install, "write a copy of the base with a task on it", ("task", "target")),
+        ("installed", _installed, "say which task is on a copy; default: of the files beside it", ("target", "tasks*")),
         ("remove", _remove, "write a copy of the base without a task", ("target",)),
         ("predict", _predict, "classify prepared images with a task", ("task", "images+")),
     ):

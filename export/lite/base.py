@@ -25,7 +25,7 @@ from export.lite.constants import (
 from export.lite.convert import convert
 from export.lite.elements import Encoder, bias_elements, filter_inputs, write_elements
 from export.lite.flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
-from export.lite.metadata import add_metadata
+from export.lite.metadata import TASK_NAME, add_metadata, add_task_place
 from export.lite.weights import Network, Weights
 from piggyback_tf.backbones import Backbone
 
@@ -120,6 +120,7 @@ class PatchBase:
             (slot for constant in constants for slot in _slots(file, constant, network)), key=lambda s: s.entry.offset
         )
         check_apart(file, constants)
+        place = file.metadata.get(TASK_NAME)
         manifest = Manifest(
             base_size=len(file.data),
             base_sha256=hashlib.sha256(file.data).digest(),
@@ -129,6 +130,7 @@ class PatchBase:
             image_size=backbone.image_size,
             quantize=quantize,
             entries=tuple(slot.entry for slot in slots),
+            task_place=0 if place is None else place.offset,
         )
         return cls(file, network, {constant.tensor: constant for constant in constants}, manifest, tuple(slots))
 
@@ -138,6 +140,7 @@ def make_float_file(backbone: Backbone, network: Network, quantize: str) -> tupl
     marks = network.marked()
     model = read_objects(convert(backbone, marks, quantize))
     add_metadata(model, backbone.name, backbone.preprocessing)
+    add_task_place(model)
     separate_buffers(model)
     file = LiteFile(pack_objects(model))
     return file, identify(file, network, marks)
@@ -186,6 +189,7 @@ def _quantised(
     """Returns an int8 file, and its constants; biases that no task changes are those of the base."""
     model = read_objects(quantise(marked, ranges))
     add_metadata(model, backbone.name, backbone.preprocessing)
+    add_task_place(model)
     separate_buffers(model)
     new = LiteFile(pack_objects(model))
     pairs = corresponding(file, new)

@@ -76,7 +76,8 @@ def check_task(base: "PatchBase", model: Model, bank: TaskBank, pack: TaskPack) 
     Raises:
         ExportError: If not.
     """
-    found = model.task.probabilities(run_model(model.data, check_images(bank.backbone.image_size)))
+    content = bytes(model.data)
+    found = model.task.probabilities(run_model(content, check_images(bank.backbone.image_size)), content)
     check_answers(found, bank, pack, base.manifest.quantize)
     # Where one class is all but certain, the answers show little.
     check_constants(base, model.data, pack)

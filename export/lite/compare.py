@@ -22,9 +22,12 @@ from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
-# The share of images on which the most probable class must be the bank's. Of integers nothing is promised for that:
-# their constants are compared instead, and what they cost is to be read from the agreement and the errors.
-AGREEMENT = {"none": 1.0, "float16": 0.995}
+# The least share of images on which the most probable class must be the bank's, unless another is asked for. What
+# integers cost depends on the task, from nothing to some percent of the images; on a base whose ranges do not hold a
+# task's activations it is far more.
+MIN_AGREEMENT = {"none": 1.0, "float16": 0.995, "dynamic": 0.9, "int8": 0.9}
+# Their constants are compared besides.
+_INTEGERS = ("dynamic", "int8")
 
 
 class LiteExport(Protocol):
@@ -90,7 +93,8 @@ class PatchedExport:
     def enter(self, path: Path) -> Sequence[str]:
         self._task = Task.load(path, self._model.base.manifest)
         self.change()
-        self._interpreter = Interpreter(model_content=bytes(self._model.data), num_threads=1)
+        self._content = bytes(self._model.data)
+        self._interpreter = Interpreter(model_content=self._content, num_threads=1)
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
@@ -100,13 +104,13 @@ class PatchedExport:
         self._model.install(self._task)
 
     def check(self, pack: TaskPack) -> None:
-        if self.quantize not in AGREEMENT:
+        if self.quantize in _INTEGERS:
             check_constants(self._base, self._model.data, pack)
 
     def answer(self, image: np.ndarray) -> np.ndarray:
         self._interpreter.set_tensor(self._input, image[None])
         self._interpreter.invoke()
-        return self._task.probabilities(self._interpreter.get_tensor(self._output))[0]
+        return self._task.probabilities(self._interpreter.get_tensor(self._output), self._content)[0]
 
 
 class InputsExport:
@@ -152,6 +156,7 @@ class LiteComparison:
         quantize: The export's quantisation.
         images: How many images were compared.
         agreement: The share of them with the same most probable class.
+        min_agreement: The least share that is good.
         difference: The largest difference of a probability.
         error: The top-1 error of the model in percent; None where folders do not tell the classes.
         bank_error: That of the bank.
@@ -165,6 +170,7 @@ class LiteComparison:
     quantize: str
     images: int
     agreement: float
+    min_agreement: float
     difference: float
     error: float | None
     bank_error: float | None
@@ -176,7 +182,7 @@ class LiteComparison:
     @property
     def good(self) -> bool:
         """Whether what is promised for this quantisation holds."""
-        return self.fault is None and self.agreement >= AGREEMENT.get(self.quantize, 0.0)
+        return self.fault is None and self.agreement >= self.min_agreement
 
 
 def enter_task(export: LiteExport, pack: TaskPack) -> list[str]:
@@ -196,7 +202,13 @@ def enter_task(export: LiteExport, pack: TaskPack) -> list[str]:
 
 
 def compare_lite(
-    export: LiteExport, bank: TaskBank, pack: TaskPack, files: Sequence[Path], batch_size: int = 256
+    export: LiteExport,
+    bank: TaskBank,
+    pack: TaskPack,
+    files: Sequence[Path],
+    *,
+    min_agreement: float | None = None,
+    batch_size: int = 256,
 ) -> LiteComparison:
     """Compares a task of an export with the bank.
 
@@ -205,6 +217,8 @@ def compare_lite(
         bank: A bank with the task.
         pack: The task.
         files: Image files, at least one. If each is in a folder of a class's name, errors are measured, too.
+        min_agreement: The least share of images on which the most probable class must be the bank's; that of
+            `MIN_AGREEMENT` for the export's quantisation if None.
         batch_size: How many images are in memory at a time.
 
     Raises:
@@ -234,6 +248,7 @@ def compare_lite(
         quantize=export.quantize,
         images=len(files),
         agreement=float((np.array(best) == bank_best).mean()),
+        min_agreement=MIN_AGREEMENT[export.quantize] if min_agreement is None else min_agreement,
         difference=difference,
         error=100 * float((best != known).mean()) if labelled else None,
         bank_error=100 * float((bank_best != known).mean()) if labelled else None,
@@ -259,18 +274,19 @@ def describe(found: LiteComparison) -> str:
     """Returns a comparison as a line."""
     errors = "" if found.error is None else f"; top-1 error {found.error:.2f} % (bank {found.bank_error:.2f} %)"
     fault = "" if found.fault is None else f"; WRONG: {found.fault}"
+    below = "" if found.agreement >= found.min_agreement else f" (TOO FEW: below {found.min_agreement:.1%})"
     return (
-        f"  {found.task}: top-1 agrees on {found.agreement:.2%}, largest difference {found.difference:.1e}{errors}; "
-        f"{found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
+        f"  {found.task}: top-1 agrees on {found.agreement:.2%}{below}, largest difference {found.difference:.1e}"
+        f"{errors}; {found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
         f"{found.task_bytes:,} bytes{fault}"
     )
 
 
-def promise(quantize: str) -> str:
-    """Returns what is checked of an export with this quantisation."""
-    if quantize in AGREEMENT:
-        return f"top-1 agrees on at least {AGREEMENT[quantize]:.1%}"
-    return "every constant is the task's weight to half a step of its scale"
+def promise(quantize: str, min_agreement: float | None = None) -> str:
+    """Returns what is checked of an export with this quantisation; `min_agreement` as of `compare_lite`."""
+    least = MIN_AGREEMENT[quantize] if min_agreement is None else min_agreement
+    constants = ", and every constant is the task's weight to half a step of its scale" if quantize in _INTEGERS else ""
+    return f"top-1 agrees on at least {least:.1%}{constants}"
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

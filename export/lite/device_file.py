@@ -1,15 +1,17 @@
 """From a module with signatures to a .tflite file that says what tasks hand over to it."""
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from export.lite.check import check_answers, check_images
 from export.lite.device_network import Changes, DeviceNetwork
 from export.lite.flatbuffer import pack_objects, read_objects
-from export.lite.folder import new_folder
+from export.lite.folder import new_folder, refuse_other_task
 from export.lite.metadata import add_metadata
 from export.lite.model_description import append_description, read_description
 from export.lite.run import load_model
@@ -160,14 +162,27 @@ def _write_inputs(
     network: DeviceNetwork, packs: Sequence[TaskPack], folder: Path, model: Path, backbone: Backbone
 ) -> list[str]:
     """Writes what tasks hand over, after comparing the model's answers with the bank's; returns the files' names."""
-    layout, loaded, bank, names = network.layout, load_model(model), TaskBank(backbone), []
+    layout, loaded, bank, contents = network.layout, load_model(model), TaskBank(backbone), {}
     for pack in packs:
         inputs = TaskInputs.of(pack, network.mask_of(pack), network.norm_of(pack), layout.classes, layout.digest())
         loaded.set_task(inputs)
         check_answers(loaded.predict(check_images(backbone.image_size)), bank, pack, loaded.quantize)
-        names.append(f"{pack.task}{SUFFIX}")
-        write_atomically(folder / names[-1], inputs.to_bytes())
-    return names
+        path = folder / f"{pack.task}{SUFFIX}"
+        refuse_other_task(path, functools.partial(_holds, path, inputs))
+        contents[path.name] = inputs.to_bytes()
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return list(contents)
+
+
+def _holds(path: Path, inputs: TaskInputs) -> bool:
+    """Returns whether a file holds the same task, for the same model."""
+    found = TaskInputs.load(path)
+    return (
+        all(found.description.get(name) == inputs.description[name] for name in ("labels", "eval_augment", "layout"))
+        and found.arrays.keys() == inputs.arrays.keys()
+        and all(np.array_equal(array, found.arrays[name]) for name, array in inputs.arrays.items())
+    )
 
 
 def _checked(packs: Iterable[TaskPack], backbone: Backbone) -> list[TaskPack]:

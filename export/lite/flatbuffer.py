@@ -77,6 +77,9 @@ class LiteFile:
     Args:
         data: The file's content; it is copied.
 
+    Attributes:
+        metadata: Where each entry of its metadata is that holds something, by name.
+
     Raises:
         ValueError: If it has several subgraphs, or buffers outside the flatbuffer.
     """
@@ -89,6 +92,11 @@ class LiteFile:
                 f"The network becomes {model.SubgraphsLength()} graphs with branches; only one is patched."
             )
         self._begin = np.frombuffer(self.data, np.uint8).ctypes.data
+        self.metadata = {}
+        for entry in (model.Metadata(index) for index in range(model.MetadataLength())):
+            content = model.Buffers(entry.Buffer())
+            if content.DataLength():
+                self.metadata[entry.Name()] = self._span(content.DataAsNumpy(), np.dtype("u1"))
         graph = model.Subgraphs(0)
         self.tensors = [self._tensor(model, graph, index) for index in range(graph.TensorsLength())]
         codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]

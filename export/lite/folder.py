@@ -4,11 +4,13 @@ import contextlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from export.edge.piggyback_edge import EdgeError
 from export.servable.folder import ExportError
 from piggyback_tf.files import flush
+from piggyback_tf.packs import PackError
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 
@@ -28,6 +30,28 @@ def is_patched(model: Path) -> bool:
             "and it is no model of design switch or input."
         )
     return True
+
+
+def refuse_other_task(path: Path, is_same: Callable[[], bool]) -> None:
+    """Refuses to write a task's file over one that holds another task.
+
+    Args:
+        path: The file to be written.
+        is_same: Reads what is there, and returns whether it is the task that is to be written.
+
+    Raises:
+        ExportError: If what is there is another task, another training of it, or damaged.
+    """
+    try:
+        if not path.exists() or is_same():
+            return
+        reason = "holds another task of this name, or another training of it"
+    except (EdgeError, PackError) as error:
+        reason = f"is no file of this task ({str(error).rstrip('.')})"
+    raise ExportError(
+        f"{str(path)!r} is there already and {reason}. Devices may have it: delete it, rename the task, or name "
+        "another folder with --output."
+    )
 
 
 @contextlib.contextmanager

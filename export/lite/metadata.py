@@ -10,7 +10,11 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from export.edge.piggyback_edge import DIGEST
+
 NAME = b"TFLITE_METADATA"
+# Zeros, over which a patcher writes the digest of the task that it installs.
+TASK_NAME = b"PIGGYBACK_TASK"
 _IMAGE_PROPERTIES, _NORMALIZATION, _FEATURE_PROPERTIES, _RGB = 2, 1, 1, 1
 
 
@@ -36,12 +40,22 @@ def add_metadata(model: schema.ModelT, name: str, preprocessing: str) -> None:
         name: The base's name.
         preprocessing: What the graph does to RGB values.
     """
+    _add(model, NAME, _metadata(model, name, preprocessing))
+
+
+def add_task_place(model: schema.ModelT) -> None:
+    """Adds a place to a model in which a patcher says which task is on it."""
+    _add(model, TASK_NAME, bytes(DIGEST))
+
+
+def _add(model: schema.ModelT, name: bytes, content: bytes) -> None:
+    """Adds an entry to the metadata of a model, in the place of one of that name."""
     buffer = schema.BufferT()
-    buffer.data = np.frombuffer(_metadata(model, name, preprocessing), np.uint8)
+    buffer.data = np.frombuffer(content, np.uint8)
     model.buffers.append(buffer)
     entry = schema.MetadataT()
-    entry.name, entry.buffer = NAME, len(model.buffers) - 1
-    model.metadata = [*(each for each in model.metadata or [] if each.name != NAME), entry]
+    entry.name, entry.buffer = name, len(model.buffers) - 1
+    model.metadata = [*(each for each in model.metadata or [] if each.name != name), entry]
 
 
 def _metadata(model: schema.ModelT, name: str, preprocessing: str) -> bytes:

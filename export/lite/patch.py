@@ -1,6 +1,7 @@
 """The design `patch`: one base.tflite, and for each task a file by which its constants are changed on the device."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,14 @@ from export.lite.base import PatchBase, constants_from_json, make_float_file
 from export.lite.calibrate import Saturation, corresponding, find_ranges, find_saturation
 from export.lite.check import check_base, check_task
 from export.lite.flatbuffer import LiteFile
-from export.lite.folder import BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX, new_folder
+from export.lite.folder import (
+    BASE_FILE,
+    MANIFEST_FILE,
+    MANIFEST_JSON,
+    TASK_SUFFIX,
+    new_folder,
+    refuse_other_task,
+)
 from export.lite.images import representative_images, split_specs
 from export.lite.options import LiteOptions
 from export.lite.tasks import check_pack, make_task, task_weights
@@ -109,7 +117,8 @@ def add_tasks(
         options: `compress`, `representative_data` and `representative_images` are looked at.
 
     Raises:
-        As `export_patch`, and ExportError if the base is another one, or its manifest is damaged.
+        As `export_patch`, and ExportError if the base is another one, its manifest is damaged, or another task of the
+            same name is in the folder.
     """
     base = read_base(backbone, base_file)
     if options.representative_data and base.manifest.quantize != "int8":
@@ -132,6 +141,8 @@ def add_tasks(
         contents.append(content)
         added.append(Added(folder / f"{task.task}{TASK_SUFFIX}", base.manifest.quantize, saturation))
     folder.mkdir(parents=True, exist_ok=True)
+    for written, content in zip(added, contents, strict=True):
+        refuse_other_task(written.path, functools.partial(_holds, written.path, content, base.manifest))
     for written, content in zip(added, contents, strict=True):
         write_atomically(written.path, content)
     return added
@@ -181,6 +192,11 @@ def load_packs(packs: Sequence[PackSource], backbone: Backbone, network: Network
     if not found:
         raise ExportError(NO_TASKS)
     return found
+
+
+def _holds(path: Path, content: bytes, manifest: Manifest) -> bool:
+    """Returns whether a file of a task holds the same as this content, compressed or not."""
+    return Task.load(path, manifest).digest == Task.from_bytes(content, manifest).digest
 
 
 def _saturation(base: PatchBase, backbone: Backbone, pack: TaskPack, images: list[np.ndarray]) -> list[Saturation]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from export.edge.piggyback_edge import DIGEST, TERNARY, Task
 from export.edge.piggyback_edge import FILTER as FILTER_KIND
-from export.edge.piggyback_edge import TERNARY, Task
 from export.edge.task_file import pack_mask
 from export.lite.base import PatchBase, Slot
 from export.lite.constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
@@ -79,6 +79,8 @@ def make_task(base: PatchBase, pack: TaskPack) -> Task:
         kernel=None if inside else pack.head["kernel"],
         bias=None if inside else pack.head["bias"],
         nbytes=0,
+        digest=bytes(DIGEST),
+        manifest=base.manifest,
     )
 
 

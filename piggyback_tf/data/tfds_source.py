@@ -1,9 +1,11 @@
 """`tfds:NAME`: data sets of TensorFlow Datasets, read in place and in any order."""
 
+import contextlib
 import dataclasses
-import mmap
+import itertools
 import re
-import struct
+import zlib
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -11,25 +13,14 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.cache import remember
-from piggyback_tf.data.example_proto import find_image_and_label
 from piggyback_tf.data.images import DataError, decode_image
 from piggyback_tf.data.kinds import DataRequest, register_data
+from piggyback_tf.data.records import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
 from piggyback_tf.registry import unknown_name_message
 
-FORMATS = ("tfrecord", "array_record")
 HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A run of records in one file: those from `skip` up to `skip + take`, of a split expression's `part`."""
-
-    part: str
-    path: str
-    skip: int
-    take: int
 
 
 class TfdsSource(Source):
@@ -38,7 +29,8 @@ class TfdsSource(Source):
     Args:
         name: What to call it, for example `"tfds:oxford_flowers102"`.
         shards: Where the records are, in order.
-        file_format: How they are stored, one of `FORMATS`.
+        file_format: How they are stored, a name in `READERS`.
+        parse: Returns the encoded image and the label of a record.
         class_count: Labels lie below this number.
         image_size: `(height, width)` if all images have it, otherwise `None`.
         train: The source whose classes are learned, if that is another one; this one may have no others.
@@ -50,6 +42,7 @@ class TfdsSource(Source):
         name: str,
         shards: list[Shard],
         file_format: str,
+        parse: Callable[[bytes], tuple[bytes, int]],
         class_count: int,
         image_size: tuple[int, int] | None,
         train: Source | None,
@@ -58,7 +51,8 @@ class TfdsSource(Source):
         self.name = name
         self.shards = shards
         self.image_size = image_size
-        self._file_format = file_format
+        self._reader = READERS[file_format]()
+        self._parse = parse
         self._class_count = class_count
         self._train = train
         self._cache_dir = cache_dir
@@ -70,11 +64,13 @@ class TfdsSource(Source):
     @cached_property
     def _index(self) -> dict[str, np.ndarray]:
         def scan() -> dict[str, np.ndarray]:
-            logging.info("Scanning the records of %s for their labels.", self._title)
-            spans = [span for shard in self.shards for span in self._scan(shard)]
-            return {"spans": np.array(spans, dtype=np.int64)}
+            logging.info("Scanning the records of %s for their labels, and checking them.", self._title)
+            rows = [dataclasses.astuple(record) for shard in self.shards for record in self._scan(shard)]
+            columns = np.array(rows, dtype=np.int64).reshape(-1, len(dataclasses.fields(_Record)))
+            return {field.name: columns[:, i] for i, field in enumerate(dataclasses.fields(_Record))}
 
-        return remember("records", digest("records 1", self.fingerprint()), scan, self._cache_dir)
+        # The number goes up when a scan finds other things: what is in the cache was found by an older one.
+        return remember("records", digest("records 2", self.fingerprint()), scan, self._cache_dir)
 
     @property
     def _title(self) -> str:
@@ -82,7 +78,7 @@ class TfdsSource(Source):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        labels = self._index["spans"][:, 2].astype(np.int32)
+        labels = self._index["label"].astype(np.int32)
         if (labels < 0).any():
             raise DataError(
                 f"{self._title} has images without a label; choose other splits behind the name, as in {HINT}."
@@ -100,33 +96,30 @@ class TfdsSource(Source):
 
     def first_label(self) -> int:
         """Returns the label of the first image, for which no other is looked at; -1 stands for none."""
-        return next(iter(self._scan(dataclasses.replace(self.shards[0], take=1))))[2]
+        return next(self._scan(dataclasses.replace(self.shards[0], take=1))).label
 
     def read(self, index: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        start, end, _ = (int(n) for n in self._index["spans"][index])
-        if self._file_format == "array_record":
-            record = self._records(self.shards[shard])[index - int(self._firsts[shard])]
-            return decode_image(record[start:end], self.describe(index))
-        try:
-            with Path(self.shards[shard].path).open("rb") as stream:
-                stream.seek(start)
-                return decode_image(stream.read(end - start), self.describe(index))
-        except OSError as error:
-            raise DataError(f"File {self.shards[shard].path!r} cannot be read: {error.strerror}.") from error
+        shard = self.shards[self._shard_of(index)]
+        found = _Record(**{name: int(column[index]) for name, column in self._index.items()})
+        with self._errors_of(shard):
+            record = self._reader.read(shard, found.place, found.size)
+            # The scan may have been long ago, and a disk that loses a bit leaves the file's time as it was.
+            if zlib.crc32(record) != found.checksum:
+                raise ValueError(f"the record of {self.key(index)} is not the one that was scanned")
+            image, _ = self._parse(record)
+        return decode_image(image, self.describe(index))
 
     def describe(self, index: int) -> str:
         return f"{self.name} {self.key(index)}"
 
     def key(self, index: int) -> str:
         # Counted within the split, not within the file: how many files there are may differ between machines.
-        part = self.shards[int(np.searchsorted(self._firsts, index, side="right")) - 1].part
+        part = self.shards[self._shard_of(index)].part
         before = next(first for first, shard in zip(self._firsts, self.shards, strict=False) if shard.part == part)
         return f"{part} #{index - int(before)}"
 
     def stored_bytes(self, index: int) -> int:
-        start, end, _ = self._index["spans"][index]
-        return int(end - start)
+        return int(self._index["image_size"][index])
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -142,30 +135,35 @@ class TfdsSource(Source):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def _scan(self, shard: Shard) -> list[tuple[int, int, int]]:
-        """Returns, for every record, where its image starts and ends, and its label.
+    def _shard_of(self, index: int) -> int:
+        return int(np.searchsorted(self._firsts, index, side="right")) - 1
 
-        For tfrecord the places count from the start of the file, for array_record from that of the record.
-        """
+    def _scan(self, shard: Shard) -> Iterator["_Record"]:
+        with self._errors_of(shard):
+            for place, record in self._reader.scan(shard):
+                image, label = self._parse(record)
+                yield _Record(place, len(record), zlib.crc32(record), len(image), label)
+
+    @contextlib.contextmanager
+    def _errors_of(self, shard: Shard) -> Iterator[None]:
+        """Puts the name of a file before what is wrong with it."""
         try:
-            if self._file_format == "array_record":
-                records = self._records(shard)
-                return [find_image_and_label(records[i], 0, len(records[i])) for i in range(shard.take)]
-            return _scan_tfrecord(shard)
-        except (OSError, ValueError) as error:
+            yield
+        except OSError as error:
+            raise DataError(f"File {shard.path!r} of {self.name} cannot be read: {error.strerror or error}.") from error
+        except ValueError as error:
             raise DataError(f"File {shard.path!r} of {self.name} is damaged: {error}.") from error
 
-    def _records(self, shard: Shard):
-        if shard not in self._open:
-            # tfds itself reads array_record through this package, and declares it where it exists.
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-            self._open[shard] = ArrayRecordDataSource(f"{shard.path}[{shard.skip}:{shard.skip + shard.take}]")
-        return self._open[shard]
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What a scan finds out about a record: where it is, its bytes and their CRC-32, its image's bytes, its label."""
 
-    @cached_property
-    def _open(self) -> dict:
-        return {}
+    place: int
+    size: int
+    checksum: int
+    image_size: int
+    label: int
 
 
 @register_data("tfds")
@@ -186,13 +184,14 @@ def load_tfds(request: DataRequest) -> TaskData:
     builder = _prepared_builder(name, request.data_dir)
     feature, label = builder.info.features["image"], builder.info.features["label"]
     file_format = builder.info.file_format.value if builder.info.file_format else None
-    if file_format not in FORMATS:
-        raise DataError(f"{name!r} is prepared in the format {file_format!r}. Valid: {', '.join(FORMATS)}.")
+    if file_format not in READERS:
+        raise DataError(f"{name!r} is prepared in the format {file_format!r}. Valid: {', '.join(READERS)}.")
+    parse = _parser(builder.info.features)
     size = tuple(feature.shape[:2]) if None not in feature.shape[:2] else None
 
     def source(split: str, train: Source | None) -> TfdsSource:
         shards = _shards(builder, split, request.spec)
-        return TfdsSource(f"tfds:{name}", shards, file_format, label.num_classes, size, train, request.cache_dir)
+        return TfdsSource(f"tfds:{name}", shards, file_format, parse, label.num_classes, size, train, request.cache_dir)
 
     splits = list(builder.info.splits)
     if "train" not in chosen and "train" not in splits:
@@ -308,9 +307,28 @@ def _check_features(name: str, features, tfds) -> None:
         raise DataError(f"The images of data set {name!r} are of type {image.np_dtype}; uint8 and uint16 can be used.")
 
 
+def _parser(features) -> Callable[[bytes], tuple[bytes, int]]:
+    """Returns a function from a record to its encoded image and its label, as the data set's features read them."""
+    import tensorflow_datasets as tfds
+
+    wanted = tfds.decode.PartialDecoding({"image": True, "label": True}).extract_features(features)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def parse(record: bytes) -> tuple[bytes, int]:
+        try:
+            example = wanted.deserialize_example_np(record, decoders=decoders)
+            return bytes(example["image"]), int(example["label"])
+        except Exception as error:
+            # Records of other features come as KeyError, AttributeError, ValueError or an error of protobuf.
+            raise ValueError(f"a record in it holds no image and label: {_shorten(error, 200)[:-1]}") from error
+
+    return parse
+
+
 def _shards(builder, expression: str, spec: str) -> list[Shard]:
-    shards = []
-    for part in (part.strip() for part in expression.split("+")):
+    shards: list[Shard] = []
+    parts = [part.strip() for part in expression.split("+")]
+    for part in parts:
         try:
             instructions = builder.info.splits[part].file_instructions
         except Exception as error:
@@ -321,34 +339,17 @@ def _shards(builder, expression: str, spec: str) -> list[Shard]:
             shards.append(Shard(part, str(run.filename), run.skip, take))
     if not shards:
         raise DataError(f"Split {expression!r}, asked for in {spec!r}, has no images.")
+    # Images that are there twice would come into training and validation, once each.
+    if shared := sum(first.overlap(second) for first, second in itertools.combinations(shards, 2)):
+        raise DataError(
+            f"The parts of {expression!r}, asked for in {spec!r}, have {shared} images in common; each image may be in "
+            f"one of them only."
+        )
     return shards
 
 
 def _overlap(first: TfdsSource, second: TfdsSource) -> int:
-    return sum(
-        max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip))
-        for a in first.shards
-        for b in second.shards
-        if a.path == b.path
-    )
-
-
-def _scan_tfrecord(shard: Shard) -> list[tuple[int, int, int]]:
-    # A record is: uint64 length, uint32 checksum of it, the data, uint32 checksum of them.
-    spans = []
-    with Path(shard.path).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-        start = 0
-        for number in range(shard.skip + shard.take):
-            if start + 12 > len(buffer):
-                raise ValueError(f"it ends after {number} records, where {shard.skip + shard.take} were expected")
-            (length,) = struct.unpack_from("<Q", buffer, start)
-            end = start + 12 + length
-            if end + 4 > len(buffer):
-                raise ValueError(f"it ends within record {number}")
-            if number >= shard.skip:
-                spans.append(find_image_and_label(buffer, start + 12, end))
-            start = end + 4
-    return spans
+    return shared_records(first.shards, second.shards)
 
 
 def _shorten(error: Exception, limit: int = 600) -> str:

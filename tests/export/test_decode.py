@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from export.servable import decode
 from export.servable.decode import decode_batch, decode_files, restore
 from export.servable.headers import read_headers
 from export.servable.resize import check_preparation
@@ -73,6 +74,21 @@ def test_images_are_prepared_to_the_same_bytes(augment):
         for operation in parse_augment(augment):
             image = operation.apply(image)
         np.testing.assert_array_equal(found, image, err_msg=name)
+
+
+@pytest.mark.parametrize(("files", "pixels"), [(32, 50_000_000), (32, 12_000), (5, 50_000_000)])
+def test_more_files_than_are_decoded_at_a_time(files, pixels, monkeypatch):
+    """Each is at its place, whichever chunk it is in; a broken one flags itself only."""
+    monkeypatch.setattr(decode, "_FILES", files)
+    monkeypatch.setattr(decode, "_PIXELS", pixels)
+    images = np.random.default_rng(3).integers(0, 256, (71, 48, 48, 3), dtype=np.uint8)
+    contents = [encode(image, "PNG") for image in images]
+    for broken in (3, 33, 70):
+        contents[broken] = contents[broken][:100]
+    found, good = decode_batch(tf.constant(contents), tf.zeros([71], tf.int32), ("",), 48)
+    assert np.flatnonzero(~good.numpy()).tolist() == [3, 33, 70]
+    images[[3, 33, 70]] = 0
+    np.testing.assert_array_equal(found, images)
 
 
 def test_each_image_is_prepared_in_its_own_way_and_must_have_the_size():

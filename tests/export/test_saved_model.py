@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +183,37 @@ def test_a_version_may_be_given_from_within(small, monkeypatch):
     monkeypatch.chdir(small.packed)
     monkeypatch.setattr(saved_model, "_write", lambda *arguments: (arguments[4], arguments[-1]))
     assert add_tasks(".", [renamed(small.packs[0], "new")]) == (small.packed.parent, small.packed)
+
+
+def test_the_second_servable_is_there_before_the_first_is_listed(tmp_path, monkeypatch):
+    """A server that sees the version in the folder finds both."""
+    seen, rename = [], Path.rename
+
+    def watched(path, target):
+        done = rename(path, target)
+        seen.append([(tmp_path / name).is_dir() for name in ("with_mask/1", "1")])
+        return done
+
+    with new_version(tmp_path, 1) as folders:
+        for folder in folders:
+            folder.mkdir()
+        monkeypatch.setattr(Path, "rename", watched)
+    assert seen == [[True, False], [True, True]]
+
+
+def test_a_first_servable_that_cannot_be_renamed_leaves_nothing(tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def failing(path, target):
+        if path.name == "main":
+            raise OSError("no room")
+        return rename(path, target)
+
+    with pytest.raises(OSError, match="no room"), new_version(tmp_path, 1) as folders:
+        for folder in folders:
+            folder.mkdir()
+        monkeypatch.setattr(Path, "rename", failing)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_finds_what_it_reads_while_it_loads_a_new_version(added):

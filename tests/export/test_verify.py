@@ -46,6 +46,9 @@ def test_an_export_is_written_added_to_and_verified(files, tmp_path):
     assert lines[0].startswith(f"{tmp_path}/2: 2 tasks, 3 images; loaded in ")
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
     assert lines[-1] == "equal to 1e-5"
+    fewer = ("export.verify", tmp_path, f"--packs={files}", f"--images={files}/images", "--min_agreement=0.9")
+    status, _, errors = _run(*fewer)
+    assert (status, errors.splitlines()[-1][:53]) == (2, "export.verify: --min_agreement is for a .tflite; what")
     status, _, errors = _run("export.saved_model", f"--packs={pack[1]}", f"--add_to={tmp_path}/2")
     assert status == 2
     assert "There are two tasks named 'ternary'" in errors.splitlines()[-1]

@@ -197,9 +197,10 @@ def renamed(pack, task):
     return dataclasses.replace(pack, task=task)
 
 
-def packs_of_all_kinds(backbone):
+def packs_of_all_kinds(backbone, some_layers=VARIANTS["some_layers"]["include"]):
     """Returns a pack of each variant with two, three, ... classes, named after it."""
+    variants = VARIANTS | {"some_layers": {"include": some_layers}}
     return [
         pack_of(trained_model(backbone, classes=classes, seed=classes, **variant), backbone, name, classes)
-        for classes, (name, variant) in enumerate(VARIANTS.items(), start=2)
+        for classes, (name, variant) in enumerate(variants.items(), start=2)
     ]

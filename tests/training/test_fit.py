@@ -52,25 +52,42 @@ def _pack(trained, backbone, data):
 
 
 # All methods: tests/methods/test_contract.py.
-@pytest.mark.parametrize("method", ["classifier_only", "piggyback"])
-def test_methods_learn_and_leave_the_base_alone(method, backbone, data):
+# With masks that do not move it would be the error of the other one, which is above that.
+@pytest.mark.parametrize(("method", "highest"), [("classifier_only", 0.25), ("piggyback", 0.15)])
+def test_methods_learn_and_leave_the_base_alone(method, highest, backbone, data):
     digest, flags = backbone.hash, [v.trainable for v in backbone.model.variables]
     trained = _train(method, backbone, data)
-    assert trained.history["val_error"][-1] < 0.75
+    assert trained.history["val_error"][-1] < highest
     assert trained.history["loss"][1] < trained.history["loss"][0]
     assert backbone.hash == digest
     assert [v.trainable for v in backbone.model.variables] == flags
 
 
-def test_the_model_has_the_weights_of_the_best_epoch(backbone, data):
-    config = TrainConfig(epochs=3, batch_size=64, head_lr=0.5, schedule="constant", chance_epochs=0)
-    trained = _train("classifier_only", backbone, data, config)
+@pytest.mark.parametrize("method", ["classifier_only", "piggyback"])
+def test_the_model_has_the_weights_of_the_best_epoch(method, backbone, data):
+    class Ruin(keras.callbacks.Callback):
+        """Turns the head round before the last epoch, which is too short to learn it again."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                kernel = self.model.get_layer("head").kernel
+                kernel.assign(-100 * kernel)
+
+    class Ruined(METHODS[method]):
+        def callbacks(self, model):
+            return [*super().callbacks(model), Ruin()]
+
+    data = dataclasses.replace(data, train=Subset(data.train, range(640)))
+    config = dataclasses.replace(QUICK, epochs=3, schedule="constant")
+    trained = train_task(Ruined(), backbone, data, config, InputConfig())
     scores = list(zip(trained.history["val_error"], trained.history["val_loss"], strict=True))
-    assert trained.best_epoch == scores.index(min(scores))
+    assert trained.best_epoch == scores.index(min(scores)) < 2
+    best, last = min(trained.history["val_error"]), trained.history["val_error"][-1]
+    assert last > best + 0.2
     images = np.stack([data.validation.read(i) for i in range(len(data.validation))])
     images = tf.cast(tf.round(tf.image.resize(images, (32, 32), antialias=True)), tf.float32)
     error = np.mean(trained.model.predict(images, verbose=0).argmax(1) != data.validation.labels)
-    assert error == pytest.approx(min(trained.history["val_error"]), abs=0.02)
+    assert error == pytest.approx(best, abs=0.02)
 
 
 def test_two_runs_and_another_order_of_tasks_give_the_same_pack(backbone, data):

@@ -45,6 +45,12 @@ void PrintText(std::string_view text) {
   putchar('"');
 }
 
+std::string Hexadecimal(const uint8_t* digest) {
+  std::string text(64, ' ');
+  for (size_t i = 0; i < 64; ++i) text[i] = "0123456789abcdef"[i % 2 == 0 ? digest[i / 2] >> 4 : digest[i / 2] & 15];
+  return text;
+}
+
 // A manifest or a task with the bytes that it looks at.
 struct OpenManifest {
   Content content;
@@ -76,7 +82,33 @@ Status RunInstall(const Arguments& arguments) {
   //   TfLiteInterpreter* interpreter = TfLiteInterpreterCreate(model, options);
   //
   // An interpreter keeps filters in an order of its own: delete it and make it anew whenever a task was installed.
-  return piggyback::InstallFile(arguments[0], manifest.manifest, task.task, arguments[3]);
+  Status status = piggyback::InstallFile(arguments[0], manifest.manifest, task.task, arguments[3]);
+  // XNNPACK does not compare a weight cache with the model: each task needs a file of its own.
+  if (status.ok()) printf("%s.%.32s.xnnpack\n", arguments[3].c_str(), Hexadecimal(task.task.digest().data()).c_str());
+  return status;
+}
+
+// Prints the digest of the task on a model, and which of the files of tasks it is.
+Status RunInstalled(const Arguments& arguments) {
+  OpenManifest manifest;
+  Content model;
+  if (Status status = manifest.Open(arguments[0]); !status.ok()) return status;
+  if (Status status = piggyback::ReadFile(arguments[1], &model); !status.ok()) return status;
+  const uint8_t* digest = manifest.manifest.Installed(BytesOf(model));
+  if (digest == nullptr)
+    return Status("'" + arguments[1] + "' does not say which task is on it: it is of another or of an older base.");
+  if (std::all_of(digest, digest + 32, [](uint8_t byte) { return byte == 0; })) {
+    printf("none\n");
+    return Status();
+  }
+  printf("%s\n", Hexadecimal(digest).c_str());
+  for (size_t i = 2; i < arguments.size(); ++i) {
+    OpenTask task;
+    if (Status status = task.Open(arguments[i], manifest.manifest); !status.ok())
+      return Status("'" + arguments[i] + "': " + status.message);
+    if (std::equal(digest, digest + 32, task.task.digest().data())) printf("%s\n", arguments[i].c_str());
+  }
+  return Status();
 }
 
 Status RunRemove(const Arguments& arguments) {
@@ -137,16 +169,19 @@ Status RunInspect(const Arguments& arguments) {
 Status RunClassify(const Arguments& arguments) {
   OpenManifest manifest;
   OpenTask task;
+  Content model;
   if (Status status = manifest.Open(arguments[0]); !status.ok()) return status;
   if (Status status = task.Open(arguments[1], manifest.manifest); !status.ok()) return status;
+  if (Status status = piggyback::ReadFile(arguments[2], &model); !status.ok()) return status;
   std::vector<float> output, probabilities(task.task.classes());
-  for (size_t i = 2; i < arguments.size(); ++i) {
+  for (size_t i = 3; i < arguments.size(); ++i) {
     char* end = nullptr;
     output.push_back(strtof(arguments[i].c_str(), &end));
     if (arguments[i].empty() || *end != '\0') return Status("'" + arguments[i] + "' is no number.");
   }
-  if (Status status = task.task.Classify(output.data(), output.size(), probabilities.data()); !status.ok())
-    return status;
+  const Status status =
+      task.task.Classify(BytesOf(model), output.data(), output.size(), probabilities.data());
+  if (!status.ok()) return status;
   for (uint32_t i = 0; i < task.task.classes(); ++i) {
     printf("%.9g ", static_cast<double>(probabilities[i]));
     PrintText(task.task.label(i));
@@ -199,7 +234,8 @@ constexpr Command kCommands[] = {
     {"remove", "base.tflite manifest.bin model.tflite", 3, 3, RunRemove},
     {"verify", "base.tflite manifest.bin [task.edge ...]", 2, kAny, RunVerify},
     {"inspect", "manifest.bin task.edge", 2, 2, RunInspect},
-    {"classify", "manifest.bin task.edge number ...", 2, kAny, RunClassify},
+    {"installed", "manifest.bin model.tflite [task.edge ...]", 2, kAny, RunInstalled},
+    {"classify", "manifest.bin task.edge model.tflite number ...", 3, kAny, RunClassify},
     {"time", "base.tflite manifest.bin task.edge", 3, 3, RunTime},
 };
 

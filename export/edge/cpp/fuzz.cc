@@ -234,6 +234,8 @@ void Install(const Manifest& manifest, const Task& task, const Content& base) {
   Require(!task.Install({fresh.get(), base.size()}, fresh.get(), base.size()), "a task cannot be installed in place");
   Require(memcmp(dirty.get(), fresh.get(), base.size()) == 0, "what was installed before plays a part");
   Require(std::equal(base.begin(), base.end(), original.get()), "the base changed");
+  if (const uint8_t* digest = manifest.Installed({fresh.get(), base.size()}))
+    memset(outside.data() + (digest - fresh.get()), 0, kDigest);
   for (size_t i = 0; i < base.size(); ++i)
     Require(outside[i] == 0 || fresh[i] == base[i], "a byte changed that is in no entry");
   Require(!manifest.Remove(bytes, dirty.get(), base.size()), "a task cannot be removed");
@@ -243,7 +245,13 @@ void Install(const Manifest& manifest, const Task& task, const Content& base) {
   Require(letters < 1u << 30, "there is more text than a file can have");
   const size_t outputs = manifest.max_classes() > 0 ? manifest.max_classes() : manifest.features();
   std::vector<float> output(outputs, 0.5f), probabilities(task.classes());
-  Require(!task.Classify(output.data(), outputs, probabilities.data()), "a task does not classify");
+  const Bytes model{fresh.get(), base.size()};
+  Require(!task.Classify(model, output.data(), outputs, probabilities.data()), "a task does not classify");
+  if (const uint8_t* digest = manifest.Installed(model)) {
+    Require(std::equal(digest, digest + kDigest, task.digest().data()), "a model does not say what is on it");
+    fresh[static_cast<size_t>(digest - fresh.get())] ^= 1u;
+    Require(bool{task.Classify(model, output.data(), outputs, probabilities.data())}, "another task's model is taken");
+  }
 }
 
 void Try(const Content& base, const Content& manifest_content, const Content& task_content, Task* kept) {

@@ -39,7 +39,6 @@ bool AreFinite(const uint8_t* floats, uint64_t size) {
     if ((Load32(floats + i) & 0x7f800000) == 0x7f800000) return false;
   return true;
 }
-
 bool IsUtf8(const uint8_t* text, uint32_t size) {
   constexpr uint32_t kLeast[] = {0, 0x80, 0x800, 0x10000};
   for (uint32_t i = 0; i < size;) {
@@ -54,14 +53,12 @@ bool IsUtf8(const uint8_t* text, uint32_t size) {
   }
   return true;
 }
-
 // A rate for its byte, in multiples of 2^-16.
 uint64_t Rate(uint8_t code) {
   const uint32_t low = code < 128 ? code : 255u - code;
   const uint32_t rate = low < 16 ? low : std::min((8 + low % 8) << (low / 8 - 1), 32768u);
   return code < 128 ? rate : 65536 - rate;
 }
-
 // The entropy coder of docs/pack-format.md.
 class Ans {
  public:
@@ -69,7 +66,6 @@ class Ans {
     state_ = left_ > 0 ? state_ | Next() : state_ >> 32;
   }
   bool IsEmpty() const { return state_ == 0 && left_ == 0; }
-
   // Sets the rates of the values that follow.
   void SetRates(uint64_t dropped, uint64_t negated) {
     const uint64_t kept = 65536 - dropped, shares[] = {dropped << 16, kept * (65536 - negated), kept * negated};
@@ -83,7 +79,6 @@ class Ans {
       values_[count_++] = value;
     }
   }
-
   // Reads the mask of a filter into bits that are zero; `negated` is null if it is binary.
   void Decode(size_t elements, uint8_t* kept, uint8_t* negated) {
     for (size_t i = 0; i < elements; ++i) {
@@ -92,7 +87,6 @@ class Ans {
       if (negated != nullptr) negated[i / 8] |= static_cast<uint8_t>(value / 2 << i % 8);
     }
   }
-
  private:
   uint64_t Next() { return left_ > 0 ? Load32(words_ + 4 * --left_) : 0; }
   uint32_t NextValue() {
@@ -107,7 +101,6 @@ class Ans {
   uint64_t state_;
   uint32_t values_[3] = {}, starts_[4] = {}, count_ = 1;
 };
-
 float FloatOfHalf(uint16_t half) {
   const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, mantissa = half & 0x3ffu;
   if (exponent == 0) return FloatOf(sign | BitsOf(static_cast<float>(mantissa) * 0x1p-24f));
@@ -121,11 +114,9 @@ uint16_t HalfOfFloat(float value) {
   if (size >= 0x477ff000) half = size > 0x7f800000 ? 0x7e00 : 0x7bff;  // It would round to infinity, or is no number.
   return static_cast<uint16_t>((bits >> 16 & 0x8000) | half);
 }
-
 uint32_t Multiply(uint32_t weight, float ratio) { return BitsOf(FloatOf(weight) * ratio); }
 uint16_t Multiply(uint16_t weight, float ratio) { return HalfOfFloat(FloatOfHalf(weight) * ratio); }
 uint8_t Multiply(uint8_t weight, float ratio) { return static_cast<uint8_t>(ratio < 0 ? 0u - weight : weight); }
-
 // Multiplies a filter by the ratios of its channels, negates and drops weights; null stands for what is not done.
 template <class Word>
 void Patch(const Entry& entry, const uint8_t* from, uint8_t* to, const uint8_t* ratios, const uint8_t* kept,
@@ -148,7 +139,7 @@ void Patch(const Entry& entry, const uint8_t* from, uint8_t* to, const uint8_t* 
 }
 }  // namespace
 
-std::array<uint8_t, 32> Sha256(Bytes bytes) {
+Digest Sha256(Bytes bytes) {
   static constexpr uint32_t round[64] = {0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1,
       0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7,
       0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -183,26 +174,26 @@ std::array<uint8_t, 32> Sha256(Bytes bytes) {
   last[rest] = 0x80;
   for (size_t i = 0; i < 8; ++i) last[length - 1 - i] = static_cast<uint8_t>(uint64_t{bytes.size} * 8 >> 8 * i);
   for (size_t i = 0; i < length; i += 64) add_block(last + i);
-  std::array<uint8_t, 32> digest;
+  Digest digest;
   for (size_t i = 0; i < 32; ++i) digest[i] = static_cast<uint8_t>(state[i / 4] >> (24 - i % 4 * 8));
   return digest;
 }
 
 uint32_t Manifest::Field(size_t offset) const { return bytes_.size > 0 ? Load32(bytes_.data + offset) : 0; }
-
 Error Manifest::Open(Bytes bytes) {
   const uint8_t* p = bytes.data;
-  if (bytes.size < kManifestHeader + kEntry + kDigest || memcmp(p, "PBEDGEMF\1\0\0", 12) != 0)
-    return "This is no manifest of version 1.";
+  if (bytes.size < kManifestHeader + kEntry + kDigest || memcmp(p, "PBEDGEMF", 8) != 0 || Load32(p + 8) - 1 > 1)
+    return "This is no manifest of version 1 or 2.";
   if (Load32(p + 12) > kMostEntries || bytes.size != kManifestHeader + kEntry * Load32(p + 12) + kDigest ||
       Load64(p + 16) != bytes.size || !HasDigest({p, bytes.size - kDigest}, p + bytes.size - kDigest))
     return "The manifest is damaged: it has another length or SHA-256 than it says.";
   Manifest found;
   found.bytes_ = bytes;
-  if (Load64(p + 24) > kMostElements || found.features() < 1 || found.features() > kMost ||
-      found.max_classes() > kMost || found.quantization() > 3 || !IsZero(p + 112, p + kManifestHeader))
+  const uint64_t base = found.base_size(), place = found.task_place(), behind = place > 0 ? place + kDigest : 0;
+  if (Load64(p + 24) > kMostElements || found.features() < 1 || found.features() > kMost || behind > base ||
+      found.max_classes() > kMost || found.quantization() > 3 || !IsZero(p + 116, p + kManifestHeader) ||
+      (Load32(p + 8) == 2) != (place > 0))
     return "The manifest is of a model that cannot be.";
-  const uint64_t base = found.base_size();
   uint64_t end = 0;
   for (p += kManifestHeader; p < bytes.data + bytes.size - kDigest; p += kEntry) {
     constexpr uint64_t kSizes[] = {0, 4, 2, 1, 4, 8};
@@ -215,14 +206,14 @@ Error Manifest::Open(Bytes bytes) {
         (scaled ? scales == 0 || (count != 1 && count != channels) : scales != 0 || count != 0) ||
         elements % group != 0 || Load32(p + 44) != 0 || Load32(p + 60) != 0)
       return "The manifest has a constant of no known kind, or of sizes that do not agree.";
-    if (offset < end || offset > base || size > base - offset || scales > base || 4 * uint64_t{count} > base - scales)
+    if (offset < end || offset > base || size > base - offset || scales > base || 4 * uint64_t{count} > base - scales ||
+        (offset < behind && offset + size > place))
       return "The manifest has a constant that is not behind the one before, or not within the base.";
     end = offset + size;
   }
   *this = found;
   return {};
 }
-
 Entry Manifest::entry(uint32_t index) const {
   const uint8_t* p = bytes_.data + kManifestHeader + kEntry * index;  // Sizes are below 2^31, as was checked.
   return {Load32(p), Load32(p + 4), Load32(p + 8), Load32(p + 16), Load32(p + 24), Load32(p + 32), Load32(p + 36)};
@@ -235,13 +226,16 @@ Error Manifest::Verify(Bytes base) const {
   if (Error error = CheckSizes(base, base.data, base.size)) return error;
   return HasDigest(base, bytes_.data + 32) ? Error() : "This is not the manifest's base: its SHA-256 is another.";
 }
+const uint8_t* Manifest::Installed(Bytes model) const {
+  return task_place() > 0 && !CheckSizes(model, model.data, model.size) ? model.data + task_place() : nullptr;
+}
 Error Manifest::Remove(Bytes base, uint8_t* copy, size_t size) const {
   if (Error error = CheckSizes(base, copy, size)) return error;
   for (uint32_t i = 0; i < entries() && copy != base.data; ++i)
     memcpy(copy + entry(i).offset, base.data + entry(i).offset, entry(i).size);
+  if (task_place() > 0 && copy != base.data) memcpy(copy + task_place(), base.data + task_place(), kDigest);
   return {};
 }
-
 Bytes Task::Section(size_t number) const {
   const uint8_t* p = bytes_.data + 136 + 16 * number;
   return {bytes_.data + Load32(p), Load32(p + 8)};
@@ -256,7 +250,6 @@ Error Task::Open(const Manifest& manifest, Bytes bytes) {
   *this = std::move(task);
   return {};
 }
-
 Error Task::ReadHeader() {
   const uint8_t* p = bytes_.data;
   const size_t size = bytes_.size;
@@ -283,7 +276,6 @@ Error Task::ReadHeader() {
   const bool fits = head.size == (room > 0 ? 0 : 4 * uint64_t{classes_} * (manifest_.features() + 1));
   return fits && AreFinite(head.data, head.size) ? Error() : "The head of the task is of another size, or not finite.";
 }
-
 Error Task::ReadMasks() {
   const Bytes masked = Section(kMasked), masks = Section(kMasks), rates = Section(kRates);
   const bool ternary = (flags_ & kTernary) != 0, compressed = (flags_ & kCompressed) != 0;
@@ -318,7 +310,6 @@ Error Task::ReadMasks() {
   if (!ans.IsEmpty()) return "More is compressed than the masks of the task.";
   return HasDigest({masks_, size}, bytes_.data + 104) ? Error() : "The masks of the task have another SHA-256.";
 }
-
 Error Task::ReadCorrections() {
   const Bytes section = Section(kCorrections);
   uint32_t found = 0, next = 0;
@@ -340,7 +331,6 @@ Error Task::ReadCorrections() {
   }
   return found == (flags_ & (kOwnNorm | kHeadInside)) ? Error() : "The task lacks corrections that its flags promise.";
 }
-
 Error Task::ReadText() {
   const Bytes section = Section(kText);
   const size_t count = 4 + size_t{classes_};
@@ -353,6 +343,10 @@ Error Task::ReadText() {
       return "The task has a text that is cut off, too long, or no UTF-8.";
     texts_[i] = static_cast<uint32_t>(at), at += 4 + length;
   }
+  uint8_t parts[7 * kDigest], *part = std::copy(bytes_.data + 40, bytes_.data + 136, parts);
+  for (const Part each : {kMasked, kHead, kCorrections, kText})
+    part = std::copy_n(Sha256(Section(each)).data(), kDigest, part);
+  digest_ = Sha256({parts, sizeof parts});
   return at == section.size ? Error() : "The task has more text than its labels.";
 }
 std::string_view Task::Text(size_t index) const {
@@ -387,10 +381,13 @@ Error Task::Install(Bytes base, uint8_t* copy, size_t size) const {
     }
   }
   fesetenv(&environment);
+  if (manifest_.task_place() > 0) memcpy(copy + manifest_.task_place(), digest_.data(), kDigest);
   return {};
 }
-
-Error Task::Classify(const float* output, size_t size, float* probabilities) const {
+Error Task::Classify(Bytes model, const float* output, size_t size, float* probabilities) const {
+  const uint8_t* installed = manifest_.task_place() > 0 ? manifest_.Installed(model) : digest_.data();
+  if (installed == nullptr || memcmp(installed, digest_.data(), kDigest) != 0)
+    return "The task is not the one on the model, which has another or none: install it.";
   const bool inside = (flags_ & kHeadInside) != 0;
   if (classes_ == 0 || size != (inside ? manifest_.max_classes() : manifest_.features()) ||
       !AreFinite(reinterpret_cast<const uint8_t*>(output), 4 * size))

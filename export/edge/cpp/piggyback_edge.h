@@ -16,14 +16,13 @@ struct [[nodiscard]] Error {
   explicit operator bool() const { return message != nullptr; }
   const char* message;
 };
-
 // Memory of the caller that is read.
 struct Bytes {
   const uint8_t* data = nullptr;
   size_t size = 0;
 };
-std::array<uint8_t, 32> Sha256(Bytes bytes);
-
+using Digest = std::array<uint8_t, 32>;
+Digest Sha256(Bytes bytes);
 // A constant of the base that tasks change, as in the document. What is here was checked.
 struct Entry {
   uint32_t kind, type;
@@ -37,6 +36,8 @@ class Manifest {
   Error Open(Bytes bytes);
   // Checks size and SHA-256 of base.tflite, which takes far longer than installing: call it once for each base.
   Error Verify(Bytes base) const;
+  // The digest of the task on a model, 32 bytes within it, zeros for none; null if bases of version 1 do not say it.
+  const uint8_t* Installed(Bytes model) const;
   // Writes the base's constants back into a copy of it, [size], whatever was installed there.
   Error Remove(Bytes base, uint8_t* copy, size_t size) const;
   uint32_t entries() const { return Field(12); }
@@ -46,10 +47,10 @@ class Manifest {
   uint32_t max_classes() const { return Field(100); }  // 0: the model ends in features, else in so many logits.
   uint32_t image_size() const { return Field(104); }
   uint32_t quantization() const { return Field(108); }  // 0 none, 1 float16, 2 dynamic, 3 int8.
-
  private:
   friend class Task;
   uint32_t Field(size_t offset) const;
+  uint32_t task_place() const { return Field(112); }  // Of the digest; 0 in version 1.
   Error CheckSizes(Bytes base, const uint8_t* copy, size_t size) const;
   Bytes bytes_;
 };
@@ -62,8 +63,10 @@ class Task {
   // Writes the task's constants into a copy of the base, [size], whatever was installed there before. `base` was
   // verified. `copy` may be `base` itself, if nothing was installed there yet; otherwise they must not overlap.
   Error Install(Bytes base, uint8_t* copy, size_t size) const;
-  // Turns the model's output, [features] or [max_classes] logits, into probabilities, [classes].
-  Error Classify(const float* output, size_t size, float* probabilities) const;
+  // Turns the output of a model, [features] or [max_classes] logits, into probabilities, [classes]. Refuses a model on
+  // which is another task or none, unless the base is of version 1.
+  Error Classify(Bytes model, const float* output, size_t size, float* probabilities) const;
+  const Digest& digest() const { return digest_; }  // What a model says that this task is on; the document defines it.
   uint32_t classes() const { return classes_; }
   uint32_t flags() const { return flags_; }  // 1 ternary, 2 compressed, 4 own batch norm, 8 the model holds the head.
   // Valid UTF-8 written by strangers: escape it before it is printed. Empty if there is no such label.
@@ -72,7 +75,6 @@ class Task {
   std::string_view base_name() const { return Text(2); }
   std::string_view preprocessing() const { return Text(3); }
   std::string_view label(uint32_t index) const { return index < classes_ ? Text(4 + size_t{index}) : ""; }
-
  private:
   Error ReadHeader();
   Error ReadMasks();
@@ -85,6 +87,7 @@ class Task {
   uint32_t flags_ = 0, classes_ = 0;
   const uint8_t* masks_ = nullptr;  // In section 1, or decoded.
   std::unique_ptr<uint8_t[]> decoded_;
+  Digest digest_ = {};
   std::unique_ptr<uint32_t[]> texts_;  // Where strings begin in section 5.
 };
 }  // namespace piggyback

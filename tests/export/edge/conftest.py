@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.edge.piggyback_edge import DTYPES, TERNARY, Base, Entry, Manifest, Task
+from export.edge.piggyback_edge import DIGEST, DTYPES, TERNARY, Base, Entry, Manifest, Task
+from export.edge.task_file import task_bytes
 
 # The fixture `patched`.
 from tests.export.lite.conftest import _patched  # noqa: F401
@@ -31,13 +32,15 @@ def _base():
         scales = (4, 1) if (kind, element) == (1, 3) else (0, 0)
         entries.append(Entry(kind, dtype, len(data), size, channels, inner, len(entries), *scales))
         data += values.astype(dtype).tobytes() + rng.bytes(-size * dtype.itemsize % 8 + 8)
+    place = len(data)
+    data += bytes(DIGEST) + rng.bytes(5)
     sha256 = hashlib.sha256(data).digest()
-    return Base(bytes(data), Manifest(len(data), sha256, bytes(range(32)), 6, 0, 8, "none", tuple(entries)))
+    return Base(bytes(data), Manifest(len(data), sha256, bytes(range(32)), 6, 0, 8, "none", tuple(entries), place))
 
 
 @pytest.fixture(name="make_task")
 def _make_task(base):
-    """A function that returns a task for the base, with fields of one's own."""
+    """A function that returns a task for the base, with fields of one's own, as it is read from its file."""
 
     def make(ternary=True, seed=0, **changes):
         rng = np.random.default_rng(seed)
@@ -65,8 +68,10 @@ def _make_task(base):
             "kernel": rng.standard_normal((6, 2)).astype("f4"),
             "bias": np.ones(2, "f4"),
             "nbytes": 0,
+            "digest": bytes(DIGEST),
+            "manifest": base.manifest,
         }
-        return Task(**fields | changes)
+        return Task.from_bytes(task_bytes(Task(**fields | changes), base.manifest), base.manifest)
 
     return make
 

@@ -8,6 +8,7 @@ import numpy as np
 from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import (
     COMPRESSED,
+    DIGEST,
     DTYPES,
     QUANTIZATIONS,
     TERNARY,
@@ -46,7 +47,7 @@ class Device:
         return bytes(model.data)
 
 
-def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES):
+def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version=2):
     """Returns a base of random bytes in which the filters are numbers, and its manifest."""
     rng = np.random.default_rng(seed)
     shapes = [(1, *shape) for shape in filters]
@@ -64,9 +65,11 @@ def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES):
         scales = (8, channels if number % 3 else 1) if (kind, element) == (1, 3) else (0, 0)
         entries.append(Entry(kind, dtype, len(data), size, channels, inner, number, *scales))
         data += _numbers(size, dtype, rng).tobytes() + rng.bytes(int(rng.integers(0, 9)))
-    base = bytes(data)
+    # Between the constants of a real base, too, there is other metadata.
+    place = len(data) + 3 if version == 2 else 0
+    base = bytes(data) + b"abc" + bytes(DIGEST) + rng.bytes(9)
     digests = hashlib.sha256(base).digest(), rng.bytes(32)
-    return Device(base, Manifest(len(base), *digests, FEATURES, max_classes, 32, quantize, tuple(entries)))
+    return Device(base, Manifest(len(base), *digests, FEATURES, max_classes, 32, quantize, tuple(entries), place))
 
 
 def make_task(device, ternary=False, norm=False, compress=False, classes=3, seed=0, masked=0.8):
@@ -92,7 +95,7 @@ def make_task(device, ternary=False, norm=False, compress=False, classes=3, seed
     labels = (*("cat", "Gänsblüme", "\x1b[2Jロボ\U0001f916")[:classes], *map(str, range(classes - 3)))
     flags = (TERNARY if ternary else 0) | (COMPRESSED if compress else 0)
     texts = ("pets", labels, "resize(32)", "net", "tf: x / 127.5 - 1")
-    task = Task(*texts, flags, masks, ratios, new_bytes, kernel, bias, 0)
+    task = Task(*texts, flags, masks, ratios, new_bytes, kernel, bias, 0, bytes(DIGEST), device.manifest)
     return task_bytes(task, device.manifest, compress=compress)
 
 

@@ -16,7 +16,7 @@ import constriction
 import numpy as np
 import pytest
 
-from export.edge.piggyback_edge import Task
+from export.edge.piggyback_edge import EdgeError, Manifest, Task, weight_cache
 from piggyback_tf.packs.rates import RATES
 from tests.export.edge.conftest import SOURCE
 from tests.export.edge.cpp_files import FEATURES, make_device, make_task
@@ -208,12 +208,63 @@ def test_inspect_and_classify(max_classes, plain, tmp_path):
     assert said["class_names"] == list(expected.labels) and said["task"] == expected.name
     assert said["eval_augment"] == expected.augment and said["base_bytes"] == len(device.base)
     output = np.random.default_rng(0).standard_normal(max_classes or FEATURES).astype(np.float32)
-    lines = files.run("classify", files.manifest, tmp_path / "task.edge", *output.tolist()).stdout.splitlines()
+    model = files.install(tmp_path / "task.edge")
+    command = ("classify", files.manifest, tmp_path / "task.edge", files.model)
+    lines = files.run(*command, *output.tolist()).stdout.splitlines()
     chances, labels = zip(*(line.split(" ", 1) for line in lines), strict=True)
-    np.testing.assert_allclose(np.array(chances, float), expected.probabilities(output[None])[0], rtol=1e-5)
+    np.testing.assert_allclose(np.array(chances, float), expected.probabilities(output[None], model)[0], rtol=1e-5)
     assert tuple(map(json.loads, labels)) == expected.labels
-    assert "finite numbers" in files.fails("classify", files.manifest, tmp_path / "task.edge", 1, 2)
-    assert "finite numbers" in files.fails("classify", files.manifest, tmp_path / "task.edge", *["nan"] * output.size)
+    assert "finite numbers" in files.fails(*command, 1, 2)
+    assert "finite numbers" in files.fails(*command, *["nan"] * output.size)
+
+
+@pytest.mark.parametrize("max_classes", [0, 5])
+def test_a_model_says_which_task_is_on_it(max_classes, plain, tmp_path):
+    device = make_device(max_classes=max_classes)
+    files = Files(tmp_path, plain, device, a=make_task(device, seed=1), b=make_task(device, seed=2))
+    a, b, output = tmp_path / "a.edge", tmp_path / "b.edge", ["0.5"] * (max_classes or FEATURES)
+    files.write("packed", make_task(device, seed=1, compress=True))
+    digest = Task.load(a, device.manifest).digest
+    assert digest != Task.load(b, device.manifest).digest
+
+    def installed(*tasks):
+        return files.run("installed", files.manifest, files.model, *tasks).stdout.split()
+
+    done = files.run("install", files.base, files.manifest, a, files.model)
+    # The cache is named as the Python patcher names it.
+    assert done.stdout == f"{weight_cache(files.model, digest)}\n"
+    assert installed(b, a) == [digest.hex(), str(a)]
+    assert files.run("classify", files.manifest, a, files.model, *output).returncode == 0
+    # Compressed, it is the same task.
+    assert files.run("classify", files.manifest, tmp_path / "packed.edge", files.model, *output).returncode == 0
+    for wrong in (files.base, files.manifest):
+        assert "not the one on the model" in files.fails("classify", files.manifest, a, wrong, *output)
+    assert "not the one on the model" in files.fails("classify", files.manifest, b, files.model, *output)
+    files.install(b)
+    assert "not the one on the model" in files.fails("classify", files.manifest, a, files.model, *output)
+    assert installed(a) == [Task.load(b, device.manifest).digest.hex()]
+    files.run("remove", files.base, files.manifest, files.model)
+    assert installed(a, b) == ["none"]
+
+
+def test_a_base_of_version_1(plain, tmp_path):
+    """It was exported before models said which task is on them."""
+    device = make_device(version=1)
+    task = make_task(device)
+    files = Files(tmp_path, plain, device, task=task)
+    assert files.manifest.read_bytes()[8] == 1
+    assert files.install(tmp_path / "task.edge") == device.installed(task)
+    assert "does not say" in files.fails("installed", files.manifest, files.model)
+    command = ("classify", files.manifest, tmp_path / "task.edge", files.model, *["0.5"] * FEATURES)
+    assert files.run(*command).returncode == 0
+    # A place in version 1, none in version 2, and places that cannot be.
+    new = make_device().content()
+    for change in ({"at8": 1}, {"at112": 0}, {"at112": 2**31}, {"at116": 1}, {"at112": 64}, {"at8": 3}):
+        files.manifest.write_bytes(_signed(new, **change))
+        message = files.fails("inspect", files.manifest, tmp_path / "task.edge")
+        assert message.startswith(("piggyback_edge: The manifest", "piggyback_edge: This is no manifest")), change
+        with pytest.raises(EdgeError):
+            Manifest.from_bytes(_signed(new, **change))
 
 
 def _fuzz(build, folder, runs, seed):

@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from export.edge import piggyback_edge
 from export.edge.manifest import manifest_bytes
-from export.edge.piggyback_edge import EdgeError, Model, main
+from export.edge.piggyback_edge import EdgeError, Model, Task, main, weight_cache
 from export.edge.task_file import task_bytes
 
 PATCHER = Path(piggyback_edge.__file__)
@@ -46,7 +47,17 @@ def _by_rule(base, task):
         if place in task.new_bytes:
             content = task.new_bytes[place]
             out[entry.offset : entry.offset + entry.nbytes] = content + bytes(entry.nbytes - len(content))
+    place = base.manifest.task_place
+    out[place : place + 32] = _digest_by_rule(task_bytes(task, base.manifest))
     return out
+
+
+def _digest_by_rule(file):
+    """Returns the digest of the task in a file without compression, as docs/edge-format.md says."""
+    bounds = struct.unpack_from("<12Q", file, 136)
+    sections = [file[offset : offset + length] for offset, length in zip(bounds[::2], bounds[1::2], strict=True)]
+    parts = [hashlib.sha256(sections[number]).digest() for number in (0, 3, 4, 5)]
+    return hashlib.sha256(file[40:136] + b"".join(parts)).digest()
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
@@ -68,7 +79,9 @@ def test_what_was_installed_before_plays_no_part(base, make_task):
     plain = make_task(seed=4, ratios={}, new_bytes={}, masks={})
     first.install(plain)
     second.install(plain)
-    assert first.data == second.data == base.data
+    assert first.data == second.data
+    place = base.manifest.task_place
+    assert first.data[:place] + bytes(32) + first.data[place + 32 :] == base.data
 
 
 @pytest.fixture(name="folder")
@@ -120,6 +133,62 @@ def test_what_the_command_refuses(folder, change, message, capsys):
     assert error.startswith("piggyback_edge: ")
     assert message in error
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_command_says_what_is_installed(base, make_task, folder, capsys):
+    files = [str(folder / name) for name in ("base.tflite", "current.tflite")]
+    other = folder / "elsewhere" / "cats.edge"
+    other.parent.mkdir()
+    other.write_bytes(task_bytes(make_task(name="cats\x1b", seed=2), base.manifest))
+
+    def say(command, *arguments, status=0):
+        assert main([command, *map(str, arguments)]) == status
+        captured = capsys.readouterr()
+        return (captured.err if status else captured.out).strip()
+
+    say("install", files[0], folder / "birds.edge", files[1])
+    assert say("installed", *files) == f"{files[1]}: task birds of '{folder / 'birds.edge'}'"
+    say("install", files[0], other, files[1])
+    digest = Task.load(other, base.manifest).digest.hex()
+    unknown = f"{files[1]}: a task with the digest {digest}, which is in none of the files that were looked at"
+    assert say("installed", *files) == unknown
+    (folder / "damaged.edge").write_bytes(b"x")
+    assert say("installed", *files) == unknown
+    assert "file of another kind" in say("installed", *files, folder / "damaged.edge", status=2)
+    assert say("installed", *files, other) == f"{files[1]}: task 'cats\\x1b' of '{other}'"
+    content = bytearray(Path(files[1]).read_bytes())
+    content[base.manifest.entries[0].offset] ^= 1
+    Path(files[1]).write_bytes(content)
+    assert "says that task 'cats\\x1b' is on it, but is damaged" in say("installed", *files, other, status=2)
+    say("remove", *files)
+    assert say("installed", *files) == f"{files[1]}: no task, it is the base"
+    Path(files[1]).write_bytes(bytes([base.data[0] ^ 1]) + base.data[1:])
+    assert "has no task on it, and is not the base" in say("installed", *files, status=2)
+    Path(files[1]).write_bytes(base.data[1:])
+    assert "it is not of this base" in say("installed", *files, status=2)
+
+
+def test_each_task_has_a_weight_cache_of_its_own(base, make_task, folder, capsys):
+    """XNNPACK takes any cache that lies at its path: those of what was installed before are removed."""
+    names = [str(folder / name) for name in ("base.tflite", "current.tflite")]
+    (folder / "cats.edge").write_bytes(task_bytes(make_task(name="cats", seed=2), base.manifest))
+    kept = ["current.tflite.xnnpack", f"other.tflite.{'0' * 32}.xnnpack", f"current.tflite.{'0' * 31}.xnnpack"]
+    for name in kept:
+        (folder / name).touch()
+    caches = []
+    for command in (["birds.edge"], ["cats.edge"], ["birds.edge"], []):
+        arguments = [names[0], *(str(folder / name) for name in command), names[1]]
+        assert main(["install" if command else "remove", *arguments]) == 0
+        caches.append(Path(capsys.readouterr().out.strip().rpartition(": ")[2]))
+        # What was before is gone, and what is of this task stays.
+        assert sorted(path.name for path in folder.glob("*.xnnpack") if path.name not in kept) == []
+        caches[-1].touch()
+        assert main(["install" if command else "remove", *arguments]) == 0
+        capsys.readouterr()
+        assert caches[-1].exists()
+    assert caches[0] == caches[2] == weight_cache(names[1], Task.load(folder / "birds.edge", base.manifest).digest)
+    assert len(set(caches)) == 3
+    assert all((folder / name).exists() for name in kept)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
@@ -197,13 +266,14 @@ def test_killed_while_patching_on_disk(base, make_task, folder):
     target.write_bytes(wanted[0])
     # One process that installs by turns: it is forked, since starting Python takes longer than patching.
     rng, seen, last, span = random.Random(0), set(), 0, 0.02
-    for _ in range(100):
+    for number in range(100):
         # Not while this process holds locks of its libraries: it starts no threads here.
         child = os.fork()
         if not child:
             sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (the process is killed)
             while True:
-                for seed in (1, 0):
+                # Few children get to a second one.
+                for seed in (1, 0) if number % 2 else (0, 1):
                     main(["install", str(folder / "base.tflite"), str(folder / f"{seed}.edge"), str(target)])
         time.sleep(rng.uniform(0.0, span))
         os.kill(child, signal.SIGKILL)

@@ -8,6 +8,7 @@ import pytest
 
 from export.lite import patch
 from export.lite.options import LiteOptions
+from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
 
@@ -19,20 +20,35 @@ def noise(size, count=6, seed=1):
 
 @pytest.fixture(scope="session", name="patched")
 def _patched(tmp_path_factory):
-    """A function of a quantisation and of `max_classes` that returns an export, with its backbone, packs and bank."""
-    backbone = small_backbone()
-    packs, bank = packs_of_all_kinds(backbone), TaskBank(backbone)
-    for pack in packs:
-        bank.add(pack)
+    """A function of a quantisation and of `max_classes` that returns an export, with its backbone, packs and bank.
+
+    With dynamic ranges it is one of the network that ships with the package, whose filters are int8 then: those of the
+    small one have less than 1024 elements and stay float32, which is what `shipped=False` is for.
+    """
 
     @functools.cache
-    def make(quantize, max_classes=0):
-        folder = tmp_path_factory.mktemp("litert") / f"{quantize}{max_classes}"
+    def network(shipped):
+        if shipped:
+            backbone = load_backbone("shapesnet")
+            packs = packs_of_all_kinds(backbone, ["stem_conv", "block2_*"])
+        else:
+            backbone = small_backbone()
+            packs = packs_of_all_kinds(backbone)
+        bank = TaskBank(backbone)
+        for pack in packs:
+            bank.add(pack)
+        return backbone, packs, bank
+
+    @functools.cache
+    def make(quantize, max_classes=0, shipped=None):
+        backbone, packs, bank = network(quantize == "dynamic" if shipped is None else shipped)
+        size = backbone.image_size
+        folder = tmp_path_factory.mktemp("litert") / f"{quantize}{max_classes}{backbone.name}"
         data = "images" if quantize == "int8" else ""
         options = LiteOptions(quantize=quantize, max_classes=max_classes, representative_data=data)
         with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(patch, "representative_images", lambda spec, packs, count: [noise(8, 32) for _ in packs])
+            patches.setattr(patch, "representative_images", lambda spec, packs, count: [noise(size, 32) for _ in packs])
             patch.export_patch(backbone, packs, folder, options)
-        return types.SimpleNamespace(folder=folder, backbone=backbone, packs=packs, bank=bank)
+        return types.SimpleNamespace(folder=folder, backbone=backbone, packs=packs, bank=bank, size=size)
 
     return make

@@ -63,7 +63,10 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
     assert "top-1 error" in lines[1]
     assert re.fullmatch(r"memory: \d+\.\d MB with a task; on disk 0\.\d MB", lines[3])
-    assert lines[-1] == "holds: every constant is the task's weight to half a step of its scale"
+    assert (
+        lines[-1]
+        == "holds: top-1 agrees on at least 90.0%, and every constant is the task's weight to half a step of its scale"
+    )
     status, printed, errors = _run("piggyback_edge.py", "verify", "base.tflite", "ternary.edge", cwd=out)
     assert (status, printed) == (0, "base.tflite is whole, and so are 1 tasks for it"), errors
     (out / "ternary.edge").unlink()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import time
 import types
 import zipfile
 
@@ -157,6 +158,13 @@ def test_tasks_are_added_to_a_model(small, tmp_path):
             add_inputs(backbone, [pack], folder / "model.tflite")
     with pytest.raises(PackError, match="another base"):
         add_inputs(small_backbone(seed=1), [new], folder / "model.tflite")
+    # The same task may be written again, another one of its name may not.
+    inputs = folder / "binary.inputs.safetensors"
+    kept = inputs.read_bytes()
+    assert add_inputs(backbone, [binary], folder / "model.tflite") == [inputs]
+    with pytest.raises(ExportError, match="is there already and holds another task of this name"):
+        add_inputs(backbone, [new, renamed(new, "binary")], folder / "model.tflite")
+    assert inputs.read_bytes() == kept
     assert {path.name for path in folder.iterdir()} == {"model.tflite", "binary.inputs.safetensors"}
 
 
@@ -200,20 +208,47 @@ def test_a_model_that_does_not_answer_as_the_bank_is_not_left_behind(tmp_path, e
     assert not list(tmp_path.iterdir())
 
 
+class _Watched:
+    """A runner that takes a while, and notices when two threads are in it."""
+
+    def __init__(self, runner):
+        self._runner, self._inside, self.met = runner, 0, False
+
+    def call(self, signature, inputs):
+        self._inside += 1
+        self.met |= self._inside > 1
+        time.sleep(0.002)
+        found = self._runner.call(signature, inputs)
+        self.met |= self._inside > 1
+        self._inside -= 1
+        return found
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_threads_wait_for_one_another(small, runtime):
-    model = _model(small.switch, "switch", runtime=runtime)
-    model.set_task(small.switch / "binary.inputs.safetensors")
-    expected, wrong = model.predict(IMAGES), []
+@pytest.mark.parametrize("design", DESIGNS)
+def test_threads_wait_for_one_another(small, design, runtime):
+    """Whatever task is the current one, an answer is of one task from the first image to the last."""
+    folder = getattr(small, design)
+    model = _model(folder, design, runtime=runtime)
+    tasks = [TaskInputs.load(folder / f"{name}.inputs.safetensors") for name in ("binary", "ternary")]
+    expected, wrong = [], []
+    for task in tasks:
+        model.set_task(task)
+        expected.append(model.predict(IMAGES))
+    model._runner = watched = _Watched(model._runner)
 
-    def work():
-        for _ in range(20):
-            if not np.array_equal(model.predict(IMAGES), expected):
-                wrong.append(1)
+    def work(task):
+        for _ in range(10):
+            if task is not None:
+                model.set_task(task)
+            found = model.predict(IMAGES)
+            if not any(np.array_equal(found, each) for each in expected):
+                wrong.append(found)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(task,)) for task in (*tasks, None, None)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not watched.met
     assert not wrong
