@@ -13,6 +13,10 @@ they promise, by `|dE/dm| / W^2`, as long as
 - they promise together no more than `trust` of the loss, and
 - they are no more than `max_flips` of all masked weights. Promises are small while the head is near zero, and then only
   this limit holds.
+
+Both limits are for a network that does what was promised. Where the loss rises instead, averaged over a few steps, they
+are made smaller in each step, down to a hundredth, until it falls again. A network too deep or too badly scaled for
+such changes then learns by its head, and does not die.
 """
 
 import math
@@ -31,8 +35,11 @@ _SAMPLE = 16384
 _LARGEST_SHARE = 0.1
 # Weights are told apart by |dE/dm| / W^2 in steps of an eighth of an octave.
 _BINS, _BINS_PER_OCTAVE = 1024, 8
-# How much of the average loss is of the steps before.
-_LOSS_MOMENTUM = 0.9
+# How much of the two averages of the loss is of the steps before. The loss rises where the short one is the larger.
+_SHORT, _LONG = 0.8, 0.95
+# By what the limits are multiplied in a step in which the loss rises, and in any other until they are whole again. They
+# stay whole if the loss rises in less than one of eight steps.
+_LESS, _MORE, _LEAST = 0.7, 1.05, 0.01
 
 
 class TrustRegionAdam(keras.optimizers.Adam):
@@ -81,7 +88,10 @@ class TrustRegionAdam(keras.optimizers.Adam):
             return
         super().build(variables)
         # Every replica assigns the same value.
-        self.average_loss = self.add_variable(shape=(), aggregation="only_first_replica", name="average_loss")
+        scalar = {"shape": (), "aggregation": "only_first_replica"}
+        self.average_loss = self.add_variable(**scalar, name="average_loss")
+        self.long_average_loss = self.add_variable(**scalar, name="long_average_loss")
+        self.confidence = self.add_variable(**scalar, initializer="ones", name="confidence")
         self._size = sum(math.prod(variable.shape) for variable in variables)
 
     def watch_loss(self, loss: tf.Tensor) -> None:
@@ -93,22 +103,29 @@ class TrustRegionAdam(keras.optimizers.Adam):
         loss = tf.cast(tf.stop_gradient(loss), tf.float32)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             loss = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
-        before = self.average_loss.value
-        averaged = _LOSS_MOMENTUM * before + (1.0 - _LOSS_MOMENTUM) * loss
-        self.average_loss.assign(tf.where(self.iterations == 0, loss, averaged))
+
+        def averaged(before: keras.Variable, momentum: float) -> tf.Tensor:
+            return tf.where(self.iterations == 0, loss, momentum * before.value + (1.0 - momentum) * loss)
+
+        short, long = averaged(self.average_loss, _SHORT), averaged(self.long_average_loss, _LONG)
+        self.average_loss.assign(short)
+        self.long_average_loss.assign(long)
+        confidence = self.confidence.value
+        changed = tf.where(short > long, _LESS * confidence, _MORE * confidence)
+        self.confidence.assign(tf.clip_by_value(changed, _LEAST, 1.0))
 
     def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: Any) -> None:
         # Keras updates one variable after another. Here all moments come first, since which weights of a layer may flip
         # depends on those of all layers.
         pairs = list(grads_and_vars)
-        limit, promised = self._limits()
+        limit, flips = self._limits()
         histograms = []
         for gradient, variable in pairs:
             found = distribution.extended.update(
                 variable, self._move_moments, args=(gradient, learning_rate, limit * _LARGEST_SHARE), group=False
             )
             histograms.append(found[0])  # A value for each replica, and all the same.
-        lowest = self._lowest_score(tf.add_n(histograms), limit, promised)
+        lowest = self._lowest_score(tf.add_n(histograms), limit, flips)
         for _, variable in pairs:
             distribution.extended.update(
                 variable, self._move, args=(learning_rate, lowest, limit * _LARGEST_SHARE), group=False
@@ -117,7 +134,9 @@ class TrustRegionAdam(keras.optimizers.Adam):
     def _limits(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what the flips of this step may promise together, and how many they may be."""
         max_flips = self.max_flips(self.iterations) if callable(self.max_flips) else self.max_flips
-        return self.trust * self.average_loss.value, tf.cast(max_flips, tf.float32) * float(self._size)
+        confidence = self.confidence.value
+        promised = confidence * self.trust * self.average_loss.value
+        return promised, confidence * tf.cast(max_flips, tf.float32) * float(self._size)
 
     def _move_moments(
         self, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, largest: tf.Tensor

@@ -156,7 +156,24 @@ def test_the_loss_is_an_average_of_the_steps():
         optimizer.watch_loss(tf.constant(loss))
         optimizer.apply([np.ones(10, "float32")], [mask])
         seen.append(float(optimizer.average_loss))
-    assert seen == pytest.approx([4.0, 3.8, 3.62])
+    assert seen == pytest.approx([4.0, 3.6, 3.28])
+
+
+def test_where_the_loss_rises_less_and_less_flips_until_it_falls_again():
+    mask, kernel = _variable(np.full(20_000, 5.5e-3)), _variable(_normal(20_000, 2))
+    optimizer = TrustRegionAdam(1e-3, [kernel], trust=0.1, max_flips=1.0, threshold=THRESHOLD)
+    optimizer.build([mask])
+    gradient, promised, dropped = np.abs(_normal(20_000, 1, 1e-3)), [], np.zeros(20_000, bool)
+    for loss in [*np.linspace(2, 3, 20), *np.linspace(3, 1, 120)]:
+        optimizer.watch_loss(tf.constant(loss, tf.float32))
+        optimizer.apply([gradient], [mask])
+        now = mask.numpy() < THRESHOLD
+        promised.append(gradient[now & ~dropped].sum())
+        dropped = now
+    assert 0.1 < promised[0] <= 0.2
+    assert promised[19] < 5e-3, "what makes the loss rise goes on no more"
+    assert float(optimizer.confidence) == 1.0
+    assert promised[-1] > 0.02
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
