@@ -8,7 +8,9 @@ from piggyback_tf.lazy import lazy_names
 _HOMES = {
     "Backbone": "backbone",
     "load_backbone": "backbone",
+    "Structure": "identity",
     "model_hash": "hashing",
+    "model_structure": "structure",
     "WeightsError": "errors",
     "list_backbones": "registry",
     "register_backbone": "registry",

@@ -7,6 +7,7 @@ built twice, or on two machines, has the same paths.
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -74,6 +75,16 @@ def _all_layers(model: keras.Model, prefix: str) -> Iterator[tuple[str, keras.La
             yield from _all_layers(layer, path + "/")
         else:
             yield path, layer
+
+
+def calls_of(model: keras.Model) -> list[Any]:
+    """Returns the calls of operations that a functional or sequential model consists of, each after those it reads.
+
+    They are Keras' nodes: `operation`, `arguments`, `input_tensors`, `output_tensors`.
+    """
+    # Keras has no call for this. A layer's own list of calls has those of other models over the same layer, too.
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    return [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
 
 
 def is_batch_norm(layer: keras.Layer) -> bool:
