@@ -1,9 +1,12 @@
 """Whether two networks with the same weights compute the same with them. TensorFlow is not loaded by importing this."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from absl import logging
 
 ANSWERS = 16
 # What rounding does to answers on another machine stays well below, and another setting of a layer well above.
@@ -62,6 +65,44 @@ class Structure:
     def __str__(self) -> str:
         """The beginning of the digest, for messages."""
         return f"{self.digest[:12]}..."
+
+
+def check_same_computation(
+    what: str, structure: Structure | None, base: Structure | None, error: type[Exception] = ValueError
+) -> None:
+    """Checks that what was made for a base is used on one that computes the same; its weights were compared before.
+
+    Where either was written before that was recorded, a sentence says so, once, and nothing is compared.
+
+    Args:
+        what: What was made for a base, to begin a sentence with: `"Task 'birds'"`.
+        structure: What that base computes; None if it was not recorded.
+        base: What the base here computes; None if it was not recorded.
+        error: The kind of error to raise.
+
+    Raises:
+        ValueError: If they do not compute the same; or `error`.
+    """
+    if structure is None or base is None:
+        older = "it" if structure is None else "what is here of the base"
+        _say(
+            f"{what} is for a base with these weights. Whether the same is computed with them here was not compared, "
+            f"since {older} was written before that was recorded."
+        )
+    elif not structure.is_like(base):
+        answers = structure.digest == base.digest
+        how = "other answers to two images" if answers else f"structure {structure}, here {base}"
+        raise error(
+            f"{what} is for a base with these weights that computes something else with them ({how}): with another "
+            "scaling of images, other strides, activations or pooling, or in another graph. Use that network as it "
+            "was, with its own scaling inside."
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _say(sentence: str) -> None:
+    """Logs a sentence, the first time."""
+    logging.warning("%s", sentence)
 
 
 def _is_answer(value: Any) -> bool:

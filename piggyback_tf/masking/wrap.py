@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones.paths import batch_norm_paths, is_batch_norm, is_container, named_layers
+from piggyback_tf.backbones.settings import changed_kernel
 from piggyback_tf.masking.batch_norm import TrainedNorm
 from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.copying import copy_layers
@@ -120,6 +121,16 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
             for weight, mask_real in layer.mask_variables.items():
                 found[f"{path}/{weight}"] = MaskedWeight(layer, weight, mask_real)
     return found
+
+
+def maskable_weights(model: keras.Model) -> frozenset[str]:
+    """Returns the canonical paths of the weights of a network that can have a mask."""
+    return frozenset(
+        f"{path}/{weight}"
+        for path, layer in named_layers(model)
+        if type(layer) in MASKED_LAYERS and not changed_kernel(layer)
+        for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS
+    )
 
 
 def read_masks(model: keras.Model) -> dict[str, np.ndarray]:

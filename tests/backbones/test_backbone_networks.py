@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_container, list_backbones, load_backbone, model_hash, named_variables
 from piggyback_tf.backbones.preprocessing import preprocess_images
-from piggyback_tf.backbones.scaling import DESCRIPTIONS
 from piggyback_tf.backbones.registry import get_entry
+from piggyback_tf.backbones.scaling import DESCRIPTIONS
 
 # The smallest network of each family, the module in keras.applications that scales its images, and F.
 FAMILIES = {
