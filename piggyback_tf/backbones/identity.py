@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,4 +106,5 @@ def _say(sentence: str) -> None:
 
 
 def _is_answer(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
+    # NaN is none, nor an integer that is too large for a floating point number.
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)

@@ -29,12 +29,15 @@ def _each(name: str, settings: str) -> dict[str, str]:
 # Of `keras.layers`, and of the layers that the networks of `keras.applications` bring along.
 _LAYERS: dict[str, str] = {
     **_each("Conv", f"{_CONV} groups activation"),
-    **_each("DepthwiseConv", f"{_CONV} depth_multiplier activation"),
-    **_each("SeparableConv", f"{_CONV} depth_multiplier activation"),
+    **{
+        f"{kind}Conv{n}": f"{_CONV} depth_multiplier activation"
+        for kind in ("Depthwise", "Separable")
+        for n in _NAMES[:2]
+    },
     **{f"Conv{n}Transpose": f"{_CONV} output_padding activation" for n in _NAMES},
     "Dense": "activation",
     "EinsumDense": "equation activation",
-    "MultiHeadAttention": "num_heads key_dim value_dim attention_axes sliding_window use_gate",
+    "MultiHeadAttention": "num_heads key_dim value_dim attention_axes _sliding_window _use_gate",
     **_each("AveragePooling", _POOL),
     **_each("MaxPooling", _POOL),
     **_each("GlobalAveragePooling", _GLOBAL),
@@ -42,7 +45,7 @@ _LAYERS: dict[str, str] = {
     **_each("AdaptiveAveragePooling", _ADAPTIVE),
     **_each("AdaptiveMaxPooling", _ADAPTIVE),
     "BatchNormalization": f"{_NORM} renorm",
-    "LayerNormalization": f"{_NORM} rms_scaling",
+    "LayerNormalization": _NORM,
     "GroupNormalization": f"{_NORM} groups",
     "RMSNormalization": "axis epsilon",
     "UnitNormalization": "axis",

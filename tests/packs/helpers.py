@@ -99,6 +99,7 @@ def base_of(pack):
         pack.head["kernel"].shape[0],
         shapes | {"other/kernel": (3, 3)},
         frozenset(pack.norm),
+        pack.claims.structure,
     )
 
 
