@@ -233,7 +233,8 @@ def test_verify(trained, backbone, tmp_path, capsys):
     assert lines[:4] == [
         f"{path}:",
         f"  file    whole: {path.stat().st_size:,} bytes, format version 3, checksum as computed",
-        f"  base    shapesnet (random) has the hash that the pack names, {backbone.hash[:12]}..., and computes the same",
+        f"  base    shapesnet (random) has the hash that the pack names, {backbone.hash[:12]}..., and computes the "
+        "same",
         f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head from "
         f"{backbone.feature_dim} features to 3 classes",
     ]

@@ -17,6 +17,7 @@ _HOMES = {
     "BackboneEntry": "registry",
     "batch_norm_paths": "paths",
     "canonical_names": "paths",
+    "copy_weights": "paths",
     "finalize_layers": "paths",
     "is_batch_norm": "paths",
     "is_container": "paths",

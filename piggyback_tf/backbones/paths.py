@@ -149,6 +149,22 @@ def layer_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
     return weights
 
 
+def copy_weights(source: keras.Model | keras.Layer, target: keras.Model | keras.Layer) -> None:
+    """Gives a network or a layer the values of another one of the same structure.
+
+    By their names, and not by `set_weights`: in which order Keras lists the weights of a quantised layer depends on
+    whether it was built so.
+    """
+    of = named_variables if is_container(source) else layer_weights
+    values = of(source)
+    for name, variable in of(target).items():
+        variable.assign(values[name])
+    if is_container(target):
+        finalize_layers(target)
+    else:
+        finalize_layer(target)
+
+
 def finalize_layers(model: keras.Model) -> None:
     """Lets every layer of `model` compute with the weights that it has now. To be called after writing weights.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from piggyback_tf.backbones.paths import batch_norm_paths, is_batch_norm, is_container, named_layers
+from piggyback_tf.backbones.paths import batch_norm_paths, copy_weights, is_batch_norm, is_container, named_layers
 from piggyback_tf.backbones.settings import changed_kernel
 from piggyback_tf.masking.batch_norm import TrainedNorm
 from piggyback_tf.masking.config import MaskConfig
@@ -89,7 +89,7 @@ def mask(
     masked, copies = copy_layers(model, settings_of)
     for copy, layer in copies:
         if norm == "task" and is_batch_norm(layer):
-            copy.set_weights(layer.get_weights())
+            copy_weights(layer, copy)
             continue
         share_variables(copy, layer)
         if isinstance(copy, MaskedLayer):

@@ -156,6 +156,19 @@ def small_backbone(seed=0, image_size=8):
     return Backbone.from_model(model)
 
 
+def twin_of(backbone, scale=1 / 255):
+    """Returns a base with the same weights that scales its images in another way."""
+    import keras
+
+    def copy(layer):
+        changes = {"scale": scale} if isinstance(layer, keras.layers.Rescaling) else {}
+        return layer.from_config(layer.get_config() | changes)
+
+    model = keras.models.clone_model(backbone.model, clone_function=copy)
+    model.set_weights(backbone.model.get_weights())
+    return dataclasses.replace(backbone, model=model)
+
+
 def trained_model(backbone, classes=3, kind="binary", norm="frozen", seed=0, include="*"):
     """Returns a task's model as after a training: masks with zeros, moved batch norm, a head."""
     import keras

@@ -156,8 +156,10 @@ def build_vgg(image_size: int, published: str | None = None, *, name: str, const
         x = keras.layers.Dropout(0.5, name=f"{layer}_dropout")(x)
     model = keras.Model(images, x, name=name)
     if published is not None:
+        from piggyback_tf.backbones.paths import copy_weights
+
         # The published file belongs to the network with its classifier, which is then left behind.
-        _copy_weights(constructor(include_top=True, weights=published), model)
+        copy_weights(constructor(include_top=True, weights=published), model)
     return model
 
 
@@ -185,17 +187,10 @@ def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.M
 
     copy = keras.models.clone_model(model, call_function=call)
     if keep_weights:
-        _copy_weights(model, copy)
+        from piggyback_tf.backbones.paths import copy_weights
+
+        copy_weights(model, copy)
     return copy
-
-
-def _copy_weights(source: "keras.Model", target: "keras.Model") -> None:
-    from piggyback_tf.backbones.paths import finalize_layers, named_variables
-
-    values = named_variables(source)
-    for path, variable in named_variables(target).items():
-        variable.assign(values[path])
-    finalize_layers(target)
 
 
 for _family, (_scaling, _min_size, _networks) in _FAMILIES.items():
