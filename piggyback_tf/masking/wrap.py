@@ -65,8 +65,8 @@ def mask(
 
     Raises:
         ValueError: If the model is neither functional nor sequential or is not built, if a layer that `include`
-            matches has weights of a kind that cannot be masked, if a pattern matches nothing, if there is no batch
-            norm to train, or if a setting is not valid.
+            matches has weights of a kind that cannot be masked, is quantised or has LoRA enabled, if a pattern matches
+            nothing, if there is no batch norm to train, or if a setting is not valid.
     """
     config = config or MaskConfig()
     trained_norm = TrainedNorm(norm_statistics, norm_momentum)
