@@ -1,7 +1,7 @@
 """Which settings of Keras' layers and operations decide what they compute, written so that equal ones are equal text.
 
-The lists are a part of the format of packs: what changes the text of a network, be it one row more, needs another number
-in its first line, and the old lists for the packs that are there.
+The lists are a part of the format of packs: what changes the text of a network, be it one row more, needs another
+number in its first line, and the old lists for the packs that are there.
 
 A class that is not listed here is *unknown*: nothing is said of its settings. What a list leaves out does not change
 an answer, or is seen otherwise: initialisers, regularisers, constraints, dropout rates and momentum work in training

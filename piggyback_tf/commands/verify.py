@@ -22,8 +22,8 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "verify",
         help="check that packs are whole and fit their base",
-        description="Checks files of tasks (format, checksum, masks), then loads the base and compares its hash and "
-        "the shapes of its weights. Exit status: 0 if all packs are good, else 2.",
+        description="Checks files of tasks (format, checksum, masks), then loads the base and compares its hash, "
+        "what it computes, and the shapes of its weights. Exit status: 0 if all packs are good, else 2.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
