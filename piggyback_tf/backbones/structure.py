@@ -84,7 +84,7 @@ def structure_text(model: keras.Model) -> tuple[str, bool]:
         line = _written(call, numbers)
         if line is None:
             known = False
-            line = f"unknown {call.name}{_referred(list(_results_in(call)), numbers)}"
+            line = f"unknown {call.name} {_referred(list(_results_in(call)), numbers)}"
         lines.append(f"{len(lines)} = {line}")
     return "\n".join([*lines, f"output {_referred(results, numbers)}"]), known
 
@@ -180,7 +180,9 @@ def _name(result: _Result, numbers: dict[int, int]) -> str:
 
 def _answers(model: keras.Model, image_size: int) -> tuple[float | None, ...]:
     """Returns what a network makes of two images, projected to eight numbers each."""
-    features = keras.ops.convert_to_numpy(model(_images(image_size), training=False)).astype(np.float64)
+    # On the CPU, since GPUs round products to fewer digits than the comparison allows for.
+    with keras.device("cpu:0"):
+        features = keras.ops.convert_to_numpy(model(_images(image_size), training=False)).astype(np.float64)
     half = ANSWERS // 2
     signs = np.unpackbits(_bytes("projection", features.shape[1])).reshape(-1, half) * 2.0 - 1.0
     numbers = (features @ signs / features.shape[1]).reshape(-1)
