@@ -30,6 +30,7 @@ from piggyback_tf.training import (
     TrainConfig,
     TrainedTask,
     TrainingError,
+    check_found,
     check_settings,
     complete_run,
     finish_training,
@@ -72,7 +73,7 @@ def run(folder: Path) -> dict[str, Any]:
         backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
         inputs = inputs.for_size(backbone.image_size)
         base_hash = backbone.hash
-        check_settings(folder, {"base_hash": base_hash, **describe_data(data)}, file="found.json", prefix="")
+        check_found(folder, backbone, describe_data(data))
         for name, method in methods.items():
             # The main method's files lie in the folder itself, those of the baselines beside them.
             own = folder if name == FLAGS.method else folder / "baselines" / name
@@ -144,7 +145,7 @@ def run_tasks(folder: Path) -> dict[str, Any]:
         found = {
             f"{task}: {name}": value for task, data in tasks.items() for name, value in describe_data(data).items()
         }
-        check_settings(folder, {"base_hash": backbone.hash, **found}, file="found.json", prefix="")
+        check_found(folder, backbone, found)
 
         # ------------------------------------------------------ trainings, results
         metrics = run_sequence(folder, backbone, tasks, sequence)

@@ -47,7 +47,7 @@ class PackMaker:
     def __init__(self, backbone: Any):
         from piggyback_tf.backbones import named_variables
 
-        self.backbone, self._hash = backbone, backbone.hash
+        self.backbone, self._hash, self._structure = backbone, backbone.hash, backbone.structure
         variables = named_variables(backbone.model)
         self.kernels = {path: v.numpy() for path, v in variables.items() if path.endswith("kernel")}
 
@@ -69,6 +69,7 @@ class PackMaker:
             class_names=[f"class {index}" for index in range(CLASSES)],
             base_name=base.name,
             base_hash=self._hash,
+            **self._structure.to_json(),
             base_weights=base.weights,
             method="piggyback",
             mask_kind="binary",

@@ -94,6 +94,7 @@ PACKS = {
     **{f"{kind} {codec}": (structured_pack(kind), codec) for kind in ("binary", "ternary") for codec in CODECS},
     "random": (make_pack("ternary"), "best"),
     "none": (make_pack("none"), "best"),
+    "structure": (make_pack(base_structure="ef" * 32, base_answers=[0.5, None] * 8), "best"),
     "float16": (structured_pack(norm={}).astype("float16"), "best"),
 }
 

@@ -64,13 +64,13 @@ def test_inspect_as_json(tmp_path):
     assert signs == {
         "file": str(tmp_path / "signs"),
         "bytes": (tmp_path / "signs").stat().st_size,
-        "format_version": 2,
+        "format_version": 3,
         "content_digest": pack.content_digest(),
         "task": "birds",
         "classes": ["wren", "rook", "tüvö"],
         "created": "2026-01-02T03:04:05+00:00",
         "method": "piggyback",
-        "base": {"name": "small", "weights": "given", "hash": "ab" * 32},
+        "base": {"name": "small", "weights": "given", "hash": "ab" * 32, "structure": None, "answers": None},
         "image_size": 8,
         "preprocessing": "x / 255",
         "eval_augment": "resize(8,8)",
@@ -161,10 +161,10 @@ def test_convert_an_older_version(tmp_path, kind):
     sizes = [path.stat().st_size for path in (old, new)]
     assert lines == [
         f"{old}: {sizes[0]:,} bytes, format version 1, float32",
-        f"{new}: {sizes[1]:,} bytes, format version 2, float32, codec best ({100 * sizes[1] / sizes[0]:.1f} %)",
+        f"{new}: {sizes[1]:,} bytes, format version 3, float32, codec best ({100 * sizes[1] / sizes[0]:.1f} %)",
     ]
     assert TaskPack.load(new).content_digest() == TaskPack.load(old).content_digest()
-    assert TaskPack.load(new).format_version == 2
+    assert TaskPack.load(new).format_version == 3
 
 
 def test_convert_codec_and_float16(tmp_path, capsys):
@@ -232,8 +232,9 @@ def test_verify(trained, backbone, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         f"{path}:",
-        f"  file    whole: {path.stat().st_size:,} bytes, format version 2, checksum as computed",
-        f"  base    shapesnet (random) has the hash that the pack names, {backbone.hash[:12]}...",
+        f"  file    whole: {path.stat().st_size:,} bytes, format version 3, checksum as computed",
+        f"  base    shapesnet (random) has the hash that the pack names, {backbone.hash[:12]}..., and computes the "
+        "same",
         f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head from "
         f"{backbone.feature_dim} features to 3 classes",
     ]

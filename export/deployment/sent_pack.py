@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from export.servable.layout import Layout
+from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 
@@ -46,6 +47,7 @@ class SentPack:
         try:
             layout, base = Layout.from_json(content["layout"]), content["base"]["hash"]
             self._dtype, self._top_k = np.dtype(content["options"]["image_dtype"]), int(content["options"]["top_k"])
+            structure = Structure.from_json(content)
             self._shape = (int(content["base"]["image_size"]),) * 2 + (3,)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
@@ -54,6 +56,7 @@ class SentPack:
                 f"Task {pack.task!r} was trained on another base, {pack.base_hash[:12]}, than that of {str(file)!r}, "
                 f"{base[:12]}."
             )
+        check_same_computation(f"Task {pack.task!r}", pack.claims.structure, structure, SentPackError)
         try:
             self.inputs = {
                 "mask": layout.pack_mask(pack).reshape(-1),

@@ -19,6 +19,7 @@ from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
 from export.packs import NO_TASKS, fitting_packs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
@@ -61,11 +62,13 @@ def export_device(
     changes = Changes.of(packs, max_classes)
     for pack in packs:
         changes.check(pack)
-    network = DeviceNetwork(backbone, changes)
+    structure = backbone.structure
+    network = DeviceNetwork(backbone, changes, structure.digest)
     model = convert_signatures(*make_module(network), float16=float16)
     layout = network.layout
     quantize = "float16" if float16 else "none"
     description = {"design": design, "quantize": quantize, "digest": layout.digest(), "layout": layout.to_json()}
+    description |= structure.to_json()
     objects = read_objects(model)
     add_metadata(objects, backbone.name, backbone.preprocessing)
     with new_folder(output) as folder:
@@ -96,11 +99,12 @@ def add_inputs(backbone: Backbone, packs: Iterable[TaskPack], model: Path, outpu
     packs, layout = _checked(packs, backbone), found["layout"]
     if layout["base_hash"] != backbone.hash:
         raise PackError(f"The model {str(model)!r} is of another base than {backbone.name!r} as it is here.")
+    check_same_computation(f"The model {str(model)!r}", Structure.from_json(found), backbone.structure, PackError)
     masked = frozenset(path for path, _ in layout["filters"])
     changes = Changes(masked, bool(layout["norms"]), layout["bits"], layout["classes"])
     for pack in packs:
         changes.check(pack)
-    network = DeviceNetwork(backbone, changes)
+    network = DeviceNetwork(backbone, changes, layout.get("base_structure"))
     if network.layout.digest() != found["digest"]:
         raise PackError(f"The model {str(model)!r} was written by another version of this package; export it anew.")
     folder = model.parent if output is None else output

@@ -32,6 +32,7 @@ class Layout:
         features: How many features it takes.
         image_size: Side of the images in pixels.
         base_hash: The hash of the base.
+        base_structure: The digest of what the base computes; None in models of before that was recorded.
     """
 
     code: MaskCode
@@ -41,6 +42,7 @@ class Layout:
     features: int
     image_size: int
     base_hash: str
+    base_structure: str | None
 
     @property
     def mask_bytes(self) -> int:
@@ -62,7 +64,7 @@ class Layout:
             "features": self.features,
             "image_size": self.image_size,
             "base_hash": self.base_hash,
-        }
+        } | ({} if self.base_structure is None else {"base_structure": self.base_structure})
 
     def digest(self) -> str:
         """Returns a SHA-256 that is the same if what a task hands over means the same."""
@@ -118,6 +120,8 @@ class DeviceNetwork:
     Args:
         backbone: The base; not changed.
         changes: What tasks may change.
+        base_structure: The digest of what the base computes, which becomes a part of the layout; None for models of
+            before that was recorded.
 
     Attributes:
         layout: What tasks hand over.
@@ -127,7 +131,7 @@ class DeviceNetwork:
         ValueError: If a layer cannot be exported.
     """
 
-    def __init__(self, backbone: Backbone, changes: Changes):
+    def __init__(self, backbone: Backbone, changes: Changes, base_structure: str | None):
         self._network, self._changes = Network.of(backbone), changes
         self._model, layers, self._norms = _rebuild(backbone.model, changes, self._network)
         self._filters = [(layer, each) for layer in layers for each in layer.filters]
@@ -140,6 +144,7 @@ class DeviceNetwork:
             features=backbone.feature_dim,
             image_size=backbone.image_size,
             base_hash=backbone.hash,
+            base_structure=base_structure,
         )
         offsets = [layer for layer in layers if layer.offset is not None]
         self._own_offsets = [layer for layer in offsets if changes.norm and layer.norm]

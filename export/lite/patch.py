@@ -32,6 +32,7 @@ from export.lite.weights import Network
 from export.packs import NO_TASKS, PackSource, fitting_packs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
@@ -93,6 +94,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         Manifest.from_bytes(content, MANIFEST_FILE)
         (folder / MANIFEST_FILE).write_bytes(content)
         about = {"base": backbone.name, "weights": backbone.weights, "preprocessing": backbone.preprocessing}
+        about |= backbone.structure.to_json()
         document = manifest_json(base.manifest, [slot.to_json() for slot in base.slots], about)
         (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         bank = TaskBank(backbone)
@@ -170,8 +172,10 @@ def read_base(backbone: Backbone, base_file: Path) -> PatchBase:
         if document["base_sha256"] != manifest.base_sha256.hex():
             raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")
         constants = constants_from_json(document["constants"], file, network)
+        structure = Structure.from_json(document)
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
+    check_same_computation(repr(str(base_file)), structure, backbone.structure, ExportError)
     base = PatchBase.of(file, network, constants, backbone, manifest.quantize, manifest.max_classes)
     if base.manifest != manifest:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} does not fit {MANIFEST_FILE}.")

@@ -9,6 +9,7 @@ import numpy as np
 
 from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
+from piggyback_tf.masking.kernels import check_kernel
 from piggyback_tf.masking.layers import MASKED_LAYERS
 from piggyback_tf.packs import TaskPack
 
@@ -87,12 +88,14 @@ class Network:
         """Returns what is in a base, and the kernel of a head for so many classes if the graph has one.
 
         Raises:
-            ValueError: If a kernel or a variable of batch norm is not float32.
+            ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
+                kernel.
         """
         weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
         kernels, norms = {}, {}
         for path, layer in named_layers(backbone.model):
             if type(layer) in MASKED_LAYERS:
+                check_kernel(layer)
                 for name in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS:
                     if (kernel := f"{path}/{name}") in weights:
                         kernels[kernel] = _kernel(kernel, path, layer, name, weights)

@@ -19,6 +19,7 @@ from export.servable.layout import Layout
 from export.servable.network import ExportedBase
 from export.servable.options import ExportOptions
 from export.servable.tables import ARRAYS, TaskTables
+from piggyback_tf.backbones import Structure
 from piggyback_tf.files import flush, folder_lock
 from piggyback_tf.packs import BaseSpec
 
@@ -146,7 +147,10 @@ def write_description(
 ) -> None:
     """Writes what is known of an export beside its variables."""
     base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}
-    content = {"format": FORMAT, "base": base, "options": options, **tables.to_json(), "layout": layout.to_json()}
+    # Beside "base" and not in it, so that earlier versions read the export, too.
+    structure = {} if spec.structure is None else spec.structure.to_json()
+    content = {"format": FORMAT, "base": base, **structure, "options": options, **tables.to_json()}
+    content["layout"] = layout.to_json()
     path = folder / DESCRIPTION
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -179,7 +183,13 @@ def read_export(folder: Path) -> tuple[ExportedBase, TaskTables, ExportOptions]:
     try:
         layout = Layout.from_json(content["layout"])
         shapes = {p: s for part in (layout.kernels, layout.norm, layout.rest) for p, s in part.shapes.items()}
-        spec = BaseSpec(**content["base"], shapes=shapes, norm_paths=frozenset(layout.norm.shapes))
+        spec = BaseSpec(
+            **content["base"],
+            shapes=shapes,
+            norm_paths=frozenset(layout.norm.shapes),
+            structure=Structure.from_json(content),
+            maskable=frozenset(layout.kernels.shapes),
+        )
         options = ExportOptions(**content["options"])
         # From the file: loading the SavedModel would unpack the kernels of every task.
         reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))

@@ -85,16 +85,19 @@ class Layout:
         """Returns the layout of a base.
 
         Raises:
-            ValueError: If a kernel or a variable of batch norm is not float32.
+            ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
+                kernel.
         """
         import keras
 
         from piggyback_tf.backbones import batch_norm_paths, named_layers, named_variables
+        from piggyback_tf.masking.kernels import check_kernel
         from piggyback_tf.masking.layers import MASKED_LAYERS
 
         masked, norm = set(), batch_norm_paths(backbone.model)
         for path, layer in named_layers(backbone.model):
             if type(layer) in MASKED_LAYERS:
+                check_kernel(layer)
                 masked |= {f"{path}/{weight}" for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS}
         parts: dict[str, dict[str, tuple[int, ...]]] = {"kernels": {}, "norm": {}, "rest": {}}
         for path, variable in named_variables(backbone.model).items():

@@ -13,8 +13,10 @@ import keras
 from piggyback_tf.backbones import weights as weight_files
 from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.hashing import model_hash
+from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.backbones.paths import is_container, rename_layers
 from piggyback_tf.backbones.registry import BackboneEntry, get_entry
+from piggyback_tf.backbones.structure import model_structure
 
 _SEED_LOCK = threading.Lock()
 
@@ -53,6 +55,11 @@ class Backbone:
     def hash(self) -> str:
         """SHA-256 of the weights as they are now; see `model_hash`."""
         return model_hash(self.model)
+
+    @property
+    def structure(self) -> Structure:
+        """What the network computes with its weights; see `model_structure`."""
+        return model_structure(self.model, self.image_size)
 
     @classmethod
     def from_model(cls, model: keras.Model, name: str | None = None, image_size: int | None = None) -> "Backbone":

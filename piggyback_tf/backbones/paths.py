@@ -7,6 +7,7 @@ built twice, or on two machines, has the same paths.
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -76,6 +77,16 @@ def _all_layers(model: keras.Model, prefix: str) -> Iterator[tuple[str, keras.La
             yield path, layer
 
 
+def calls_of(model: keras.Model) -> list[Any]:
+    """Returns the calls of operations that a functional or sequential model consists of, each after those it reads.
+
+    They are Keras' nodes: `operation`, `arguments`, `input_tensors`, `output_tensors`.
+    """
+    # Keras has no call for this. A layer's own list of calls has those of other models over the same layer, too.
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    return [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
+
+
 def is_batch_norm(layer: keras.Layer) -> bool:
     """Whether a layer is batch norm, whose weights a task can have of its own."""
     return isinstance(layer, keras.layers.BatchNormalization)
@@ -136,6 +147,22 @@ def layer_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
             raise ValueError(f"Layer {layer.name!r} has two weights named {name!r}.")
         weights[name] = variable
     return weights
+
+
+def copy_weights(source: keras.Model | keras.Layer, target: keras.Model | keras.Layer) -> None:
+    """Gives a network or a layer the values of another one of the same structure.
+
+    By their names, and not by `set_weights`: in which order Keras lists the weights of a quantised layer depends on
+    whether it was built so.
+    """
+    of = named_variables if is_container(source) else layer_weights
+    values = of(source)
+    for name, variable in of(target).items():
+        variable.assign(values[name])
+    if is_container(target):
+        finalize_layers(target)
+    else:
+        finalize_layer(target)
 
 
 def finalize_layers(model: keras.Model) -> None:

@@ -7,12 +7,6 @@ import keras
 
 from piggyback_tf.registry import unknown_name_message
 
-# How each mode is written in task packs and tables.
-DESCRIPTIONS = {
-    "tf": "tf: x / 127.5 - 1",
-    "torch": "torch: (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)",
-    "caffe": "caffe: RGB to BGR, minus (103.939, 116.779, 123.68)",
-}
 # x * scale + offset; ImageNet's mean and standard deviation for "torch", its mean in BGR for "caffe".
 _RESCALING = {
     "tf": (1 / 127.5, -1.0),

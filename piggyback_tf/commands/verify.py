@@ -22,8 +22,8 @@ def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "verify",
         help="check that packs are whole and fit their base",
-        description="Checks files of tasks (format, checksum, masks), then loads the base and compares its hash and "
-        "the shapes of its weights. Exit status: 0 if all packs are good, else 2.",
+        description="Checks files of tasks (format, checksum, masks), then loads the base and compares its hash, "
+        "what it computes, and the shapes of its weights. Exit status: 0 if all packs are good, else 2.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
@@ -58,10 +58,11 @@ def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:
     from piggyback_tf.packs.fit import check_fits
 
     check_fits(pack.claims, base)
+    computed = ", and computes the same" if pack.base_structure else "; what that one computed is not recorded"
     features, classes = pack.head["kernel"].shape
     return (
         f"  file    whole: {size:,} bytes, format version {pack.format_version}, checksum as computed\n"
-        f"  base    {base.name} ({base.weights}) has the hash that the pack names, {base.hash[:12]}...\n"
+        f"  base    {base.name} ({base.weights}) has the hash that the pack names, {base.hash[:12]}...{computed}\n"
         f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head from {features} "
         f"features to {classes} classes"
     )

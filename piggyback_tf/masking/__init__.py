@@ -13,7 +13,15 @@ from piggyback_tf.masking.layers import (
 )
 from piggyback_tf.masking.start import MaskStart, start_masks
 from piggyback_tf.masking.threshold import masked_kernel
-from piggyback_tf.masking.wrap import MaskedWeight, mask, mask_config, masked_weights, read_masks, share
+from piggyback_tf.masking.wrap import (
+    MaskedWeight,
+    mask,
+    mask_config,
+    maskable_weights,
+    masked_weights,
+    read_masks,
+    share,
+)
 
 __all__ = [
     "MASKED_LAYERS",
@@ -29,6 +37,7 @@ __all__ = [
     "TrainedNorm",
     "mask",
     "mask_config",
+    "maskable_weights",
     "masked_kernel",
     "masked_weights",
     "read_masks",

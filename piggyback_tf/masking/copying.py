@@ -7,7 +7,7 @@ import keras
 
 from piggyback_tf.backbones.paths import finalize_layers, layer_weights, named_layers
 from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
-from piggyback_tf.masking.kernels import KERNELS, DerivedKernels
+from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, check_kernel
 
 
 def copy_layers(
@@ -35,6 +35,11 @@ def copy_layers(
             return type(layer).from_config(layer.get_config())
         kind, changes = settings_of(layer)
         name = paths[id(layer)].rpartition("/")[2]
+        if issubclass(kind, DerivedKernels):
+            check_kernel(layer)
+        if kind is keras.layers.Lambda:
+            # Its function is here; its config would have to be trusted as if it came from a file.
+            return _copy_lambda(layer, {"name": name, **changes})
         # A base class is told nothing of what its subclass added to the config.
         config = kind.get_config(layer) if isinstance(layer, kind) else layer.get_config()
         copy = kind.from_config({**config, "name": name, **changes})
@@ -43,6 +48,17 @@ def copy_layers(
 
     copied = keras.models.clone_model(model, clone_function=copy_layer, call_function=call_function, recursive=True)
     return copied, copies
+
+
+def _copy_lambda(layer: keras.layers.Lambda, changes: dict[str, Any]) -> keras.layers.Lambda:
+    """Returns a layer of the same function."""
+    return keras.layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        **{**keras.Layer.get_config(layer), **changes},
+    )
 
 
 def bake_kernels(model: keras.Model) -> keras.Model:

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from piggyback_tf.backbones.settings import changed_kernel
+
 PACKAGE = "piggyback_tf"
 
 # The exact classes whose kernels can be derived, with the names of these; a subclass may compute with its kernel in
@@ -50,6 +52,16 @@ class DerivedKernels:
             kernel: Value of the layer's own variable of this name.
         """
         raise NotImplementedError
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        # By its dtype policy or its config a layer is quantised, or gets LoRA, from the start.
+        check_kernel(self)
+        super().build(input_shape)
+
+    def quantized_call(self, *args: Any, **kwargs: Any) -> Any:
+        # What Keras calls in the place of `call`, also if the policy was changed since.
+        check_kernel(self)
+        return super().quantized_call(*args, **kwargs)
 
     def save_own_variables(self, store: Any) -> None:
         # Keras' Dense and convolutions save `self.kernel`, which is the derived one here, and nothing else.
@@ -140,6 +152,24 @@ def foreign_kernels(layers: dict[str, keras.Layer], kinds: Iterable[type[keras.L
         if type(layer) not in kinds and any(len(weight.shape) > 1 for weight in layer.weights)
     ]
     return ", ".join(foreign[:10]) + (" and more" if len(foreign) > 10 else "")
+
+
+def check_kernel(layer: keras.Layer) -> None:
+    """Checks that a layer computes with its kernels as they are, so that a kernel can be put in their place.
+
+    A quantised layer computes with the variable behind `kernel`, past whatever is made of it, and with scales that
+    belong to the whole kernel; what LoRA learned is added to it.
+
+    Raises:
+        ValueError: If it does not; says what to do.
+    """
+    if changed := changed_kernel(layer):
+        raise ValueError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) {changed}: Keras computes with its stored kernel and more, "
+            "past any mask or other change of the kernel. Use the network as it was in floating point, without "
+            "`quantize` or `enable_lora`; an export is quantised afterwards, by --quantize. Or leave the layer out, "
+            "where patterns choose layers."
+        )
 
 
 def generator(seed: int, path: str) -> np.random.Generator:

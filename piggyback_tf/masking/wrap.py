@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from piggyback_tf.backbones.paths import batch_norm_paths, is_batch_norm, is_container, named_layers
+from piggyback_tf.backbones.paths import batch_norm_paths, copy_weights, is_batch_norm, is_container, named_layers
+from piggyback_tf.backbones.settings import changed_kernel
 from piggyback_tf.masking.batch_norm import TrainedNorm
 from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.copying import copy_layers
@@ -64,8 +65,8 @@ def mask(
 
     Raises:
         ValueError: If the model is neither functional nor sequential or is not built, if a layer that `include`
-            matches has weights of a kind that cannot be masked, if a pattern matches nothing, if there is no batch
-            norm to train, or if a setting is not valid.
+            matches has weights of a kind that cannot be masked, is quantised or has LoRA enabled, if a pattern matches
+            nothing, if there is no batch norm to train, or if a setting is not valid.
     """
     config = config or MaskConfig()
     trained_norm = TrainedNorm(norm_statistics, norm_momentum)
@@ -88,7 +89,7 @@ def mask(
     masked, copies = copy_layers(model, settings_of)
     for copy, layer in copies:
         if norm == "task" and is_batch_norm(layer):
-            copy.set_weights(layer.get_weights())
+            copy_weights(layer, copy)
             continue
         share_variables(copy, layer)
         if isinstance(copy, MaskedLayer):
@@ -120,6 +121,16 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
             for weight, mask_real in layer.mask_variables.items():
                 found[f"{path}/{weight}"] = MaskedWeight(layer, weight, mask_real)
     return found
+
+
+def maskable_weights(model: keras.Model) -> frozenset[str]:
+    """Returns the canonical paths of the weights of a network that can have a mask."""
+    return frozenset(
+        f"{path}/{weight}"
+        for path, layer in named_layers(model)
+        if type(layer) in MASKED_LAYERS and not changed_kernel(layer)
+        for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS
+    )
 
 
 def read_masks(model: keras.Model) -> dict[str, np.ndarray]:

@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from piggyback_tf.backbones import Backbone, finalize_layers, is_batch_norm, named_layers, named_variables
+from piggyback_tf.backbones import (
+    Backbone,
+    copy_weights,
+    finalize_layers,
+    is_batch_norm,
+    named_layers,
+    named_variables,
+)
 from piggyback_tf.heads import HEAD_INITS, HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, TrainedNorm
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
@@ -250,8 +257,7 @@ def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.M
         return norm.settings_of(layer) if norm else (type(layer), {"trainable": False})
 
     copy, _ = copy_layers(model, settings_of)
-    copy.set_weights(model.get_weights())
-    finalize_layers(copy)
+    copy_weights(model, copy)
     return copy
 
 

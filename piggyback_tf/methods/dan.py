@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
+from piggyback_tf.backbones import Backbone, copy_weights, is_batch_norm, named_layers
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers, foreign_kernels, generator
 from piggyback_tf.masking.sharing import share_variables
@@ -129,7 +129,7 @@ class DAN(Method):
             elif is_batch_norm(layer):
                 share_variables(copy, layer, own=self.config.trained_norm.trained_weights)
             elif copy.trainable:
-                copy.set_weights(layer.get_weights())
+                copy_weights(layer, copy)
             else:
                 share_variables(copy, layer)
         return model

@@ -25,7 +25,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, finalize_layers, is_container, named_layers
+from piggyback_tf.backbones import Backbone, copy_weights, is_container, named_layers
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import PACKAGE, generator
@@ -189,8 +189,7 @@ class PNN(Method):
         laterals = LateralInsertion(earlier, number, self.config.pnn_scale, seed)
         model, copies = copy_layers(network, lambda layer: (type(layer), {}), laterals)
         for copy, layer in copies:
-            copy.set_weights(layer.get_weights())
-        finalize_layers(model)
+            copy_weights(layer, copy)
         return keras.Model(model.input, laterals.finish(model.output), name=model.name), laterals
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones import is_batch_norm, is_container, named_layers
+from piggyback_tf.backbones.paths import calls_of
 from piggyback_tf.masking.kernels import foreign_kernels
 
 Units = Mapping[str, np.ndarray]
@@ -59,7 +60,7 @@ class UnitGraph:
     """
 
     def __init__(self, model: keras.Model):
-        self._nodes = _nodes(model)
+        self._nodes = calls_of(model)
         self._paths = {id(layer): path for path, layer in named_layers(model)}
         self._check(model)
         self._readers: dict[int, list[Any]] = {}
@@ -134,12 +135,6 @@ class UnitGraph:
                 raise ValueError(
                     f"HAT needs layers that occur once; {operation.name!r} occurs {operations.count(operation)} times."
                 )
-
-
-def _nodes(model: keras.Model) -> list[Any]:
-    """Returns the calls of operations that a functional model consists of, each after those that it reads."""
-    # Keras has no call for this. A layer's own list of calls has those of other models over the same layer, too.
-    return [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
 
 
 def _is_elementwise(operation: Any) -> bool:

@@ -2,9 +2,10 @@
 
 import datetime
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.packs.bits import MASK_VALUES
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, check_json, shown
 
@@ -12,7 +13,23 @@ MASK_KINDS = ("none", *MASK_VALUES)
 DTYPES = ("float32", "float16")
 # Those that hold whatever is written into them.
 DICTS = ("settings", "errors", "versions")
+# The format version since which the description has an entry, where that is not the first, and what older files mean.
+_SINCE: Mapping[str, tuple[int, Any]] = {
+    "dtype": (2, "float32"),
+    "base_structure": (3, None),
+    "base_answers": (3, None),
+}
 _TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing")
+
+
+def fields_of_version(fields: Iterable[str], version: int) -> tuple[str, ...]:
+    """Returns those of some fields of a `TaskPack` that the description of a format version has as entries."""
+    return tuple(field for field in fields if _SINCE.get(field, (1, None))[0] <= version)
+
+
+def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a description with what it means of the entries that came after its version."""
+    return {field: default for field, (_, default) in _SINCE.items()} | dict(document)
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
@@ -53,6 +70,10 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise PackError(f"format_version must be 1 to {FORMAT_VERSION}. Received: {shown(version)}.")
     if fields["dtype"] not in DTYPES:
         raise PackError(f"dtype must be one of {', '.join(DTYPES)}. Received: {shown(fields['dtype'])}.")
+    try:
+        Structure.from_json(fields)
+    except ValueError as error:
+        raise PackError(f"{error}.") from error
     try:
         datetime.datetime.fromisoformat(fields["created"])
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize
 
 METADATA_KEY = "piggyback_tf.task_pack"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Longer files are not read, whatever they say: a pack of every weight of the largest network has a tenth of that.
 LARGEST_FILE = 1 << 31
 # A header this long describes 20,000 classes and a thousand layers, and takes little memory when it is parsed.

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.packs.fileformat import PackError, shown
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ class MisfitError(PackError):
 
 @dataclasses.dataclass(frozen=True)
 class BaseSpec:
-    """What a task has to agree with: the base's hash and the shapes of its weights.
+    """What a task has to agree with: the base's hash, what it computes, and the shapes of its weights.
 
     Attributes:
         name: The backbone's name.
@@ -26,6 +27,8 @@ class BaseSpec:
         features: How many features it gives.
         shapes: The shape of every weight by canonical path.
         norm_paths: The paths that belong to batch norm.
+        structure: What it computes with its weights; None if that was not recorded, as in exports of before.
+        maskable: The paths of the weights that can have a mask; None if that is not known.
     """
 
     name: str
@@ -35,11 +38,14 @@ class BaseSpec:
     features: int
     shapes: Mapping[str, tuple[int, ...]]
     norm_paths: frozenset[str]
+    structure: Structure | None = None
+    maskable: frozenset[str] | None = None
 
     @classmethod
     def of(cls, backbone: "Backbone") -> "BaseSpec":
         """Returns the description of a backbone."""
         from piggyback_tf.backbones import batch_norm_paths, named_variables
+        from piggyback_tf.masking import maskable_weights
 
         shapes = {path: tuple(variable.shape) for path, variable in named_variables(backbone.model).items()}
         norm_layers = batch_norm_paths(backbone.model)
@@ -51,6 +57,8 @@ class BaseSpec:
             features=backbone.feature_dim,
             shapes=shapes,
             norm_paths=frozenset(path for path in shapes if path.rpartition("/")[0] in norm_layers),
+            structure=backbone.structure,
+            maskable=maskable_weights(backbone.model),
         )
 
 
@@ -67,6 +75,7 @@ class Claims:
         features: How many features its head takes.
         masks: The shape of every mask by path.
         norm: The shape of every variable of batch norm by path.
+        structure: What its base computes; None if the task does not say.
     """
 
     task: str
@@ -77,6 +86,7 @@ class Claims:
     features: int
     masks: Mapping[str, tuple[int, ...]]
     norm: Mapping[str, tuple[int, ...]]
+    structure: Structure | None = None
 
     @classmethod
     def of(
@@ -88,7 +98,7 @@ class Claims:
     ) -> "Claims":
         """Returns the claims of a task with these fields of a `TaskPack`, among others."""
         said = {name: fields[name] for name in ("task", "base_name", "base_weights", "base_hash", "image_size")}
-        return cls(**said, features=features, masks=masks, norm=norm)
+        return cls(**said, features=features, masks=masks, norm=norm, structure=Structure.from_json(fields))
 
 
 def check_fits(claims: Claims, base: BaseSpec) -> None:
@@ -104,6 +114,7 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
             f"and hash {short_hash(claims.base_hash)}, and this is {base.name!r} with weights {base.weights!r} and "
             f"hash {short_hash(base.hash)}."
         )
+    check_same_computation(task, claims.structure, base.structure, MisfitError)
     if claims.image_size != base.image_size:
         raise MisfitError(
             f"{task} takes images of {claims.image_size} pixels, and this base was built for {base.image_size}. Load "
@@ -116,6 +127,12 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
             raise MisfitError(
                 f"{task} has a mask or batch norm of shape {list(shape)} for {path!r}, which has shape "
                 f"{list(base.shapes[path])} in {base.name!r}."
+            )
+    for path in claims.masks:
+        if base.maskable is not None and path not in base.maskable:
+            raise MisfitError(
+                f"{task} has a mask for {shown(path)}, which {base.name!r} would not compute with: that layer is of a "
+                "kind that cannot be masked, is quantised, or has LoRA enabled."
             )
     for path in claims.norm:
         if path in claims.masks or path not in base.norm_paths:

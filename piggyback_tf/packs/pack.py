@@ -39,6 +39,9 @@ class TaskPack:
         class_names: The classes in the order of the head's outputs.
         base_name: The backbone, for example `"vgg16"`.
         base_hash: The backbone's hash; the masks mean nothing on another base.
+        base_structure: SHA-256 of what the backbone computes with its weights, see `Structure`; None in packs of before
+            that was recorded.
+        base_answers: What the backbone makes of two images, if `base_structure` does not say all; see `Structure`.
         base_weights: Where the backbone's weights came from, for example `"imagenet"`.
         method: The method that trained the task.
         mask_kind: `"binary"`, `"ternary"`, or `"none"` if the task has no masks.
@@ -76,6 +79,8 @@ class TaskPack:
     eval_augment: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    base_structure: str | None = None
+    base_answers: list[float | None] | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
     created: str = dataclasses.field(
@@ -133,6 +138,7 @@ class TaskPack:
             class_names=class_names,
             base_name=backbone.name,
             base_hash=backbone.hash,
+            **backbone.structure.to_json(),
             base_weights=backbone.weights,
             method=method,
             preprocessing=backbone.preprocessing,
@@ -207,6 +213,8 @@ class TaskPack:
             "norm": [[path, list(value.shape)] for path, value in self.norm.items()],
         }
         del content["format_version"]
+        # What was digested before these were recorded has the same digest.
+        content = {key: value for key, value in content.items() if value is not None or key not in _MAY_BE_MISSING}
         arrays = {f"mask/{path}": mask.packed for path, mask in self.masks.items()}
         arrays |= {f"norm/{path}": value for path, value in self.norm.items()}
         return fileformat.digest(content, arrays | {f"head/{name}": value for name, value in self.head.items()})
@@ -332,6 +340,7 @@ class TaskPack:
         return {field: getattr(self, field) for field in _PLAIN_FIELDS}
 
 
+_MAY_BE_MISSING = ("base_structure", "base_answers")
 # The fields that are JSON values as they are.
 _PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TaskPack) if f.name not in ("masks", "norm", "head"))
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from piggyback_tf.packs.bits import MaskBits, packed_shape
-from piggyback_tf.packs.fields import check_fields
+from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
 from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest, shown
 from piggyback_tf.packs.fit import BaseSpec, Claims, check_fits
 
@@ -25,9 +25,9 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
         PackError: If anything in the file is not as it must be.
     """
     document = reader.document
-    fields = [field for field in plain_fields if field != "dtype"]
+    fields = fields_of_version(plain_fields, 1)
     reader.check_keys(_KEYS | set(fields))
-    check_fields({**document, "dtype": "float32"})
+    check_fields(with_defaults(document))
     if document["codec"] != "bits":
         raise PackError(f"its masks are coded as {shown(document['codec'])}, and version 1 knows 'bits' only.")
     kind = document["mask_kind"]

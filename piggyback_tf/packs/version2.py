@@ -1,4 +1,7 @@
-"""Version 2 of the file format: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`."""
+"""The file format since version 2: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
+
+Version 3 has more entries in the description, and is what is written.
+"""
 
 import math
 import zlib
@@ -8,7 +11,7 @@ import numpy as np
 
 from piggyback_tf.packs import codec, fileformat
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fields import check_fields
+from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
 from piggyback_tf.packs.fileformat import PackError, PackReader, Shape, shown
 from piggyback_tf.packs.fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.partition import MAX_CLASSES
@@ -61,7 +64,7 @@ def write(pack: "TaskPack", plain: dict[str, Any], checksum: str, codec_name: st
             tensors[name] = array
     if pack.norm:
         tensors["norm"] = np.concatenate([value.reshape(-1) for value in pack.norm.values()]).astype(dtype)
-    return fileformat.to_bytes({**plain, "format_version": 2, "checksum": checksum}, tensors)
+    return fileformat.to_bytes({**plain, "format_version": fileformat.FORMAT_VERSION, "checksum": checksum}, tensors)
 
 
 def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | None) -> tuple[dict[str, Any], str]:
@@ -75,8 +78,8 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
     Raises:
         PackError: If anything in the file is not as it must be.
     """
-    document = reader.document
-    reader.check_keys({*plain_fields, "checksum"})
+    reader.check_keys({*fields_of_version(plain_fields, reader.version), "checksum"})
+    document = with_defaults(reader.document)
     check_fields(document)
     kind, names = document["mask_kind"], document["class_names"]
     features = reader.first_side("head/kernel")

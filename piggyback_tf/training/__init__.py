@@ -4,6 +4,7 @@ from piggyback_tf.training.backup import finish_training
 from piggyback_tf.training.config import TrainConfig
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.fit import InputConfig, TrainedTask, train_task
+from piggyback_tf.training.found import check_found
 from piggyback_tf.training.optimizers import make_optimizer, mask_rate
 from piggyback_tf.training.run_folder import check_settings, run_folder
 from piggyback_tf.training.schedules import WarmupSchedule
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingError",
     "TrustRegionAdam",
     "WarmupSchedule",
+    "check_found",
     "check_settings",
     "complete",
     "complete_run",

@@ -10,8 +10,11 @@ import pytest
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_container, list_backbones, load_backbone, model_hash, named_variables
-from piggyback_tf.backbones.preprocessing import DESCRIPTIONS, preprocess_images
+from piggyback_tf.backbones.networks.applications import build_application
+from piggyback_tf.backbones.preprocessing import preprocess_images
 from piggyback_tf.backbones.registry import get_entry
+from piggyback_tf.backbones.scaling import DESCRIPTIONS, Scaling
+from piggyback_tf.backbones.structure import structure_text
 
 # The smallest network of each family, the module in keras.applications that scales its images, and F.
 FAMILIES = {
@@ -159,6 +162,25 @@ def test_each_family_names_the_mode_of_its_module(family):
         found = np.asarray(preprocess_images(keras.ops.convert_to_tensor(images), mode))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
         assert preprocessing == DESCRIPTIONS[mode]
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "densenet121", "resnet50", "vgg16_notop", "vgg16"])
+def test_scaling_does_not_depend_on_its_description(name, monkeypatch):
+    entry = get_entry(name)
+
+    def scaled():
+        with keras.StatelessScope(initialize_variables=False):
+            return structure_text(entry.build(entry.image_size))
+
+    expected = scaled()
+    assert "layers.Rescaling(" in expected[0]
+    for mode, description in DESCRIPTIONS.items():
+        monkeypatch.setitem(DESCRIPTIONS, mode, f"{description}.")
+    assert scaled() == expected
+    scaling = Scaling("tf", "some words")
+    with keras.StatelessScope(initialize_variables=False):
+        model = build_application(32, name="x", constructor="MobileNet", scaling=scaling)
+    assert type(model.layers[1]) is keras.layers.Rescaling
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

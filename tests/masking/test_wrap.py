@@ -200,3 +200,28 @@ def test_masks_learn_in_fit_and_the_base_does_not(base):
     masked.fit(tf.data.Dataset.from_tensors((IMAGES, np.zeros((2, 5)))).repeat(30), verbose=0)
     assert any((m == 0).any() for m in read_masks(masked).values())
     assert model_hash(base) == digest
+
+
+def _scaled(pixels, by=127.5):
+    return pixels / by - 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Lambda(lambda pixels: pixels / 127.5 - 1, name="scaled", trainable=True),
+        lambda: keras.layers.Lambda(_scaled, arguments={"by": 255.0}, output_shape=(8, 8, 3), dtype="float32"),
+    ],
+)
+def test_a_lambda_of_the_network_is_kept(layer):
+    pixels, layer = keras.Input((8, 8, 3)), layer()
+    x = keras.layers.Conv2D(4, 3, name="conv")(layer(pixels))
+    model = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x))
+    masked = mask(model)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(masked(images), model(images))
+    # The base's own layer is not in two networks, and is as it was.
+    assert layer not in masked.layers and layer.trainable
+    weight = masked_weights(masked)["conv/kernel"]
+    weight.mask_real.assign(np.full(weight.mask_real.shape, -1.0))
+    np.testing.assert_array_equal(masked(images), np.zeros((2, 4)))

@@ -99,6 +99,7 @@ def base_of(pack):
         pack.head["kernel"].shape[0],
         shapes | {"other/kernel": (3, 3)},
         frozenset(pack.norm),
+        pack.claims.structure,
     )
 
 
@@ -153,6 +154,19 @@ def small_backbone(seed=0, image_size=8):
     model.set_weights([w + 0.1 * rng.random(w.shape).astype("float32") for w in model.get_weights()])
     rename_layers(model)
     return Backbone.from_model(model)
+
+
+def twin_of(backbone, scale=1 / 255):
+    """Returns a base with the same weights that scales its images in another way."""
+    import keras
+
+    def copy(layer):
+        changes = {"scale": scale} if isinstance(layer, keras.layers.Rescaling) else {}
+        return layer.from_config(layer.get_config() | changes)
+
+    model = keras.models.clone_model(backbone.model, clone_function=copy)
+    model.set_weights(backbone.model.get_weights())
+    return dataclasses.replace(backbone, model=model)
 
 
 def trained_model(backbone, classes=3, kind="binary", norm="frozen", seed=0, include="*"):

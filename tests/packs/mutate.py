@@ -38,15 +38,19 @@ class Opening:
 
 
 def samples() -> list[Sample]:
-    """Returns good files of all kinds, codecs and precisions, and of both versions of the format."""
+    """Returns good files of all kinds, codecs and precisions, and of all versions of the format."""
     packs = {f"{kind} {codec}": (structured_pack(kind), codec) for kind in _KINDS for codec in _CODECS}
     packs["float16"] = (structured_pack().astype("float16"), "best")
     packs["small"] = (make_pack(), "best")
+    answers = [None, *(0.1 * number for number in range(15))]
+    packs["structure"] = (make_pack(base_structure="0f" * 32, base_answers=answers), "best")
     packs["no masks"] = (make_pack("none"), "best")
     packs["no batch norm"] = (structured_pack(norm={}), "static")
     found = {name: (pack, pack.to_bytes(codec)) for name, (pack, codec) in packs.items()}
     for kind in (*_KINDS, "none"):
         found[f"version 1 {kind}"] = (make_pack(kind), (GOLDEN / f"{kind}.v1.task.safetensors").read_bytes())
+    data = (GOLDEN / "ternary.v2.task.safetensors").read_bytes()
+    found["version 2"] = (TaskPack.from_bytes(data), data)
     return [Sample(name, data, pack.content_digest(), base_of(pack)) for name, (pack, data) in found.items()]
 
 

@@ -150,7 +150,10 @@ def test_settings_are_what_a_file_makes_of_them():
         ({"errors": {"test": 3}}, "errors must map"),
         ({"settings": [1]}, "settings must be a dict"),
         ({"created": "yesterday"}, "created must be a date"),
-        ({"format_version": 3}, "format_version must be 1 to 2"),
+        ({"format_version": 4}, "format_version must be 1 to 3"),
+        ({"base_structure": "ab"}, "base_structure must be a SHA-256 as 64 hexadecimal digits"),
+        ({"base_answers": [0.5] * 16}, "base_structure must be a SHA-256 as 64 hexadecimal digits, or null without"),
+        ({"base_structure": "ab" * 32, "base_answers": [0.5]}, "a list of 16 numbers or nulls"),
         ({"dtype": "int8"}, "dtype must be one of float32, float16"),
         ({"dtype": "float16"}, "see TaskPack.astype"),
     ],
@@ -231,9 +234,13 @@ def _mask_entry(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 3}, "format version 3, and this version of piggyback_tf reads up to 2"),
+        ({"format_version": 4}, "format version 4, and this version of piggyback_tf reads up to 3"),
         ({"format_version": True}, "which is no version"),
         ({"task": ...}, "has no entry 'task'"),
+        ({"base_structure": ...}, "has no entry 'base_structure'"),
+        ({"base_structure": "cd" * 32}, "checksum is not that of its content"),
+        ({"base_structure": 7}, "base_structure must be a SHA-256"),
+        ({"format_version": 2}, "an entry 'base_answers' that is not part"),
         ({"licence": "?"}, "an entry 'licence' that is not part"),
         ({"mask_kind": "quaternary"}, "mask_kind must be one of none, binary, ternary. Received: 'quaternary'"),
         ({"mask_kind": ["binary"]}, "mask_kind must be a text"),
@@ -315,7 +322,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 # Files that were written once and never again, and the digest of what they hold. In version 2: one rate a layer;
-# channel classes and all codecs of layers, ternary and binary; no masks; float16.
+# channel classes and all codecs of layers, ternary and binary; no masks; float16. In version 3: a base with structure,
+# one with answers, too, and one of which neither is known.
 GOLDEN_FILES = {
     "binary.v1": "8ef2843cb10a5af682e31ed16c493cbe074e1eb49c40e549784db15d0787680c",
     "ternary.v1": "755008d4191211c545617c274fb330e2e6e900e4006d7f8097358a0945e8a939",
@@ -325,6 +333,9 @@ GOLDEN_FILES = {
     "none.v2": "4874f01340d05367861921a8c0f229e9a7633ade2439a2f113e9c016fb381d7f",
     "classes.v2": "be5384fee4f3459ef45444ab0c29ba7d3a99985d1e56bc78651b47f349f2fc32",
     "float16.v2": "13d53011a733cdf74b17b240ff9aa18ffef8d4bc56b065fc607a5df0419c0133",
+    "binary.v3": "ad8597a703852586283552d45e1eacd18bab7bcb6556365cfe6a5db257c96894",
+    "ternary.v3": "dd78f81bf865293e8585bd378afc9bbc6bd0b73546aed2abdd48d5791a6b4c57",
+    "none.v3": "4874f01340d05367861921a8c0f229e9a7633ade2439a2f113e9c016fb381d7f",
 }
 
 

@@ -5,18 +5,17 @@ import warnings
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.registry import register_backbone
+from piggyback_tf.backbones.scaling import Scaling
 
 if TYPE_CHECKING:
     import keras
 
-_TF = "tf: x / 127.5 - 1"
-_TORCH = "torch: (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)"
-_CAFFE = "caffe: RGB to BGR, minus (103.939, 116.779, 123.68)"
-_INSIDE_MEAN = "inside the network: x / 255, then mean and variance"
-_INSIDE_TF = "inside the network: x / 127.5 - 1"
-_INSIDE_128 = "inside the network: x / 128 - 1"
+_TF, _TORCH, _CAFFE = map(Scaling.before, ("tf", "torch", "caffe"))
+_INSIDE_MEAN = Scaling.inside("x / 255, then mean and variance")
+_INSIDE_TF = Scaling.inside("x / 127.5 - 1")
+_INSIDE_128 = Scaling.inside("x / 128 - 1")
 
-# Family: preprocessing, smallest image size, and for each network its constructor and default image size.
+# Family: scaling, smallest image size, and for each network its constructor and default image size.
 _FAMILIES = {
     "convnext": (
         _INSIDE_MEAN,
@@ -106,7 +105,7 @@ _VGG_SIZE = 224
 
 
 def build_application(
-    image_size: int, published: str | None = None, *, name: str, constructor: str, preprocessing: str
+    image_size: int, published: str | None = None, *, name: str, constructor: str, scaling: Scaling
 ) -> "keras.Model":
     """Returns a network of `keras.applications` with its own preprocessing, ending in average pooling.
 
@@ -115,11 +114,11 @@ def build_application(
         published: None, `"imagenet"` or the path of a published `.h5` file.
         name: Name of the model.
         constructor: Name of the function in `keras.applications`.
-        preprocessing: As in the registry; says whether a layer goes before the network.
+        scaling: How the network scales images; says whether a layer goes before it.
     """
     import keras
 
-    images, x = _images(image_size, preprocessing)
+    images, x = _images(image_size, scaling)
     with warnings.catch_warnings():
         # MobileNets say that the published weights are for other sizes, as they are for every image size here.
         warnings.filterwarnings("ignore", message="`input_shape` is undefined")
@@ -157,19 +156,20 @@ def build_vgg(image_size: int, published: str | None = None, *, name: str, const
         x = keras.layers.Dropout(0.5, name=f"{layer}_dropout")(x)
     model = keras.Model(images, x, name=name)
     if published is not None:
+        from piggyback_tf.backbones.paths import copy_weights
+
         # The published file belongs to the network with its classifier, which is then left behind.
-        _copy_weights(constructor(include_top=True, weights=published), model)
+        copy_weights(constructor(include_top=True, weights=published), model)
     return model
 
 
-def _images(image_size: int, preprocessing: str):
+def _images(image_size: int, scaling: Scaling):
     import keras
 
-    from piggyback_tf.backbones.preprocessing import DESCRIPTIONS, preprocess_images
+    from piggyback_tf.backbones.preprocessing import preprocess_images
 
     images = keras.Input((image_size, image_size, 3), dtype="float32", name="images")
-    modes = [mode for mode, description in DESCRIPTIONS.items() if description == preprocessing]
-    return images, preprocess_images(images, modes[0]) if modes else images
+    return images, images if scaling.mode is None else preprocess_images(images, scaling.mode)
 
 
 def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.Model":
@@ -187,24 +187,17 @@ def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.M
 
     copy = keras.models.clone_model(model, call_function=call)
     if keep_weights:
-        _copy_weights(model, copy)
+        from piggyback_tf.backbones.paths import copy_weights
+
+        copy_weights(model, copy)
     return copy
 
 
-def _copy_weights(source: "keras.Model", target: "keras.Model") -> None:
-    from piggyback_tf.backbones.paths import finalize_layers, named_variables
-
-    values = named_variables(source)
-    for path, variable in named_variables(target).items():
-        variable.assign(values[path])
-    finalize_layers(target)
-
-
-for _family, (_preprocessing, _min_size, _networks) in _FAMILIES.items():
+for _family, (_scaling, _min_size, _networks) in _FAMILIES.items():
     for _name, (_constructor, _image_size) in _networks.items():
         register_backbone(
-            _name, family=_family, image_size=_image_size, min_size=_min_size, preprocessing=_preprocessing
-        )(functools.partial(build_application, name=_name, constructor=_constructor, preprocessing=_preprocessing))
+            _name, family=_family, image_size=_image_size, min_size=_min_size, preprocessing=_scaling.description
+        )(functools.partial(build_application, name=_name, constructor=_constructor, scaling=_scaling))
 
 for _name, _constructor in (("vgg16", "VGG16"), ("vgg19", "VGG19")):
     register_backbone(
@@ -213,6 +206,6 @@ for _name, _constructor in (("vgg16", "VGG16"), ("vgg19", "VGG19")):
         image_size=_VGG_SIZE,
         min_size=_VGG_SIZE,
         max_size=_VGG_SIZE,
-        preprocessing=_CAFFE,
+        preprocessing=_CAFFE.description,
         size_hint=f"Its fully connected layers fix the size; use '{_name}_notop' for other sizes.",
     )(functools.partial(build_vgg, name=_name, constructor=_constructor))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.registry import register_backbone
+from piggyback_tf.backbones.scaling import DESCRIPTIONS
 
 if TYPE_CHECKING:
     import keras
@@ -17,7 +18,7 @@ WIDTHS = (24, 56, 96)
     image_size=32,
     min_size=24,
     max_size=64,
-    preprocessing="tf: x / 127.5 - 1",
+    preprocessing=DESCRIPTIONS["tf"],
     weights=("shipped", "random"),
     size_hint="Larger images need a larger network, such as 'mobilenet_v2'.",
     shipped=str(Path(__file__).parent.parent / "shipped" / "shapesnet.weights.h5"),

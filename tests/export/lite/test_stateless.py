@@ -85,7 +85,7 @@ def test_networks(tmp_path, name):
 def _folded(backbone, **changes):
     """Returns how many device layers hold batch norm and a rectifier, and how many layers of batch norm stand alone."""
     masked = frozenset(f"{name}/kernel" for name in changes.pop("names"))
-    network = DeviceNetwork(backbone, Changes(masked, bits=1, classes=2, **changes))
+    network = DeviceNetwork(backbone, Changes(masked, bits=1, classes=2, **changes), backbone.structure.digest)
     device = [layer for layer in network._model._flatten_layers() if isinstance(layer, DeviceLayer)]
     alone = [layer for layer in network._model._flatten_layers() if isinstance(layer, DeviceNorm)]
     return (

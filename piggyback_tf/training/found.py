@@ -1,0 +1,46 @@
+"""`found.json`: what a run found before it trained, and must find again to go on: its base and its data."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from piggyback_tf.backbones import Backbone, Structure
+from piggyback_tf.backbones.identity import check_same_computation
+from piggyback_tf.training.errors import TrainingError
+from piggyback_tf.training.run_folder import check_settings
+
+FOUND_FILE = "found.json"
+
+
+def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any]) -> None:
+    """Writes what a new run found, or compares it with what the run was started with.
+
+    Args:
+        folder: The run's folder.
+        backbone: The base.
+        data: What describes the data, as JSON values.
+
+    Raises:
+        TrainingError: If the folder was used with another base or other data.
+    """
+    structure = backbone.structure.to_json()
+    earlier = _read(folder / FOUND_FILE)
+    if earlier is not None and earlier.get("base_hash") == backbone.hash:
+        try:
+            kept = Structure.from_json(earlier)
+        except ValueError as error:
+            raise TrainingError(f"{folder / FOUND_FILE} is damaged ({error}). Choose another --output_dir.") from error
+        check_same_computation(f"The run in {str(folder)!r}", kept, backbone.structure, TrainingError)
+        # Answers of two machines are not the same to the last bit, and a run of before may have none.
+        structure = {name: earlier[name] for name in structure if name in earlier}
+    check_settings(folder, {"base_hash": backbone.hash, **structure, **data}, file=FOUND_FILE, prefix="")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Returns what is in the file; None if it is not there, or is damaged, which `check_settings` says."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
