@@ -4,9 +4,8 @@
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
-Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Four have
-settings of their own: masks learn at 1.4 times the default rate, with a third of the flips at once, and leave depthwise
-kernels as they are (recipe.py). HAT starts with most of its gates open, since half of them closed leave little of a
+Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Three have
+settings of their own: HAT starts with most of its gates open, since half of them closed leave little of a
 pretrained network. Residual adapters, on this network batch norm and little else, train that at ten times the default
 rate. PackNet trains weights at ten times the default rate, and lets the statistics of batch norm follow, since those of
 the base are of a network that pruning has changed. The best epoch is chosen on a tenth of the training images. An

@@ -1,4 +1,4 @@
-"""The three sets of real images on MobileNetV2 at 96 px, which several benchmarks train on."""
+"""Sets of real images on MobileNetV2 at 96 px, which several benchmarks train on."""
 
 import dataclasses
 import tempfile
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from common import realdata
 
 from piggyback_tf.backbones import Backbone, load_backbone
 from piggyback_tf.data import load_data, make_dataset
-from piggyback_tf.evaluation import evaluate
+from piggyback_tf.evaluation.metrics import top_k_error, top_k_hits
 from piggyback_tf.masking import read_masks
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
@@ -36,8 +37,7 @@ class Recipe:
         return dataclasses.replace(SCHEDULE, seed=seed, **self.train)
 
 
-# What masks need in this schedule, see recipe.py: a higher rate, fewer flips at once, none over depthwise kernels.
-MASKS = Recipe("piggyback", {"mask_exclude": "*depthwise"}, {"mask_lr": 3.5e-4, "max_flips": 3e-4})
+MASKS = Recipe("piggyback")
 
 
 def mobilenet() -> Backbone:
@@ -55,39 +55,55 @@ def state_folder(state: str) -> Path:
 
 
 def train_and_test(
-    backbone: Backbone, name: str, method: str, config: TrainConfig, state: str, **settings: Any
+    backbone: Backbone, name: str, method: str, config: TrainConfig, state: str, *, test: bool = True, **settings: Any
 ) -> dict[str, Any]:
     """Trains a method on one of the sets, and measures it on the test split.
 
     Args:
         backbone: The network.
-        name: One of `SETS`.
+        name: The folder of the set.
         method: Name of the method.
         config: How to train; its seed decides the validation split too.
         state: Names the run's `state_folder`, from which an interrupted training goes on, and where a task with masks
             leaves its pack, `<name>.task.safetensors`.
+        test: Whether to look at the test split; a search does not.
         **settings: The method's, where they are not its defaults.
+
+    Returns:
+        What was measured. `"final_loss"` is the cross-entropy of the training images without augmentation after the
+        last epoch, whichever is the best one. `"hits"` are the test images whose class was found, a bit each, in
+        hexadecimal.
     """
     data = load_data(f"folder:{realdata() / name}", seed=config.seed)
     folder = state_folder(state)
     kind, row = METHODS[method], {"config": dataclasses.asdict(config)}
+    learner = kind(kind.Config(**settings))
+    last = _LastLoss(data.train)
+    learner.callbacks = lambda model, own=learner.callbacks: [*own(model), last]
     try:
-        trained = train_task(kind(kind.Config(**settings)), backbone, data, config, INPUTS, state_dir=folder)
+        trained = train_task(learner, backbone, data, config, INPUTS, state_dir=folder)
     except TrainingError as error:
         return row | {"stopped": str(error)}
     row |= {
-        "test_error": _error(trained.model, data.test),
         "val_error": 100 * min(trained.history["val_error"]),
         "last_val_error": 100 * trained.history["val_error"][-1],
         "val_loss": trained.history["val_loss"][trained.best_epoch],
         "best_epoch": trained.best_epoch + 1,
         "loss": trained.history["loss"][-1],
+        "losses": [round(loss, 4) for loss in trained.history["cross_entropy"]],
+        "final_loss": last.loss,
         "seconds": round(trained.seconds, 1),
     }
+    if test:
+        labels, scores = _answers(trained.model, data.test)
+        hits = top_k_hits(labels, scores, 1)
+        row |= {"test_error": top_k_error(labels, scores), "hits": np.packbits(hits).tobytes().hex()}
+        row["test_images"] = len(labels)
     masks = read_masks(trained.model)
     if masks:
         zeros = sum(int((m == 0).sum()) for m in masks.values())
         row["zeros_percent"] = 100 * zeros / sum(m.size for m in masks.values())
+        pack = folder / f"{name}.task.safetensors"
         TaskPack.from_model(
             trained.model,
             task=name,
@@ -96,10 +112,28 @@ def train_and_test(
             method=method,
             eval_augment=INPUTS.augment_eval,
             settings=row["config"],
-        ).save(folder / f"{name}.task.safetensors")
+        ).save(pack)
+        row["pack_bytes"] = pack.stat().st_size
     return row
 
 
-def _error(model: keras.Model, source: Any) -> float:
+class _LastLoss(keras.callbacks.Callback):
+    """Measures the training images when the last epoch is done, before the best one's weights come back."""
+
+    def __init__(self, source: Any):
+        super().__init__()
+        self.source = source
+        self.loss: float | None = None
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        labels, scores = _answers(self.model, self.source)
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+        self.loss = float((np.log(np.exp(shifted).sum(axis=1)) - own).mean())
+
+
+def _answers(model: keras.Model, source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the labels of a split and the logits of a model for its images, float64, in the split's order."""
     dataset = make_dataset(source, INPUTS.augment_eval, batch_size=64, training=False)
-    return float(evaluate(model.predict_on_batch, dataset)["top1_error"])
+    labels, scores = zip(*((labels, model.predict_on_batch(images)) for images, labels in dataset), strict=True)
+    return np.concatenate([np.asarray(part) for part in labels]), np.concatenate(scores).astype(np.float64)
