@@ -18,7 +18,14 @@ from absl import app, flags, logging
 
 from piggyback_tf.backbones import Backbone, WeightsError, load_backbone
 from piggyback_tf.data import DataError, TaskData, load_data, make_dataset, surface_data_errors
-from piggyback_tf.evaluation import evaluate, results_table, sequence_table, write_report, write_sequence_report
+from piggyback_tf.evaluation import (
+    evaluate,
+    idle_masks,
+    results_table,
+    sequence_table,
+    write_report,
+    write_sequence_report,
+)
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import atomic_file, write_atomically
 from piggyback_tf.flags import check_unused, define_flags, make_method, read_config, settings, settings_of_run
@@ -286,7 +293,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.tasks:
         print("\n".join([*sequence_table(metrics), "", *task_agnostic_lines(metrics)]).rstrip())
     else:
-        print("\n".join(results_table(metrics["methods"])))
+        print("\n".join([*results_table(metrics["methods"]), *idle_masks(metrics["methods"])]))
     print(f"\nReport: {folder / 'report.md'}")
 
 

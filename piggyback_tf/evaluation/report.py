@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 REPORT = "report.md"
 ZEROS_PLOT = "zeros.png"
 CURVES_PLOT = "learning_curves.png"
+# Masks with fewer zeros change nothing that could be measured.
+_IDLE = 1e-4
 
 
 def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path:
@@ -45,6 +47,7 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
     curves = {name: m["history"] for name, m in methods.items() if any((m.get("history") or {}).values())}
     lines = [f"# Task {metrics['task']}", "", *results_table(methods), ""]
+    lines += [line for sentence in idle_masks(methods) for line in (sentence, "")]
     lines += [
         "Errors are top-1 and top-5 in percent with 95 % Wilson score intervals in brackets. *Zeros* is the part of "
         "the masked weights that the task does not use; *task* is what the task adds to the base.",
@@ -112,6 +115,20 @@ def results_table(methods: dict[str, dict[str, Any]]) -> list[str]:
     return markdown_table(
         ["method", *rows], [[name, *(cells[i] for cells in rows.values())] for i, name in enumerate(methods)]
     )
+
+
+def idle_masks(methods: dict[str, dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each method whose masks use next to all weights, on what that means and what to do.
+
+    Args:
+        methods: As under `"methods"` in `write_report`.
+    """
+    return [
+        f"The masks of {name} drop {100 * m['zeros_total']:.4f} % of the weights: what was learned is the head. More "
+        "--epochs, a smaller --batch_size or a higher --mask_lr let masks learn more."
+        for name, m in methods.items()
+        if m.get("zeros_total") is not None and m["zeros_total"] < _IDLE
+    ]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

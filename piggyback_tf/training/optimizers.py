@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import keras
+import numpy as np
+from absl import logging
 
 from piggyback_tf.masking import MaskConfig, mask_config, masked_weights
 from piggyback_tf.methods import Method
@@ -74,6 +76,12 @@ def _group_optimizer(
         if limited:
             raise ValueError("`mask_trust` foresees the steps of Adam. With mask_optimizer='sgd' set mask_trust to 0.")
         return keras.optimizers.SGD(schedule(peak), momentum=config.sgd_momentum)
+    if group == "mask" and not _reaches_threshold(schedule(peak), masks, total_steps):
+        logging.warning(
+            "In %d steps at this rate no mask comes to the threshold: only the head will learn. Raise --mask_lr or "
+            "--epochs, or lower --warmup_steps.",
+            total_steps,
+        )
     if limited:
         kernels = {id(w.mask_real): w.layer.frozen_weight(w.weight) for w in masked_weights(model).values()}
         return TrustRegionAdam(
@@ -89,6 +97,13 @@ def _group_optimizer(
     return keras.optimizers.Adam(
         schedule(peak), epsilon=config.mask_epsilon if group == "mask" else config.adam_epsilon
     )
+
+
+def _reaches_threshold(rate: WarmupSchedule, masks: MaskConfig, total_steps: int) -> bool:
+    """Whether Adam's steps in one direction would carry a mask that starts at its scale over the threshold."""
+    places = np.linspace(0, total_steps - 1, min(total_steps, 1000), dtype=np.float32)
+    way = float(np.mean(rate(places))) * total_steps
+    return masks.init != "constant" or way > masks.scale - masks.threshold
 
 
 def mask_rate(masks: MaskConfig, total_steps: int) -> float:

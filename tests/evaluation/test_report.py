@@ -69,6 +69,15 @@ def test_the_report(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["learning_curves.png", "report.md", "zeros.png"]
 
 
+def test_masks_that_drop_nothing_are_named(tmp_path):
+    metrics = _metrics()
+    assert "what was learned is the head" not in write_report(tmp_path, metrics).read_text()
+    metrics["methods"]["piggyback"]["zeros_total"] = 5e-5
+    text = write_report(tmp_path, metrics).read_text()
+    assert "The masks of piggyback drop 0.0050 % of the weights: what was learned is the head." in text
+    assert "classifier_only drop" not in text
+
+
 def test_both_methods_are_drawn_in_colours_of_their_own(tmp_path):
     metrics = _metrics()
     metrics["methods"]["other"] = {**metrics["methods"]["piggyback"]}

@@ -105,6 +105,15 @@ def test_in_a_training_of_any_length_a_steady_gradient_comes_to_the_threshold_as
     assert sum(float(masks.max_flips(step)) for step in range(10 * epochs)) < 1.15 * TrainConfig().mask_budget
 
 
+@pytest.mark.parametrize(("settings", "warned"), [({}, False), ({"mask_lr": 1e-4}, True), ({"mask_lr": 1e-3}, False)])
+def test_a_training_that_is_too_short_for_its_masks_says_so(settings, warned, caplog):
+    method = Piggyback()
+    model = method.build(_backbone(), 3)
+    with caplog.at_level("WARNING"):
+        make_optimizer(method, model, TrainConfig(epochs=4, **settings), 10)
+    assert ("only the head will learn" in caplog.text) == warned
+
+
 def test_the_rate_follows_from_the_way_to_the_threshold():
     assert mask_rate(MaskConfig(), 1000) == pytest.approx(8e-5)
     assert mask_rate(MaskConfig(scale=2e-2), 1000) == pytest.approx(2.4e-4)
