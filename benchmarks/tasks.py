@@ -47,6 +47,11 @@ def mobilenet() -> Backbone:
     )
 
 
+def efficientnet_lite0() -> Backbone:
+    """Returns EfficientNet-Lite0 at 96 px with ImageNet weights, as users bring a network of their own."""
+    return Backbone.from_model(keras.models.load_model(realdata() / "weights/efficientnet_lite0_96px.keras"))
+
+
 def state_folder(state: str) -> Path:
     """Returns the folder of a run under the system's temporary one; makes it if need be."""
     folder = Path(tempfile.gettempdir()) / "piggyback_benchmarks" / state
