@@ -1,4 +1,4 @@
-"""What watches a training: loss that is no number, loss that stays at chance, TensorBoard."""
+"""What watches a training: loss that is no number, loss that stays at chance, features that die, TensorBoard."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,11 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import masked_weights
 from piggyback_tf.training.errors import TrainingError
 
 # A loss within 2 % of guessing counts as guessing, one within 2 % of an earlier one as no lower.
 _MARGIN = 0.98
+# Features that differ by less than this part of what they did are dead. Of networks that died 2e-4 was the most.
+_DEAD = 0.01
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -86,9 +89,51 @@ class StopAtChance(keras.callbacks.Callback):
         raise TrainingError(
             f"The cross-entropy in training was {window[0]:.3f} {self.epochs} epochs ago and is {window[-1]:.3f}; "
             f"guessing gives {self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower "
-            "--mask_lr, raise --warmup_steps or lower --max_flips; otherwise change --head_lr or --weights_lr. "
+            "--mask_lr or --mask_trust; otherwise change --head_lr or --weights_lr. "
             "(--chance_epochs=0 goes on regardless.)"
         )
+
+
+class StopWhenDead(keras.callbacks.Callback):
+    """Ends a training whose features no longer tell one image from another.
+
+    Masks that drop too much at once leave features that are the same for every image, and with the features the gradient
+    is gone: nothing that follows can mend that. Between such a network and a healthy one there are orders of magnitude,
+    so that one look after each epoch is enough.
+
+    Args:
+        images: Some images, prepared for evaluation, `[B, S, S, 3]`.
+        features: The frozen network, from images to features, as it was before the training.
+    """
+
+    def __init__(self, images: tf.Tensor, features: keras.Model):
+        super().__init__()
+        self.images = images
+        self._healthy = _spread(features, images)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        # A run that was stopped here and is started again is where it was.
+        self._check()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._check()
+
+    def _check(self) -> None:
+        spread = _spread(keras.Model(self.model.input, self.model.get_layer(HEAD_NAME).input), self.images)
+        if spread >= _DEAD * self._healthy:
+            return
+        raise TrainingError(
+            f"The network has died: its features differ from image to image by {spread / self._healthy:.1e} of what they "
+            "did before the masks. Too many weights were dropped at once. Lower --mask_lr or --mask_trust, or use the "
+            "defaults. (--chance_epochs=0 goes on regardless.)"
+        )
+
+
+def _spread(features: keras.Model, images: tf.Tensor) -> float:
+    """Returns the standard deviation of features over images, averaged in the square over the features."""
+    # Not Keras' predict: within a strategy's scope it would run the batch on every device.
+    found = tf.cast(features(images, training=False), tf.float32)
+    return float(tf.sqrt(tf.reduce_mean(tf.math.reduce_variance(found, axis=0))))
 
 
 def _entropy(values: np.ndarray) -> float:

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
+from piggyback_tf.masking import mask_config
 from piggyback_tf.methods import Method, option
 from piggyback_tf.training.backup import BackupAndRestore
-from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, TensorBoard
+from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, StopWhenDead, TensorBoard
 from piggyback_tf.training.config import TrainConfig
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.optimizers import make_optimizer
@@ -99,7 +100,7 @@ def train_task(
         verbose: As for `keras.Model.fit`.
 
     Raises:
-        TrainingError: If the loss is NaN or stays at chance, or the saved state is of another training.
+        TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another training.
         DataError: If images cannot be read or do not have the backbone's size.
     """
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
@@ -124,8 +125,14 @@ def train_task(
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
             watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
+            masks = mask_config(model)
+            # Masks that start otherwise may drop most of the network at once, as they are told to.
+            if masks and masks.init == "constant":
+                images = _some_images(data, config, inputs.for_size(backbone.image_size))
+                watches.append(StopWhenDead(images, backbone.model))
         if end == done:
             for watch in watches:
+                watch.set_model(model)
                 watch.on_train_begin()  # What was stopped at its last epoch is stopped again.
             continue
         first_epoch = max(done, end - epochs)
@@ -165,6 +172,19 @@ def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
     model.optimizer.build(model.trainable_variables)
+
+
+def _some_images(data: TaskData, config: TrainConfig, inputs: InputConfig) -> tf.Tensor:
+    """Returns the first batch of the validation images, prepared as they are for evaluation."""
+    validation = make_dataset(
+        data.validation,
+        inputs.augment_eval,
+        batch_size=config.batch_size,
+        training=False,
+        **inputs.cache_options(),
+    )
+    with surface_data_errors():
+        return next(iter(validation))[0]
 
 
 def _datasets(
