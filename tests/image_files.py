@@ -325,11 +325,16 @@ def profiled_files():
         part = [profile_chunk(content)]
         files[f"PNG {name}"] = File(png(samples, 2, 8, before=part), after), refused
         plte = [chunk(b"PLTE", palette.tobytes())]
-        files[f"PNG palette {name}"] = File(png(indices, 3, 4, before=[*part, *plte]), colours[indices[..., 0]]), refused
+        files[f"PNG palette {name}"] = (
+            File(png(indices, 3, 4, before=[*part, *plte]), colours[indices[..., 0]]),
+            refused,
+        )
         grey = _samples(0, 8)
         files[f"PNG grey {name}"] = File(png(grey, 0, 8, before=part), np.repeat(grey, 3, 2).astype(np.uint8)), False
         files[f"JPEG {name}"] = File(with_segments(jpeg, (0xE2, b"ICC_PROFILE\0\1\1" + content[:60000]))), refused
-    parts = [(0xE2, b"ICC_PROFILE\0" + bytes([i, 2]) + part) for i, part in ((2, profile()[300:]), (1, profile()[:300]))]
+    parts = [
+        (0xE2, b"ICC_PROFILE\0" + bytes([i, 2]) + part) for i, part in ((2, profile()[300:]), (1, profile()[:300]))
+    ]
     files["JPEG P3 in two parts"] = File(with_segments(jpeg, *parts)), True
     files["JPEG P3 of which a part is missing"] = File(with_segments(jpeg, parts[0])), True
     return files

@@ -1,4 +1,4 @@
-"""Work on strings of which some may be damaged: a dataset can leave an element out, where `tf.map_fn` fails the call."""
+"""Work on strings of which some may be damaged: a dataset leaves an element out where `tf.map_fn` fails the call."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """What the headers of image files say, read within a graph by operations that no content makes fail.
 
-The rules are those of `piggyback_tf.data.images`: where a segment ends, which of several counts, what an orientation is.
+The rules are those of `piggyback_tf.data.images`: where a segment ends, which of several counts, what turns an image.
 """
 
 import dataclasses
@@ -66,7 +66,9 @@ class Headers:
 def read_headers(files: tf.Tensor) -> Headers:
     """Returns the headers of files, string `[B]`."""
     kind, sides, orientation, profile = tf.map_fn(_read, files, fn_output_signature=_FOUND)
-    fits = (tf.reduce_min(sides, axis=1) > 0) & (tf.reduce_prod(tf.cast(sides, tf.float64), axis=1) <= MAX_PIXELS)
+    # Transparent grey of 16 bits becomes four channels of it, and takes twice the memory of other files meanwhile.
+    pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=1) * tf.cast(tf.where(kind == DEEP_RGBA, 2, 1), tf.float64)
+    fits = (tf.reduce_min(sides, axis=1) > 0) & (pixels <= MAX_PIXELS)
     fits &= keep_pixels(profile, deflated=kind != JPEG)
     return Headers(tf.where(fits, kind, -1), sides, orientation)
 
@@ -149,9 +151,10 @@ def _read_png(data: tf.Tensor, file: tf.Tensor) -> Found:
 
     nowhere = tf.constant(_NOWHERE)
     start = tf.constant(len(PNG_START)), nowhere, nowhere, tf.constant([_NOWHERE] * 3), tf.constant(True)
-    place, exif, profile, (palette, transparency, _), sound = tf.while_loop(
+    place, exif, profile, seen, sound = tf.while_loop(
         goes_on, read_chunk, start, maximum_iterations=_MOST_PARTS, parallel_iterations=1
     )
+    palette, transparency = seen[0], seen[1]
     sides = tf.stack([read_number(data, 20, 4, True), read_number(data, 16, 4, True)])
     depth, colour = read_number(data, 24, 1, True), read_number(data, 25, 1, True)
     sound &= ~goes_on(place) & _fits(palette, transparency, depth, colour) & _is_whole(data, transparency)

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 
+@tf.function(autograph=False, reduce_retracing=True)
 def read_number(data: tf.Tensor, place: tf.Tensor | int, size: int, big: tf.Tensor | bool) -> tf.Tensor:
     """Reads integers.
 

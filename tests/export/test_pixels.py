@@ -60,3 +60,18 @@ def test_pngs_that_programs_read_in_different_ways_have_the_pixels_of_training_o
             continue
         if good:
             np.testing.assert_array_equal(image, expected, err_msg=name)
+
+
+def test_a_served_model_answers_to_files_as_the_bank_does_to_their_pixels(small):
+    files = {name: file.data for name, (file, _) in FILES.items() if "CMYK" not in name}
+    task = small.packs[0].task
+    model = tf.saved_model.load(str(small.unpacked))
+    found = model.signatures["encoded"](
+        image_bytes=tf.constant(list(files.values())), task=tf.constant([task] * len(files))
+    )
+    good = found["image_ok"].numpy()
+    assert dict(zip(files, good.tolist(), strict=True)) == {name: FILES[name][1] for name in files}
+    images = np.stack([decode_image(data, name) for name, data in files.items() if FILES[name][1]])
+    expected = np.sort(small.bank.predict(images, task=task))[:, ::-1]
+    scores = found["scores"].numpy()[good]
+    np.testing.assert_allclose(scores[:, : expected.shape[1]], expected[:, : scores.shape[1]], atol=1e-5)
