@@ -26,6 +26,9 @@ PROFILE_TOLERANCE = 2
 _MAX_PROFILE = 16 << 20
 # The colours that are compared: all of so many levels of red, green and blue.
 _LEVELS = 17
+# An augmentation may come with a pack from a stranger: no step makes an image larger than this, 192 MiB.
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -123,6 +126,49 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     except Exception as error:
         reason = "it is in no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
         raise BrokenImageError(f"Broken image {name!r}: {reason.rstrip('.')}.") from error
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns an image, uint8 `(h, w, 3)`, resized with antialiased bilinear interpolation."""
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Returns the height and width of an image whose shorter side gets a length, the aspect being kept."""
+    found = (max(round(side * shorter / min(height, width)), shorter) for side in (height, width))
+    return tuple(found)
+
+
+def central_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns a square out of the middle of an image that is large enough."""
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def check_pixels(images: np.ndarray) -> None:
+    """Checks that images hold what a network takes: numbers in [0, 255].
+
+    Args:
+        images: An array of one or more images. If it holds floating point numbers that end at 1, they count as scaled
+            to [0, 1]; images that are so dark are handed over as integers.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
+        raise ValueError(f"Images must hold integers or floating point numbers. Received: {images.dtype}.")
+    if images.dtype == np.uint8 or not images.size:
+        return
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 255):  # NaN compares as false.
+        raise ValueError(f"Images must hold values in [0, 255]. Received: {low} to {high}.")
+    if images.dtype.kind == "f" and 0 < high <= 1:
+        raise ValueError(
+            f"Images must hold values in [0, 255], and these, of type {images.dtype}, end at {high} as if they were scaled "
+            "to [0, 1]; multiply them by 255, or pass images that are so dark as uint8."
+        )
 
 
 def _parts(data: bytes) -> _Parts:
