@@ -105,9 +105,7 @@ def prepare(data: bytes, path: Path, augment: str) -> np.ndarray:
     return image
 
 
-def _compare_best(
-    labels: np.ndarray, scores: np.ndarray, best: list[list[tuple[str, float]]]
-) -> tuple[float, bool]:
+def _compare_best(labels: np.ndarray, scores: np.ndarray, best: list[list[tuple[str, float]]]) -> tuple[float, bool]:
     """Returns the largest difference of scores, and whether labels agree but for the order of equal scores."""
     difference, same = 0.0, True
     for names, found, row in zip(labels, scores, best, strict=True):

@@ -89,9 +89,9 @@ def _run(options: argparse.Namespace) -> int:
     if pack.versions.get("pixels") != PIXELS_VERSION:
         complain(
             options.command,
-            f"Task {pack.task!r} was trained when image files were decoded in another way, so that images with a colour "
-            "profile other than sRGB, an orientation that XMP alone names, or an unusual kind of transparency may look "
-            "other than in its training.",
+            f"Task {pack.task!r} was trained when image files were decoded in another way: images with another colour "
+            "profile than sRGB, with an orientation that XMP alone names, or with transparency of an unusual kind may "
+            "look other than in its training.",
         )
     return 0
 

@@ -166,8 +166,8 @@ def check_pixels(images: np.ndarray) -> None:
         raise ValueError(f"Images must hold values in [0, 255]. Received: {low} to {high}.")
     if images.dtype.kind == "f" and 0 < high <= 1:
         raise ValueError(
-            f"Images must hold values in [0, 255], and these, of type {images.dtype}, end at {high} as if they were scaled "
-            "to [0, 1]; multiply them by 255, or pass images that are so dark as uint8."
+            f"Images must hold values in [0, 255], and these, of type {images.dtype}, end at {high} as if they were "
+            "scaled to [0, 1]; multiply them by 255, or pass images that are so dark as uint8."
         )
 
 

@@ -61,6 +61,7 @@ class CentralCrop(DeterministicOperation):
         return self._size, self._size
 
     def apply(self, image: np.ndarray) -> np.ndarray:
+        self.output_size(image.shape[:2])
         return central_crop(image, self._size)
 
 

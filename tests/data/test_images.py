@@ -155,7 +155,9 @@ def test_grey_tiffs_of_unknown_range_are_refused(dtype, big):
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])
 def test_colours_of_a_wide_profile_are_converted(picture, file_format):
-    options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "TIFF": {}, "WEBP": {"lossless": True}}[file_format]
+    options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "TIFF": {}, "WEBP": {"lossless": True}}[
+        file_format
+    ]
     image = Image.fromarray(picture())
     plain = decode_image(encode(image, file_format, **options), "x")
     converted = decode_image(encode(image, file_format, icc_profile=image_files.profile(), **options), "x")
