@@ -28,6 +28,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import struct
@@ -766,21 +767,24 @@ def _step(text: str) -> tuple[str, list[int]]:
     raise EdgeError(f"the task prepares images with {_printable(text)!r}; here are resize and central_crop")
 
 
+@functools.lru_cache
 def _images() -> Any:
     """Returns the module that decodes image files as training does."""
+    path = Path(__file__).with_name("piggyback_images.py")
     try:
-        try:
-            import piggyback_images as images
-        except ModuleNotFoundError as error:
-            if error.name != "piggyback_images":
-                raise
+        if not path.is_file():
             # This file is not in an export but in its project.
             from piggyback_tf.data import images
+
+            return images
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        images = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(images)
+        return images
     except ImportError:
         raise EdgeError(
             "Image files need the package Pillow, and piggyback_images.py beside this program; .npy files need neither."
         ) from None
-    return images
 
 
 def _load_image(path: str, size: int, augment: str = "") -> np.ndarray:
