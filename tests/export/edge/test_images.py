@@ -93,6 +93,34 @@ def test_images_are_prepared_as_in_training(augment, shape):
     np.testing.assert_array_equal(piggyback_edge.prepare(image, augment), expected)
 
 
+def _resample(image, size):
+    """Resizes the first axis as docs/litert.md says."""
+    scale = len(image) / size
+    places = np.arange(len(image)) + 0.5
+    weights = np.maximum(1 - np.abs(places - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.floor(np.tensordot(weights, image.astype(float), 1) + 0.5)
+
+
+@pytest.mark.parametrize("shape", [(40, 25), (9, 70), (70, 9), (5, 5)])
+def test_resizing_is_what_the_document_says(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for augment in ("resize(12,17)", "resize(11)"):
+        found = piggyback_edge.prepare(image, augment)
+        height, width = found.shape[:2]
+        if augment == "resize(11)":
+            assert (height, width) == tuple(max(round(side * 11 / min(shape)), 11) for side in shape)
+        shrinks = shape[0] - height, shape[1] - width
+        axes = (0, 1) if shrinks[0] > max(0, 2 * shrinks[1]) else (1, 0)
+        expected = image
+        for axis in axes:
+            expected = np.moveaxis(_resample(np.moveaxis(expected, axis, 0), found.shape[axis]), 0, axis)
+        # Pillow's weights have 22 bits.
+        off = np.abs(found - expected)
+        assert off.max() <= 1
+        assert (off > 0).mean() < 0.02
+
+
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
