@@ -208,6 +208,10 @@ def pngs():
         png(samples, 3, 4, before=[chunk(b"PLTE", few.tobytes())]),
         np.vstack([few, np.zeros((11, 3), np.uint8)])[samples[..., 0]],
     )
+    frames = [Image.fromarray(_samples(2, 8).astype(np.uint8)), Image.fromarray(_smooth())]
+    for first_alone in (False, True):
+        data = _saved(frames[0], "PNG", save_all=True, append_images=frames[1:] * 2, default_image=first_alone)
+        files[f"PNG animated{', with an image of its own' if first_alone else ''}"] = File(data, np.asarray(frames[0]))
     return files
 
 
@@ -264,11 +268,15 @@ def _smooth(channels=3):
     return np.asarray(Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
-def _jpeg(pixels, mode=None, **options):
+def _saved(image, kind, **options):
     stream = io.BytesIO()
-    image = Image.fromarray(pixels)
-    (image if mode is None else image.convert(mode)).save(stream, "JPEG", **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def _jpeg(pixels, mode=None, **options):
+    image = Image.fromarray(pixels)
+    return _saved(image if mode is None else image.convert(mode), "JPEG", **options)
 
 
 def with_segments(jpeg, *segments):
@@ -280,7 +288,9 @@ def with_segments(jpeg, *segments):
 def jpegs():
     """Returns JPEG files by name, without those of CMYK."""
     files = {f"JPEG sampled {kind}": _jpeg(_smooth(), subsampling=kind, quality=90) for kind in (0, 1, 2)}
+    second = {"save_all": True, "append_images": [Image.fromarray(_smooth())]}
     files |= {
+        "JPEG of two images": _saved(Image.fromarray(255 - _smooth()), "MPO", **second),
         "JPEG progressive": _jpeg(_smooth(), progressive=True),
         "JPEG grey": _jpeg(_smooth(), "L"),
         "JPEG of RGB": _jpeg(_smooth(), keep_rgb=True),
@@ -292,7 +302,12 @@ def cmyk_jpegs():
     """Returns CMYK JPEG files by name: those of Adobe are stored inverted."""
     adobe = _jpeg(_smooth(), "CMYK", quality=95)
     start = adobe.index(b"\xff\xee")
-    return {"JPEG CMYK of Adobe": File(adobe), "JPEG CMYK": File(adobe[:start] + adobe[start + 16 :])}
+    # The last byte of Adobe's segment says that the first three channels are luminance and chrominance.
+    return {
+        "JPEG CMYK of Adobe": File(adobe),
+        "JPEG CMYK as YCCK": File(adobe[: start + 15] + b"\2" + adobe[start + 16 :]),
+        "JPEG CMYK": File(adobe[:start] + adobe[start + 16 :]),
+    }
 
 
 def profiled_files():
@@ -368,9 +383,7 @@ def other_files():
     """Returns files by name that a server does not decode."""
     files = {}
     for kind, options in {"WEBP": {"lossless": True}, "GIF": {}, "BMP": {}, "TIFF": {}}.items():
-        stream = io.BytesIO()
-        Image.fromarray(_smooth()).save(stream, kind, **options)
-        files[kind] = stream.getvalue()
+        files[kind] = _saved(Image.fromarray(_smooth()), kind, **options)
     jpeg, flat = _jpeg(_smooth()), png(_samples(2, 8), 2, 8)
     return files | {
         "nothing": b"",

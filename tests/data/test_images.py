@@ -167,6 +167,13 @@ def test_colours_of_a_wide_profile_are_converted(picture, file_format):
     np.testing.assert_array_equal(decode_image(encode(image, file_format, icc_profile=srgb, **options), "x"), plain)
 
 
+def test_colours_of_a_long_profile_are_converted(picture):
+    # Longer than Pillow takes in a PNG.
+    content = image_files.profile(extra={b"junk": bytes(2 << 20)}.items())
+    decoded = decode_image(encode(Image.fromarray(picture()), "PNG", icc_profile=content), "x")
+    np.testing.assert_array_equal(decoded, image_files.shown(picture(), image_files.profile()))
+
+
 def test_colours_under_transparency_are_converted_too(picture):
     image = Image.fromarray(np.dstack([picture(), np.full((24, 32), 255, np.uint8)]))
     image.putpixel((0, 0), (9, 9, 9, 0))
