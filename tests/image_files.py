@@ -201,13 +201,12 @@ def pngs():
                 pixels = _expected(samples, colour, depth, palette, hidden)
                 title = f"PNG {NAMES[colour]}, {depth} bits, {name}{', interlaced' if interlaced else ''}"
                 files[title] = File(data, *pixels)
-    samples = _samples(3, 4)
-    # A palette that lacks colours which occur: they are black. It is made of fewer bytes than others are.
-    few = _rng(1).integers(1, 256, (5, 3), dtype=np.uint8)
-    files["PNG palette that lacks colours"] = File(
-        png(samples, 3, 4, before=[chunk(b"PLTE", few.tobytes())]),
-        np.vstack([few, np.zeros((11, 3), np.uint8)])[samples[..., 0]],
-    )
+    for depth, count in ((1, 1), (2, 3), (4, 5), (8, 100)):
+        # A palette that lacks colours which occur: they are black.
+        samples, few = _samples(3, depth), _rng(1).integers(1, 256, (count, 3), dtype=np.uint8)
+        pixels = np.vstack([few, np.zeros((256 - count, 3), np.uint8)])[samples[..., 0]]
+        data = png(samples, 3, depth, before=[chunk(b"PLTE", few.tobytes())])
+        files[f"PNG palette of {count} colours, {depth} bits"] = File(data, pixels)
     frames = [Image.fromarray(_samples(2, 8).astype(np.uint8)), Image.fromarray(_smooth())]
     for first_alone in (False, True):
         data = _saved(frames[0], "PNG", save_all=True, append_images=frames[1:] * 2, default_image=first_alone)

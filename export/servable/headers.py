@@ -88,9 +88,7 @@ def _read_jpeg(data: tf.Tensor, file: tf.Tensor) -> Found:
         marker = read_number(data, place, 2, True)
         return (place + 4 < tf.size(data)) & (marker >= 0xFF00) & (marker != _SCAN)
 
-    def read_segment(
-        place: tf.Tensor, frame: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor, profiles: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
+    def read_segment(place: tf.Tensor, frame: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor) -> tuple[tf.Tensor, ...]:
         marker, length = read_number(data, place, 2, True), read_number(data, place + 2, 2, True)
         # Any number of bytes FF may stand before a marker.
         end = place + tf.where(marker == 0xFFFF, 1, 2 + tf.maximum(length, 2))
@@ -104,19 +102,18 @@ def _read_jpeg(data: tf.Tensor, file: tf.Tensor) -> Found:
             tf.where(is_frame, tf.stack([*sides, read_number(data, place + 9, 1, True)]), frame),
             tf.where(is_exif, content + _without(EXIF_START), exif),
             tf.where(is_profile, content + _without(PROFILE_START), profile),
-            profiles + tf.cast(is_profile, tf.int32),
         )
 
     nowhere = tf.constant(_NOWHERE)
-    start = tf.constant(2), tf.zeros([3], tf.int32), nowhere, nowhere, tf.constant(0)
-    place, frame, exif, profile, profiles = tf.while_loop(
+    start = tf.constant(2), tf.zeros([3], tf.int32), nowhere, nowhere
+    place, frame, exif, profile = tf.while_loop(
         before_scan, read_segment, start, maximum_iterations=_MOST_PARTS, parallel_iterations=1
     )
     channels = frame[2]
     kind = tf.where(tf.reduce_any(channels == [1, 3, 4]) & ~before_scan(place), JPEG, -1)
     # A profile begins with its part's number and how many there are; none of sRGB needs several.
-    alone = (profiles == 1) & (read_number(data, profile[0], 2, True) == 0x0101)
-    found = tf.where(alone, _part(file, profile + [2, -2]), tf.where(profiles > 0, UNREAD, b""))
+    alone = read_number(data, profile[0], 2, True) == 0x0101
+    found = tf.where(alone, _part(file, profile + [2, -2]), tf.where(profile[0] >= 0, UNREAD, b""))
     return kind, frame[:2], _orientation(data, exif), tf.where(channels == 3, found, b"")
 
 

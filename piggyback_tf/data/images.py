@@ -201,16 +201,14 @@ def _jpeg_parts(data: bytes) -> _Parts:
 def _png_parts(data: bytes) -> _Parts:
     """Keeps the chunks that make the pixels, and reads those of EXIF and colour.
 
-    Pillow takes a whole image for broken if a text or a profile of it is long. What a palette lacks is black, and of a
-    transparent colour the bits count that a pixel has, as in libpng.
+    Pillow takes a whole image for broken if a text or a profile of it is long. Of a transparent colour the bits count
+    that a pixel has, as in libpng.
     """
     depth, colour = data[24:26].ljust(2, b"\0")
     kept, exif, profile, before = [PNG_START], None, None, True
     for kind, content, chunk in _chunks(data):
         before &= kind != b"IDAT"
-        if kind == b"PLTE" and colour == 3:
-            kept.append(_chunk(kind, content.ljust(768, b"\0")))
-        elif kind == b"tRNS" and before:
+        if kind == b"tRNS" and before:
             kept.append(_chunk(kind, _transparent_colour(content, depth)) if colour in (0, 2) else chunk)
         elif kind[:1].isupper():
             kept.append(chunk)

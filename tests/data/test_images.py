@@ -174,6 +174,20 @@ def test_colours_of_a_long_profile_are_converted(picture):
     np.testing.assert_array_equal(decoded, image_files.shown(picture(), image_files.profile()))
 
 
+def test_a_profile_in_parts_counts_if_all_are_there(picture):
+    jpeg, wide = encode(Image.fromarray(picture()), "JPEG"), image_files.profile()
+    plain = decode_image(jpeg, "x")
+
+    def decode(*parts):
+        segments = [(0xE2, b"ICC_PROFILE\0" + bytes([number, count]) + part) for number, count, part in parts]
+        return decode_image(image_files.with_segments(jpeg, *segments), "x")
+
+    halves = (2, 2, wide[300:]), (1, 2, wide[:300])
+    np.testing.assert_array_equal(decode(*halves), image_files.shown(plain, wide))
+    for parts in (halves[:1], halves[1:], [(1, 2, wide)], [(2, 2, wide), (2, 2, wide)], [(1, 1, wide), (1, 1, wide)]):
+        np.testing.assert_array_equal(decode(*parts), plain)
+
+
 def test_colours_under_transparency_are_converted_too(picture):
     image = Image.fromarray(np.dstack([picture(), np.full((24, 32), 255, np.uint8)]))
     image.putpixel((0, 0), (9, 9, 9, 0))
