@@ -289,6 +289,8 @@ class Task:
     def probabilities(self, output: np.ndarray, model: bytes | bytearray) -> np.ndarray:
         """Returns probabilities, float32 `[B, C]`.
 
+        NaN stays NaN; but of what is no image a model may return other numbers: `check_pixels` comes before it.
+
         Args:
             output: What the model returned, float32 `[B, ...]`.
             model: The bytes that its interpreter was made of. Of a base of version 1 they say nothing.
@@ -302,7 +304,6 @@ class Task:
             logits = output[:, : len(self.labels)]
         else:
             logits = output.astype(np.float32) @ self.kernel + self.bias
-        _check(bool(np.isfinite(logits).all()), "the model returned numbers that are not finite")
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
@@ -930,6 +931,8 @@ def _predict(options: argparse.Namespace) -> None:
         interpreter.invoke()
         output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         chances = task.probabilities(output, content)[0]
+        if not np.isfinite(chances).all():
+            raise EdgeError(f"{path!r} has no answer: the model returned numbers that are not finite.")
         best = np.argsort(-chances, kind="stable")[: options.top]
         print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
 
