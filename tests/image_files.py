@@ -292,6 +292,12 @@ def jpegs():
         "JPEG of two images": _saved(Image.fromarray(255 - _smooth()), "MPO", **second),
         "JPEG progressive": _jpeg(_smooth(), progressive=True),
         "JPEG grey": _jpeg(_smooth(), "L"),
+        # What other programs stumble over: parts of a profile without numbers, more than 255, and texts of any kind.
+        "JPEG grey, profile without a number": with_segments(_jpeg(_smooth(), "L"), (0xE2, b"ICC_PROFILE\0")),
+        "JPEG grey, 300 profiles": with_segments(_jpeg(_smooth(), "L"), *[(0xE2, b"ICC_PROFILE\0\1\1")] * 300),
+        "JPEG with damaged texts": with_segments(
+            _jpeg(_smooth()), (0xE2, b"MPF\0"), (0xED, b"Photoshop 3.0\0"), (0xFE, b"")
+        ),
         "JPEG of RGB": _jpeg(_smooth(), keep_rgb=True),
     }
     return {name: File(data) for name, data in files.items()}

@@ -5,7 +5,7 @@
     python piggyback_edge.py install base.tflite flowers.edge current.tflite
     python piggyback_edge.py installed base.tflite current.tflite
     python piggyback_edge.py remove base.tflite current.tflite
-    python piggyback_edge.py predict base.tflite flowers.edge image.npy
+    python piggyback_edge.py predict base.tflite flowers.edge photo.jpg
 
 `manifest.bin` is taken from the folder of `base.tflite`. `install` writes a copy of the base with the task on it, whole
 or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime. It takes prepared images
@@ -714,13 +714,15 @@ def check_pixels(image: np.ndarray) -> None:
     Raises:
         EdgeError: If not, or if they are floating point numbers that end at 1, as if they were scaled to [0, 1].
     """
-    _check(image.dtype.kind in "uif", f"it holds {image.dtype}, and a base takes integers or floating point numbers")
+    _check(
+        image.dtype.kind in "uif", f"the image holds {image.dtype}, and a base takes integers or floating point numbers"
+    )
     low, high = (image.min(), image.max()) if image.size else (0, 0)
     # NaN compares as false.
-    _check(low >= 0 and high <= 255, f"it holds values of {low} to {high}, and a base takes those in [0, 255]")
+    _check(low >= 0 and high <= 255, f"the image holds values of {low} to {high}, and a base takes those in [0, 255]")
     _check(
         image.dtype.kind != "f" or not 0 < high <= 1,
-        f"it ends at {high} as if it were scaled to [0, 1]; multiply it by 255, or pass what is so dark as uint8",
+        f"the image ends at {high} as if scaled to [0, 1]; multiply it by 255, or pass what is so dark as bytes",
     )
 
 
@@ -743,10 +745,13 @@ def prepare(image: np.ndarray, augment: str) -> np.ndarray:
         height, width = image.shape[:2]
         if name == "resize":
             size = numbers if len(numbers) == 2 else images.resized_size(height, width, *numbers)
-            _check(size[0] * size[1] <= images.MAX_PIXELS, f"it would have {size[0]}x{size[1]} pixels after {step!r}")
+            _check(
+                size[0] * size[1] <= images.MAX_PIXELS,
+                f"the image would have {size[0]}x{size[1]} pixels after {step!r}",
+            )
             image = images.resize(image, *size)
         else:
-            _check(min(height, width) >= numbers[0], f"its {height}x{width} pixels are too few for {step!r}")
+            _check(min(height, width) >= numbers[0], f"the image has {height}x{width} pixels, too few for {step!r}")
             image = images.central_crop(image, *numbers)
     return image
 

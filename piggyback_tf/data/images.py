@@ -18,6 +18,8 @@ EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff")
 # A new number where the pixels of any file change: what was cached is made anew, and packs say with which they were
 # trained. 2: colour profiles are converted, XMP turns no image, transparent grey of 16 bits, odd grey TIFFs.
 PIXELS_VERSION = "2"
+# Segments of a JPEG that tell nothing to a decoder: those of programs, but for APP0 and Adobe's APP14, and comments.
+_METADATA = (*range(0xFFE1, 0xFFEE), 0xFFEF, 0xFFFE)
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 EXIF_START, PROFILE_START = b"Exif\0\0", b"ICC_PROFILE\0"
 # Two profiles are the same if no colour differs by more, of 255.
@@ -178,8 +180,11 @@ def _parts(data: bytes) -> _Parts:
 
 
 def _jpeg_parts(data: bytes) -> _Parts:
-    """Reads the segments before the first scan; an export to a SavedModel reads them in the same way."""
-    exif, profiles, place = None, [], 2
+    """Keeps the segments that make the pixels, and reads those of EXIF and colour.
+
+    Those before the first scan are looked at, and an export to a SavedModel looks at them in the same way.
+    """
+    kept, exif, profiles, place = [data[:2]], None, [], 2
     while place + 4 < len(data):
         marker, length = _big(data[place : place + 2]), _big(data[place + 2 : place + 4])
         if marker < 0xFF00 or marker == 0xFFDA:
@@ -191,11 +196,15 @@ def _jpeg_parts(data: bytes) -> _Parts:
             exif = content[len(EXIF_START) :]
         if marker == 0xFFE2 and content.startswith(PROFILE_START):
             profiles.append(content[len(PROFILE_START) :])
+        if marker not in _METADATA:
+            kept.append(data[place:end])
         place = end
     # Each part begins with its number and how many there are.
     profiles.sort(key=lambda part: part[:1])
-    whole = all(part[:2] == bytes([number, len(profiles)]) for number, part in enumerate(profiles, start=1))
-    return _Parts(data, exif or b"", b"".join(part[2:] for part in profiles) if whole else b"")
+    numbers = [tuple(part[:2]) for part in profiles]
+    whole = numbers == [(number, len(profiles)) for number in range(1, len(profiles) + 1)]
+    pixels = b"".join([*kept, data[place:]])
+    return _Parts(pixels, exif or b"", b"".join(part[2:] for part in profiles) if whole else b"")
 
 
 def _png_parts(data: bytes) -> _Parts:

@@ -140,9 +140,9 @@ def test_resizing_is_what_the_document_says(shape):
         ("__import__('os')", "__import__"),
         ("resize(8)||resize(8)", "with ''"),
         ("(" * 5000, "prepares images with"),
-        ("central_crop(41)", "its 40x25 pixels are too few"),
-        ("central_crop(26)", "its 40x25 pixels are too few"),
-        ("resize(8000)|central_crop(8)", "it would have 12800x8000 pixels"),
+        ("central_crop(41)", "the image has 40x25 pixels, too few"),
+        ("central_crop(26)", "the image has 40x25 pixels, too few"),
+        ("resize(8000)|central_crop(8)", "the image would have 12800x8000 pixels"),
     ],
 )
 def test_what_cannot_be_prepared_is_refused(augment, message):
@@ -241,7 +241,7 @@ def test_predict_gives_no_class_to_what_it_cannot_answer(predict, tmp_path, caps
     np.save(tmp_path / "strange.npy", np.full((8, 8, 3), 77, np.uint8))
     (tmp_path / "text.png").write_text("no image")
     for name, message in {
-        "scaled.npy": "as if it were scaled to [0, 1]",
+        "scaled.npy": "as if scaled to [0, 1]",
         "large.npy": "its shape is [9, 9, 3]; the base takes [8, 8, 3]",
         "strange.npy": "the model returned numbers that are not finite",
         "text.png": "Broken image",
