@@ -257,6 +257,9 @@ def turned_files():
         ),
         "JPEG turned by XMP": File(with_segments(jpeg, (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text))),
         "JPEG turned twice": File(with_segments(jpeg, *[(0xE1, b"Exif\0\0" + exif(number)) for number in (1, 6)])),
+        "JPEG turned behind what is no marker": File(
+            jpeg[:2] + b"\xff\xfe\0\3x" + b"\0text\xff\0" + with_segments(jpeg, (0xE1, b"Exif\0\0" + exif(6)))[2:]
+        ),
         "JPEG turned, filled": File(jpeg[:2] + b"\xff\xff" + with_segments(jpeg, (0xE1, b"Exif\0\0" + exif(6)))[2:]),
     }
     return files
@@ -394,6 +397,7 @@ def other_files():
         "nothing": b"",
         "a text": b"<html>not found</html>",
         "start of a JPEG": jpeg[:3],
+        "a JPEG with a marker of none": with_segments(jpeg, (0x01, b"text")),
         "half a JPEG": jpeg[: len(jpeg) // 2],
         "start of a PNG": flat[:8],
         "header of a PNG": flat[:26],

@@ -86,12 +86,14 @@ def _read(file: tf.Tensor) -> Found:
 def _read_jpeg(data: tf.Tensor, file: tf.Tensor) -> Found:
     def before_scan(place: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
         marker = read_number(data, place, 2, True)
-        return (place + 4 < tf.size(data)) & (marker >= 0xFF00) & (marker != _SCAN)
+        is_last = ((marker > 0xFF00) & (marker < 0xFFC0)) | ((marker >= 0xFFD0) & (marker <= _SCAN))
+        return (place + 4 < tf.size(data)) & ~is_last
 
     def read_segment(place: tf.Tensor, frame: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor) -> tuple[tf.Tensor, ...]:
         marker, length = read_number(data, place, 2, True), read_number(data, place + 2, 2, True)
-        # Any number of bytes FF may stand before a marker.
-        end = place + tf.where(marker == 0xFFFF, 1, 2 + tf.maximum(length, 2))
+        # Any number of bytes FF may stand before a marker, and decoders skip what is none.
+        skipped = tf.where((marker < 0xFF00) | (marker == 0xFFFF), 1, tf.where(marker == 0xFF00, 2, 0))
+        end = place + tf.where(skipped > 0, skipped, 2 + tf.maximum(length, 2))
         content = tf.stack([place + 4, tf.minimum(end, tf.size(data)) - place - 4])
         sides = read_number(data, place + 5, 2, True), read_number(data, place + 7, 2, True)
         is_frame = tf.reduce_any(marker == _FRAMES) & tf.reduce_all(frame == 0)
@@ -110,11 +112,13 @@ def _read_jpeg(data: tf.Tensor, file: tf.Tensor) -> Found:
         before_scan, read_segment, start, maximum_iterations=_MOST_PARTS, parallel_iterations=1
     )
     channels = frame[2]
-    kind = tf.where(tf.reduce_any(channels == [1, 3, 4]) & ~before_scan(place), JPEG, -1)
+    # libjpeg goes on where other programs give up.
+    sound = (read_number(data, place, 2, True) == _SCAN) & tf.reduce_any(channels == [1, 3, 4])
     # A profile begins with its part's number and how many there are; none of sRGB needs several.
     alone = read_number(data, profile[0], 2, True) == 0x0101
     found = tf.where(alone, _part(file, profile + [2, -2]), tf.where(profile[0] >= 0, UNREAD, b""))
-    return kind, frame[:2], _orientation(data, exif), tf.where(channels == 3, found, b"")
+    found = tf.where(channels == 3, found, b"")
+    return tf.where(sound, JPEG, -1), frame[:2], _orientation(data, exif), found
 
 
 def _read_png(data: tf.Tensor, file: tf.Tensor) -> Found:

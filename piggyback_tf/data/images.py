@@ -187,10 +187,14 @@ def _jpeg_parts(data: bytes) -> _Parts:
     kept, exif, profiles, place = [data[:2]], None, [], 2
     while place + 4 < len(data):
         marker, length = _big(data[place : place + 2]), _big(data[place + 2 : place + 4])
-        if marker < 0xFF00 or marker == 0xFFDA:
+        # A scan, or what has no length.
+        if 0xFF00 < marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFDA:
             break
-        # Any number of bytes FF may stand before a marker.
-        end = place + (1 if marker == 0xFFFF else 2 + max(length, 2))
+        # Any number of bytes FF may stand before a marker, and decoders skip what is none.
+        if marker <= 0xFF00 or marker == 0xFFFF:
+            place += 2 if marker == 0xFF00 else 1
+            continue
+        end = place + 2 + max(length, 2)
         content = data[place + 4 : end]
         if marker == 0xFFE1 and exif is None and content.startswith(EXIF_START):
             exif = content[len(EXIF_START) :]
