@@ -89,6 +89,7 @@ def _verify_saved_model(
     for task in bank.names:
         found = compare(model, bank, task, images)
         files = "no JPEG or PNG" if found.files is None else f"{found.files:.1e}"
+        files += f" ({found.refused} refused)" if found.refused else ""
         print(
             f"  {task}: largest difference {found.pixels:.1e} with pixels, {files} with files; labels "
             f"{'equal' if found.labels else 'NOT equal'}; {found.export_ms:.1f} ms an image (bank {found.bank_ms:.1f})"

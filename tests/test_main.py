@@ -1,11 +1,14 @@
 """The commands on task packs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from piggyback_tf.__main__ import main
 from piggyback_tf.commands.common import _CHATTER
+from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import encode
 from tests.packs.helpers import make_pack, pack_of, trained_model
 from tests.run_command import run_command
@@ -302,7 +305,20 @@ def test_evaluate(trained, capsys):
     # Of six images a class two were drawn for validation, as the pack's settings say.
     for split, count in (("train", "12"), ("validation", "6")):
         assert main(["evaluate", *arguments, f"--split={split}"]) == 0
-        assert _rows(capsys.readouterr().out)["images"] == count
+        output = capsys.readouterr()
+        assert (_rows(output.out)["images"], output.err) == (count, "")
+
+
+def test_evaluate_says_so_if_images_looked_other_in_training(trained, capsys, tmp_path):
+    folder, _ = trained
+    pack = TaskPack.load(folder / "colours.task.safetensors")
+    for versions in ({"keras": "3.15.1"}, {**pack.versions, "pixels": "1"}):
+        dataclasses.replace(pack, versions=versions).save(tmp_path / "old")
+        assert main(["evaluate", str(tmp_path / "old"), f"--data=folder:{folder / 'data'}"]) == 0
+        output = capsys.readouterr()
+        assert _rows(output.out)["images"] == "12"
+        assert "Task 'colours' was trained when image files were decoded in another way" in output.err
+        assert output.err.count("\n") == 1
 
 
 def test_evaluate_names_broken_images_or_counts_them(trained, capsys, tmp_path):
@@ -325,8 +341,10 @@ def test_predict(trained, capsys, tmp_path):
     folder, model = trained
     (tmp_path / "note.png").write_text("no image")
     images = [str(folder / "data/test" / name / "0.png") for name in CLASSES]
+    # An image that is named again is answered again, within a batch and beyond it.
+    images = [images[0], *images, images[0]]
     arguments = ["predict", str(folder / "colours.task.safetensors"), images[0], str(tmp_path / "note.png")]
-    assert main([*arguments, *images[1:], "--top_k=2", "--batch_size=2"]) == 2
+    assert main([*arguments, *images[1:], "--top_k=2", "--batch_size=3"]) == 2
     output = capsys.readouterr()
     assert output.err.startswith(f"python -m piggyback_tf predict: Broken image {str(tmp_path / 'note.png')!r}")
     logits = model.predict_on_batch(np.stack([np.asarray(Image.open(path)) for path in images]))

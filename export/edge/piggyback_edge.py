@@ -5,11 +5,12 @@
     python piggyback_edge.py install base.tflite flowers.edge current.tflite
     python piggyback_edge.py installed base.tflite current.tflite
     python piggyback_edge.py remove base.tflite current.tflite
-    python piggyback_edge.py predict base.tflite flowers.edge image.npy
+    python piggyback_edge.py predict base.tflite flowers.edge photo.jpg
 
 `manifest.bin` is taken from the folder of `base.tflite`. `install` writes a copy of the base with the task on it, whole
-or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime, and for other files than
-.npy Pillow. From Python:
+or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime. It takes prepared images
+as .npy files, and with Pillow and `piggyback_images.py` beside this file any image files, which it decodes and prepares
+as training did. From Python:
 
     base = Base.load("base.tflite")
     model = Model(base)                 # a copy of the base in memory
@@ -23,9 +24,11 @@ The files are described in docs/edge-format.md of the project piggyback_tf.
 """
 
 import argparse
+import ast
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import struct
@@ -285,6 +288,8 @@ class Task:
 
     def probabilities(self, output: np.ndarray, model: bytes | bytearray) -> np.ndarray:
         """Returns probabilities, float32 `[B, C]`.
+
+        NaN stays NaN; but of what is no image a model may return other numbers: `check_pixels` comes before it.
 
         Args:
             output: What the model returned, float32 `[B, ...]`.
@@ -703,8 +708,93 @@ def _interpreter(data: bytes, threads: int) -> Any:
     return interpreter
 
 
-def _load_image(path: str, size: int) -> np.ndarray:
-    """Returns an image, float32 `[1, size, size, 3]`, which must have been prepared but for its type."""
+def check_pixels(image: np.ndarray) -> None:
+    """Checks that images hold what a base takes: numbers in [0, 255].
+
+    Raises:
+        EdgeError: If not, or if they are floating point numbers that end at 1, as if they were scaled to [0, 1].
+    """
+    _check(
+        image.dtype.kind in "uif", f"the image holds {image.dtype}, and a base takes integers or floating point numbers"
+    )
+    low, high = (image.min(), image.max()) if image.size else (0, 0)
+    # NaN compares as false.
+    _check(low >= 0 and high <= 255, f"the image holds values of {low} to {high}, and a base takes those in [0, 255]")
+    _check(
+        image.dtype.kind != "f" or not 0 < high <= 1,
+        f"the image ends at {high} as if scaled to [0, 1]; multiply it by 255, or pass what is so dark as bytes",
+    )
+
+
+def prepare(image: np.ndarray, augment: str) -> np.ndarray:
+    """Prepares an image as it was in the task's training; needs Pillow.
+
+    Args:
+        image: uint8 `[height, width, 3]`, RGB.
+        augment: The task's `augment`.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Raises:
+        EdgeError: If the augmentation has other steps than resize and central_crop, or the image does not fit.
+    """
+    images = _images()
+    for step in augment.split("|") if augment.strip() else []:
+        name, numbers = _step(step)
+        height, width = image.shape[:2]
+        if name == "resize":
+            size = numbers if len(numbers) == 2 else images.resized_size(height, width, *numbers)
+            _check(
+                size[0] * size[1] <= images.MAX_PIXELS,
+                f"the image would have {size[0]}x{size[1]} pixels after {step!r}",
+            )
+            image = images.resize(image, *size)
+        else:
+            _check(min(height, width) >= numbers[0], f"the image has {height}x{width} pixels, too few for {step!r}")
+            image = images.central_crop(image, *numbers)
+    return image
+
+
+def _step(text: str) -> tuple[str, list[int]]:
+    """Returns the name and the numbers of a step of an augmentation, such as "resize(256)"."""
+    names = {"resize": ("size", "width"), "central_crop": ("size",)}
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        name = call.func.id
+        given = dict(zip(names[name], call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
+        numbers = [ast.literal_eval(given[word]) for word in names[name] if word in given]
+        # Each number has a name of its own, and the first is there.
+        good = len(numbers) == len(call.args) + len(call.keywords) and "size" in given
+        if good and all(type(number) is int and 1 <= number <= 8192 for number in numbers):
+            return name, numbers
+    except (SyntaxError, ValueError, AttributeError, KeyError, MemoryError, RecursionError):
+        pass
+    raise EdgeError(f"the task prepares images with {_printable(text)!r}; here are resize and central_crop")
+
+
+@functools.lru_cache
+def _images() -> Any:
+    """Returns the module that decodes image files as training does."""
+    path = Path(__file__).with_name("piggyback_images.py")
+    try:
+        if not path.is_file():
+            # This file is not in an export but in its project.
+            from piggyback_tf.data import images
+
+            return images
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        images = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(images)
+        return images
+    except ImportError:
+        raise EdgeError(
+            "Image files need the package Pillow, and piggyback_images.py beside this program; .npy files need neither."
+        ) from None
+
+
+def _load_image(path: str, size: int, augment: str = "") -> np.ndarray:
+    """Returns an image, float32 `[1, size, size, 3]`: a .npy file is taken as it is, others are prepared for a task."""
     if path.endswith(".npy"):
         try:
             image = np.load(path, allow_pickle=False)
@@ -713,14 +803,13 @@ def _load_image(path: str, size: int) -> np.ndarray:
         if not isinstance(image, np.ndarray) or image.dtype.kind not in "uif":
             raise EdgeError(f"{path!r} is no .npy file of numbers.")
     else:
-        try:
-            from PIL import Image
-        except ImportError:
-            raise EdgeError("Image files need the package Pillow; .npy files do not.") from None
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("RGB"))
-    if image.shape != (size, size, 3):
-        raise EdgeError(f"{path!r} has the shape {list(image.shape)}; the base takes [{size}, {size}, 3].")
+        image = _images().read_image(path)
+    with _errors_of(path):
+        if path.endswith(".npy"):
+            check_pixels(image)
+        else:
+            image = prepare(image, augment)
+        _check(image.shape == (size, size, 3), f"its shape is {list(image.shape)}; the base takes [{size}, {size}, 3]")
     return image[None].astype(np.float32)
 
 
@@ -842,11 +931,13 @@ def _predict(options: argparse.Namespace) -> None:
     content = bytes(model.data)
     interpreter = _interpreter(content, options.threads)
     for path in options.images:
-        image = _load_image(path, base.manifest.image_size)
+        image = _load_image(path, base.manifest.image_size, task.augment)
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
         output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         chances = task.probabilities(output, content)[0]
+        if not np.isfinite(chances).all():
+            raise EdgeError(f"{path!r} has no answer: the model returned numbers that are not finite.")
         best = np.argsort(-chances, kind="stable")[: options.top]
         print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
 
@@ -860,7 +951,7 @@ def _arguments() -> argparse.ArgumentParser:
         ("install", _install, "write a copy of the base with a task on it", ("task", "target")),
         ("installed", _installed, "say which task is on a copy; default: of the files beside it", ("target", "tasks*")),
         ("remove", _remove, "write a copy of the base without a task", ("target",)),
-        ("predict", _predict, "classify prepared images with a task", ("task", "images+")),
+        ("predict", _predict, "classify image files, or prepared images in .npy files", ("task", "images+")),
     ):
         command = commands.add_parser(name, help=help_text, allow_abbrev=False)
         command.set_defaults(run=run)

@@ -18,6 +18,7 @@ from export.lite.run import load_model
 from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
 from export.packs import NO_TASKS, fitting_packs
 from export.servable.folder import ExportError
+from export.servable.signatures import good_images
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.files import write_atomically
@@ -133,10 +134,11 @@ def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bo
             raise ExportError(f"LiteRT's own operators cannot compute this network: {reason}") from error
 
 
-def head_probabilities(features: tf.Tensor, head: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """Returns the softmax over the logits of a head, `[1, C]`."""
+def head_probabilities(images: tf.Tensor, features: tf.Tensor, head: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Returns the softmax over the logits of a head, `[1, C]`; zeros if the images are not numbers in [0, 255]."""
     # A product of rank 3 is one that XNNPACK takes; see `device_layers`.
-    return tf.nn.softmax(tf.matmul(features[None], head[None])[0] + bias)
+    found = tf.nn.softmax(tf.matmul(features[None], head[None])[0] + bias)
+    return tf.where(good_images(images)[:, None], found, 0.0)
 
 
 def head_specs(network: DeviceNetwork) -> dict[str, tf.TensorSpec]:

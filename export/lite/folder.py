@@ -13,6 +13,8 @@ from piggyback_tf.files import flush
 from piggyback_tf.packs import PackError
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
+# A copy of `piggyback_tf/data/images.py`, which `piggyback_edge.py` imports by this name.
+IMAGES_FILE = "piggyback_images.py"
 
 
 def is_patched(model: Path) -> bool:

@@ -23,7 +23,8 @@ _DESCRIPTIONS = {
     "features": "Softmax of the task's head on these features gives probabilities; head and labels are in the task's "
     "file.",
     "logits": "Softmax of the first ones gives probabilities, as many as the task has classes; see the task's file.",
-    "probabilities": "Of the task's classes, in the order of the labels in its file; behind them are zeros.",
+    "probabilities": "Of the task's classes, in the order of the labels in its file; behind them are zeros. "
+    "All are zeros if images hold other numbers than those in [0, 255].",
     "mask": "The masks of the task, from its file.",
     "norm": "The batch norm of the task, from its file.",
     "head": "The kernel of the task's head, from its file.",

@@ -19,6 +19,7 @@ from export.lite.check import check_base, check_task
 from export.lite.flatbuffer import LiteFile
 from export.lite.folder import (
     BASE_FILE,
+    IMAGES_FILE,
     MANIFEST_FILE,
     MANIFEST_JSON,
     TASK_SUFFIX,
@@ -33,6 +34,7 @@ from export.packs import NO_TASKS, PackSource, fitting_packs
 from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.data import images as images_module
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
@@ -89,6 +91,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         device = Base(bytes(base.file.data), base.manifest)
         model = Model(device)
         shutil.copyfile(piggyback_edge.__file__, folder / Path(piggyback_edge.__file__).name)
+        shutil.copyfile(images_module.__file__, folder / IMAGES_FILE)
         (folder / BASE_FILE).write_bytes(device.data)
         content = manifest_bytes(base.manifest)
         Manifest.from_bytes(content, MANIFEST_FILE)

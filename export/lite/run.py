@@ -14,6 +14,7 @@ import numpy as np
 
 from export.lite.model_description import read_description
 from export.lite.task_inputs import TaskInputs
+from piggyback_tf.data.images import check_pixels
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
 
@@ -133,17 +134,20 @@ class LiteModel:
         """Returns the probabilities of the current task's classes.
 
         Args:
-            images: RGB images `[N, S, S, 3]` with values in [0, 255], integer or floating point.
+            images: RGB images `[N, S, S, 3]` with values in [0, 255], integer or floating point. Floating point
+                numbers that end at 1 are refused, as they look scaled to [0, 1].
 
         Returns:
             float32 `[N, C]`.
 
         Raises:
-            ValueError: If there is no current task, or the images are of another shape.
+            ValueError: If there is no current task, or the images are of another shape or hold other values.
         """
-        images, size = np.asarray(images, np.float32), self._size
+        images, size = np.asarray(images), self._size
         if images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
+        check_pixels(images)
+        images = images.astype(np.float32)
         with self._lock:
             task = self._current()
             rows = [self._answer(task, image[None])[0, : len(task.labels)] for image in images]

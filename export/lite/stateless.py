@@ -30,7 +30,7 @@ def make_stateless(network: DeviceNetwork) -> tuple[tf.Module, Signatures]:
 
     def predict(images: tf.Tensor, head: tf.Tensor, bias: tf.Tensor, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         values = network.values(inputs.get("mask"), inputs.get("norm"))
-        return {"probabilities": head_probabilities(network.features(values, images), head, bias)}
+        return {"probabilities": head_probabilities(images, network.features(values, images), head, bias)}
 
     module = tf.Module()
     module.predict = tf.function(predict, autograph=False)

@@ -50,7 +50,7 @@ def make_switch(network: DeviceNetwork) -> tuple[tf.Module, Signatures]:
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
         features = network.features([variable.value() for variable in module.weights], images)
-        return {"probabilities": head_probabilities(features, module.head.value(), module.bias.value())}
+        return {"probabilities": head_probabilities(images, features, module.head.value(), module.bias.value())}
 
     module.set_task = tf.function(set_task, autograph=False)
     module.predict = tf.function(predict, autograph=False)

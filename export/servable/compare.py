@@ -23,8 +23,9 @@ class Comparison:
     Attributes:
         task: The task's name.
         pixels: The largest difference of a probability, with images as pixels.
-        files: The largest difference of a score, with images as files; None if no file was a JPEG or PNG.
+        files: The largest difference of a score, with images as files; None if no JPEG or PNG was answered.
         labels: Whether all labels were those of the bank.
+        refused: How many JPEG and PNG files the export flags, such as those with a wide colour profile.
         export_ms: Milliseconds an image of the export, pixels in batches.
         bank_ms: The same of the bank.
     """
@@ -33,13 +34,15 @@ class Comparison:
     pixels: float
     files: float | None
     labels: bool
+    refused: int
     export_ms: float
     bank_ms: float
 
     @property
     def good(self) -> bool:
-        """Whether the export answers as the bank does."""
-        return max(self.pixels, self.files or 0.0) <= LIMIT and self.labels
+        """Whether the export answers as the bank does, and to some file if there were any that it should take."""
+        answered = self.files is not None or not self.refused
+        return max(self.pixels, self.files or 0.0) <= LIMIT and self.labels and answered
 
 
 def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_size: int = 32) -> Comparison:
@@ -58,7 +61,7 @@ def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_
     by_name, encoded = model.signatures["by_name"], model.signatures["encoded"]
     dtype = by_name.structured_input_signature[1]["images"].dtype
     k = encoded.structured_outputs["scores"].shape[1]
-    pixels, scores, labels = 0.0, None, True
+    pixels, scores, labels, refused = 0.0, None, True, 0
     seconds = {"export": [], "bank": []}
     for start in range(0, len(files), batch_size):
         part = list(files[start : start + batch_size])
@@ -74,11 +77,16 @@ def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_
         chosen = [index for index, path in enumerate(part) if path.suffix.lower() in _ENCODED]
         if chosen:
             answer = encoded(image_bytes=tf.constant([data[i] for i in chosen]), task=tf.constant([task] * len(chosen)))
-            best = bank.top_k(images[chosen], task=task, k=k, batch_size=batch_size)
-            difference, same = _compare_best(answer, best)
+            answer = {name: value.numpy() for name, value in answer.items()}
+            answered = np.flatnonzero(answer["image_ok"])
+            refused += len(chosen) - len(answered)
+            if not len(answered):
+                continue
+            best = bank.top_k(images[chosen][answered], task=task, k=k, batch_size=batch_size)
+            difference, same = _compare_best(answer["labels"][answered], answer["scores"][answered], best)
             scores, labels = max(scores or 0.0, difference), labels and same
     times = {name: 1e3 * float(np.sum(values)) / len(files) for name, values in seconds.items()}
-    return Comparison(task, pixels, scores, labels, times["export"], times["bank"])
+    return Comparison(task, pixels, scores, labels, refused, times["export"], times["bank"])
 
 
 def timed(seconds: list[float], call: Callable[[], Any]) -> Any:
@@ -97,16 +105,16 @@ def prepare(data: bytes, path: Path, augment: str) -> np.ndarray:
     return image
 
 
-def _compare_best(answer: dict[str, tf.Tensor], best: list[list[tuple[str, float]]]) -> tuple[float, bool]:
+def _compare_best(labels: np.ndarray, scores: np.ndarray, best: list[list[tuple[str, float]]]) -> tuple[float, bool]:
     """Returns the largest difference of scores, and whether labels agree but for the order of equal scores."""
     difference, same = 0.0, True
-    for labels, scores, row in zip(answer["labels"].numpy(), answer["scores"].numpy(), best, strict=True):
+    for names, found, row in zip(labels, scores, best, strict=True):
         expected = np.array([score for _, score in row])
-        difference = max(difference, float(np.abs(scores[: len(row)] - expected).max()))
+        difference = max(difference, float(np.abs(found[: len(row)] - expected).max()))
         by_label = dict(row)
-        for label, score in zip(labels[: len(row)], scores, strict=False):
+        for label, score in zip(names[: len(row)], found, strict=False):
             # Two classes within the limit of one another may come in either order, or the last may be left out.
             near = np.abs(expected - score).min() <= LIMIT
             same &= abs(by_label.get(label.decode(), expected[-1]) - score) <= LIMIT and bool(near)
-        same &= not any(labels[len(row) :])
+        same &= not any(names[len(row) :])
     return difference, same

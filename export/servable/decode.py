@@ -2,23 +2,26 @@
 
 The bytes are those that `piggyback_tf.data.decode_image` and the operations of the augmentation give (libjpeg with the
 accurate transform, EXIF orientation applied, transparency on white, 16-bit grey scaled, Pillow's resize), except for
-CMYK JPEGs, whose conversion to RGB rounds otherwise by one step of 255, and for orientations that stand in XMP or in a
-PNG. Other formats than JPEG and PNG are flagged as broken.
+CMYK JPEGs, whose conversion to RGB rounds otherwise by one step of 255. Flagged as broken is what cannot be decoded to
+the same bytes: other formats than JPEG and PNG, images whose colour profile is for RGB and another one than sRGB, and
+PNGs whose chunks programs read in different ways.
 """
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from export.servable.headers import DEEP_GREY, JPEG, RGB, RGBA, Headers, read_headers
+from export.servable.batches import surviving
+from export.servable.headers import DEEP_GREY, DEEP_RGBA, JPEG, RGB, RGBA, Headers, read_headers
 from export.servable.resize import parse_preparation, prepare
 
 # Files that are decoded at a time: at most so many, and pixels unless it is one file.
 _FILES, _PIXELS = 32, 50_000_000
-# What a file takes meanwhile, measured: 9 bytes a pixel of a JPEG, 12 of a PNG, and 24 if it is transparent.
+# What a file takes meanwhile: measured were 9 bytes a pixel of a JPEG or an opaque PNG, and 24 if it is transparent.
 BYTES_PER_PIXEL = 12
-_DTYPES = {JPEG: tf.uint8, RGB: tf.uint8, RGBA: tf.uint8, DEEP_GREY: tf.uint16}
-_CHANNELS = {RGB: 3, RGBA: 4, DEEP_GREY: 1}
+_DTYPES = {JPEG: tf.uint8, RGB: tf.uint8, RGBA: tf.uint8, DEEP_GREY: tf.uint16, DEEP_RGBA: tf.uint16}
+_CHANNELS = {RGB: 3, RGBA: 4, DEEP_GREY: 1, DEEP_RGBA: 4}
 
 
 def decode_batch(
@@ -78,48 +81,22 @@ def decode_files(files: tf.Tensor, headers: Headers, rows: tf.Tensor) -> tuple[t
     parts = []
     for kind in _DTYPES:
         chosen = tf.boolean_mask(rows, kinds == kind)
-        nothing = tf.zeros([0], tf.int32), tf.zeros([0], tf.string)
-        parts.append(
-            tf.cond(
-                tf.size(chosen) > 0,
-                lambda kind=kind, chosen=chosen, nothing=nothing: _decode_kind(kind, chosen, files, headers, nothing),
-                lambda nothing=nothing: nothing,
-            )
-        )
+        inputs = chosen, tf.gather(files, chosen), tf.gather(headers.sides, chosen)
+        parts.append(surviving(functools.partial(_decode, kind), *inputs, most=_FILES))
     rows, contents = (tf.concat(part, 0) for part in zip(*parts, strict=True))
     return rows, contents
 
 
-def _decode_kind(
-    kind: int, rows: tf.Tensor, files: tf.Tensor, headers: Headers, nothing: tuple[tf.Tensor, tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Does what `decode_files` does, with files of one kind."""
-
-    def decode(row: tf.Tensor, file: tf.Tensor, sides: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if kind != JPEG:
-            return row, tf.io.serialize_tensor(tf.io.decode_png(file, _CHANNELS[kind], _DTYPES[kind]))
-        # The decoder must find the sides whose memory was counted.
-        found = tf.reduce_all(tf.io.extract_jpeg_shape(file)[:2] == sides)
-        with tf.control_dependencies([tf.debugging.Assert(found, ["The header is ambiguous:", sides])]):
-            # As in Pillow; TensorFlow's default is a faster transform that is off by a step here and there.
-            image = tf.io.decode_jpeg(file, channels=3, dct_method="INTEGER_ACCURATE")
-        return row, tf.io.serialize_tensor(image)
-
-    # An error of one element would fail the whole batch in `tf.map_fn`; a dataset can leave the element out. It plans
-    # its function anew in each call, half a second for one with loops and branches, so that this has none.
-    dataset = tf.data.Dataset.from_tensor_slices((rows, tf.gather(files, rows), tf.gather(headers.sides, rows)))
-    dataset = dataset.map(decode).ignore_errors().batch(_FILES)
-    return _only_batch(dataset, nothing)
-
-
-def _only_batch(dataset: tf.data.Dataset, nothing: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    """Returns the one batch of a dataset, or `nothing` if it has none."""
-
-    @tf.function(input_signature=[tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in nothing])
-    def opened(*parts: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return parts
-
-    return dataset.reduce(opened(*nothing), lambda _, batch: batch)
+def _decode(kind: int, row: tf.Tensor, file: tf.Tensor, sides: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the row and the pixels of a file, a serialised tensor; fails if it is not whole."""
+    if kind != JPEG:
+        return row, tf.io.serialize_tensor(tf.io.decode_png(file, _CHANNELS[kind], _DTYPES[kind]))
+    # The decoder must find the sides whose memory was counted.
+    found = tf.reduce_all(tf.io.extract_jpeg_shape(file)[:2] == sides)
+    with tf.control_dependencies([tf.debugging.Assert(found, ["The header is ambiguous:", sides])]):
+        # As in Pillow; TensorFlow's default is a faster transform that is off by a step here and there.
+        image = tf.io.decode_jpeg(file, channels=3, dct_method="INTEGER_ACCURATE")
+    return row, tf.io.serialize_tensor(image)
 
 
 def restore(content: tf.Tensor, kind: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -138,17 +115,23 @@ def restore(content: tf.Tensor, kind: tf.Tensor, orientation: tf.Tensor) -> tf.T
         return tf.ensure_shape(tf.io.parse_tensor(content, _DTYPES[kind]), [None, None, _CHANNELS.get(kind, 3)])
 
     ways: dict[int, Callable[[], tf.Tensor]] = {
-        JPEG: lambda: _upright(parse(JPEG), orientation),
+        JPEG: lambda: parse(JPEG),
         RGB: lambda: parse(RGB),
         RGBA: lambda: _on_white(parse(RGBA)),
-        DEEP_GREY: lambda: _deep_grey(parse(DEEP_GREY)),
+        DEEP_GREY: lambda: tf.repeat(_deep_grey(parse(DEEP_GREY)), 3, axis=2),
+        DEEP_RGBA: lambda: _deep_on_white(parse(DEEP_RGBA)),
     }
-    return tf.ensure_shape(tf.switch_case(kind, ways), [None, None, 3])
+    return _upright(tf.ensure_shape(tf.switch_case(kind, ways), [None, None, 3]), orientation)
 
 
 def _deep_grey(image: tf.Tensor) -> tf.Tensor:
-    """Returns RGB of 16-bit grey, scaled by its range."""
-    return tf.repeat(tf.cast((tf.cast(image, tf.int32) + 128) // 257, tf.uint8), 3, axis=2)
+    """Returns 16-bit grey scaled by its range, uint8."""
+    return tf.cast((tf.cast(image, tf.int32) + 128) // 257, tf.uint8)
+
+
+def _deep_on_white(image: tf.Tensor) -> tf.Tensor:
+    """Returns RGB of 16-bit RGBA, of which each pixel is either opaque or transparent: one of its greys is."""
+    return tf.where(image[..., 3:] == 0, tf.constant(255, tf.uint8), _deep_grey(image[..., :3]))
 
 
 def _on_white(image: tf.Tensor) -> tf.Tensor:

@@ -1,20 +1,46 @@
-"""What the headers of image files say, read within a graph by operations that no content makes fail."""
+"""What the headers of image files say, read within a graph by operations that no content makes fail.
+
+The rules are those of `piggyback_tf.data.images`: where a segment ends, which of several counts, what turns an image.
+"""
 
 import dataclasses
+import functools
+import zlib
 
+import numpy as np
 import tensorflow as tf
 
-# Kinds of files, by how they are decoded; -1 is neither JPEG nor PNG, or too large.
-JPEG, RGB, RGBA, DEEP_GREY = range(4)
+from export.servable.numbers import read_number
+from export.servable.profiles import UNREAD, keep_pixels
+from piggyback_tf.data.images import EXIF_START, JPEG_START, PNG_START, PROFILE_START
+
+# Kinds of files, by how they are decoded; -1 is neither JPEG nor PNG, too large, or nothing that is decoded alike.
+JPEG, RGB, RGBA, DEEP_GREY, DEEP_RGBA = range(5)
 # Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
 MAX_PIXELS = 89_478_485
-_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# The PNG signature and the header's chunk, which comes first: length, "IHDR", width, height, depth, kind of colour.
-_PNG_HEADER = 26
-_EXIF, _SCAN = 0xFFE1, 0xFFDA
+_EXIF, _PROFILE, _SCAN = 0xFFE1, 0xFFE2, 0xFFDA
 # Start of frame: all markers from C0 to CF but those of tables (C4), extensions (C8) and arithmetic conditioning (CC).
 _FRAMES = [0xFFC0 + number for number in range(16) if number not in (4, 8, 12)]
-_ORIENTATION_TAG = 0x0112
+_PLTE, _TRNS, _ICCP, _EXIF_CHUNK, _IDAT, _IEND = (
+    int.from_bytes(name, "big") for name in (b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"IDAT", b"IEND")
+)
+# Kinds of colour of a PNG; those with this bit have an alpha channel.
+_GREY, _COLOUR, _PALETTE, _ALPHA = 0, 2, 3, 4
+_ORIENTATION_TAG, _SHORT, _LONG = 0x0112, 3, 4
+# Segments or chunks that are looked at; a file that was made to have more would keep a server busy.
+_MOST_PARTS = 20_000
+# A deflated profile of sRGB has some kilobytes; what is longer is another one, and might unpack to gigabytes.
+_MOST_DEFLATED = 65536
+_NOWHERE = (-1, 0)
+_FOUND = (
+    tf.TensorSpec([], tf.int32),
+    tf.TensorSpec([2], tf.int32),
+    tf.TensorSpec([], tf.int32),
+    tf.TensorSpec([], tf.string),
+)
+# The register of a CRC-32 after each byte; `crc32` begins and ends with all bits inverted.
+_CRC = np.array([zlib.crc32(bytes([i ^ 0xFF])) ^ 0xFFFFFFFF ^ 0x00FFFFFF for i in range(256)], np.uint32)
+Found = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,72 +65,174 @@ class Headers:
 
 def read_headers(files: tf.Tensor) -> Headers:
     """Returns the headers of files, string `[B]`."""
-    # What is behind a file's end reads as zeros.
-    starts = tf.strings.substr(tf.strings.join([files, bytes(_PNG_HEADER)]), 0, _PNG_HEADER)
-    is_jpeg = tf.strings.substr(starts, 0, len(_JPEG_START)) == _JPEG_START
-    is_png = tf.strings.substr(starts, 0, len(_PNG_START)) == _PNG_START
-    header = tf.cast(tf.io.decode_raw(starts, tf.uint8, fixed_length=_PNG_HEADER), tf.int32)
-    png_sides = tf.stack([_big(header[:, 20:24]), _big(header[:, 16:20])], axis=1)
-    jpeg_sides, orientation = tf.map_fn(
-        _read_segments,
-        tf.where(is_jpeg, files, ""),
-        fn_output_signature=(tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32)),
-    )
-    # With an alpha channel TensorFlow expands grey of 1, 2 or 4 bits wrongly.
-    depth, grey = header[:, 24], header[:, 25] == 0
-    png_kind = tf.where(grey & (depth == 16), DEEP_GREY, tf.where(grey & (depth < 8), RGB, RGBA))
-    sides = tf.where(is_jpeg[:, None], jpeg_sides, png_sides)
-    fits = (tf.reduce_min(sides, axis=1) > 0) & (tf.reduce_prod(tf.cast(sides, tf.float64), axis=1) <= MAX_PIXELS)
-    kind = tf.where(is_jpeg, JPEG, png_kind)
-    return Headers(tf.where(fits & (is_jpeg | is_png), kind, -1), sides, orientation)
+    kind, sides, orientation, profile = tf.map_fn(_read, files, fn_output_signature=_FOUND)
+    # Transparent grey of 16 bits becomes four channels of it, and takes twice the memory of other files meanwhile.
+    pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=1) * tf.cast(tf.where(kind == DEEP_RGBA, 2, 1), tf.float64)
+    fits = (tf.reduce_min(sides, axis=1) > 0) & (pixels <= MAX_PIXELS)
+    fits &= keep_pixels(profile, deflated=kind != JPEG)
+    return Headers(tf.where(fits, kind, -1), sides, orientation)
 
 
-def _read_segments(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the sides of a JPEG file, `[0, 0]` if it does not say, and its orientation."""
+def _read(file: tf.Tensor) -> Found:
+    """Returns kind, sides, orientation and colour profile of a file; the profile is empty if it does not count."""
     data = tf.io.decode_raw(file, tf.uint8)
+    nothing = tf.constant(-1), tf.zeros([2], tf.int32), tf.constant(1), tf.constant(b"")
 
-    def before_scan(place: tf.Tensor, sides: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-        marker = _number(data, place, 2, True)
-        return (place + 4 < tf.size(data)) & (marker >= 0xFF00) & (marker != _SCAN)
-
-    def read_segment(
-        place: tf.Tensor, sides: tf.Tensor, orientation: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        marker = _number(data, place, 2, True)
-        found = tf.stack([_number(data, place + 5, 2, True), _number(data, place + 7, 2, True)])
-        is_frame = tf.reduce_any(marker == _FRAMES) & tf.reduce_all(sides == 0)
-        is_exif = (marker == _EXIF) & (_number(data, place + 4, 4, True) == int.from_bytes(b"Exif")) & (orientation < 0)
-        orientation = tf.cond(is_exif, lambda: _exif_orientation(data, place + 10), lambda: orientation)
-        # Any number of bytes FF may stand before a marker.
-        step = tf.where(marker == 0xFFFF, 1, 2 + tf.maximum(_number(data, place + 2, 2, True), 2))
-        return place + step, tf.where(is_frame, found, sides), orientation
-
-    start = tf.constant(2), tf.zeros([2], tf.int32), tf.constant(-1)
-    _, sides, orientation = tf.while_loop(before_scan, read_segment, start, parallel_iterations=1)
-    return sides, tf.maximum(orientation, 1)
+    is_jpeg, is_png = (tf.strings.substr(file, 0, len(start)) == start for start in (JPEG_START, PNG_START))
+    otherwise = functools.partial(tf.cond, is_png, lambda: _read_png(data, file), lambda: nothing)
+    return tf.cond(is_jpeg, lambda: _read_jpeg(data, file), otherwise)
 
 
-def _exif_orientation(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """Returns the orientation in the first directory of a TIFF structure; 1 if there is none."""
-    big = _number(data, start, 1, True) == ord("M")
-    directory = start + _number(data, start + 4, 4, big)
-    entries = directory + 2 + 12 * tf.range(_number(data, directory, 2, big))
-    found = tf.boolean_mask(entries, _number(data, entries, 2, big) == _ORIENTATION_TAG)
-    return tf.cond(tf.size(found) > 0, lambda: _number(data, found[0] + 8, 2, big), lambda: tf.constant(1))
+def _read_jpeg(data: tf.Tensor, file: tf.Tensor) -> Found:
+    def before_scan(place: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        marker = read_number(data, place, 2, True)
+        is_last = ((marker > 0xFF00) & (marker < 0xFFC0)) | ((marker >= 0xFFD0) & (marker <= _SCAN))
+        return (place + 4 < tf.size(data)) & ~is_last
+
+    def read_segment(place: tf.Tensor, frame: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        marker, length = read_number(data, place, 2, True), read_number(data, place + 2, 2, True)
+        # Any number of bytes FF may stand before a marker, and decoders skip what is none.
+        skipped = tf.where((marker < 0xFF00) | (marker == 0xFFFF), 1, tf.where(marker == 0xFF00, 2, 0))
+        end = place + tf.where(skipped > 0, skipped, 2 + tf.maximum(length, 2))
+        content = tf.stack([place + 4, tf.minimum(end, tf.size(data)) - place - 4])
+        sides = read_number(data, place + 5, 2, True), read_number(data, place + 7, 2, True)
+        is_frame = tf.reduce_any(marker == _FRAMES) & tf.reduce_all(frame == 0)
+        is_exif = (marker == _EXIF) & (exif[0] < 0) & _begins(data, content, EXIF_START)
+        is_profile = (marker == _PROFILE) & _begins(data, content, PROFILE_START)
+        return (
+            end,
+            tf.where(is_frame, tf.stack([*sides, read_number(data, place + 9, 1, True)]), frame),
+            tf.where(is_exif, content + _without(EXIF_START), exif),
+            tf.where(is_profile, content + _without(PROFILE_START), profile),
+        )
+
+    nowhere = tf.constant(_NOWHERE)
+    start = tf.constant(2), tf.zeros([3], tf.int32), nowhere, nowhere
+    place, frame, exif, profile = tf.while_loop(
+        before_scan, read_segment, start, maximum_iterations=_MOST_PARTS, parallel_iterations=1
+    )
+    channels = frame[2]
+    # libjpeg goes on where other programs give up.
+    sound = (read_number(data, place, 2, True) == _SCAN) & tf.reduce_any(channels == [1, 3, 4])
+    # A profile begins with its part's number and how many there are; none of sRGB needs several.
+    alone = read_number(data, profile[0], 2, True) == 0x0101
+    found = tf.where(alone, _part(file, profile + [2, -2]), tf.where(profile[0] >= 0, UNREAD, b""))
+    found = tf.where(channels == 3, found, b"")
+    return tf.where(sound, JPEG, -1), frame[:2], _orientation(data, exif), found
 
 
-def _big(digits: tf.Tensor) -> tf.Tensor:
-    """Returns the numbers that rows of four bytes, int32 `[B, 4]`, stand for; those above 2^31 become negative."""
-    return tf.reduce_sum(tf.bitwise.left_shift(digits, tf.constant([[24, 16, 8, 0]])), axis=1)
+def _read_png(data: tf.Tensor, file: tf.Tensor) -> Found:
+    # EXIF may stand behind the image, hundreds of chunks away; most files have none.
+    count = tf.maximum(tf.size(data) - 3, 0)
+    letters = [data[i : count + i] == letter for i, letter in enumerate(b"eXIf")]
+    has_exif = tf.reduce_any(letters[0] & letters[1] & letters[2] & letters[3])
+
+    def goes_on(place: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+        length = read_number(data, place, 4, True)
+        whole = (length >= 0) & (length <= tf.size(data) - 12 - place)
+        return whole & (has_exif | (read_number(data, place + 4, 4, True) != _IDAT))
+
+    def read_chunk(
+        place: tf.Tensor, exif: tf.Tensor, profile: tf.Tensor, seen: tf.Tensor, sound: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        length, kind = read_number(data, place, 4, True), read_number(data, place + 4, 4, True)
+        content = tf.stack([place + 8, length])
+        before = seen[2, 0] < 0
+        chosen = before & (kind == [_PLTE, _TRNS, _IDAT])
+        # Programs differ in what they make of two of a kind, and of a palette behind its transparency.
+        again = tf.reduce_any(chosen & (seen[:, 0] >= 0)) | (chosen[0] & (seen[1, 0] >= 0))
+        is_profile = before & (kind == _ICCP) & (profile[0] < 0)
+        return (
+            tf.where(kind == _IEND, tf.size(data), place + 12 + length),
+            tf.where((kind == _EXIF_CHUNK) & (exif[0] < 0), content, exif),
+            tf.where(is_profile, content, profile),
+            tf.where(chosen[:, None], content, seen),
+            sound & ~again,
+        )
+
+    nowhere = tf.constant(_NOWHERE)
+    start = tf.constant(len(PNG_START)), nowhere, nowhere, tf.constant([_NOWHERE] * 3), tf.constant(True)
+    place, exif, profile, seen, sound = tf.while_loop(
+        goes_on, read_chunk, start, maximum_iterations=_MOST_PARTS, parallel_iterations=1
+    )
+    palette, transparency = seen[0], seen[1]
+    sides = tf.stack([read_number(data, 20, 4, True), read_number(data, 16, 4, True)])
+    depth, colour = read_number(data, 24, 1, True), read_number(data, 25, 1, True)
+    sound &= ~goes_on(place) & _fits(palette, transparency, depth, colour) & _is_whole(data, transparency)
+    transparent = (transparency[0] >= 0) | (tf.bitwise.bitwise_and(colour, _ALPHA) > 0)
+    deep = (colour == _GREY) & (depth == 16)
+    kind = tf.where(transparent, tf.where(deep, DEEP_RGBA, RGBA), tf.where(deep, DEEP_GREY, RGB))
+    # The profile's name ends with a zero; behind it stands how it is deflated.
+    name = read_number(data, profile[0] + tf.range(80), 1, True)
+    skipped = 2 + tf.argmax(name == 0, output_type=tf.int32)
+    stream = profile + skipped * [1, -1]
+    readable = tf.reduce_any(name == 0) & (stream[1] > 0) & (stream[1] <= _MOST_DEFLATED)
+    found = tf.where(readable, _part(file, stream), UNREAD)
+    there = (profile[0] >= 0) & (colour != _GREY)
+    return tf.where(sound, kind, -1), sides, _orientation(data, exif), tf.where(there, found, b"")
 
 
-def _number(data: tf.Tensor, place: tf.Tensor | int, size: int, big: tf.Tensor | bool) -> tf.Tensor:
-    """Returns the unsigned integers of `size` bytes at places, int32; what lies outside of the data reads as 0."""
-    places = tf.convert_to_tensor(place)[..., None] + tf.range(size)
-    inside = (places >= 0) & (places < tf.size(data))
-    # Of no data at all nothing can be gathered.
-    data = tf.concat([data, tf.zeros([1], tf.uint8)], 0)
-    digits = tf.cast(tf.gather(data, tf.clip_by_value(places, 0, tf.size(data) - 1)), tf.int32)
-    powers = tf.range(size)
-    shifts = 8 * tf.where(big, size - 1 - powers, powers)
-    return tf.reduce_sum(tf.where(inside, tf.bitwise.left_shift(digits, shifts), 0), axis=-1)
+def _fits(palette: tf.Tensor, transparency: tf.Tensor, depth: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
+    """Returns whether these chunks, places and lengths, are as long as a PNG has them."""
+    length = transparency[1]
+    entries = tf.minimum(palette[1] // 3, tf.bitwise.left_shift(1, tf.minimum(depth, 8)))
+    in_palette = (length > 0) & (length <= entries)
+    fits = tf.where(colour == _PALETTE, in_palette, tf.where(colour == _GREY, length == 2, length == 6))
+    return (palette[1] % 3 == 0) & ((transparency[0] < 0) | fits)
+
+
+def _is_whole(data: tf.Tensor, transparency: tf.Tensor) -> tf.Tensor:
+    """Returns whether the checksum behind the chunk at a place and of a length is that of its content.
+
+    libpng takes a damaged palette for an error, and does without a damaged transparency.
+    """
+    begin, end = transparency[0], transparency[0] + tf.minimum(transparency[1], 256)
+
+    def add(state: tf.Tensor, digit: tf.Tensor) -> tf.Tensor:
+        index = tf.bitwise.bitwise_and(tf.bitwise.bitwise_xor(state, digit), 255)
+        return tf.bitwise.bitwise_xor(tf.gather(_CRC, tf.cast(index, tf.int32)), tf.bitwise.right_shift(state, 8))
+
+    def check() -> tf.Tensor:
+        digits = tf.cast(data[begin - 4 : end], tf.uint32)
+        found = tf.bitwise.invert(tf.foldl(add, digits, tf.constant(0xFFFFFFFF, tf.uint32)))
+        return tf.bitcast(found, tf.int32) == read_number(data, end, 4, True)
+
+    return tf.cond(begin >= 0, check, lambda: tf.constant(True))
+
+
+def _orientation(data: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
+    """Returns the orientation, 1 to 8, in the first directory of the TIFF structure at place and length `exif`."""
+    place, size = tf.unstack(tf.maximum(exif, 0))
+    # What is behind its end reads as zeros.
+    tiff = tf.concat([data[place : place + size], [0]], 0)
+    order = read_number(tiff, 0, 4, True)
+    big = order == int.from_bytes(b"MM\0*", "big")
+    known = big | (order == int.from_bytes(b"II*\0", "big"))
+    directory = read_number(tiff, 4, 4, big)
+    directory = tf.where((directory >= 0) & (directory < size), directory, size)
+    entries = directory + 2 + 12 * tf.range(read_number(tiff, directory, 2, big))
+    entries = tf.boolean_mask(entries, entries + 12 <= size)
+    found = tf.boolean_mask(entries, read_number(tiff, entries, 2, big) == _ORIENTATION_TAG)
+    entry = tf.concat([found, [size]], 0)[0]
+    kind, count = read_number(tiff, entry + 2, 2, big), read_number(tiff, entry + 4, 4, big)
+    short, long = read_number(tiff, entry + 8, 2, big), read_number(tiff, entry + 8, 4, big)
+    value = tf.where(kind == _SHORT, short, tf.where(kind == _LONG, long, 1))
+    return tf.where(known & (count == 1) & (value >= 1) & (value <= 8), value, 1)
+
+
+def _begins(data: tf.Tensor, part: tf.Tensor, start: bytes) -> tf.Tensor:
+    """Returns whether the part of the data at place and length `part` begins with some bytes."""
+    found = read_number(data, part[0] + tf.range(len(start)), 1, True)
+    return (part[1] >= len(start)) & (part[0] + len(start) <= tf.size(data)) & tf.reduce_all(found == list(start))
+
+
+def _without(start: bytes) -> list[int]:
+    """Returns what place and length of a part change by without its first bytes."""
+    return [len(start), -len(start)]
+
+
+def _part(file: tf.Tensor, part: tf.Tensor) -> tf.Tensor:
+    """Returns the bytes at place and length `part`; nothing if they are not in the file."""
+    inside = (part[0] >= 0) & (part[1] >= 0) & (part[0] + part[1] <= tf.strings.length(file))
+    place, length = tf.unstack(tf.where(inside, part, 0))
+    return tf.strings.substr(file, place, length)

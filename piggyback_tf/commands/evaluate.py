@@ -12,6 +12,7 @@ from piggyback_tf.commands.common import (
     add_batch_size,
     check_size,
     choose_base,
+    complain,
     load_bank,
     load_pack,
     printable,
@@ -49,6 +50,7 @@ def add_command(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from piggyback_tf.data import DataError, make_dataset, surface_data_errors
+    from piggyback_tf.data.images import PIXELS_VERSION
 
     pack, _ = load_pack(options.pack)
     base = choose_base(pack, options)
@@ -84,6 +86,13 @@ def _run(options: argparse.Namespace) -> int:
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
     print("In brackets: 95 % Wilson score interval.")
+    if pack.versions.get("pixels") != PIXELS_VERSION:
+        complain(
+            options.command,
+            f"Task {pack.task!r} was trained when image files were decoded in another way: images with another colour "
+            "profile than sRGB, with an orientation that XMP alone names, or with transparency of an unusual kind may "
+            "look other than in its training.",
+        )
     return 0
 
 

@@ -58,18 +58,19 @@ def _run(options: argparse.Namespace) -> int:
         )
     bank, status = None, 0
     for start in range(0, len(options.images), options.batch_size):
-        images = {}
+        paths, images = [], []
         for path in options.images[start : start + options.batch_size]:
             try:
-                images[path] = _read_prepared(path, operations, pack)
+                images.append(_read_prepared(path, operations, pack))
+                paths.append(path)
             except (DataError, RemoteError) as error:
                 status = 2
                 complain(options.command, str(error))
         if not images:
             continue
         bank = bank or load_bank(pack, base)
-        scores = bank.predict(list(images.values()), task=pack.task, batch_size=options.batch_size)
-        for path, probabilities in zip(images, scores, strict=True):
+        scores = bank.predict(images, task=pack.task, batch_size=options.batch_size)
+        for path, probabilities in zip(paths, scores, strict=True):
             print(path)
             # Of equal probabilities the first class comes first, as in the errors.
             for place in (-probabilities).argsort(kind="stable")[: options.top_k]:

@@ -1,13 +1,46 @@
-"""Images as a person sees them: any file that Pillow reads becomes uint8 RGB, upright and opaque."""
+"""Images as a person sees them: any file that Pillow reads becomes uint8 RGB, upright, opaque and in sRGB.
 
+This module needs NumPy and Pillow alone: a copy of it goes to devices, beside what is exported for them.
+"""
+
+import functools
 import io
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageCms
 
 EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff")
+# A new number where the pixels of any file change: what was cached is made anew, and packs say with which they were
+# trained. 2: colour profiles are converted, XMP turns no image, transparent grey of 16 bits, odd grey TIFFs.
+PIXELS_VERSION = "2"
+# Segments of a JPEG that tell nothing to a decoder: those of programs, but for APP0 and Adobe's APP14, and comments.
+_METADATA = (*range(0xFFE1, 0xFFEE), 0xFFEF, 0xFFFE)
+JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+EXIF_START, PROFILE_START = b"Exif\0\0", b"ICC_PROFILE\0"
+# Two profiles are the same if no colour differs by more, of 255.
+PROFILE_TOLERANCE = 2
+# A real colour profile has a few megabytes at most; what unpacks to more is none.
+_MAX_PROFILE = 16 << 20
+# The colours that are compared: all of so many levels of red, green and blue.
+_LEVELS = 17
+# An augmentation may come with a pack from a stranger: no step makes an image larger than this, 192 MiB.
+MAX_SIDE = 8192
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class DataError(ValueError):
@@ -16,6 +49,20 @@ class DataError(ValueError):
 
 class BrokenImageError(DataError):
     """An image's bytes were read but do not hold a whole image."""
+
+
+class _Parts(NamedTuple):
+    """What of a file makes its pixels.
+
+    Attributes:
+        pixels: The file, without what does not change how its pixels are decoded.
+        exif: Its EXIF data, a TIFF structure; None where Pillow is to say.
+        profile: Its colour profile; None where Pillow is to say.
+    """
+
+    pixels: bytes
+    exif: bytes | None = None
+    profile: bytes | None = None
 
 
 def has_image_extension(path: str | os.PathLike) -> bool:
@@ -46,8 +93,11 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decodes the bytes of an image file, of an animation the first frame.
 
-    The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled by
-    its range of 0 to 65535, and grey, palette and CMYK images are converted to RGB.
+    The EXIF orientation is applied, colours are converted from the file's colour profile to sRGB, transparency is
+    composited on white, 16-bit grey is scaled by its range of 0 to 65535, and grey, palette and CMYK images are
+    converted to RGB. Of colour profiles those for RGB count; an image whose profile is sRGB to within
+    `PROFILE_TOLERANCE` keeps its pixels, as one does whose profile cannot be read. The orientation of a JPEG is that of
+    its first Exif segment, that of a PNG stands in its chunk eXIf; what XMP or texts say of it does not count.
 
     Args:
         data: The content of the file.
@@ -64,12 +114,15 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     try:
         # Pillow's decoders raise half a dozen kinds of errors for damaged files (OSError, SyntaxError,
         # struct.error, ValueError, EOFError, ...), so that anything but a whole image counts as broken.
-        with Image.open(io.BytesIO(data)) as image:
+        parts = _parts(data)
+        with Image.open(io.BytesIO(parts.pixels)) as image:
             image.load()
-            if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-                # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
-                image = ImageChops.invert(image)
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            exif = image.info.get("exif", b"") if parts.exif is None else parts.exif
+            profile = image.info.get("icc_profile", b"") if parts.profile is None else parts.profile
+            # Pillow has turned a TIFF while loading it.
+            turn = None if image.format == "TIFF" else _TURNS.get(_orientation(exif.removeprefix(EXIF_START)))
+            image = _to_rgb(image, parts.pixels, profile or b"")
+            return np.array(image if turn is None else image.transpose(turn))
     except MemoryError:
         raise
     except Exception as error:
@@ -77,21 +130,256 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise BrokenImageError(f"Broken image {name!r}: {reason.rstrip('.')}.") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Returns an image, uint8 `(h, w, 3)`, resized with antialiased bilinear interpolation."""
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Returns the height and width of an image whose shorter side gets a length, the aspect being kept."""
+    found = (max(round(side * shorter / min(height, width)), shorter) for side in (height, width))
+    return tuple(found)
+
+
+def central_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns a square out of the middle of an image that is large enough."""
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def check_pixels(images: np.ndarray) -> None:
+    """Checks that images hold what a network takes: numbers in [0, 255].
+
+    Args:
+        images: An array of one or more images. If it holds floating point numbers that end at 1, they count as scaled
+            to [0, 1]; images that are so dark are handed over as integers.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
+        raise ValueError(f"Images must hold integers or floating point numbers. Received: {images.dtype}.")
+    if images.dtype == np.uint8 or not images.size:
+        return
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 255):  # NaN compares as false.
+        raise ValueError(f"Images must hold values in [0, 255]. Received: {low} to {high}.")
+    if images.dtype.kind == "f" and 0 < high <= 1:
+        raise ValueError(
+            f"Images must hold values in [0, 255], and these, of type {images.dtype}, end at {high} as if they were "
+            "scaled to [0, 1]; multiply them by 255, or pass images that are so dark as uint8."
+        )
+
+
+def _parts(data: bytes) -> _Parts:
+    if data.startswith(JPEG_START):
+        return _jpeg_parts(data)
+    return _png_parts(data) if data.startswith(PNG_START) else _Parts(data)
+
+
+def _jpeg_parts(data: bytes) -> _Parts:
+    """Keeps the segments that make the pixels, and reads those of EXIF and colour.
+
+    Those before the first scan are looked at, and an export to a SavedModel looks at them in the same way.
+    """
+    kept, exif, profiles, place = [data[:2]], None, [], 2
+    while place + 4 < len(data):
+        marker, length = _big(data[place : place + 2]), _big(data[place + 2 : place + 4])
+        # A scan, or what has no length.
+        if 0xFF00 < marker < 0xFFC0 or 0xFFD0 <= marker <= 0xFFDA:
+            break
+        # Any number of bytes FF may stand before a marker, and decoders skip what is none.
+        if marker <= 0xFF00 or marker == 0xFFFF:
+            place += 2 if marker == 0xFF00 else 1
+            continue
+        end = place + 2 + max(length, 2)
+        content = data[place + 4 : end]
+        if marker == 0xFFE1 and exif is None and content.startswith(EXIF_START):
+            exif = content[len(EXIF_START) :]
+        if marker == 0xFFE2 and content.startswith(PROFILE_START):
+            profiles.append(content[len(PROFILE_START) :])
+        if marker not in _METADATA:
+            kept.append(data[place:end])
+        place = end
+    # Each part begins with its number and how many there are.
+    profiles.sort(key=lambda part: part[:1])
+    numbers = [tuple(part[:2]) for part in profiles]
+    whole = numbers == [(number, len(profiles)) for number in range(1, len(profiles) + 1)]
+    pixels = b"".join([*kept, data[place:]])
+    return _Parts(pixels, exif or b"", b"".join(part[2:] for part in profiles) if whole else b"")
+
+
+def _png_parts(data: bytes) -> _Parts:
+    """Keeps the chunks that make the pixels, and reads those of EXIF and colour.
+
+    Pillow takes a whole image for broken if a text or a profile of it is long. Of a transparent colour the bits count
+    that a pixel has, as in libpng.
+    """
+    depth, colour = data[24:26].ljust(2, b"\0")
+    kept, exif, profile, before = [PNG_START], None, None, True
+    for kind, content, chunk in _chunks(data):
+        before &= kind != b"IDAT"
+        if kind == b"tRNS" and before:
+            kept.append(_chunk(kind, _transparent_colour(content, depth)) if colour in (0, 2) else chunk)
+        elif kind[:1].isupper():
+            kept.append(chunk)
+        elif kind == b"eXIf" and exif is None:
+            exif = content
+        elif kind == b"iCCP" and before and profile is None:
+            profile = _inflate(content.partition(b"\0")[2][1:])
+    return _Parts(b"".join(kept), exif or b"", profile or b"")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yields kind, content and all bytes of each chunk of a PNG."""
+    place = len(PNG_START)
+    while place < len(data):
+        end = place + 12 + _big(data[place : place + 4])
+        kind = data[place + 4 : place + 8]
+        if end > len(data):
+            # Pillow says what is wrong with it.
+            yield b"IDAT", b"", data[place:]
+            return
+        yield kind, data[place + 8 : end - 4], data[place:end]
+        if kind == b"IEND":
+            return
+        place = end
+
+
+def _big(digits: bytes) -> int:
+    return int.from_bytes(digits, "big")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def _transparent_colour(content: bytes, depth: int) -> bytes:
+    """Returns tRNS of a PNG as the values that Pillow compares with: below 8 bits they are scaled to a byte."""
+    largest = (1 << depth) - 1
+    # Pillow scales those of one bit by itself.
+    scale = 255 // largest if depth in (2, 4) else 1
+    values = (_big(content[place : place + 2]) & largest for place in range(0, len(content), 2))
+    return b"".join((value * scale).to_bytes(2, "big") for value in values)
+
+
+def _inflate(content: bytes) -> bytes:
+    """Returns a colour profile; nothing if it is damaged or too long."""
+    inflater = zlib.decompressobj()
+    try:
+        found = inflater.decompress(content, _MAX_PROFILE)
+    except zlib.error:
+        return b""
+    return found if inflater.eof else b""
+
+
+def _orientation(exif: bytes) -> int:
+    """Returns the orientation in the first directory of a TIFF structure, 1 to 8; 1 if there is none.
+
+    It is an integer of 16 or 32 bits; of a directory that is cut off the whole entries count. An export to a SavedModel
+    reads it in the same way.
+    """
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
+    if order is None:
+        return 1
+    start = int.from_bytes(exif[4:8], order)
+    for place in range(start + 2, start + 2 + 12 * int.from_bytes(exif[start : start + 2], order), 12):
+        entry = exif[place : place + 12]
+        if len(entry) < 12:
+            break
+        if int.from_bytes(entry[:2], order) == _ORIENTATION_TAG:
+            size = {3: 2, 4: 4}.get(int.from_bytes(entry[2:4], order), 0)
+            value = int.from_bytes(entry[8 : 8 + size], order)
+            return value if int.from_bytes(entry[4:8], order) == 1 and 1 <= value <= 8 else 1
+    return 1
+
+
+def _to_rgb(image: Image.Image, data: bytes, profile: bytes) -> Image.Image:
+    if image.format == "TIFF":
+        _check_tiff(image)
     if image.mode.startswith("I"):
-        return _grey_16_bit(image).convert("RGB")
+        return _deep_grey(image).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose range is not known")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+    if image.mode == "CMYK" and data.startswith(JPEG_START) and "adobe" not in image.info:
+        # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
+        image = ImageChops.invert(image)
+    if image.mode == "RGB" and data.startswith(PNG_START) and data[24] == 16 and "transparency" in image.info:
+        image = _with_deep_transparency(image, data)
+    transparent = image.has_transparency_data
+    found = image.convert("RGBA" if transparent else "RGB")
+    if image.mode in ("RGB", "RGBA", "RGBa", "P", "PA"):
+        found = _in_srgb(found, profile)
+    if transparent:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        found = Image.alpha_composite(white, found).convert("RGB")
+    return found
 
 
-def _grey_16_bit(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion to 8 bits clips at 255, which leaves most 16-bit images white.
+def _check_tiff(image: Image.Image) -> None:
+    """Refuses grey whose range is not known."""
+    if 2 in np.atleast_1d(image.tag_v2.get(339, 1)):
+        raise ValueError("its pixels are signed integers, whose range is not known")
+    if image.mode == "I":
+        raise ValueError("its pixels are integers of 32 bits, whose range is not known")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Returns grey of 16 bits scaled to 8 bits; Pillow's own conversion clips at 255, so that most of it is white."""
     values = np.asarray(image).astype(np.int64)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise ValueError(f"its values run from {values.min()} to {values.max()}, and 16-bit grey ends at 65535")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    white, inverted = 65535, False
+    if image.format == "TIFF":
+        white = (1 << int(image.tag_v2[258][0])) - 1
+        inverted = image.tag_v2.get(262) == 0
+    if values.min(initial=0) < 0 or values.max(initial=0) > white:
+        raise ValueError(f"its values run from {values.min()} to {values.max()}, and its grey ends at {white}")
+    if (hidden := image.info.get("transparency")) is not None:
+        values[values == hidden] = white
+    grey = (2 * 255 * values + white) // (2 * white)
+    return Image.fromarray((255 - grey if inverted else grey).astype(np.uint8))
+
+
+def _with_deep_transparency(image: Image.Image, data: bytes) -> Image.Image:
+    """Returns RGBA of a PNG that names a colour of three 16-bit values as transparent.
+
+    Pillow keeps the upper bytes of the pixels, and compares them with the lower bytes of the colour.
+    """
+    with Image.open(io.BytesIO(data)) as lower:
+        # Pillow's name for the lower bytes, were they written with the lower byte first.
+        lower.tile = [lower.tile[0]._replace(args="RGB;16L")]
+        pixels = np.asarray(image).astype(np.int32) << 8 | np.asarray(lower)
+    hidden = (pixels == image.info["transparency"]).all(axis=2)
+    return Image.fromarray(np.dstack([np.asarray(image), np.where(hidden, 0, 255).astype(np.uint8)]))
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Returns RGB or RGBA with the colours of a profile converted to sRGB."""
+    transform = _transform(profile, image.mode) if profile else None
+    return image if transform is None else ImageCms.applyTransform(image, transform)
+
+
+# A folder of photos has few profiles, and each takes a millisecond to read and compare.
+@functools.lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Returns the conversion of a profile to sRGB; None if it is not for RGB, cannot be read, or is sRGB."""
+    if profile[16:20] != b"RGB ":
+        return None
+    try:
+        # Without a memory of the last pixel, several threads may use one.
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            mode,
+            mode,
+            ImageCms.Intent.PERCEPTUAL,
+            ImageCms.Flags.NOCACHE,
+        )
+    except (OSError, ImageCms.PyCMSError):
+        return None
+    levels = np.linspace(0, 255, _LEVELS).astype(np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    found = np.asarray(ImageCms.applyTransform(Image.fromarray(colours).convert(mode), transform))[..., :3]
+    same = np.abs(found.astype(int) - colours).max() <= PROFILE_TOLERANCE
+    return None if same else transform

@@ -1,14 +1,9 @@
 """The operations of augmentation strings."""
 
 import numpy as np
-from PIL import Image
 
 from piggyback_tf.data.augment import DeterministicOperation, Operation, RandomOperation, Size, register_augmentation
-from piggyback_tf.data.images import DataError
-
-# An augmentation may come with a pack from a stranger: no step makes an image larger than this, 192 MiB.
-MAX_SIDE = 8192
-MAX_PIXELS = MAX_SIDE * MAX_SIDE
+from piggyback_tf.data.images import MAX_PIXELS, MAX_SIDE, DataError, central_crop, resize, resized_size
 
 
 def _pixels(name: str, value: int | float, least: int = 1) -> int:
@@ -42,8 +37,7 @@ class Resize(DeterministicOperation):
             return self._height, self._width
         if size is None:
             return None
-        shorter = min(size)
-        height, width = (max(round(side * self._height / shorter), self._height) for side in size)
+        height, width = resized_size(*size, self._height)
         if height * width > MAX_PIXELS:
             raise DataError(
                 f"{self.source or 'resize'} would make an image of {height}x{width} pixels from one of "
@@ -52,10 +46,7 @@ class Resize(DeterministicOperation):
         return height, width
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        height, width = self.output_size(image.shape[:2])
-        if (height, width) == image.shape[:2]:
-            return image
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return resize(image, *self.output_size(image.shape[:2]))
 
 
 @register_augmentation("central_crop")
@@ -70,8 +61,8 @@ class CentralCrop(DeterministicOperation):
         return self._size, self._size
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        top, left = ((side - self._size) // 2 for side in image.shape[:2])
-        return image[top : top + self._size, left : left + self._size]
+        self.output_size(image.shape[:2])
+        return central_crop(image, self._size)
 
 
 @register_augmentation("random_crop")

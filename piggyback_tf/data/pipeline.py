@@ -27,14 +27,12 @@ from piggyback_tf.data.cache import (
     open_disk_cache,
     room_on_disk,
 )
-from piggyback_tf.data.images import DataError
+from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.sources import Source, digest
 
 CACHE_CHOICES = ("auto", "memory", "disk", "none")
 # The size of a cache is estimated from this many images, spread over the source.
 PROBES = 16
-# A new number here makes entries of older versions unreadable, as it must when pixels change.
-CACHE_VERSION = "1"
 # More operations than this in one augmentation string would share random numbers.
 MAX_OPERATIONS = 64
 
@@ -263,7 +261,7 @@ def _cached(
 
     import PIL
 
-    key = digest(CACHE_VERSION, PIL.__version__, source.fingerprint(), steps)
+    key = digest(PIXELS_VERSION, PIL.__version__, source.fingerprint(), steps)
     folder = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"images-{key[:32]}"
     about = {"images": count, "operations": steps, "first": source.describe(0), "last": source.describe(count - 1)}
     if (images := open_disk_cache(folder)) is not None:

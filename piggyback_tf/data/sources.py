@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.cache import available_cpus, remember
-from piggyback_tf.data.images import BrokenImageError, DataError
+from piggyback_tf.data.images import PIXELS_VERSION, BrokenImageError, DataError
 
 
 class Source(abc.ABC):
@@ -134,7 +134,7 @@ class WithoutBroken(Source):
             with ThreadPoolExecutor(available_cpus()) as pool:
                 return {"whole": np.array(list(pool.map(self._is_whole, range(len(self._source)))), dtype=bool)}
 
-        whole = remember("broken", self._source.fingerprint(), check, self._cache_dir)["whole"]
+        whole = remember("broken", digest(PIXELS_VERSION, self._source.fingerprint()), check, self._cache_dir)["whole"]
         broken = [self._source.describe(int(i)) for i in np.flatnonzero(~whole)]
         if len(broken) == len(whole):
             raise DataError(f"Every image of {self._name} is broken, for example {broken[0]!r}.")

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.data.images import check_pixels
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.fileformat import PackError
 from piggyback_tf.packs.fit import BaseSpec, check_fits
@@ -160,7 +161,7 @@ class TaskBank:
 
         Args:
             images: Array `[N, S, S, 3]` of RGB images of the base's size S, values in [0, 255], integer or
-                floating point.
+                floating point. Floating point numbers that end at 1 are refused, as they look scaled to [0, 1].
             task: The name of the task, or N names, one for each image. Images of one task then go through the network
                 together, in their order.
             batch_size: Images that go through the network at once.
@@ -294,12 +295,7 @@ class TaskBank:
             raise ValueError(f"Images must be an array [N, {size}, {size}, 3], which these cannot become.") from error
         if images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
-        if not (np.issubdtype(images.dtype, np.integer) or np.issubdtype(images.dtype, np.floating)):
-            raise ValueError(f"Images must hold integers or floating point numbers. Received: {images.dtype}.")
-        if images.dtype != np.uint8 and images.size:
-            low, high = images.min(), images.max()
-            if not (low >= 0 and high <= 255):  # NaN compares as false.
-                raise ValueError(f"Images must hold values in [0, 255]. Received: {low} to {high}.")
+        check_pixels(images)
         return images
 
     def _packs(self, source: TaskPack | str | os.PathLike) -> Iterator[TaskPack]:

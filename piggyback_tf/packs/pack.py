@@ -54,7 +54,7 @@ class TaskPack:
         eval_augment: The augmentation string that prepares an image for evaluation.
         settings: The settings of the training.
         errors: Split name to the errors measured there, in percent, and the number of images.
-        versions: Package name to version at training.
+        versions: Package name to version at training; under `"pixels"` that of how image files were decoded.
         dtype: `"float32"`, or `"float16"` if batch norm and head are to be stored so; see `astype`.
         created: Date and time in ISO 8601; no part of `content_digest`.
         format_version: Version of the file that the pack came from; it is saved in the newest.
@@ -346,5 +346,8 @@ _PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TaskPack) if f.name not
 
 
 def _package_versions() -> dict[str, str]:
+    # Not at the top: reading a pack needs no Pillow.
+    from piggyback_tf.data.images import PIXELS_VERSION
+
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "safetensors")}
-    return {"piggyback_tf": __version__, **versions}
+    return {"piggyback_tf": __version__, "pixels": PIXELS_VERSION, **versions}

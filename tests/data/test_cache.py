@@ -196,7 +196,7 @@ def test_cache_dir_argument_and_disk_errors(make_folder, tmp_path, cache_dir, ca
     assert "No cache for 6 images" in caplog.text
 
 
-def test_the_key_covers_files_split_and_operations(make_folder, cache_dir):
+def test_the_key_covers_files_split_operations_and_how_files_are_decoded(make_folder, cache_dir, monkeypatch):
     root = make_folder(train={"a": 4, "b": 4})
 
     def fill(augment="resize(8,8)", seed=0):
@@ -211,6 +211,8 @@ def test_the_key_covers_files_split_and_operations(make_folder, cache_dir):
     os.utime(root / "train/a/000.png", ns=(1, 1))
     os.utime(root / "train/a/001.png", ns=(1, 1))
     assert fill() == 4
+    monkeypatch.setattr(pipeline, "PIXELS_VERSION", "1")
+    assert fill() == 5
 
 
 def test_room_on_disk_keeps_a_reserve(tmp_path, monkeypatch):

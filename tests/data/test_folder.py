@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback_tf.data import DataError, load_data
+from piggyback_tf.data import DataError, load_data, sources
 
 
 def files(source) -> list[str]:
@@ -165,7 +165,7 @@ def test_broken_image_is_named_when_read(make_folder):
         data.train.read(1)
 
 
-def test_broken_images_are_skipped_counted_and_logged(make_folder, caplog, cache_dir):
+def test_broken_images_are_skipped_counted_and_logged(make_folder, caplog, cache_dir, monkeypatch):
     root = make_folder(train={"a": 4, "b": 3}, val={"a": 2}, test={"a": 2, "b": 1})
     for broken in ("train/a/001.png", "train/b/000.png", "test/a/000.png"):
         truncate(root / broken)
@@ -184,6 +184,12 @@ def test_broken_images_are_skipped_counted_and_logged(make_folder, caplog, cache
     assert len(again.train) == 5
     truncate(root / "train/a/003.png")
     assert len(load_data(f"folder:{root}", skip_broken_images=True).train) == 4
+    # What counts as broken follows from how files are decoded.
+    monkeypatch.setattr(sources, "PIXELS_VERSION", "1")
+    again = load_data(f"folder:{root}", skip_broken_images=True)
+    again.train._source.read = None
+    with pytest.raises(TypeError):
+        len(again.train)
 
 
 def test_a_class_without_a_whole_image(make_folder):

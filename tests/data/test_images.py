@@ -1,10 +1,13 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from piggyback_tf.data import BrokenImageError, DataError, decode_image, read_image
+from tests import image_files
 
 
 def encode(image: Image.Image, file_format: str, **options) -> bytes:
@@ -101,11 +104,113 @@ def test_dark_16_bit_grey_stays_dark():
     assert decode_image(encode(Image.fromarray(values), "PNG"), "x").max() == 1
 
 
-def test_32_bit_integers_within_and_beyond_16_bits():
-    within = Image.fromarray(np.full((4, 4), 65535, np.int32))
-    assert decode_image(encode(within, "TIFF"), "x").min() == 255
-    with pytest.raises(BrokenImageError, match="'scan.tif'.*100000, and 16-bit grey ends at 65535"):
-        decode_image(encode(Image.fromarray(np.full((4, 4), 100000, np.int32)), "TIFF"), "scan.tif")
+def test_transparent_16_bit_grey_is_white():
+    values = np.array([[300, 301], [40000, 300]], np.uint16)
+    decoded = decode_image(encode(Image.fromarray(values), "PNG", transparency=300), "x")
+    np.testing.assert_array_equal(decoded[..., 1], [[255, 1], [156, 255]])
+
+
+def tiff(samples: np.ndarray, *, bits: int, white_is_zero: bool = False, sample_format: int = 1, big: bool = False):
+    """Returns a grey TIFF with the bytes of an array, in one strip."""
+    order, rows = ">" if big else "<", np.packbits(samples, axis=-1) if bits == 1 else samples
+    tags = {256: samples.shape[1], 257: samples.shape[0], 258: bits, 259: 1, 262: int(not white_is_zero), 277: 1}
+    tags |= {273: 8 + 2 + 12 * 10 + 4, 278: samples.shape[0], 279: rows.nbytes, 339: sample_format}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    head = (b"MM\0*" if big else b"II*\0") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + rows.astype(rows.dtype.newbyteorder(order)).tobytes()
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_grey_tiffs_are_as_they_say(bits, big, white_is_zero):
+    dtype = np.uint16 if bits == 16 else np.uint8
+    samples = np.random.default_rng(0).integers(0, 1 << bits, (8, 8)).astype(dtype)
+    data = tiff(samples, bits=bits, big=big, white_is_zero=white_is_zero)
+    expected = np.round(samples * (255 / ((1 << bits) - 1))).astype(np.uint8)
+    if bits == 16 and big and white_is_zero:
+        with pytest.raises(BrokenImageError, match="no image format"):
+            decode_image(data, "x")
+        return
+    expected = np.repeat(255 - expected[..., None] if white_is_zero else expected[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(decode_image(data, "x"), expected)
+
+
+def test_grey_tiff_of_12_bits_ends_at_4095():
+    # Two samples in three bytes, the upper bits first.
+    data = tiff(np.array([[0xFF, 0xF0, 0x00, 0x80, 0x0F, 0xFF]], np.uint8), bits=12)
+    data = data.replace(struct.pack("<HHII", 256, 4, 1, 6), struct.pack("<HHII", 256, 4, 1, 4))
+    assert decode_image(data, "x")[0, :, 0].tolist() == [255, 0, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint32])
+@pytest.mark.parametrize("big", [False, True])
+def test_grey_tiffs_of_unknown_range_are_refused(dtype, big):
+    dtype = np.dtype(dtype)
+    samples = np.arange(64).astype(dtype).reshape(8, 8)
+    data = tiff(samples, bits=8 * dtype.itemsize, sample_format=2 if dtype.kind == "i" else 1, big=big)
+    with pytest.raises(BrokenImageError, match="'scan.tif'.*(signed|of 32 bits|no image format)"):
+        decode_image(data, "scan.tif")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_colours_of_a_wide_profile_are_converted(picture, file_format):
+    options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "TIFF": {}, "WEBP": {"lossless": True}}[
+        file_format
+    ]
+    image = Image.fromarray(picture())
+    plain = decode_image(encode(image, file_format, **options), "x")
+    converted = decode_image(encode(image, file_format, icc_profile=image_files.profile(), **options), "x")
+    np.testing.assert_array_equal(converted, image_files.shown(plain, image_files.profile()))
+    assert np.abs(converted.astype(int) - plain).max() > 20
+    srgb = image_files.profile(image_files.SRGB, image_files.SRGB_CURVE)
+    np.testing.assert_array_equal(decode_image(encode(image, file_format, icc_profile=srgb, **options), "x"), plain)
+
+
+def test_colours_of_a_long_profile_are_converted(picture):
+    # Longer than Pillow takes in a PNG.
+    content = image_files.profile(extra={b"junk": bytes(2 << 20)}.items())
+    decoded = decode_image(encode(Image.fromarray(picture()), "PNG", icc_profile=content), "x")
+    np.testing.assert_array_equal(decoded, image_files.shown(picture(), image_files.profile()))
+
+
+def test_a_profile_in_parts_counts_if_all_are_there(picture):
+    jpeg, wide = encode(Image.fromarray(picture()), "JPEG"), image_files.profile()
+    plain = decode_image(jpeg, "x")
+
+    def decode(*parts):
+        segments = [(0xE2, b"ICC_PROFILE\0" + bytes([number, count]) + part) for number, count, part in parts]
+        return decode_image(image_files.with_segments(jpeg, *segments), "x")
+
+    halves = (2, 2, wide[300:]), (1, 2, wide[:300])
+    np.testing.assert_array_equal(decode(*halves), image_files.shown(plain, wide))
+    for parts in (halves[:1], halves[1:], [(1, 2, wide)], [(2, 2, wide), (2, 2, wide)], [(1, 1, wide), (1, 1, wide)]):
+        np.testing.assert_array_equal(decode(*parts), plain)
+
+
+def test_colours_under_transparency_are_converted_too(picture):
+    image = Image.fromarray(np.dstack([picture(), np.full((24, 32), 255, np.uint8)]))
+    image.putpixel((0, 0), (9, 9, 9, 0))
+    decoded = decode_image(encode(image, "PNG", icc_profile=image_files.profile()), "x")
+    expected = image_files.shown(picture(), image_files.profile())
+    assert decoded[0, 0].tolist() == [255] * 3
+    np.testing.assert_array_equal(decoded[1:], expected[1:])
+
+
+@pytest.mark.parametrize("kind", ["grey", "CMYK"])
+def test_profiles_of_other_colours_do_not_count(picture, kind):
+    image = Image.fromarray(picture()).convert("L" if kind == "grey" else "CMYK")
+    plain, profiled = (encode(image, "JPEG", icc_profile=profile) for profile in (None, image_files.profile()))
+    np.testing.assert_array_equal(decode_image(plain, "x"), decode_image(profiled, "x"))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_long_texts_and_profiles_do_not_break_a_png(picture, kind):
+    # More than Pillow takes.
+    content = {b"zTXt": b"Raw\0\0", b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0", b"iCCP": b"icc\0\0"}[kind]
+    chunk = image_files.chunk(kind, content + zlib.compress(bytes(2 << 20)))
+    plain = encode(Image.fromarray(picture()), "PNG")
+    np.testing.assert_array_equal(decode_image(plain[:33] + chunk + plain[33:], "x"), picture())
 
 
 def test_floating_point_is_refused():

@@ -47,14 +47,18 @@ FILES = {
 }
 
 
-def test_files_are_decoded_to_the_same_bytes():
-    files = tf.constant(list(FILES.values()))
+@tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+def _decode(files):
     headers = read_headers(files)
-    rows, contents = decode_files(files, headers, tf.range(len(FILES)))
+    return headers.kind, headers.orientation, *decode_files(files, headers, tf.range(tf.size(files)))
+
+
+def test_files_are_decoded_to_the_same_bytes():
+    kind, orientation, rows, contents = _decode(tf.constant(list(FILES.values())))
     assert sorted(rows.numpy()) == list(range(len(FILES)))
     for row, content in zip(rows.numpy(), contents, strict=True):
         name, data = list(FILES.items())[row]
-        found = restore(content, headers.kind[row], headers.orientation[row])
+        found = restore(content, kind[row], orientation[row])
         np.testing.assert_array_equal(found, decode_image(data, name), err_msg=name)
 
 
@@ -67,7 +71,11 @@ def test_files_are_decoded_to_the_same_bytes():
     ],
 )
 def test_images_are_prepared_to_the_same_bytes(augment):
-    images, good = decode_batch(tf.constant(list(FILES.values())), tf.zeros([len(FILES)], tf.int32), (augment,), 48)
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def decode(files):
+        return decode_batch(files, tf.zeros(tf.shape(files), tf.int32), (augment,), 48)
+
+    images, good = decode(tf.constant(list(FILES.values())))
     assert good.numpy().all()
     for name, data, found in zip(FILES, FILES.values(), images.numpy(), strict=True):
         image = decode_image(data, name)

@@ -10,6 +10,7 @@ from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
 from tests.export.helpers import encode, picture
 from tests.forked import run_forked
+from tests.image_files import profile
 from tests.packs.helpers import pack_of, trained_model
 
 
@@ -59,7 +60,13 @@ def test_a_difference_is_found(small, tmp_path):
     image = tmp_path / "image.png"
     image.write_bytes(encode(picture(12, 12), "PNG"))
     model = tf.saved_model.load(str(small.packed))
-    assert compare(model, small.bank, "binary", [image]).good
+    wide = tmp_path / "wide.png"
+    wide.write_bytes(encode(picture(12, 12), "PNG", icc_profile=profile()))
+    found = compare(model, small.bank, "binary", [image, wide])
+    assert found.good
+    assert found.refused == 1
+    # Nothing was compared.
+    assert not compare(model, small.bank, "binary", [wide]).good
     # Another task under its name.
     bank = TaskBank(small.backbone).add(
         dataclasses.replace(small.packs[1], task="binary", class_names=["class 0", "class 1", "class 2"])
@@ -71,6 +78,7 @@ def test_a_difference_is_found(small, tmp_path):
 
 @pytest.mark.parametrize("change", [{"pixels": 2e-5}, {"files": 2e-5}, {"labels": False}])
 def test_what_counts_as_good(change):
-    fields = {"task": "a", "pixels": 1e-6, "files": None, "labels": True, "export_ms": 1.0, "bank_ms": 1.0}
+    times = {"export_ms": 1.0, "bank_ms": 1.0}
+    fields = {"task": "a", "pixels": 1e-6, "files": None, "labels": True, "refused": 0, **times}
     assert Comparison(**fields).good
     assert not Comparison(**fields | change).good

@@ -216,6 +216,8 @@ def test_packs_with_wrong_parts_are_refused(backbone):
         (np.full((1, 8, 8, 3), np.nan, "float32"), r"values in \[0, 255\]"),
         (np.full((1, 8, 8, 3), -1), r"values in \[0, 255\]"),
         (np.full((1, 8, 8, 3), 255.5), r"values in \[0, 255\]"),
+        (np.full((2, 8, 8, 3), 0.5, "float16"), r"float16, end at 0.5 as if they were scaled to \[0, 1\]; multiply"),
+        (np.eye(24).reshape(3, 8, 8, 3), r"end at 1.0 as if they were scaled to \[0, 1\]"),
     ],
 )
 def test_images_are_checked(backbone, images, message):

@@ -56,6 +56,26 @@ def test_agrees_with_the_bank(small, design, runtime):
         np.testing.assert_allclose(model.predict(IMAGES), small.bank.predict(IMAGES, task=pack.task), atol=1e-6)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_impossible_pixels_are_flagged_by_the_model_and_refused_before_it(small, design, runtime):
+    folder, pack = getattr(small, design), small.packs[0]
+    model, good = _model(folder, design, runtime=runtime), IMAGES[:1].astype("float32")
+    task = TaskInputs.load(folder / f"{pack.task}.inputs.safetensors")
+    model.set_task(task)
+    for value in (np.nan, -1, 255.5, np.inf):
+        image = good.copy()
+        image[0, 3, 4, 1] = value
+        # As a program without this package calls it.
+        assert not model._answer(task, image).any()
+        with pytest.raises(ValueError, match=r"must hold values in \[0, 255\]"):
+            model.predict(image)
+    for image in (good / 255, good / 127.5 - 1, good.astype(np.int64) - 300):
+        with pytest.raises(ValueError, match=r"must hold values in \[0, 255\]"):
+            model.predict(image)
+    np.testing.assert_allclose(model._answer(task, good).sum(), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("design", "only"), [("switch", "some_layers"), ("input", "binary"), ("input", "classifier_only")]
 )
