@@ -97,9 +97,9 @@ class StopAtChance(keras.callbacks.Callback):
 class StopWhenDead(keras.callbacks.Callback):
     """Ends a training whose features no longer tell one image from another.
 
-    Masks that drop too much at once leave features that are the same for every image, and with the features the gradient
-    is gone: nothing that follows can mend that. Between such a network and a healthy one there are orders of magnitude,
-    so that one look after each epoch is enough.
+    Masks that drop too much at once leave features that are the same for every image, and with the features the
+    gradient is gone: nothing that follows can mend that. Between such a network and a healthy one there are orders of
+    magnitude, so that one look after each epoch is enough.
 
     Args:
         images: Some images, prepared for evaluation, `[B, S, S, 3]`.
@@ -123,9 +123,9 @@ class StopWhenDead(keras.callbacks.Callback):
         if spread >= _DEAD * self._healthy:
             return
         raise TrainingError(
-            f"The network has died: its features differ from image to image by {spread / self._healthy:.1e} of what they "
-            "did before the masks. Too many weights were dropped at once. Lower --mask_lr or --mask_trust, or use the "
-            "defaults. (--chance_epochs=0 goes on regardless.)"
+            f"The network has died: its features differ from image to image by {spread / self._healthy:.1e} of what "
+            "they did before the masks. Too many weights were dropped at once. Lower --mask_lr or --mask_trust, or use "
+            "the defaults. (--chance_epochs=0 goes on regardless.)"
         )
 
 

@@ -100,7 +100,8 @@ def train_task(
         verbose: As for `keras.Model.fit`.
 
     Raises:
-        TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another training.
+        TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another
+            training.
         DataError: If images cannot be read or do not have the backbone's size.
     """
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.

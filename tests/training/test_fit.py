@@ -118,6 +118,33 @@ def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
     StopOnNaN("Poisoned", ["head"]).on_train_batch_end(0, {"loss": 1.0})
 
 
+@pytest.mark.parametrize("epochs", [4, 2])
+def test_a_network_that_dies_ends_the_training_and_every_restart_of_it(epochs, backbone, data, tmp_path):
+    """Be it in the middle or at its last epoch, the second."""
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                for weight in masked_weights(self.model).values():
+                    weight.mask_real.assign(np.full(weight.mask_real.shape, -1, "float32"))
+
+    class Killed(METHODS["piggyback"]):
+        def callbacks(self, model):
+            return [Kill()]
+
+    config = dataclasses.replace(QUICK, epochs=epochs, chance_epochs=3)
+    for _ in ("new", "again"):
+        with pytest.raises(TrainingError, match="network has died.*--mask_trust"):
+            train_task(Killed(), backbone, data, config, InputConfig(), state_dir=tmp_path)
+        state = safe_open(tmp_path / "training_state.safetensors", framework="np").metadata()["progress"]
+        assert json.loads(state)["epochs_done"] == 2
+    regardless = dataclasses.replace(config, chance_epochs=0)
+    assert (
+        len(train_task(Killed(), backbone, data, regardless, InputConfig(), state_dir=tmp_path).history["loss"])
+        == epochs
+    )
+
+
 @pytest.mark.parametrize("epochs", [5, 3])
 def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(epochs, data, tmp_path):
     """Be it in the middle or at its last epoch, the third."""

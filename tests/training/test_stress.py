@@ -4,8 +4,6 @@ The recipe of the first versions (Adam at 2.5e-4, at most a thousandth of a laye
 loss of guessing with each of three seeds, as the paper's does here.
 """
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import TaskData
 from piggyback_tf.methods import METHODS
-from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
+from piggyback_tf.training import InputConfig, TrainConfig, train_task
 from tests.methods.toy import PatternSource
 
 CLASSES, EACH, HELD_OUT, SIZE = 100, 8, 2, 32
@@ -76,18 +74,6 @@ def _loss_at_the_end(problem, method, train=None, **settings):
     config = TrainConfig(epochs=10, chance_epochs=0, **(train or {}))
     trained = train_task(kind(kind.Config(**settings)), *problem, config, InputConfig())
     return trained.history["cross_entropy"][-1] / np.log(CLASSES)
-
-
-def test_a_dead_network_ends_the_training_in_the_epoch_after_and_every_restart_of_it(problem, tmp_path):
-    kind = METHODS["piggyback"]
-    # Nothing holds back what comes to the threshold.
-    config = TrainConfig(epochs=3, mask_lr=1e-3, mask_trust=0.0, warmup_steps=0)
-    for _ in ("new", "again"):
-        with pytest.raises(TrainingError, match="network has died.*--mask_trust"):
-            train_task(kind(), *problem, config, InputConfig(), state_dir=tmp_path)
-    regardless = dataclasses.replace(config, chance_epochs=0)
-    trained = train_task(kind(), *problem, regardless, InputConfig(), state_dir=tmp_path)
-    assert len(trained.history["loss"]) == 3
 
 
 def test_masks_learn_where_the_papers_recipe_dies(problem):
