@@ -172,5 +172,5 @@ def test_helpshort_names_every_flag_but_those_of_other_methods_with_its_default_
         assert re.search(rf"^  --(\[no\])?{name}: \S", printed, re.MULTILINE), name
     assert {"data", "mask_lr"} <= {*own_flags._OWN}
     mask_lr = FLAGS["mask_lr"].default
-    assert f"--mask_lr: Learning rate of the masks. [{mask_lr}]" in printed
+    assert f"--mask_lr: Learning rate of the masks; 0: by the number of steps. [{mask_lr}]" in printed
     assert len(printed.splitlines()) < 120

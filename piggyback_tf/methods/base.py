@@ -43,9 +43,7 @@ class MethodConfig:
     """Settings that every method has."""
 
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
-    head_init: str = option(
-        "zeros", "Start of the head. zeros: with the loss of guessing; glorot: random.", before="glorot"
-    )
+    head_init: str = option("zeros", "Start of the head. zeros: it guesses; glorot: random.", before="glorot")
 
     def __post_init__(self) -> None:
         check_finite(self)

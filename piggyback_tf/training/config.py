@@ -18,26 +18,23 @@ class TrainConfig:
 
     epochs: int = option(10, "Passes over the training images.")
     batch_size: int = option(32, "Images a step, over all devices.")
-    seed: int = option(0, "Seed of the head's start, the order of the images, augmentation and dropout.")
+    seed: int = option(0, "Seed of random starts, order of images, augmentation, dropout.")
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
     warmup_steps: int = option(
         -1,
-        "Steps of warm-up of all but the head, at most three eighths of the training; -1: a tenth of it.",
+        "Warm-up but of the head, at most 3/8 of all; -1: a tenth.",
         groups=[group for group in VARIABLE_GROUPS if group != "head"],
     )
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
-    mask_lr: float = option(0.0, "Learning rate of the masks; 0: by the number of steps (docs/architecture.md).")
+    mask_lr: float = option(0.0, "Learning rate of the masks; 0: by the number of steps.")
     mask_epsilon: float = option(
         1e-6, "Epsilon of the masks' adam, beside whose gradients it is not small: what hardly matters moves less."
     )
-    mask_trust: float = option(
-        0.1, "Part of the loss that the flips of one step may promise, by their gradient; 0: no limit.", before=0.0
-    )
-    mask_budget: float = option(
-        0.06, "With --mask_trust: part of all masked weights that may flip in a training.", before=0.0
-    )
+    mask_trust: float = option(0.1, "Part of the loss that a step's flips may promise; 0: off.", before=0.0)
+    # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
+    mask_budget: float = option(0.06, "mask_trust>0: part of the masks that may flip in all.", before=0.06)
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")

@@ -76,7 +76,8 @@ class TrustRegionAdam(keras.optimizers.Adam):
         super().__init__(learning_rate, **kwargs)
         if self.amsgrad:
             raise ValueError("TrustRegionAdam foresees the step of plain Adam; AMSGrad is not supported.")
-        self._kernels = list(kernels)
+        # A function, since Keras takes the variables in an attribute for the optimiser's own, whose state is saved.
+        self._kernel = tuple(kernels).__getitem__
         self.trust = trust
         self.max_flips = max_flips
         self.threshold = threshold
@@ -165,7 +166,7 @@ class TrustRegionAdam(keras.optimizers.Adam):
             flat = tf.reshape(tensor, [-1])
             return flat[::stride] if stride > 1 else flat
 
-        before, moment, kernel = sample(variable), sample(mean.value), sample(self._kernels[index].value)
+        before, moment, kernel = sample(variable), sample(mean.value), sample(self._kernel(index).value)
         after = before - self._step(moment, sample(square.value), learning_rate)
         promise = self._promise(moment, kernel)
         counted = self._flips(before, after) & (promise <= largest)
@@ -188,7 +189,7 @@ class TrustRegionAdam(keras.optimizers.Adam):
         """Takes Adam's step with every weight but those that would flip and may not, which stay where they are."""
         index = self._get_variable_index(variable)
         mean, square = self._momentums[index].value, self._velocities[index].value
-        kernel = tf.convert_to_tensor(self._kernels[index].value)
+        kernel = tf.convert_to_tensor(self._kernel(index).value)
         before = tf.convert_to_tensor(variable)
         after = before - self._step(mean, square, learning_rate)
         promise = self._promise(mean, kernel)

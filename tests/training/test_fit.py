@@ -244,7 +244,9 @@ def test_half_precision_trains(policy, data):
     keras.config.set_dtype_policy(policy)
     try:
         few = dataclasses.replace(data, train=Subset(data.train, range(64)), validation=Subset(data.train, range(32)))
-        trained = _train("piggyback", load_backbone("shapesnet"), few, TrainConfig(epochs=1, batch_size=32))
+        method = METHODS["piggyback"](METHODS["piggyback"].Config(head_init="glorot"))
+        config = TrainConfig(epochs=1, batch_size=32, mask_lr=1e-4)
+        trained = train_task(method, load_backbone("shapesnet"), few, config, InputConfig())
     finally:
         keras.config.set_dtype_policy("float32")
     assert np.isfinite(trained.history["loss"][0])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,14 @@ from tests.packs.helpers import make_pack
 # Records of the first version, which held every flag of every method, and the flags they were made with.
 FLAT = json.loads((Path(__file__).parent / "flat_records.json").read_text())
 COMMANDS = {
-    "single": ["--data=digits", "--baseline=finetune", "--baseline=packnet", "--mask_lr=4e-3", "--head_dropout=0.3"],
+    # A flag that is given holds for baselines too, whatever their recipe has.
+    "single": ["--data=digits", "--baseline=finetune", "--baseline=packnet", "--mask_lr=4e-3", "--head_dropout=0.3"]
+    + ["--warmup_steps=100"],
     "sequence": ["--tasks=a=digits,b=digits", "--method=hat", "--hat_mean=2"],
     "classifier_only": ["--data=digits", "--method=classifier_only"],
 }
+# What all runs did before there was a choice, where the default is otherwise now.
+BEFORE = {"mask_trust": 0.0, "head_init": "glorot"}
 
 
 @pytest.fixture(name="record")
@@ -47,7 +52,7 @@ def _as_recorded(name):
     by_recipe = set().union(*FLAT[name].get("baseline_settings", {}).values())
     return COMMANDS[name] + [
         f"--{setting}={value}"
-        for setting, value in FLAT[name].items()
+        for setting, value in (FLAT[name] | BEFORE).items()
         if setting not in given | by_recipe | {"baseline_settings", "data"} and value not in (None, [])
     ]
 
@@ -106,7 +111,7 @@ def test_settings_of_the_training_the_input_and_the_own_method_are_recorded(meth
     assert not foreign & names
     for group in ("mask", "weights", "adapter"):
         assert (f"{group}_lr" in names) == (group in METHODS[method].trains)
-    assert ("mask_budget" in names) == ("mask" in METHODS[method].trains)
+    assert ("mask_trust" in names) == ("mask" in METHODS[method].trains)
     assert ("warmup_steps" in names) == (METHODS[method].trains != ("head",))
     assert not {"chance_epochs", "cache", "cache_dir", "output_dir", "task_agnostic", "verbose"} & names
 
@@ -139,6 +144,22 @@ def test_runs_that_recorded_all_flags_go_on(name, record, tmp_path):
     check_settings(_of_folder(tmp_path, now), FLAT[name], complete=complete_run)
     for foreign in ("lwf_weight", "pnn_scale"):
         check_settings(_of_folder(tmp_path, FLAT[name] | {foreign: 99.0}), now, complete=complete_run)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("single", ["head_init", "mask_trust"]),
+        ("sequence", ["head_init", "warmup_steps"]),
+        ("classifier_only", ["head_init"]),
+    ],
+)
+def test_runs_that_recorded_other_defaults_are_refused_by_name(name, changed, record, tmp_path):
+    folder = _of_folder(tmp_path, FLAT[name])
+    with pytest.raises(TrainingError) as refused:
+        check_settings(folder, record(*COMMANDS[name]), complete=complete_run)
+    assert re.findall(r"--(\w+) was", str(refused.value)) == changed
+    assert '--head_init was "glorot" and is "zeros" now' in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +272,8 @@ def test_tables_are_as_they_were(record, grow, tmp_path):
 
     flat = FLAT["single"] | {"epochs": 30, "hat_mean": 3.0, "backbone": "vgg16"}
     del flat["baseline_settings"]
-    flags = [f"--{name}={flat[name]}" for name in settings_of("piggyback") if flat[name] not in (None, [])]
+    own = {name: value for name, value in (flat | BEFORE).items() if name in settings_of("piggyback")}
+    flags = [f"--{name}={value}" for name, value in own.items() if value not in (None, [])]
     flags = [flag for flag in flags if not flag.startswith(("--data", "--method", "--backbone", "--baseline"))]
     runs = [write("flat", 0, flat), write("own", 1, record(*command, *flags, backbone="vgg16"))]
     expected = {"classifier_only/": "40.50 ± 0.71", "piggyback/": "20.50 ± 0.71"}
