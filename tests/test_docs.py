@@ -49,7 +49,7 @@ def _run(heading: str) -> None:
 def test_the_example_of_a_method():
     _run("Adding a method")
     backbone = load_backbone("shapesnet", weights="random")
-    method = METHODS["norm_only"]()
+    method = METHODS["norm_only"](METHODS["norm_only"].Config(head_init="glorot"))
     model = method.build(backbone, 3)
     groups = method.groups(model)
     assert {name: len(members) for name, members in groups.items()} == {"norm": 16, "head": 2}

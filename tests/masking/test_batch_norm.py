@@ -67,6 +67,7 @@ def test_a_kind_of_batch_norm_that_is_not_keras_has_only_statistics_of_its_own()
 @pytest.mark.parametrize("name", [name for name in TRAINED if not METHODS[name].makes_pack])
 def test_layers_that_nobody_named_are_remembered_under_the_names_that_they_have_in_the_base(name):
     kind, own = METHODS[name], {"norm": "task"} if "norm" in METHODS[name].Config.__dataclass_fields__ else {}
+    own["head_init"] = "glorot"
     _network()  # Keras numbers the layers of the next one on.
     backbone = Backbone.from_model(_network(), "unnamed")
     if name == "pnn":

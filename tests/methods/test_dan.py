@@ -91,7 +91,7 @@ def test_where_d_would_be_larger_than_the_kernel_the_task_has_a_kernel(tmp_path)
 
 
 def test_kernels_are_the_base_and_biases_and_batch_norm_the_task(backbone):
-    model = DAN().build(backbone, 3)
+    model = DAN(DANConfig(head_init="glorot")).build(backbone, 3)
     groups = {group: {v.path for v in members} for group, members in DAN().groups(model).items()}
     assert groups == {
         "adapter": {
@@ -107,7 +107,7 @@ def test_kernels_are_the_base_and_biases_and_batch_norm_the_task(backbone):
     assert all(isinstance(variable, BaseVariable) for variable in kernels.values())
     images = noise_images(SIZE)
     assert np.array_equal(model(images, training=True), model(images, training=False))
-    model = DAN(DANConfig(norm_statistics="task")).build(backbone, 3)
+    model = DAN(DANConfig(norm_statistics="task", head_init="glorot")).build(backbone, 3)
     assert not np.allclose(model(images, training=True), model(images, training=False), atol=1e-3)
 
 

@@ -45,7 +45,7 @@ def _many_kinds(x):
 
 def _with_random_gates(backbone, classes=3):
     """Returns the memory of a task that has about half of all units open."""
-    model = HAT().build(backbone, classes)
+    model = HAT(HATConfig(head_init="glorot")).build(backbone, classes)
     rng = np.random.default_rng(2)
     for _, layer in named_layers(model):
         if isinstance(layer, LearnedGates):
@@ -72,7 +72,7 @@ def test_whatever_is_not_held_an_old_task_does_not_see(network):
     backbone = network()
     memory = _with_random_gates(backbone)
     before = answers(HAT(None, memory).recall(backbone, "old"))
-    model = HAT(None, memory).build(backbone, 2)
+    model = HAT(HATConfig(head_init="glorot"), memory).build(backbone, 2)
     rng, free = np.random.default_rng(3), 0
     for layer in held_layers(model).values():
         held = np.broadcast_to(np.logical_and(*layer.held_weights()), layer._kernel.shape)
@@ -217,7 +217,7 @@ def test_a_larger_lambda_leaves_more_units_to_later_tasks():
     backbone, opened = toy_backbone(), []
     images = noise_images(SIZE)
     for weight in (0.0, 20.0, 100.0):
-        model = HAT(HATConfig(hat_lambda=weight)).build(backbone, 2)
+        model = HAT(HATConfig(hat_lambda=weight, head_init="glorot")).build(backbone, 2)
         gates = [layer for _, layer in named_layers(model) if isinstance(layer, LearnedGates)]
         gates[0].steepness.assign(1.0)
         model.compile(keras.optimizers.SGD(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))

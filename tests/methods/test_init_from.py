@@ -30,7 +30,7 @@ def _backbone():
 def _save(folder, backbone, name="other", seed=0, method=Piggyback, drop=0.3, **settings):
     """Writes the pack of a task with random masks and, with norm="task", random batch norm."""
     random = np.random.default_rng(seed)
-    model = method(method.Config(**settings)).build(backbone, 3)
+    model = method(method.Config(head_init="glorot", **settings)).build(backbone, 3)
     for path, variable in named_variables(model).items():
         if path.endswith("mask_real"):
             variable.assign(np.where(random.random(variable.shape) < drop, -1.0, 1.0) * 1e-2)
@@ -57,7 +57,7 @@ def _start(init_from, backbone, folder=None, learned=None, seed=0, **settings):
 @pytest.mark.parametrize("norm", ["frozen", "task"])
 def test_training_starts_with_the_packs_network_and_a_new_head(norm, backbone, tmp_path):
     path = _save(tmp_path, backbone, norm=norm)
-    pack, method = TaskPack.load(path), _start(path, backbone, norm=norm)
+    pack, method = TaskPack.load(path), _start(path, backbone, norm=norm, head_init="glorot")
     model = method.build(backbone, 3, seed=5)
     found = read_masks(model)
     assert 0.1 < pack.zeros_total < 0.5
@@ -65,7 +65,7 @@ def test_training_starts_with_the_packs_network_and_a_new_head(norm, backbone, t
     variables = named_variables(model)
     assert len(pack.norm) == (8 if norm == "task" else 0)
     assert all(np.array_equal(variables[name], value) for name, value in pack.norm.items())
-    usual = named_variables(Piggyback(PiggybackConfig(norm=norm)).build(backbone, 3, seed=5))
+    usual = named_variables(Piggyback(PiggybackConfig(norm=norm, head_init="glorot")).build(backbone, 3, seed=5))
     assert np.array_equal(variables["head/kernel"], usual["head/kernel"])
     assert not np.array_equal(variables["head/kernel"], pack.head["kernel"])
     assert provenance(method) == {"start": {"pack": str(path), "digest": pack.content_digest()}}

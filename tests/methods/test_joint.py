@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (6, SIZE, SIZE, 3)).astype(np.
 
 @pytest.fixture(name="model")
 def _model():
-    model = Joint(heads=HEADS).build(toy_backbone(), 9)
+    model = Joint(Joint.Config(head_init="glorot"), heads=HEADS).build(toy_backbone(), 9)
     model.compile(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="right")],
@@ -78,7 +78,8 @@ def test_recalled_networks_are_slices_of_the_trained_one(tmp_path):
 
 
 def test_one_task_alone_is_that_of_finetune():
-    one, two = Joint(heads={"a": 3}), METHODS["finetune"]()
+    config = Joint.Config(head_init="glorot")
+    one, two = Joint(config, heads={"a": 3}), METHODS["finetune"](config)
     for first, second in zip(
         one.build(toy_backbone(), 3, 5).weights, two.build(toy_backbone(), 3, 5).weights, strict=True
     ):
@@ -86,7 +87,7 @@ def test_one_task_alone_is_that_of_finetune():
 
 
 def test_the_model_is_saved_with_its_heads(tmp_path):
-    model = Joint(heads=HEADS).build(toy_backbone(), 9)
+    model = Joint(Joint.Config(head_init="glorot"), heads=HEADS).build(toy_backbone(), 9)
     model.save(tmp_path / "joint.keras")
     loaded = keras.models.load_model(tmp_path / "joint.keras")
     assert isinstance(loaded, JointModel) and loaded.classes == (2, 3, 4)

@@ -28,7 +28,7 @@ def _memory() -> Memory:
 
 
 def _build(memory, **settings):
-    method = LwF(LwFConfig(**settings), memory)
+    method = LwF(LwFConfig(head_init="glorot", **settings), memory)
     model = method.build(toy_backbone(), 3, seed=3)
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     return method, model

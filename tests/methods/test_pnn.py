@@ -132,7 +132,7 @@ def test_columns_are_saved_and_loaded_with_the_network(backbone, learned, tmp_pa
 def test_dropout_of_earlier_columns_is_no_noise(tmp_path):
     backbone = _strided(dropout=0.9)
     memory, _ = learn(PNN(), backbone, "one", tmp_path / "memory")
-    model = PNN(None, memory).build(backbone, 3)
+    model = PNN(PNNConfig(head_init="glorot"), memory).build(backbone, 3)
     images, earlier = noise_images(16), model.get_layer(EARLIER_NAME)
     for one, two in zip(earlier(images, training=True), earlier(images, training=False), strict=True):
         assert np.array_equal(one, two)

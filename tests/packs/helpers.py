@@ -182,7 +182,7 @@ def trained_model(backbone, classes=3, kind="binary", norm="frozen", seed=0, inc
         features.set_weights(backbone.model.get_weights())
     else:
         features = mask(backbone.model, MaskConfig(kind=kind), norm=norm, include=include)
-    model = add_classification_head(features, classes, seed=seed)
+    model = add_classification_head(features, classes, init="glorot", seed=seed)
     for weight in masked_weights(model).values():
         weight.mask_real.assign(rng.uniform(-0.02, 0.03, weight.mask_real.shape))
     if norm == "task":
