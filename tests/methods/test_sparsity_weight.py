@@ -49,7 +49,7 @@ def test_without_a_price_the_model_is_as_ever():
 
 def _train(weight, **config):
     settings = toy_settings("piggyback", epochs=8, mask_lr=2e-3, mask_trust=0.0)
-    method = Piggyback(PiggybackConfig(sparsity_weight=weight, **config))
+    method = Piggyback(PiggybackConfig(sparsity_weight=weight, head_init="glorot", **config))
     trained = train_task(method, toy_backbone(), toy_tasks()["spots"], settings.train, INPUTS)
     masks = np.concatenate([mask.reshape(-1) for mask in read_masks(trained.model).values()])
     return np.mean(masks != 1), trained

@@ -64,7 +64,13 @@ def test_everything_has_a_name_that_nothing_else_in_the_process_changes():
         "optimizer/mask/dense/mask_real/momentum",
         "optimizer/norm/second_norm/gamma/velocity",
         "optimizer/head/head/bias/momentum",
+        # What the trust region knows of the loss goes on where it was.
+        "optimizer/mask/average_loss",
+        "optimizer/mask/long_average_loss",
+        "optimizer/mask/confidence",
     } <= names
+    # The frozen weights, which the masks' optimiser reads, are no state.
+    assert not [name for name in names if name.startswith("optimizer/") and name.endswith(("/kernel", "/bias"))]
 
 
 def test_half_precision_keeps_its_scale_too():
