@@ -19,6 +19,7 @@ are made smaller in each step, down to a hundredth, until it falls again. A netw
 such changes then learns by its head, and does not die.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,7 @@ import tensorflow as tf
 from piggyback_tf.masking.threshold import binarise, promise_factor, ternarise
 
 # Of each layer at most so many weights are looked at to see how many may flip.
-_SAMPLE = 16384
+_SAMPLE = 8192
 # A weight that alone promises more than this part of what a step may promise does not flip: a change so large is not
 # what its gradient speaks of.
 _LARGEST_SHARE = 0.1
@@ -45,7 +46,8 @@ _LESS, _MORE, _LEAST = 0.7, 1.05, 0.01
 class TrustRegionAdam(keras.optimizers.Adam):
     """Adam that lets masks flip within a trust region; see the module's text.
 
-    A step without flips has the bits of `keras.optimizers.Adam`. The loss comes by `watch_loss`, before each step.
+    A step without flips is that of `keras.optimizers.Adam`, up to rounding. The loss comes by `watch_loss` before each
+    step.
 
     Args:
         learning_rate: A rate or a schedule.
@@ -78,6 +80,9 @@ class TrustRegionAdam(keras.optimizers.Adam):
             raise ValueError("TrustRegionAdam foresees the step of plain Adam; AMSGrad is not supported.")
         # A function, since Keras takes the variables in an attribute for the optimiser's own, whose state is saved.
         self._kernel = tuple(kernels).__getitem__
+        # A kernel of XLA reads and writes every value once, where each operation would do so. There is one for each
+        # shape, by a key: TensorFlow warns of a function that is compiled for many.
+        self._compiled = functools.cache(lambda key, function: tf.function(function, jit_compile=True))
         self.trust = trust
         self.max_flips = max_flips
         self.threshold = threshold
@@ -116,21 +121,20 @@ class TrustRegionAdam(keras.optimizers.Adam):
         self.confidence.assign(tf.clip_by_value(changed, _LEAST, 1.0))
 
     def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: Any) -> None:
-        # Keras updates one variable after another. Here all moments come first, since which weights of a layer may flip
-        # depends on those of all layers.
+        # Keras updates one variable after another. Here samples of all come first, since which weights of a layer may
+        # flip depends on those of all layers.
         pairs = list(grads_and_vars)
         limit, flips = self._limits()
-        histograms = []
+        rates = tf.stack([tf.cast(learning_rate, tf.float32), tf.cast(self.iterations + 1, tf.float32)])
+        samples = [
+            # A value for each replica, and all the same.
+            distribution.extended.update(variable, self._sample, args=(gradient,), group=False)[0]
+            for gradient, variable in pairs
+        ]
+        largest = limit * _LARGEST_SHARE
+        lowest = self._lowest_score(self._histogram(tf.concat(samples, axis=1), rates, largest), limit, flips)
         for gradient, variable in pairs:
-            found = distribution.extended.update(
-                variable, self._move_moments, args=(gradient, learning_rate, limit * _LARGEST_SHARE), group=False
-            )
-            histograms.append(found[0])  # A value for each replica, and all the same.
-        lowest = self._lowest_score(tf.add_n(histograms), limit, flips)
-        for _, variable in pairs:
-            distribution.extended.update(
-                variable, self._move, args=(learning_rate, lowest, limit * _LARGEST_SHARE), group=False
-            )
+            distribution.extended.update(variable, self._move, args=(gradient, rates, lowest, largest), group=False)
 
     def _limits(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what the flips of this step may promise together, and how many they may be."""
@@ -139,42 +143,48 @@ class TrustRegionAdam(keras.optimizers.Adam):
         promised = confidence * self.trust * self.average_loss.value
         return promised, confidence * tf.cast(max_flips, tf.float32) * float(self._size)
 
-    def _move_moments(
-        self, variable: tf.Variable, gradient: tf.Tensor, learning_rate: tf.Tensor, largest: tf.Tensor
-    ) -> tf.Tensor:
-        """Takes a gradient into the moments, and returns the promises and the number of the flips to come by score.
-
-        Args:
-            variable: A mask.
-            gradient: Its gradient.
-            learning_rate: The rate.
-            largest: Weights that promise more do not count.
+    def _sample(self, variable: tf.Variable, gradient: tf.Tensor) -> tf.Tensor:
+        """Returns what decides how weights move, of a sample of a layer's weights.
 
         Returns:
-            float32 `[_BINS, 2]`, estimated from a sample of the weights.
+            float32 `[7, N]`: mask, gradient, both moments, weight, `promise_factor`, and for how many weights each
+            stands.
         """
         index = self._get_variable_index(variable)
-        mean, square = self._momentums[index], self._velocities[index]
-        gradient = tf.cast(gradient, variable.dtype)
-        self.assign_add(mean, (gradient - mean.value) * (1 - self.beta_1))
-        self.assign_add(square, (tf.square(gradient) - square.value) * (1 - self.beta_2))
         size = math.prod(variable.shape)
         stride = -(-size // _SAMPLE)
         stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
+        kernel = tf.convert_to_tensor(self._kernel(index).value)
+        rows = [variable, gradient, self._momentums[index].value, self._velocities[index].value, kernel]
+        rows = [tf.reshape(tf.cast(row, tf.float32), [-1])[::stride] for row in rows]
+        factor = promise_factor(kernel, self.gradient_scaling) * tf.ones_like(kernel)
+        count = -(-size // stride)
+        return tf.stack([*rows, tf.reshape(factor, [-1])[::stride], tf.fill([count], size / count)])
 
-        def sample(tensor: Any) -> tf.Tensor:
-            flat = tf.reshape(tensor, [-1])
-            return flat[::stride] if stride > 1 else flat
+    def _histogram(self, samples: tf.Tensor, rates: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
+        """Returns the promises and the number of the flips to come, by score.
 
-        before, moment, kernel = sample(variable), sample(mean.value), sample(self._kernel(index).value)
-        after = before - self._step(moment, sample(square.value), learning_rate)
-        promise = self._promise(moment, kernel)
+        Args:
+            samples: Those of all layers, see `_sample`.
+            rates: The rate and the number of the step, from 1.
+            largest: Weights that promise more do not count.
+
+        Returns:
+            float32 `[_BINS, 2]`.
+        """
+        bins, weights = self._compiled("histogram", self._rank)(samples, rates, largest)
+        return tf.math.unsorted_segment_sum(weights, bins, _BINS)
+
+    def _rank(self, samples: tf.Tensor, rates: tf.Tensor, largest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        before, gradient, mean, square, kernel, factor, count = tf.unstack(samples)
+        after, mean, _ = self._adam(before, gradient, mean, square, rates)
+        promise = self._promise(mean, rates) * factor
         counted = self._flips(before, after) & (promise <= largest)
         score = tf.math.divide_no_nan(promise, tf.square(kernel))
         octave = tf.math.log(tf.maximum(score, 1e-30)) / math.log(2.0)
         bins = tf.cast(tf.clip_by_value(octave * _BINS_PER_OCTAVE + _BINS / 2, 0.0, _BINS - 1.0), tf.int32)
-        weight = tf.cast(counted, tf.float32) * float(size / -(-size // stride))
-        return tf.math.unsorted_segment_sum(tf.stack([promise * weight, weight], axis=1), bins, _BINS)
+        count = tf.where(counted, count, 0.0)
+        return bins, tf.stack([promise * count, count], axis=1)
 
     def _lowest_score(self, histogram: tf.Tensor, limit: tf.Tensor, flips: tf.Tensor) -> tf.Tensor:
         """Returns the score from which on weights may flip so that both limits are kept."""
@@ -185,29 +195,49 @@ class TrustRegionAdam(keras.optimizers.Adam):
         # No more than all may flip: then there is no lowest score.
         return tf.where(bins == 0, 0.0, lowest)
 
-    def _move(self, variable: tf.Variable, learning_rate: tf.Tensor, lowest: tf.Tensor, largest: tf.Tensor) -> None:
+    def _move(
+        self, variable: tf.Variable, gradient: tf.Tensor, rates: tf.Tensor, lowest: tf.Tensor, largest: tf.Tensor
+    ) -> None:
         """Takes Adam's step with every weight but those that would flip and may not, which stay where they are."""
         index = self._get_variable_index(variable)
-        mean, square = self._momentums[index].value, self._velocities[index].value
+        mean, square = self._momentums[index], self._velocities[index]
         kernel = tf.convert_to_tensor(self._kernel(index).value)
-        before = tf.convert_to_tensor(variable)
-        after = before - self._step(mean, square, learning_rate)
-        promise = self._promise(mean, kernel)
-        may_flip = (promise >= lowest * tf.square(kernel)) & (promise <= largest)
-        self.assign(variable, tf.where(self._flips(before, after) & ~may_flip, before, after))
+        arguments = (tf.convert_to_tensor(variable), tf.cast(gradient, tf.float32), mean.value, square.value, kernel)
+        move = self._compiled(tuple(variable.shape), self._moved)
+        after, new_mean, new_square = move(*map(tf.convert_to_tensor, arguments), rates, lowest, largest)
+        self.assign(variable, after)
+        self.assign(mean, new_mean)
+        self.assign(square, new_square)
 
-    def _step(self, mean: tf.Tensor, square: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
-        """Returns Adam's step; the formulas and their order are those of `keras.optimizers.Adam`."""
-        count = tf.cast(self.iterations + 1, mean.dtype)
-        rate = tf.cast(learning_rate, mean.dtype) * tf.sqrt(1 - tf.pow(self.beta_2, count))
-        rate /= 1 - tf.pow(self.beta_1, count)
-        return mean * rate / (tf.sqrt(square) + self.epsilon)
+    def _moved(
+        self,
+        before: tf.Tensor,
+        gradient: tf.Tensor,
+        mean: tf.Tensor,
+        square: tf.Tensor,
+        kernel: tf.Tensor,
+        rates: tf.Tensor,
+        lowest: tf.Tensor,
+        largest: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        after, mean, square = self._adam(before, gradient, mean, square, rates)
+        promise = self._promise(mean, rates) * promise_factor(kernel, self.gradient_scaling)
+        may_flip = (promise >= lowest * tf.square(tf.cast(kernel, tf.float32))) & (promise <= largest)
+        return tf.where(self._flips(before, after) & ~may_flip, before, after), mean, square
 
-    def _promise(self, mean: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    def _adam(
+        self, value: tf.Tensor, gradient: tf.Tensor, mean: tf.Tensor, square: tf.Tensor, rates: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns what `keras.optimizers.Adam` makes of a variable and its moments."""
+        rate, count = rates[0], rates[1]
+        mean += (gradient - mean) * (1 - self.beta_1)
+        square += (tf.square(gradient) - square) * (1 - self.beta_2)
+        rate *= tf.sqrt(1 - tf.pow(self.beta_2, count)) / (1 - tf.pow(self.beta_1, count))
+        return value - mean * rate / (tf.sqrt(square) + self.epsilon), mean, square
+
+    def _promise(self, mean: tf.Tensor, rates: tf.Tensor) -> tf.Tensor:
         """Returns `|dE/dm|` by the average of the gradients."""
-        count = tf.cast(self.iterations + 1, mean.dtype)
-        promise = tf.abs(mean) / (1 - tf.pow(self.beta_1, count))
-        return promise * promise_factor(kernel, self.gradient_scaling)
+        return tf.abs(mean) / (1 - tf.pow(self.beta_1, rates[1]))
 
     def _flips(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
         mask = ternarise if self.kind == "ternary" else binarise
