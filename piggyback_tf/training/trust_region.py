@@ -125,7 +125,9 @@ class TrustRegionAdam(keras.optimizers.Adam):
         # flip depends on those of all layers.
         pairs = list(grads_and_vars)
         limit, flips = self._limits()
-        rates = tf.stack([tf.cast(learning_rate, tf.float32), tf.cast(self.iterations + 1, tf.float32)])
+        # Of several replicas each has computed the same rate.
+        rate = distribution.experimental_local_results(learning_rate)[0]
+        rates = tf.stack([tf.cast(rate, tf.float32), tf.cast(self.iterations + 1, tf.float32)])
         samples = [
             # A value for each replica, and all the same.
             distribution.extended.update(variable, self._sample, args=(gradient,), group=False)[0]
