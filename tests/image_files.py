@@ -236,6 +236,9 @@ def turned_files():
         "before the start": (b"MM\0*\xff\xff\xff\xfa" + exif(8)[8:], 1),
         "no TIFF": (b"XX" + exif(8)[2:], 1),
         "empty": (b"", 1),
+        # With what stands before those of a JPEG already.
+        "begun once more": (b"Exif\0\0" + exif(6), 6),
+        "begun twice more": (b"Exif\0\0" * 2 + exif(6), 1),
     }
     samples = _samples(2, 8)
     stored = samples.astype(np.uint8)

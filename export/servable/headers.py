@@ -202,6 +202,8 @@ def _is_whole(data: tf.Tensor, transparency: tf.Tensor) -> tf.Tensor:
 
 def _orientation(data: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
     """Returns the orientation, 1 to 8, in the first directory of the TIFF structure at place and length `exif`."""
+    # Some programs put before a PNG's what stands before a JPEG's.
+    exif = tf.where(_begins(data, exif, EXIF_START), exif + _without(EXIF_START), exif)
     place, size = tf.unstack(tf.maximum(exif, 0))
     # What is behind its end reads as zeros.
     tiff = tf.concat([data[place : place + size], [0]], 0)
