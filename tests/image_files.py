@@ -258,6 +258,7 @@ def turned_files():
         "PNG of 16-bit grey turned": File(
             png(_samples(0, 16), 0, 16, before=behind), TURNS[6](_expected(_samples(0, 16), 0, 16, None, None)[0])
         ),
+        "JPEG with a cut segment of Adobe": File(with_segments(jpeg, (0xEE, b"Adobe\0"))),
         "JPEG turned by XMP": File(with_segments(jpeg, (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text))),
         "JPEG turned twice": File(with_segments(jpeg, *[(0xE1, b"Exif\0\0" + exif(number)) for number in (1, 6)])),
         "JPEG turned behind what is no marker": File(

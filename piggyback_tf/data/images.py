@@ -153,8 +153,8 @@ def check_pixels(images: np.ndarray) -> None:
     """Checks that images hold what a network takes: numbers in [0, 255].
 
     Args:
-        images: An array of one or more images. If it holds floating point numbers that end at 1, they count as scaled
-            to [0, 1]; images that are so dark are handed over as integers.
+        images: An image `[H, W, 3]`, or several `[B, H, W, 3]`. One of floating point numbers that end at 1 counts as
+            scaled to [0, 1]; images that are so dark are handed over as integers.
 
     Raises:
         ValueError: If not.
@@ -166,10 +166,15 @@ def check_pixels(images: np.ndarray) -> None:
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 255):  # NaN compares as false.
         raise ValueError(f"Images must hold values in [0, 255]. Received: {low} to {high}.")
-    if images.dtype.kind == "f" and 0 < high <= 1:
+    if images.dtype.kind != "f":
+        return
+    highest = images.reshape(len(images) if images.ndim == 4 else 1, -1).max(axis=1)
+    scaled = np.flatnonzero((highest > 0) & (highest <= 1))
+    if scaled.size:
+        which = f"image {scaled[0]} of these" if len(highest) > 1 else "these"
         raise ValueError(
-            f"Images must hold values in [0, 255], and these, of type {images.dtype}, end at {high} as if they were "
-            "scaled to [0, 1]; multiply them by 255, or pass images that are so dark as uint8."
+            f"Images must hold values in [0, 255], and {which}, of type {images.dtype}, end at {highest[scaled[0]]} as "
+            "if they were scaled to [0, 1]; multiply them by 255, or pass images that are so dark as uint8."
         )
 
 
@@ -200,7 +205,9 @@ def _jpeg_parts(data: bytes) -> _Parts:
             exif = content[len(EXIF_START) :]
         if marker == 0xFFE2 and content.startswith(PROFILE_START):
             profiles.append(content[len(PROFILE_START) :])
-        if marker not in _METADATA:
+        # Pillow breaks off at one that is cut, and libjpeg takes no notice of it.
+        cut_adobe = marker == 0xFFEE and not (len(content) >= 12 and content.startswith(b"Adobe"))
+        if marker not in _METADATA and not cut_adobe:
             kept.append(data[place:end])
         place = end
     # Each part begins with its number and how many there are.

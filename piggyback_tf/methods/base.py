@@ -43,12 +43,14 @@ class MethodConfig:
     """Settings that every method has."""
 
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
-    head_init: str = option("zeros", "Start of the head. zeros: it guesses; glorot: random.", before="glorot")
+    head_init: str = option(
+        "auto", "Start of the head: zeros, glorot (random), or auto: zeros but for hat.", before="glorot"
+    )
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if self.head_init not in HEAD_INITS:
-            raise ValueError(f"`head_init` must be one of {HEAD_INITS}. Received: head_init={self.head_init!r}.")
+        if self.head_init not in (valid := ("auto", *HEAD_INITS)):
+            raise ValueError(f"`head_init` must be one of {', '.join(valid)}. Received: head_init={self.head_init!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Method(abc.ABC):
     at_once: ClassVar[bool] = False
     # The groups of variables it can train; settings of the training that are for none of them are not recorded.
     trains: ClassVar[tuple[str, ...]] = VARIABLE_GROUPS
+    # How the head starts where the config leaves it to the method, one of `HEAD_INITS`.
+    own_head_init: ClassVar[str] = "zeros"
     # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
@@ -133,9 +137,14 @@ class Method(abc.ABC):
             self.features(backbone, seed),
             num_classes,
             dropout=self.config.head_dropout,
-            init=self.config.head_init,
+            init=self.head_init,
             seed=seed,
         )
+
+    @property
+    def head_init(self) -> str:
+        """How the head of a task starts, one of `HEAD_INITS`."""
+        return self.own_head_init if self.config.head_init == "auto" else self.config.head_init
 
     def check_room(self, backbone: Backbone, tasks: int) -> None:
         """Refuses a sequence with more tasks than a network has room for, before its first training.

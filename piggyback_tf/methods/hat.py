@@ -248,6 +248,8 @@ class HAT(Method):
     sequential = True
     replaces_base = True
     trains = ("adapter", "weights", "head")
+    # Plain SGD hardly moves a head of zeros on features that gates have damped, and gates and weights get no gradient.
+    own_head_init = "glorot"
     recipe = MappingProxyType(
         {
             "sgd_momentum": 0.0,

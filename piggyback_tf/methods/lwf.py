@@ -139,7 +139,7 @@ class LwF(SharedNetwork):
         weights = join_heads(self.memory)
         features = self.features(backbone, seed)
         model = add_classification_head(
-            features, num_classes, dropout=self.config.head_dropout, init=self.config.head_init, seed=seed
+            features, num_classes, dropout=self.config.head_dropout, init=self.head_init, seed=seed
         )
         old_heads = keras.layers.Dense(sum(classes), dtype="float32", name=OLD_HEADS_NAME)
         logits = keras.layers.Concatenate(name="all_heads", dtype="float32")([model.output, old_heads(features.output)])

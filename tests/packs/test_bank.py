@@ -218,6 +218,8 @@ def test_packs_with_wrong_parts_are_refused(backbone):
         (np.full((1, 8, 8, 3), 255.5), r"values in \[0, 255\]"),
         (np.full((2, 8, 8, 3), 0.5, "float16"), r"float16, end at 0.5 as if they were scaled to \[0, 1\]; multiply"),
         (np.eye(24).reshape(3, 8, 8, 3), r"end at 1.0 as if they were scaled to \[0, 1\]"),
+        # One in a batch of others.
+        (np.stack([IMAGES[0], IMAGES[1] / 256]), r"image 1 of these, of type float.*as if they were scaled"),
     ],
 )
 def test_images_are_checked(backbone, images, message):

@@ -104,7 +104,6 @@ def test_the_check_for_chance_of_joint_training_is_within_the_own_head(tmp_path)
 def test_the_check_for_chance_does_not_see_what_a_method_adds_to_the_loss(tmp_path):
     # HAT's gates add about 0.75. With a head of zeros it would be at chance for longer than this.
     settings = toy_settings("hat", chance_epochs=2, warmup_steps=0, epochs=5, head_lr=1e-2)
-    settings = dataclasses.replace(settings, config=METHODS["hat"].Config(head_init="glorot"))
     history = run_sequence(tmp_path, toy_backbone(), {"a": _two_classes("a")}, settings)["steps"][0]["history"]
     assert min(history["loss"]) > np.log(2) > history["cross_entropy"][-1]
 

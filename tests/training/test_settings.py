@@ -159,7 +159,7 @@ def test_runs_that_recorded_other_defaults_are_refused_by_name(name, changed, re
     with pytest.raises(TrainingError) as refused:
         check_settings(folder, record(*COMMANDS[name]), complete=complete_run)
     assert re.findall(r"--(\w+) was", str(refused.value)) == changed
-    assert '--head_init was "glorot" and is "zeros" now' in str(refused.value)
+    assert '--head_init was "glorot" and is "auto" now' in str(refused.value)
 
 
 @pytest.mark.parametrize(
