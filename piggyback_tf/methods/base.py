@@ -43,9 +43,7 @@ class MethodConfig:
     """Settings that every method has."""
 
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
-    head_init: str = option(
-        "auto", "Start of the head: zeros, glorot (random), or auto: zeros but for hat.", before="glorot"
-    )
+    head_init: str = option("auto", "Start of the head: zeros, glorot, or auto, the method's.", before="glorot")
 
     def __post_init__(self) -> None:
         check_finite(self)
