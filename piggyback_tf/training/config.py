@@ -47,7 +47,7 @@ class TrainConfig:
     adam_epsilon: float = option(1e-7, "Epsilon of adam but for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
         3,
-        "Stop if the loss has been that of guessing for so many epochs after the warm-up; 0 never stops.",
+        "Stop if the loss is that of guessing for so many epochs, or the network has died; 0 never stops.",
         recorded=False,
     )
 
