@@ -39,8 +39,8 @@ _BINS, _BINS_PER_OCTAVE = 1024, 8
 # How much of the two averages of the loss is of the steps before. The loss rises where the short one is the larger.
 _SHORT, _LONG = 0.8, 0.95
 # By what the limits are multiplied in a step in which the loss rises, and in any other until they are whole again. They
-# stay whole if the loss rises in less than one of eight steps.
-_LESS, _MORE, _LEAST = 0.7, 1.05, 0.01
+# stay whole if the loss rises in less than one of six steps.
+_LESS, _MORE, _LEAST = 0.8, 1.05, 0.01
 
 
 class TrustRegionAdam(keras.optimizers.Adam):

@@ -78,5 +78,5 @@ def _loss_at_the_end(problem, method, train=None, **settings):
 
 def test_masks_learn_where_the_papers_recipe_dies(problem):
     assert _loss_at_the_end(problem, "classifier_only") < 0.7
-    assert _loss_at_the_end(problem, "piggyback") < 0.8
+    assert _loss_at_the_end(problem, "piggyback") < 0.9
     assert _loss_at_the_end(problem, "piggyback", PAPER | {"head_lr": 1e-4}, head_init="glorot") > 0.98
