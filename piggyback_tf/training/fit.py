@@ -129,7 +129,7 @@ def train_task(
             masks = mask_config(model)
             # Masks that start otherwise may drop most of the network at once, as they are told to.
             if masks and masks.init == "constant":
-                images = _some_images(data, config, inputs.for_size(backbone.image_size))
+                images = _some_images(data, config, inputs.for_size(backbone.image_size), backbone)
                 watches.append(StopWhenDead(images, backbone.model))
         if end == done:
             for watch in watches:
@@ -175,24 +175,25 @@ def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_
     model.optimizer.build(model.trainable_variables)
 
 
-def _some_images(data: TaskData, config: TrainConfig, inputs: InputConfig) -> tf.Tensor:
-    """Returns the first batch of the validation images, prepared as they are for evaluation."""
+def _validation(data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone) -> tf.data.Dataset:
+    """Returns the batches of validation."""
     validation = make_dataset(
-        data.validation,
-        inputs.augment_eval,
-        batch_size=config.batch_size,
-        training=False,
-        **inputs.cache_options(),
+        data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **inputs.cache_options()
     )
+    _check_image_size(validation, backbone, inputs.augment_eval)
+    return validation
+
+
+def _some_images(data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone) -> tf.Tensor:
+    """Returns the first batch of the validation images."""
     with surface_data_errors():
-        return next(iter(validation))[0]
+        return next(iter(_validation(data, config, inputs, backbone)))[0]
 
 
 def _datasets(
     data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone, first_epoch: int
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Returns the batches of training from an epoch on, and those of validation."""
-    options = inputs.cache_options()
     train = make_dataset(
         data.train,
         inputs.augment_train,
@@ -201,13 +202,10 @@ def _datasets(
         seed=config.seed,
         epochs=config.epochs,
         initial_epoch=first_epoch,
-        **options,
+        **inputs.cache_options(),
     )
-    validation = make_dataset(
-        data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **options
-    )
+    validation = _validation(data, config, inputs, backbone)
     _check_image_size(train, backbone, inputs.augment_train)
-    _check_image_size(validation, backbone, inputs.augment_eval)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas > 1:
         train = weight_for_replicas(train, config.batch_size, replicas)

@@ -104,6 +104,9 @@ def test_two_runs_and_another_order_of_tasks_give_the_same_pack(backbone, data):
 def test_images_of_another_size_are_refused(backbone, data):
     with pytest.raises(TrainingError, match=r"resize\(24,24\).*24x24.*32x32"):
         train_task(METHODS["classifier_only"](), backbone, data, QUICK, InputConfig(augment_train="resize(24,24)"))
+    watched = dataclasses.replace(QUICK, chance_epochs=3)
+    with pytest.raises(TrainingError, match=r"resize\(24,24\).*24x24.*32x32"):
+        train_task(METHODS["piggyback"](), backbone, data, watched, InputConfig(augment_eval="resize(24,24)"))
 
 
 def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
