@@ -11,15 +11,18 @@ import dataclasses
 import itertools
 import statistics
 from typing import Any
+from unittest import mock
 
 from common import Results, markdown, mean_and_spread, parser
 from tasks import Recipe, mobilenet, train_and_test
 
-from piggyback_tf.training import TrainConfig
+from piggyback_tf.training import TrainConfig, trust_region
 
 SETS = ("photos40", "dtd10", "gtsrb43")
 RECIPES = {
     "default": Recipe("piggyback"),
+    "no feedback": Recipe("piggyback"),
+    "less for any rise": Recipe("piggyback"),
     "no trust region: Adam at the same rate": Recipe("piggyback", train={"mask_trust": 0.0}),
     "no limit on what is promised": Recipe("piggyback", train={"mask_trust": 1e9}),
     "no budget of flips": Recipe("piggyback", train={"mask_budget": 1e9}),
@@ -31,6 +34,9 @@ RECIPES = {
     "classifier only": Recipe("classifier_only"),
     "fine-tuning": Recipe("finetune"),
 }
+# Constants of the code that a recipe changes.
+CONSTANTS = {"no feedback": {"_LEAST": 1.0}, "less for any rise": {"_RISE": 0.0}}
+_NONE = {"_LEAST": trust_region._LEAST}
 MEASURES = {"val_error": "val. error %", "val_loss": "val. loss", "final_loss": "final loss"}
 
 
@@ -46,9 +52,10 @@ def main() -> None:
         recipe, key = RECIPES[label], f"{name}/{label}/{seed}"
         config = dataclasses.replace(TrainConfig(seed=seed, chance_epochs=0), **recipe.train)
         state = f"ablation/{key}".replace(" ", "_").replace(":", "")
-        return results.run(
-            key, lambda: train_and_test(backbone, name, recipe.method, config, state, test=False, **recipe.settings)
-        )
+        with mock.patch.multiple(trust_region, **CONSTANTS.get(label, _NONE)):
+            return results.run(
+                key, lambda: train_and_test(backbone, name, recipe.method, config, state, test=False, **recipe.settings)
+            )
 
     # Seeds outermost: interrupted, every recipe has been tried on some of them.
     runs = list(itertools.product(options.seeds, options.sets, options.recipes))

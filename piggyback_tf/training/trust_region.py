@@ -36,8 +36,9 @@ _SAMPLE = 8192
 _LARGEST_SHARE = 0.1
 # Weights are told apart by |dE/dm| / W^2 in steps of an eighth of an octave.
 _BINS, _BINS_PER_OCTAVE = 1024, 8
-# How much of the two averages of the loss is of the steps before. The loss rises where the short one is the larger.
-_SHORT, _LONG = 0.8, 0.95
+# How much of the two averages of the loss is of the steps before. The loss rises where the short one is the larger by
+# this part of the standard deviation: steps that differ by chance alone make the difference 0.25 of it.
+_SHORT, _LONG, _RISE = 0.8, 0.95, 0.5
 # By what the limits are multiplied in a step in which the loss rises, and in any other until they are whole again. They
 # stay whole if the loss rises in less than one of six steps.
 _LESS, _MORE, _LEAST = 0.8, 1.05, 0.01
@@ -97,6 +98,7 @@ class TrustRegionAdam(keras.optimizers.Adam):
         scalar = {"shape": (), "aggregation": "only_first_replica"}
         self.average_loss = self.add_variable(**scalar, name="average_loss")
         self.long_average_loss = self.add_variable(**scalar, name="long_average_loss")
+        self.loss_variance = self.add_variable(**scalar, name="loss_variance")
         self.confidence = self.add_variable(**scalar, initializer="ones", name="confidence")
         self._size = sum(math.prod(variable.shape) for variable in variables)
 
@@ -113,11 +115,15 @@ class TrustRegionAdam(keras.optimizers.Adam):
         def averaged(before: keras.Variable, momentum: float) -> tf.Tensor:
             return tf.where(self.iterations == 0, loss, momentum * before.value + (1.0 - momentum) * loss)
 
+        # Before the averages know of it: one bad step is a large deviation.
+        deviation = tf.where(self.iterations == 0, 0.0, loss - self.long_average_loss.value)
+        variance = _LONG * self.loss_variance.value + (1.0 - _LONG) * tf.square(deviation)
         short, long = averaged(self.average_loss, _SHORT), averaged(self.long_average_loss, _LONG)
         self.average_loss.assign(short)
         self.long_average_loss.assign(long)
+        self.loss_variance.assign(variance)
         confidence = self.confidence.value
-        changed = tf.where(short > long, _LESS * confidence, _MORE * confidence)
+        changed = tf.where(short - long > _RISE * tf.sqrt(variance), _LESS * confidence, _MORE * confidence)
         self.confidence.assign(tf.clip_by_value(changed, _LEAST, 1.0))
 
     def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: Any) -> None:
@@ -128,15 +134,22 @@ class TrustRegionAdam(keras.optimizers.Adam):
         # Of several replicas each has computed the same rate.
         rate = distribution.experimental_local_results(learning_rate)[0]
         rates = tf.stack([tf.cast(rate, tf.float32), tf.cast(self.iterations + 1, tf.float32)])
-        samples = [
-            # A value for each replica, and all the same.
-            distribution.extended.update(variable, self._sample, args=(gradient,), group=False)[0]
-            for gradient, variable in pairs
-        ]
+        layers = [(variable, gradient, *self._state(variable)) for gradient, variable in pairs]
         largest = limit * _LARGEST_SHARE
-        lowest = self._lowest_score(self._histogram(tf.concat(samples, axis=1), rates, largest), limit, flips)
+        lowest = distribution.extended.update(
+            # The first variable stands for the replica that has them all.
+            pairs[0][1],
+            self._lowest_score,
+            args=(layers, rates, largest, limit, flips),
+            group=False,
+        )[0]
         for gradient, variable in pairs:
             distribution.extended.update(variable, self._move, args=(gradient, rates, lowest, largest), group=False)
+
+    def _state(self, variable: tf.Variable) -> tuple[Any, Any, Any]:
+        """Returns both moments and the frozen weights of a variable."""
+        index = self._get_variable_index(variable)
+        return self._momentums[index].value, self._velocities[index].value, self._kernel(index).value
 
     def _limits(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what the flips of this step may promise together, and how many they may be."""
@@ -145,57 +158,78 @@ class TrustRegionAdam(keras.optimizers.Adam):
         promised = confidence * self.trust * self.average_loss.value
         return promised, confidence * tf.cast(max_flips, tf.float32) * float(self._size)
 
-    def _sample(self, variable: tf.Variable, gradient: tf.Tensor) -> tf.Tensor:
-        """Returns what decides how weights move, of a sample of a layer's weights.
-
-        Returns:
-            float32 `[7, N]`: mask, gradient, both moments, weight, `promise_factor`, and for how many weights each
-            stands.
-        """
-        index = self._get_variable_index(variable)
-        size = math.prod(variable.shape)
-        stride = -(-size // _SAMPLE)
-        stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
-        kernel = tf.convert_to_tensor(self._kernel(index).value)
-        rows = [variable, gradient, self._momentums[index].value, self._velocities[index].value, kernel]
-        rows = [tf.reshape(tf.cast(row, tf.float32), [-1])[::stride] for row in rows]
-        factor = promise_factor(kernel, self.gradient_scaling) * tf.ones_like(kernel)
-        count = -(-size // stride)
-        return tf.stack([*rows, tf.reshape(factor, [-1])[::stride], tf.fill([count], size / count)])
-
-    def _histogram(self, samples: tf.Tensor, rates: tf.Tensor, largest: tf.Tensor) -> tf.Tensor:
-        """Returns the promises and the number of the flips to come, by score.
+    def _lowest_score(
+        self,
+        _: tf.Variable,
+        layers: Sequence[Sequence[Any]],
+        rates: tf.Tensor,
+        largest: tf.Tensor,
+        limit: tf.Tensor,
+        flips: tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns the score from which on weights may flip so that both limits are kept.
 
         Args:
-            samples: Those of all layers, see `_sample`.
+            layers: For each layer mask, gradient, both moments and frozen weights.
             rates: The rate and the number of the step, from 1.
-            largest: Weights that promise more do not count.
+            largest: Weights that promise more do not flip.
+            limit: What all may promise together.
+            flips: How many they may be.
+        """
+        tensors = [tuple(map(tf.convert_to_tensor, layer)) for layer in layers]
+        # One kernel for all layers: each operation of its own would cost more than what it computes.
+        counted, bins, weights = self._compiled("sample", self._sampled)(tensors, rates, largest)
+        # Few of the weights flip in a step.
+        flipping = tf.where(counted)[:, 0]
+        bins, weights = tf.gather(bins, flipping), tf.gather(weights, flipping)
+        histogram = tf.math.unsorted_segment_sum(weights, bins, _BINS)
+        limits = tf.stack([limit, flips])
+        above = tf.cumsum(histogram, reverse=True)
+        whole = tf.reduce_all(above <= limits, axis=1)
+        bins = _BINS - tf.reduce_sum(tf.cast(whole, tf.int32))
+        # Of the first bin that is too full its upper part flips, as if its weights were spread evenly.
+        split = tf.maximum(bins - 1, 0)
+        part = tf.reduce_min(tf.math.divide_no_nan(limits - (above - histogram)[split], histogram[split]))
+        octaves = (tf.cast(bins, tf.float32) - tf.clip_by_value(part, 0.0, 1.0) - _BINS / 2) / _BINS_PER_OCTAVE
+        # No more than all may flip: then there is no lowest score.
+        return tf.where(bins == 0, 0.0, tf.pow(2.0, octaves))
+
+    def _sampled(
+        self, layers: Sequence[Sequence[tf.Tensor]], rates: tf.Tensor, largest: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns of a sample of all weights which flip, their bins by score, and what they promise and are.
 
         Returns:
-            float32 `[_BINS, 2]`.
+            bool `[N]`, int32 `[N]`, and float32 `[N, 2]`: the promise of all weights for which one of the sample
+            stands, and how many they are.
         """
-        bins, weights = self._compiled("histogram", self._rank)(samples, rates, largest)
-        return tf.math.unsorted_segment_sum(weights, bins, _BINS)
+        parts = [self._sampled_layer(*layer, rates, largest) for layer in layers]
+        return tuple(tf.concat(part, axis=0) for part in zip(*parts, strict=True))
 
-    def _rank(self, samples: tf.Tensor, rates: tf.Tensor, largest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        before, gradient, mean, square, kernel, factor, count = tf.unstack(samples)
+    def _sampled_layer(
+        self,
+        before: tf.Tensor,
+        gradient: tf.Tensor,
+        mean: tf.Tensor,
+        square: tf.Tensor,
+        kernel: tf.Tensor,
+        rates: tf.Tensor,
+        largest: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        size = math.prod(before.shape)
+        stride = -(-size // _SAMPLE)
+        stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
+        factor = promise_factor(kernel, self.gradient_scaling) * tf.ones_like(kernel, tf.float32)
+        rows = [tf.reshape(row, [-1])[::stride] for row in (before, gradient, mean, square, kernel, factor)]
+        before, gradient, mean, square, kernel, factor = (tf.cast(row, tf.float32) for row in rows)
         after, mean, _ = self._adam(before, gradient, mean, square, rates)
         promise = self._promise(mean, rates) * factor
-        counted = self._flips(before, after) & (promise <= largest)
         score = tf.math.divide_no_nan(promise, tf.square(kernel))
         octave = tf.math.log(tf.maximum(score, 1e-30)) / math.log(2.0)
         bins = tf.cast(tf.clip_by_value(octave * _BINS_PER_OCTAVE + _BINS / 2, 0.0, _BINS - 1.0), tf.int32)
-        count = tf.where(counted, count, 0.0)
-        return bins, tf.stack([promise * count, count], axis=1)
-
-    def _lowest_score(self, histogram: tf.Tensor, limit: tf.Tensor, flips: tf.Tensor) -> tf.Tensor:
-        """Returns the score from which on weights may flip so that both limits are kept."""
-        above = tf.cumsum(histogram, reverse=True)
-        within = (above[:, 0] <= limit) & (above[:, 1] <= flips)
-        bins = _BINS - tf.reduce_sum(tf.cast(within, tf.int32))
-        lowest = tf.pow(2.0, (tf.cast(bins, tf.float32) - _BINS / 2) / _BINS_PER_OCTAVE)
-        # No more than all may flip: then there is no lowest score.
-        return tf.where(bins == 0, 0.0, lowest)
+        stands_for = tf.fill([-(-size // stride)], size / -(-size // stride))
+        counted = self._flips(before, after) & (promise <= largest)
+        return counted, bins, tf.stack([promise * stands_for, stands_for], axis=1)
 
     def _move(
         self, variable: tf.Variable, gradient: tf.Tensor, rates: tf.Tensor, lowest: tf.Tensor, largest: tf.Tensor
@@ -203,8 +237,7 @@ class TrustRegionAdam(keras.optimizers.Adam):
         """Takes Adam's step with every weight but those that would flip and may not, which stay where they are."""
         index = self._get_variable_index(variable)
         mean, square = self._momentums[index], self._velocities[index]
-        kernel = tf.convert_to_tensor(self._kernel(index).value)
-        arguments = (tf.convert_to_tensor(variable), tf.cast(gradient, tf.float32), mean.value, square.value, kernel)
+        arguments = (variable, tf.cast(gradient, tf.float32), *self._state(variable))
         move = self._compiled(tuple(variable.shape), self._moved)
         after, new_mean, new_square = move(*map(tf.convert_to_tensor, arguments), rates, lowest, largest)
         self.assign(variable, after)

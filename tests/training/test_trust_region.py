@@ -53,7 +53,7 @@ def test_a_herd_flips_for_no_more_than_a_part_of_the_loss(side):
     before = np.full(5000, THRESHOLD + side * 5e-4, "float32")
     flipped, promise = _step(before, side * gradient, kernel, loss=2.0)
     assert promise.sum() > 10 * 0.2, "all of them would promise many times what they may"
-    assert 0.1 < promise[flipped].sum() <= 0.2
+    assert promise[flipped].sum() == pytest.approx(0.2, rel=0.05)
     # Those that flip change the weights least for what they promise.
     score = promise / kernel**2
     small = promise <= 0.02
@@ -161,17 +161,17 @@ def test_the_loss_is_an_average_of_the_steps():
 
 
 def test_where_the_loss_rises_less_and_less_flips_until_it_falls_again():
-    mask, kernel = _variable(np.full(20_000, 5.5e-3)), _variable(_normal(20_000, 2))
+    mask, kernel = _variable(np.full(60_000, 5.5e-3)), _variable(_normal(60_000, 2))
     optimizer = TrustRegionAdam(1e-3, [kernel], trust=0.1, max_flips=1.0, threshold=THRESHOLD)
     optimizer.build([mask])
-    gradient, promised, dropped = np.abs(_normal(20_000, 1, 1e-3)), [], np.zeros(20_000, bool)
+    gradient, promised, dropped = np.abs(_normal(60_000, 1, 1e-3)), [], np.zeros(60_000, bool)
     for loss in [*np.linspace(2, 3, 20), *np.linspace(3, 1, 120)]:
         optimizer.watch_loss(tf.constant(loss, tf.float32))
         optimizer.apply([gradient], [mask])
         now = mask.numpy() < THRESHOLD
         promised.append(gradient[now & ~dropped].sum())
         dropped = now
-    assert 0.1 < promised[0] <= 0.2
+    assert promised[0] == pytest.approx(0.2, rel=0.2)
     assert promised[19] < 0.02, "what makes the loss rise goes on no more"
     assert float(optimizer.confidence) == 1.0
     assert promised[-1] > 0.02
