@@ -2,10 +2,10 @@
 
     PIGGYBACK_REALDATA=... python benchmarks/collapse.py
 
-MobileNetV2 at 96 px with ImageNet weights, 98 classes of cars, the schedule of 10 epochs of 32, of which the first three
-are trained. Of each step: the loss of its batch, the weights that flipped, the zeros in all and in the worst layer.
-`results/flip_limit/collapse.json` holds the same for the recipe before the trust region, by this script in a checkout of
-version 0.1. Writes results/collapse.json and the figure docs/collapse.svg.
+MobileNetV2 at 96 px with ImageNet weights, 98 classes of cars, the schedule of 10 epochs of 32, of which the first
+three are trained. Of each step: the loss of its batch, the weights that flipped, the zeros in all and in the worst
+layer. `results/flip_limit/collapse.json` holds the same for the recipe before the trust region, by this script in a
+checkout of that state. Writes results/collapse.json and the figure docs/collapse.svg.
 """
 
 import json
