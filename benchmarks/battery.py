@@ -163,6 +163,43 @@ def judge_cells(rows: Mapping[Run, Mapping[str, Any]]) -> tuple[list[list[str]],
     return lines, missed
 
 
+def judge_means(rows: Mapping[Run, Mapping[str, Any]]) -> list[list[str]]:
+    """Returns a line for each point about means: what, measured, limit, and whether it holds."""
+    masks = [run for run in rows if run.method == "piggyback"]
+
+    def mean(runs: Sequence[Run]) -> float:
+        return statistics.mean(error_of(rows[run]) for run in runs)
+
+    def against(what: str, runs: Sequence[Run], partners: Sequence[Run], limit: float) -> list[str]:
+        """Compares the means of runs and of their partners; without any the line says so."""
+        pairs = [(run, partner) for run, partner in zip(runs, partners, strict=True) if partner in rows]
+        if not pairs:
+            return [what, "-", f"{limit:+.1f}", "-"]
+        own, other = mean([run for run, _ in pairs]), mean([partner for _, partner in pairs])
+        holds = "yes" if own <= other + limit else "no"
+        return [f"{what} ({len(pairs)} pairs)", f"{own:.2f} against {other:.2f}", f"{limit:+.1f}", holds]
+
+    usual = [run for run in masks if dataclasses.replace(run, epochs=10, batch_size=32, rate=1.0) == run]
+    tuned = [dataclasses.replace(run, method="finetune") for run in usual]
+    lines = [against("masks and fine-tuning", usual, tuned, 0.5)]
+    for what, limit, changed in (
+        ("30 epochs and 10", 0.5, {"epochs": 30}),
+        *((f"batch {size} and 32", 2.0, {"batch_size": size}) for size in (8, 16, 64)),
+        ("a third of the rate and the rate", 2.0, {"rate": 1 / 3}),
+        ("three times the rate and the rate", 2.0, {"rate": 3.0}),
+    ):
+        runs = [run for run in masks if dataclasses.replace(run, **changed) == run and run not in usual]
+        default = [dataclasses.replace(run, epochs=10, batch_size=32, rate=1.0) for run in runs]
+        lines.append(against(what, runs, default, limit))
+    sketches = [run for run in usual if run.name == "pacs_sketch"]
+    if sketches:
+        found = mean(sketches)
+        lines.append(["pacs_sketch", f"{found:.2f}", "7.9", "yes" if found <= 7.9 else "no"])
+    idle = [run.key for run in masks if rows[run].get("zeros_percent", 1.0) < 0.01]
+    lines.append(["runs with less than 0.01 % zeros", ", ".join(idle) or "none", "", ""])
+    return lines
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -175,8 +212,9 @@ def main() -> None:
             rows[run] = battery.finetune(run) if run.method == "finetune" else battery.measure(run)
     lines, missed = judge_cells(rows)
     battery.results.save()
-    print(markdown(["network, set", "seeds", "piggyback", "classifier only", "fine-tuning", "zeros %"], lines))
-    print("\n".join(["", *missed]))
+    print(markdown(["network, set", "seeds", "piggyback", "classifier only", "fine-tuning", "zeros %"], lines), "\n")
+    print(markdown(["test error %", "measured", "limit", "holds"], judge_means(rows)), "\n")
+    print("\n".join(missed) or "No run died, and no cell is worse than classifier only by two standard errors.")
 
 
 if __name__ == "__main__":
