@@ -39,6 +39,7 @@ from piggyback_tf.commands.common import UsageError
 from piggyback_tf.data import DataError
 from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.flags import define_base_flags
+from piggyback_tf.junk import find_files
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from piggyback_tf.packs.find import find_packs
 
@@ -51,7 +52,7 @@ def run(path: Path) -> bool:
     verify = _choose(path)
     if verify is _verify_saved_model and FLAGS.min_agreement is not None:
         raise UsageError("--min_agreement is for a .tflite; what a SavedModel answers must be equal to 1e-5.")
-    images = sorted(path for path in Path(FLAGS.images).rglob("*") if path.is_file() and has_image_extension(path))
+    images = sorted(path for path in find_files(FLAGS.images) if has_image_extension(path))
     if not images:
         raise UsageError(f"--images={FLAGS.images}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)

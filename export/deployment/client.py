@@ -41,6 +41,20 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+# Files and folders that hold no data, in small letters: a copy of what `piggyback_tf/junk.py` has.
+JUNK = (
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "@recycle",
+    "lost+found",
+)
 MIB = 2**20
 # What a request may weigh before a server or proxy says more; a mask of 25 million weights is 2.9 MB.
 MAX_MESSAGE = 1024 * MIB
@@ -500,13 +514,25 @@ def _read_pack(path: str, export: str) -> Any:
         raise ClientError(str(error)) from error
 
 
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name holds no data: it is hidden, such as `._NAME` of macOS, or in `JUNK`."""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def _find_files(folder: str) -> Iterator[Path]:
+    """Yields the files in a folder and in those below it that are no junk and in none."""
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        yield from (Path(path, name) for name in files if not is_junk(name))
+
+
 def _find_images(paths: Sequence[str], listed: str | None, task: str | None) -> list[tuple[str, str]]:
     """Returns path and task of each image that the command line means."""
     found = []
     for path in paths:
         files = [path]
         if Path(path).is_dir():
-            files = sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = sorted(str(file) for file in _find_files(path) if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise ClientError(f"The folder {path!r} has no file {', '.join(SUFFIXES)}.")
         found += [(file, task) for file in files]

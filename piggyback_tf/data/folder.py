@@ -10,10 +10,9 @@ from absl import logging
 from piggyback_tf.data.images import EXTENSIONS, DataError, has_image_extension, read_image
 from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
+from piggyback_tf.junk import is_junk
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
-# Left by file managers and archivers; so is every name that starts with a dot.
-JUNK = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 class FolderSource(Source):
@@ -154,7 +153,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     """Returns what is in a folder, less the files that nobody put there on purpose."""
     try:
         with os.scandir(folder) as entries:
-            return [e for e in entries if not e.name.startswith(".") and e.name.lower() not in JUNK]
+            return [e for e in entries if not is_junk(e.name)]
     except FileNotFoundError:
         raise DataError(f"There is no folder {str(folder)!r}.") from None
     except NotADirectoryError:

@@ -14,6 +14,7 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data.images import check_pixels
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.find import packs_in
 from piggyback_tf.packs.fit import BaseSpec, check_fits
 from piggyback_tf.packs.held import HOLDS, HeldTask
 from piggyback_tf.packs.kernel_cache import KernelCache
@@ -310,7 +311,7 @@ class TaskBank:
             raise ValueError(f"A task is added as a TaskPack, a file, a URL or a folder. Received: {source!r}.")
         files = [source]
         if Path(source).is_dir():
-            files = sorted(Path(source).glob(f"*{PACK_SUFFIX}"))
+            files = packs_in(source)
             if not files:
                 raise PackError(f"The folder {os.fspath(source)!r} has no file *{PACK_SUFFIX}.")
         for file in files:

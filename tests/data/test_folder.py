@@ -48,6 +48,10 @@ def test_nested_files_capital_extensions_and_junk(make_folder):
     for junk in (".DS_Store", "Thumbs.db", "._000.png", "desktop.ini"):
         (root / "train/a" / junk).write_bytes(b"junk")
     (root / "train/.ipynb_checkpoints").mkdir()
+    for junk in ("@eaDir", "#recycle", "$RECYCLE.BIN", ".AppleDouble"):
+        for folder in (root / junk, root / "train" / junk, root / "train/a" / junk):
+            folder.mkdir()
+            (folder / "000.png").write_bytes(b"junk")
     (root / "README.md").write_text("about")
     data = load_data(f"folder:{root}")
     assert sorted(files(data.train) + files(data.validation)) == [

@@ -30,6 +30,10 @@ def _files(tmp_path_factory):
     for index, kind in enumerate(("JPEG", "PNG", "BMP")):
         data = encode(picture(40 + 9 * index, 50, seed=index), kind)
         (folder / "images" / "some" / f"{index}.{kind.lower()}").write_bytes(data)
+    # What file servers leave is none.
+    (folder / "images" / "@eaDir").mkdir()
+    for name in ("some/._0.jpeg", "@eaDir/0.jpeg"):
+        (folder / "images" / name).write_bytes(b"junk")
     return folder
 
 
