@@ -53,12 +53,14 @@ def write_deployment(
         OSError: If the files cannot be written.
     """
     export, options = Path(export), options or ServingOptions()
-    output = export / "deployment" if output is None else Path(output)
+    usual = export / "deployment"
+    output = usual if output is None else Path(output)
+    output = next((folder for folder in (export, usual) if folder.resolve() == output.resolve()), output)
     versions = exported_versions(export)
     loaded = loaded_versions(versions, options)
     memory = memory_of([export / str(version) for version in versions[-loaded:]], options, loaded)
-    inside = output.resolve().is_relative_to(export.resolve())
-    seen = os.path.relpath(export.resolve(), output.resolve()) if inside else str(export.resolve())
+    within = output.resolve().is_relative_to(export.resolve())
+    seen = os.path.relpath(export.resolve(), output.resolve()) if within else str(export.resolve())
     folders = [base / str(version) for base in (export, export / SECOND) for version in versions]
     files = {
         output / "models.config": texts.models_config(options, loaded).encode(),
@@ -67,13 +69,19 @@ def write_deployment(
         output / "kubernetes.yaml": texts.kubernetes(options, memory, _disk(folders)).encode(),
         output / "client.py": texts.read_client(),
     }
+    inside: dict[Path, bytes] = {}
     for version in versions:
         first, second = export / str(version), export / SECOND / str(version)
         requests = list(warm_up_requests(read_description(first), options.max_batch_size))
-        files[first / BATCHING_FILE] = texts.batching_params(options).encode()
+        inside[first / BATCHING_FILE] = texts.batching_params(options).encode()
         for servable in (first, second):
-            files[servable / WARMUP_FILE] = warm_up_records(servable, requests)
-    return write_files(files, output, overwrite=overwrite)
+            inside[servable / WARMUP_FILE] = warm_up_records(servable, requests)
+    # The export remembers what is in its versions, so that a deployment elsewhere may replace it. Earlier versions of
+    # this command remembered it in its folder `deployment`.
+    groups: dict[Path, dict[Path, bytes]] = {output: files}
+    for folder, content in ((export, inside), (usual, {})):
+        groups.setdefault(folder, {}).update(content)
+    return write_files(groups, overwrite=overwrite)
 
 
 def exported_versions(export: Path) -> list[int]:

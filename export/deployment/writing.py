@@ -10,20 +10,20 @@ from pathlib import Path
 from export.servable.folder import ExportError, made_folder
 from piggyback_tf.files import atomic_file
 
-# Beside the files: what was written last, to tell whether somebody changed it since.
+# What was written last, to tell whether somebody changed it since.
 RECORD = ".written.json"
 
 
-def write_files(files: Mapping[Path, bytes], folder: Path, *, overwrite: bool = False) -> list[Path]:
+def write_files(groups: Mapping[Path, Mapping[Path, bytes]], *, overwrite: bool = False) -> list[Path]:
     """Writes files, and remembers them so that the next call may replace them.
 
-    A file that is there is replaced if the last call wrote it, or one of the same content: a version that tasks were
+    A file that is there is replaced if an earlier call wrote it, or one of the same content: a version that tasks were
     added to has copies of what was written into the old one. Every file is complete on the disk before the first takes
     its place.
 
     Args:
-        files: Content by path.
-        folder: Where it is remembered what was written; made if need be.
+        groups: By the folder in which it is remembered what was written, content by path. What any of these folders
+            remembers counts for all files. They are made if need be.
         overwrite: Whether other files may be replaced, too.
 
     Returns:
@@ -33,18 +33,23 @@ def write_files(files: Mapping[Path, bytes], folder: Path, *, overwrite: bool = 
         ExportError: If there is another file in a place, and `overwrite` is false; then nothing is written.
         OSError: If the files cannot be written.
     """
-    known = _read_record(folder / RECORD)
+    records = {folder: _read_record(folder / RECORD) for folder in groups}
+    known = {digest for record in records.values() for digest in record.values()}
+    files = {path: data for group in groups.values() for path, data in group.items()}
     changed = {path: data for path, data in files.items() if not _holds(path, data)}
     for path in changed:
-        if path.exists() and not overwrite and _digest(path.read_bytes()) not in known.values():
+        if path.exists() and not overwrite and _digest(path.read_bytes()) not in known:
             raise ExportError(
                 f"{str(path)!r} was not written by this command, or was changed since; move it away, or replace it "
                 "with --overwrite."
             )
-    digests = known | {_key(path, folder): _digest(data) for path, data in files.items()}
-    record = json.dumps(digests, indent=1, sort_keys=True) + "\n"
+    written = {}
+    for folder, group in groups.items():
+        record = records[folder] | {_key(path, folder): _digest(data) for path, data in group.items()}
+        if record != records[folder]:
+            written[folder / RECORD] = f"{json.dumps(record, indent=1, sort_keys=True)}\n".encode()
     with contextlib.ExitStack() as stack:
-        for path, data in {folder / RECORD: record.encode(), **changed}.items():
+        for path, data in {**written, **changed}.items():
             stack.enter_context(made_folder(path.parent))
             stack.enter_context(atomic_file(path)).write_bytes(data)
     return list(changed)

@@ -260,6 +260,26 @@ def test_what_was_written_is_replaced_and_what_was_edited_is_not(export):
     assert _batching_parameters(edited.read_text())["max_execution_batch_size"] == 16
 
 
+def test_a_deployment_may_be_written_to_a_second_place(export, tmp_path):
+    """The files in the versions are those of the last call, wherever it wrote the others."""
+    first, second = (ServingOptions(max_batch_size=size) for size in (32, 8))
+    write_deployment(export, options=first)
+    for options, output in ((second, tmp_path / "out"), (first, None), (second, export / "../export/deployment")):
+        write_deployment(export, output, options)
+        found = _batching_parameters((export / "2" / "batching_params.pbtxt").read_text())
+        assert found["max_execution_batch_size"] == options.max_batch_size
+    # As earlier versions remembered it: in the folder of the deployment alone.
+    record, older = export / ".written.json", export / "deployment/.written.json"
+    old = {f"../{name}": digest for name, digest in json.loads(record.read_text()).items()}
+    older.write_text(json.dumps(json.loads(older.read_text()) | old))
+    record.unlink()
+    write_deployment(export, tmp_path / "third", first)
+    (export / "2" / "batching_params.pbtxt").write_text("edited\n")
+    with pytest.raises(ExportError, match="2/batching_params.pbtxt' was not written by this command"):
+        write_deployment(export, tmp_path / "fourth", second)
+    assert not (tmp_path / "fourth").exists()
+
+
 def test_warm_up_requests_of_others_are_kept(export):
     path = export / "1" / WARMUP_FILE
     path.parent.mkdir()
