@@ -163,17 +163,18 @@ def _write(
     """
     if not len(tables.names):
         raise ExportError(NO_TASKS)
-    unpacked = choose_cache(options.cache, options.memory_limit, layout, tables) == "unpacked"
+    kernels = choose_cache(options.cache, options.memory_limit, layout, tables)
     version = next_version(output) if version is None else version
     try:
         with new_version(output, version) as (first, second):
             network = first.parent / "network"
             base = make_base(network)
-            servable, with_mask = Servable(base, tables, options, unpacked=unpacked), WithMask(base, tables, options)
+            servable = Servable(base, tables, options, unpacked=kernels == "unpacked")
+            with_mask = WithMask(base, tables, options)
             for module, folder in ((servable, first), (with_mask, second)):
                 tf.saved_model.save(module, str(folder), signatures=module.signatures())
             share_variables(first, second)
-            write_description(first, spec, layout, tables, dataclasses.asdict(options))
+            write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels)
             network.rename(first / NETWORK)
             if source is not None:
                 carry_over(source, first, second)

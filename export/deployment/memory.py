@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from export.deployment.options import ServingOptions
-from export.servable.cache import choose_cache, memory_needed
+from export.servable.cache import memory_needed
 from export.servable.decode import BYTES_PER_PIXEL
-from export.servable.folder import read_export
+from export.servable.folder import read_description, read_export
 from export.servable.headers import MAX_PIXELS
 
 _MEGABYTE = 2**20
@@ -63,7 +63,10 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Mem
     for folder in versions:
         base, tables, chosen = read_export(folder)
         need = memory_needed(base.layout, tables)
-        cache = choose_cache(chosen.cache, chosen.memory_limit, base.layout, tables)
+        cache = read_description(folder).get("kernels", chosen.cache)
+        if cache == "auto":
+            # Earlier versions did not write down what they chose: to unpack what fits.
+            cache = "unpacked" if need["unpacked"] <= chosen.memory_limit * _MEGABYTE else "packed"
         kernels = 4 * base.layout.kernels.length
         # The second servable has the base's weights once more, and no masks.
         second = kernels + 4 * base.layout.rest.length + tables.norms[0].nbytes

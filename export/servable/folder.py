@@ -143,13 +143,14 @@ def share_variables(first: Path, second: Path) -> None:
 
 
 def write_description(
-    folder: Path, spec: BaseSpec, layout: Layout, tables: TaskTables, options: dict[str, Any]
+    folder: Path, spec: BaseSpec, layout: Layout, tables: TaskTables, options: dict[str, Any], kernels: str
 ) -> None:
-    """Writes what is known of an export beside its variables."""
+    """Writes what is known of an export beside its variables; `kernels` says how masked kernels are kept."""
     base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}
     # Beside "base" and not in it, so that earlier versions read the export, too.
     structure = {} if spec.structure is None else spec.structure.to_json()
-    content = {"format": FORMAT, "base": base, **structure, "options": options, **tables.to_json()}
+    content = {"format": FORMAT, "base": base, **structure, "options": options, "kernels": kernels}
+    content |= tables.to_json()
     content["layout"] = layout.to_json()
     path = folder / DESCRIPTION
     path.parent.mkdir(exist_ok=True)

@@ -18,7 +18,9 @@ class ExportOptions:
     """
 
     cache: str = option(
-        "auto", "Masked kernels: unpacked once (fast, large), packed (unpacked in every call), or auto."
+        "auto",
+        "Masked kernels: unpacked once (fast, large), packed (unpacked in every call), or auto: packed if there "
+        "are more than four tasks.",
     )
     memory_limit: int = option(4096, "Megabytes for all arrays of the export in memory; what needs more is refused.")
     top_k: int = option(5, "How many classes the signature for encoded images returns.")

@@ -231,6 +231,19 @@ def test_memory_is_that_of_the_arrays(small):
     assert Memory(100 * mega, 50 * mega, 30 * mega, 2).limit == (512 + 3 * 100 + 50 + 30) * 5 / 4
 
 
+def test_memory_is_that_of_the_kernels_as_they_were_written(export):
+    path = export / "1/assets/export.json"
+    content = json.loads(path.read_text()) | {"kernels": "packed"}
+    content["options"]["cache"] = "auto"
+    found = {}
+    # Earlier versions unpacked whatever fits, and did not write it down.
+    for kernels in ("packed", "unpacked", None):
+        content["kernels"] = kernels
+        path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+        found[kernels] = memory_of([export / "1"], ServingOptions(), 1).arrays
+    assert found["packed"] < found["unpacked"] == found[None]
+
+
 @pytest.mark.parametrize(
     "labels, loaded", [({}, 1), ({"stable": 3}, 2), ({"canary": 3, "stable": 2}, 3), ({"stable": 1}, 4)]
 )
