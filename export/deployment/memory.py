@@ -7,7 +7,6 @@ from export.deployment.options import ServingOptions
 from export.servable.cache import memory_needed
 from export.servable.decode import BYTES_PER_PIXEL
 from export.servable.folder import read_description, read_export
-from export.servable.headers import MAX_PIXELS
 
 _MEGABYTE = 2**20
 # The program itself, its libraries and threads.
@@ -59,7 +58,7 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Mem
     Raises:
         ExportError: If a folder is no whole export.
     """
-    arrays = working = 0
+    arrays = working = pixels = 0
     for folder in versions:
         base, tables, chosen = read_export(folder)
         need = memory_needed(base.layout, tables)
@@ -73,4 +72,5 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Mem
         arrays = max(arrays, need[cache] + second)
         images = options.max_batch_size * base.spec.image_size**2 * _FEATURE_BYTES
         working = max(working, options.cpus * (kernels + images))
-    return Memory(arrays, working, options.cpus * MAX_PIXELS * BYTES_PER_PIXEL, loaded)
+        pixels = max(pixels, chosen.max_image_pixels)
+    return Memory(arrays, working, options.cpus * pixels * BYTES_PER_PIXEL, loaded)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from export.servable.batches import surviving
 from export.servable.headers import DEEP_GREY, DEEP_RGBA, JPEG, RGB, RGBA, Headers, read_headers
+from export.servable.options import MAX_PIXELS
 from export.servable.resize import parse_preparation, prepare
 
 # Files that are decoded at a time: at most so many, and pixels unless it is one file.
@@ -25,7 +26,11 @@ _CHANNELS = {RGB: 3, RGBA: 4, DEEP_GREY: 1, DEEP_RGBA: 4}
 
 
 def decode_batch(
-    files: tf.Tensor, preparation: tf.Tensor, preparations: tuple[str, ...], size: int
+    files: tf.Tensor,
+    preparation: tf.Tensor,
+    preparations: tuple[str, ...],
+    size: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes and prepares a batch of files.
 
@@ -34,12 +39,13 @@ def decode_batch(
         preparation: The place of each image's augmentation in `preparations`, int32 `[B]`.
         preparations: Augmentation strings.
         size: Side S of the prepared images.
+        max_pixels: Pixels of the largest file that is decoded; as many are decoded at a time.
 
     Returns:
         Images, uint8 `[B, S, S, 3]`, black where a file is broken, too large or not prepared to S x S pixels; and
         which are good, bool `[B]`.
     """
-    headers, count = read_headers(files), tf.shape(files)[0]
+    headers, count = read_headers(files, max_pixels), tf.shape(files)[0]
     chains = [parse_preparation(augment) for augment in preparations]
 
     def prepare_row(row_and_content: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -51,7 +57,7 @@ def decode_batch(
     def decode_next(start: tf.Tensor, images: tf.Tensor, good: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Decodes and prepares the next files, as many as may be in memory at a time."""
         pixels = tf.cumsum(headers.pixels[start : start + _FILES])
-        end = start + tf.maximum(tf.reduce_sum(tf.cast(pixels <= _PIXELS, tf.int32)), 1)
+        end = start + tf.maximum(tf.reduce_sum(tf.cast(pixels <= min(_PIXELS, max_pixels), tf.int32)), 1)
         rows, contents = decode_files(files, headers, tf.range(start, end))
         signature = tf.TensorSpec([size, size, 3], tf.uint8), tf.TensorSpec([], tf.bool)
         found = tf.map_fn(prepare_row, (rows, contents), fn_output_signature=signature, parallel_iterations=2)

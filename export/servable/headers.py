@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from export.servable.numbers import read_number
+from export.servable.options import MAX_PIXELS
 from export.servable.profiles import UNREAD, keep_pixels
 from piggyback_tf.data.images import EXIF_START, JPEG_START, PNG_START, PROFILE_START
 
 # Kinds of files, by how they are decoded; -1 is neither JPEG nor PNG, too large, or nothing that is decoded alike.
 JPEG, RGB, RGBA, DEEP_GREY, DEEP_RGBA = range(5)
-# Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
-MAX_PIXELS = 89_478_485
 _EXIF, _PROFILE, _SCAN = 0xFFE1, 0xFFE2, 0xFFDA
 # Start of frame: all markers from C0 to CF but those of tables (C4), extensions (C8) and arithmetic conditioning (CC).
 _FRAMES = [0xFFC0 + number for number in range(16) if number not in (4, 8, 12)]
@@ -63,12 +62,12 @@ class Headers:
         return tf.where(self.kind >= 0, tf.reduce_prod(tf.cast(self.sides, tf.float64), axis=1), 0.0)
 
 
-def read_headers(files: tf.Tensor) -> Headers:
-    """Returns the headers of files, string `[B]`."""
+def read_headers(files: tf.Tensor, max_pixels: int = MAX_PIXELS) -> Headers:
+    """Returns the headers of files, string `[B]`, of which those with more pixels are not decoded."""
     kind, sides, orientation, profile = tf.map_fn(_read, files, fn_output_signature=_FOUND)
     # Transparent grey of 16 bits becomes four channels of it, and takes twice the memory of other files meanwhile.
     pixels = tf.reduce_prod(tf.cast(sides, tf.float64), axis=1) * tf.cast(tf.where(kind == DEEP_RGBA, 2, 1), tf.float64)
-    fits = (tf.reduce_min(sides, axis=1) > 0) & (pixels <= MAX_PIXELS)
+    fits = (tf.reduce_min(sides, axis=1) > 0) & (pixels <= max_pixels)
     fits &= keep_pixels(profile, deflated=kind != JPEG)
     return Headers(tf.where(fits, kind, -1), sides, orientation)
 

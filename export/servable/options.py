@@ -7,6 +7,8 @@ from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
 
 IMAGE_DTYPES = ("uint8", "float32")
+# Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
+MAX_PIXELS = 89_478_485
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,23 @@ class ExportOptions:
     memory_limit: int = option(4096, "Megabytes for all arrays of the export in memory; what needs more is refused.")
     top_k: int = option(5, "How many classes the signature for encoded images returns.")
     image_dtype: str = option("uint8", "What the images of a call are: uint8 or float32, in [0, 255].")
+    max_image_pixels: int = option(
+        MAX_PIXELS,
+        "Pixels of the largest JPEG or PNG file that is decoded, width times height; the memory of a server follows "
+        "from it.",
+    )
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
             raise ValueError(unknown_name_message("cache", str(self.cache), list(CACHES)))
         if self.image_dtype not in IMAGE_DTYPES:
             raise ValueError(unknown_name_message("image_dtype", str(self.image_dtype), list(IMAGE_DTYPES)))
-        for name in ("memory_limit", "top_k"):
+        for name in ("memory_limit", "top_k", "max_image_pixels"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1. Received: {name}={value!r}.")
+        if self.max_image_pixels > MAX_PIXELS:
+            raise ValueError(
+                f"max_image_pixels must be at most {MAX_PIXELS}, which is what training takes. Received: "
+                f"max_image_pixels={self.max_image_pixels}."
+            )

@@ -32,7 +32,7 @@ class Servable(tf.Module):
         self._features, self._section = base.features, base.layout.kernels
         self._size, self._dtype = base.spec.image_size, tf.as_dtype(options.image_dtype)
         self._count, self._width, self._top_k = len(tables.names), int(tables.classes.max()), options.top_k
-        self._preparations = tables.preparations
+        self._preparations, self._max_pixels = tables.preparations, options.max_image_pixels
         self.kernels = tf.Variable(base.kernels, trainable=False, name="kernels")
         self.rest = tf.Variable(base.rest, trainable=False, name="rest")
         # For the second servable, which reads it from the same file.
@@ -76,7 +76,8 @@ class Servable(tf.Module):
         places = self._find(task)
         known = self._known(places)
         tasks = tf.maximum(places, 0)
-        images, image_ok = decode_batch(image_bytes, tf.gather(self.preparation, tasks), self._preparations, self._size)
+        preparation = tf.gather(self.preparation, tasks)
+        images, image_ok = decode_batch(image_bytes, preparation, self._preparations, self._size, self._max_pixels)
         probabilities, _ = self._classify_rows(tf.cast(images, self._dtype), tf.where(image_ok, places, -1))
         # Of equal probabilities the first class comes first; columns behind the last class have 0.
         wider = tf.pad(probabilities, [[0, 0], [0, max(0, self._top_k - self._width)]])

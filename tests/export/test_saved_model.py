@@ -21,6 +21,7 @@ from export.servable.options import ExportOptions
 from export.servable.tables import TaskTables
 from piggyback_tf.data import DataError
 from piggyback_tf.packs import PackError
+from tests.export.helpers import encode, picture
 from tests.packs.helpers import pack_of, renamed, trained_model
 
 IMAGES = np.random.default_rng(2).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -282,8 +283,25 @@ def test_the_cache_is_chosen_by_the_limit_of_memory(small):
         choose_cache("auto", 1, layout, tables)
 
 
+def test_larger_files_than_the_option_says_are_flagged(small, tmp_path):
+    options = ExportOptions(max_image_pixels=400)
+    signatures = tf.saved_model.load(str(export_saved_model(small.backbone, small.packs, tmp_path, options))).signatures
+    files = [encode(picture(*sides), kind) for kind in ("JPEG", "PNG") for sides in ((20, 20), (20, 21), (10, 40))]
+    task = small.packs[0].task
+    found = signatures["encoded"](image_bytes=tf.constant(files), task=tf.constant([task] * 6))
+    assert found["image_ok"].numpy().tolist() == [True, False, True] * 2
+    # Nothing else changes.
+    whole = tf.saved_model.load(str(small.packed)).signatures["encoded"]
+    expected = whole(image_bytes=tf.constant(files), task=tf.constant([task] * 6))
+    good = found["image_ok"].numpy()
+    np.testing.assert_allclose(found["scores"].numpy()[good], expected["scores"].numpy()[good], rtol=0, atol=1e-6)
+    assert expected["image_ok"].numpy().all()
+
+
 @pytest.mark.parametrize(
-    "field, value", [("cache", "both"), ("memory_limit", 0), ("top_k", 0), ("image_dtype", "float16")]
+    "field, value",
+    [("cache", "both"), ("memory_limit", 0), ("top_k", 0), ("image_dtype", "float16")]
+    + [("max_image_pixels", 0), ("max_image_pixels", 10**8)],
 )
 def test_options_are_checked(field, value):
     with pytest.raises(ValueError, match=field):

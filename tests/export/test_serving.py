@@ -19,7 +19,7 @@ from export.deployment.warmup import WARMUP_FILE
 from export.saved_model import add_tasks
 from export.servable.cache import memory_needed
 from export.servable.folder import ExportError, read_export
-from export.servable.headers import MAX_PIXELS
+from export.servable.options import MAX_PIXELS
 from export.serving import write_deployment
 from tests.export.helpers import BATCH, ROOT, replay
 from tests.packs.helpers import renamed
@@ -226,7 +226,7 @@ def test_memory_is_that_of_the_arrays(small):
     assert need(small.packed, cpus=8).working == 2 * packed.working
     mega = 2**20
     # One image of the largest size must not be enough to have a server killed.
-    assert packed.decoding > 4 * MAX_PIXELS * 12 - 1
+    assert packed.decoding == 4 * MAX_PIXELS * 12
     assert Memory(100 * mega, 50 * mega, 30 * mega, 2).request == 512 + 2 * 100 + 50
     assert Memory(100 * mega, 50 * mega, 30 * mega, 2).limit == (512 + 3 * 100 + 50 + 30) * 5 / 4
 
@@ -242,6 +242,21 @@ def test_memory_is_that_of_the_kernels_as_they_were_written(export):
         path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
         found[kernels] = memory_of([export / "1"], ServingOptions(), 1).arrays
     assert found["packed"] < found["unpacked"] == found[None]
+
+
+def test_memory_follows_the_largest_image_that_is_decoded(export):
+    """Three megabytes of arrays had a limit of 5.8 GB."""
+    path, found = export / "1/assets/export.json", {}
+    content = json.loads(path.read_text())
+    # Exports of earlier versions do not have the option.
+    for pixels in (MAX_PIXELS, 12_000_000, None):
+        content["options"] = {name: v for name, v in content["options"].items() if name != "max_image_pixels"}
+        content["options"] |= {} if pixels is None else {"max_image_pixels": pixels}
+        path.write_text(json.dumps(content))
+        found[pixels] = memory_of([export / "1"], ServingOptions(), 1)
+    assert found[None] == found[MAX_PIXELS]
+    assert found[12_000_000].decoding == 4 * 12_000_000 * 12
+    assert found[12_000_000].limit < 1400 < 5000 < found[None].limit
 
 
 @pytest.mark.parametrize(
