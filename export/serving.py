@@ -3,10 +3,10 @@
     python -m export.serving DIR
     python -m export.serving DIR --stable=3 --canary=4 --output=FOLDER
 
-Writes `models.config`, `batching_parameters.txt`, `docker-compose.yml`, `kubernetes.yaml` and `client.py` to
-`DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first one its
-`batching_params.pbtxt`. Run again, it replaces what it wrote; a file that somebody changed it leaves alone, unless
---overwrite is given.
+Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
+`client.py` to `DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first
+one its `batching_params.pbtxt`. Run again, it replaces what it wrote; a file that somebody changed it leaves alone,
+unless --overwrite is given.
 """
 
 import os
@@ -65,6 +65,7 @@ def write_deployment(
     files = {
         output / "models.config": texts.models_config(options, loaded).encode(),
         output / "batching_parameters.txt": texts.batching_threads(options).encode(),
+        output / "monitoring.config": texts.monitoring().encode(),
         output / "docker-compose.yml": texts.compose(options, memory, seen).encode(),
         output / "kubernetes.yaml": texts.kubernetes(options, memory, _disk(folders)).encode(),
         output / "client.py": texts.read_client(),

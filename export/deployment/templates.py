@@ -31,6 +31,18 @@ MODELS = Template("""\
 # Written by `python -m export.serving`. ModelServerConfig; the server reads it again every $poll seconds.
 $config""")
 
+MONITORING = """\
+# Written by `python -m export.serving`. MonitoringConfig: Prometheus reads this path at the port of REST.
+prometheus_config { enable: true path: "/monitoring/prometheus/metrics" }
+"""
+
+# Asks with bash alone whether a version of a model is loaded: the image has neither curl nor wget.
+HEALTH = (
+    r"exec 3<>/dev/tcp/127.0.0.1/8501 && printf 'GET /v1/models/%s HTTP/1.1\r\nHost: localhost\r\nConnection: "
+    r"close\r\n\r\n' >&3 && "
+    """grep -q '"AVAILABLE"' <&3"""
+)
+
 FLAGS = (
     "--model_config_file=/deployment/models.config",
     "--model_config_file_poll_wait_seconds=$poll",
@@ -39,6 +51,7 @@ FLAGS = (
     "--enable_batching=true",
     "--batching_parameters_file=/deployment/batching_parameters.txt",
     "--enable_per_model_batching_parameters=true",
+    "--monitoring_config_file=/deployment/monitoring.config",
     # In a container TensorFlow counts the cores of the machine.
     "--tensorflow_intra_op_parallelism=$cpus",
     "--tensorflow_inter_op_parallelism=$cpus",
@@ -69,15 +82,13 @@ $flags
         target: /deployment
         read_only: true
     healthcheck:
-      # The image has bash and grep, but neither curl nor wget. The port opens when all models are loaded.
+      # Both models. The image has bash and grep, but neither curl nor wget. The port opens when all models are loaded.
       test:
         - CMD
         - bash
         - -c
         - >-
-          exec 3<>/dev/tcp/127.0.0.1/8501 &&
-          printf 'GET /v1/models/$name HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3 &&
-          grep -q '"AVAILABLE"' <&3
+          $health
       interval: 10s
       timeout: 5s
       retries: 3
@@ -117,6 +128,8 @@ data:
 $models
   batching_parameters.txt: |
 $threads
+  monitoring.config: |
+$monitoring
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -136,7 +149,20 @@ spec:
     metadata:
       labels:
         app: "$slug"
+      annotations:
+        # For a Prometheus that finds its targets by these names.
+        prometheus.io/scrape: "true"
+        prometheus.io/port: "8501"
+        prometheus.io/path: /monitoring/prometheus/metrics
     spec:
+      # What Kubernetes' standard `restricted` asks for. The files of the volume must be readable for everybody.
+      automountServiceAccountToken: false
+      securityContext:
+        runAsNonRoot: true
+        runAsUser: 10001
+        runAsGroup: 10001
+        seccompProfile:
+          type: RuntimeDefault
       nodeSelector:
         kubernetes.io/arch: amd64
       containers:
@@ -156,10 +182,14 @@ $flags
               port: rest
             periodSeconds: 5
             failureThreshold: 120
+          # Both models. The path of a model that is there but not loaded answers with status 200, too.
           readinessProbe:
-            httpGet:
-              path: /v1/models/$name
-              port: rest
+            exec:
+              command:
+                - bash
+                - -c
+                - >-
+                  $health
             periodSeconds: 10
             timeoutSeconds: 5
           livenessProbe:
@@ -179,6 +209,9 @@ $flags
               memory: ${limit}Mi
           securityContext:
             allowPrivilegeEscalation: false
+            capabilities:
+              drop:
+                - ALL
           volumeMounts:
             - name: export
               mountPath: /models/$name

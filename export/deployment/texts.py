@@ -55,6 +55,11 @@ def batching_params(options: ServingOptions) -> str:
     )
 
 
+def monitoring() -> str:
+    """Returns `monitoring.config`: that the server has a page for Prometheus."""
+    return templates.MONITORING
+
+
 def compose(options: ServingOptions, memory: Memory, export: str) -> str:
     """Returns `docker-compose.yml`.
 
@@ -88,6 +93,7 @@ def kubernetes(options: ServingOptions, memory: Memory, disk: int) -> str:
         strategy="RollingUpdate" if several else "Recreate",
         models=_block(models_config(options, memory.loaded)),
         threads=_block(batching_threads(options)),
+        monitoring=_block(monitoring()),
         disk=max(1024, -(-3 * disk // _MEGABYTE)),
         request=memory.request,
         arrays=-(-memory.arrays // _MEGABYTE),
@@ -106,6 +112,7 @@ def _common(options: ServingOptions, memory: Memory) -> dict[str, str | int]:
         "image": options.image,
         "cpus": options.cpus,
         "limit": memory.limit,
+        "health": " && ".join(templates.HEALTH % name for name in (options.name, options.second_name)),
     }
 
 

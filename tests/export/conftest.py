@@ -43,3 +43,12 @@ def _exports(small, tmp_path_factory):
         shutil.copytree(getattr(small, name).parent, folder / name)
         write_deployment(folder / name, options=ServingOptions(max_batch_size=BATCH, cpus=2))
     return folder
+
+
+@pytest.fixture(name="export")
+def _export(small, tmp_path):
+    """An export of three versions, of which the second and third are the first one again."""
+    for version in ("1", "2", "3"):
+        shutil.copytree(small.packed, tmp_path / "export" / version)
+        shutil.copytree(small.packed.parent / "with_mask" / "1", tmp_path / "export" / "with_mask" / version)
+    return tmp_path / "export"

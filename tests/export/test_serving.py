@@ -1,11 +1,9 @@
 """What is written beside an export for a server."""
 
-import http.server
 import json
 import shutil
 import subprocess
 import sys
-import threading
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
@@ -25,7 +23,14 @@ from tests.export.helpers import BATCH, ROOT, replay
 from tests.packs.helpers import renamed
 
 yaml = pytest.importorskip("yaml")
-NAMES = ["models.config", "batching_parameters.txt", "docker-compose.yml", "kubernetes.yaml", "client.py"]
+NAMES = [
+    "models.config",
+    "batching_parameters.txt",
+    "monitoring.config",
+    "docker-compose.yml",
+    "kubernetes.yaml",
+    "client.py",
+]
 # The fields of BatchingParameters in TensorFlow Serving's session_bundle_config.proto that are wrapped numbers.
 WRAPPED = {
     "Int64Value": ["max_batch_size", "max_execution_batch_size", "batch_timeout_micros"]
@@ -33,15 +38,6 @@ WRAPPED = {
     "StringValue": ["thread_pool_name"],
     "BoolValue": ["enable_large_batch_splitting"],
 }
-
-
-@pytest.fixture(name="export")
-def _export(small, tmp_path):
-    """An export of three versions, of which the second and third are the first one again."""
-    for version in ("1", "2", "3"):
-        shutil.copytree(small.packed, tmp_path / "export" / version)
-        shutil.copytree(small.packed.parent / "with_mask" / "1", tmp_path / "export" / "with_mask" / version)
-    return tmp_path / "export"
 
 
 def _files(folder):
@@ -105,113 +101,6 @@ def test_an_export_is_read_as_before(exports, small):
     for name in ("packed", "unpacked"):
         before, after = read_export(getattr(small, name)), read_export(exports / name / "1")
         assert after[1].to_json() == before[1].to_json()
-
-
-def test_compose(exports):
-    text = (exports / "packed/deployment/docker-compose.yml").read_text()
-    service = yaml.safe_load(text)["services"]["serving"]
-    assert service["image"] == "tensorflow/serving:2.21.0"
-    assert {"--enable_batching=true", "--enable_per_model_batching_parameters=true"} < set(service["command"])
-    assert "--allow_version_labels_for_unavailable_models=true" in service["command"]
-    mounts = {volume["target"]: volume["source"] for volume in service["volumes"]}
-    assert mounts == {"/models/piggyback": "..", "/deployment": "."}
-    for flag in ("model_config_file", "batching_parameters_file"):
-        path = next(line for line in service["command"] if line.startswith(f"--{flag}=")).partition("=")[2]
-        assert (exports / "packed/deployment" / path.removeprefix("/deployment/")).is_file()
-    assert service["deploy"]["resources"]["limits"]["cpus"] == "2"
-
-
-def test_a_deployment_elsewhere_names_the_export_by_its_path(export, tmp_path):
-    moved = export.rename(tmp_path / "a $dollar: and space")
-    write_deployment(moved, tmp_path / "out")
-    service = yaml.safe_load((tmp_path / "out/docker-compose.yml").read_text())["services"]["serving"]
-    assert service["volumes"][0]["source"] == str(moved).replace("$", "$$")
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash, as the image has")
-@pytest.mark.parametrize("state, status", [("AVAILABLE", 0), ("LOADING", 1), (None, 1)])
-def test_the_health_check_works_with_bash_alone(exports, state, status):
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            body = json.dumps({"model_version_status": [{"version": "1", "state": state}]}, indent=1).encode()
-            self.send_response(200 if self.path == "/v1/models/piggyback" else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if state is None:
-        server.server_close()
-    else:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    text = (exports / "packed/deployment/docker-compose.yml").read_text()
-    kind, *command = yaml.safe_load(text)["services"]["serving"]["healthcheck"]["test"]
-    assert kind == "CMD"
-    command[-1] = command[-1].replace("/8501", f"/{server.server_port}")
-    run = subprocess.run(command, capture_output=True, timeout=20)
-    if state is not None:
-        server.shutdown()
-        server.server_close()
-    assert run.returncode == status
-
-
-def test_kubernetes(exports, tmp_path):
-    folder = exports / "packed/deployment"
-    objects = {item["kind"]: item for item in yaml.safe_load_all((folder / "kubernetes.yaml").read_text())}
-    assert set(objects) == {"PersistentVolumeClaim", "ConfigMap", "Deployment", "Service"}
-    data = objects["ConfigMap"]["data"]
-    for name in ("models.config", "batching_parameters.txt"):
-        assert data[name].rstrip() == (folder / name).read_text().rstrip()
-    pod = objects["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    compose = yaml.safe_load((folder / "docker-compose.yml").read_text())["services"]["serving"]
-    assert container["args"] == compose["command"]
-    assert container["image"] == compose["image"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/piggyback"
-    memory = memory_of([exports / "packed" / "1"], ServingOptions(max_batch_size=BATCH, cpus=2), 1)
-    assert container["resources"]["requests"]["memory"] == f"{memory.request}Mi"
-    assert container["resources"]["limits"]["memory"] == f"{memory.limit}Mi"
-    claim = objects["PersistentVolumeClaim"]["metadata"]["name"]
-    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim
-    assert objects["Service"]["spec"]["selector"] == objects["Deployment"]["spec"]["selector"]["matchLabels"]
-
-
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
-def test_kubectl_reads_every_object(exports):
-    # Without a server this is what kubectl can check: each object is one of Kubernetes' own kinds.
-    command = ["kubectl", "label", "--local", "--filename", "kubernetes.yaml", "checked=yes", "--output=name"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=exports / "packed/deployment")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [
-        "persistentvolumeclaim/piggyback-export",
-        "configmap/piggyback-config",
-        "deployment.apps/piggyback",
-        "service/piggyback",
-    ]
-
-
-def test_several_servers_share_the_volume_and_names_are_those_of_kubernetes(export):
-    write_deployment(export, options=ServingOptions(name="Birds_v1.2", replicas=3))
-    objects = list(yaml.safe_load_all((export / "deployment/kubernetes.yaml").read_text()))
-    assert objects[0]["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert objects[2]["spec"]["strategy"]["type"] == "RollingUpdate"
-    assert [item["metadata"]["name"].removeprefix("birds-v1-2") for item in objects] == ["-export", "-config", "", ""]
-    assert [model.name for model in _models(export / "deployment")] == ["Birds_v1.2", "Birds_v1.2_with_mask"]
-
-
-@pytest.mark.parametrize("name", ["on", "null"])
-def test_names_are_texts_in_yaml(export, name):
-    write_deployment(export, options=ServingOptions(name=name, image="1:20"))
-    objects = list(yaml.safe_load_all((export / "deployment/kubernetes.yaml").read_text()))
-    assert objects[2]["metadata"]["name"] == objects[3]["metadata"]["name"] == name
-    assert objects[2]["metadata"]["labels"]["app"] == objects[3]["spec"]["selector"]["app"] == name
-    compose = yaml.safe_load((export / "deployment/docker-compose.yml").read_text())
-    assert (compose["name"], compose["services"]["serving"]["image"]) == (name, "1:20")
 
 
 def test_memory_is_that_of_the_arrays(small):
