@@ -5,13 +5,15 @@
     python client.py predict --grpc=localhost:8500 --pack=new.task.safetensors --export=DIR/1 a.jpg
     python client.py tasks --url=http://localhost:8501
     python client.py status --grpc=localhost:8500 --label=stable
+    python client.py status --url=https://models.example.org --ca=ca.pem --header=@secret.txt
 
 One file for Python 3.9 or newer. It needs numpy, with --grpc also grpcio and protobuf, with --pack also this project's
 packages `piggyback_tf` and `export`, and never TensorFlow.
 
 `predict` prints a line of JSON for each image, in order: path, task, labels and scores (the best first), task_ok and
 image_ok; what could not be answered is flagged there, and an image file that cannot be opened has an `error`. A line of
-the file --list is a path, or a path, a tab and a task.
+the file --list is a path, or a path, a tab and a task. A server that does not answer is asked again until --deadline,
+which is said on stderr at once.
 
 Exit status: 0 all was answered; 1 some lines are flagged, or nobody reads them; 2 the command, a file or the request is
 wrong, and asking again would not help; 3 the server gave no answer until --deadline.
@@ -28,6 +30,8 @@ import json
 import math
 import os
 import random
+import re
+import ssl
 import sys
 import threading
 import time
@@ -63,6 +67,9 @@ _MERGED = "from different tasks"
 # What to try again: HTTP's 429 and the statuses of servers and proxies that are not ready, gRPC's by name.
 _BUSY_HTTP = (429, 502, 503, 504)
 _BUSY_GRPC = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+# What is wrong with a certificate stays wrong; gRPC says it in the words of its library.
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+_HEADER = re.compile(r"([A-Za-z0-9_.-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)[ \t]*")
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 # The messages of TensorFlow Serving's API that are used: field, number and type, `*` if repeated. They are here since
 # the package that has them, tensorflow-serving-api, brings TensorFlow.
@@ -114,17 +121,26 @@ def _for_now(message: str) -> _BusyError:
     return (_MergedError if _MERGED in message else _BusyError)(message)
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Takes a redirection for a refusal: headers, which may be secret, are for the server that was named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class RestTransport:
     """Requests over HTTP.
 
     Args:
-        url: `http://HOST:PORT`, with a path in front of `/v1/models` if a proxy has one.
+        url: `http://HOST:PORT`, or https, with a path in front of `/v1/models` if a proxy has one.
+        ca: A file of certificates of authorities in the place of the system's.
+        headers: Headers of each request.
 
     Raises:
-        ClientError: If the URL is none.
+        ClientError: If the URL is none, or the file holds no certificate.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, ca: str | None = None, headers: Mapping[str, str] | None = None):
         try:
             parts = urlsplit(url)
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -132,7 +148,13 @@ class RestTransport:
             good = False
         if not good or not url.isprintable() or any(sign in url for sign in " @?#"):
             raise ClientError(f"{url!r} is no address of a server; it should look like http://localhost:8501.")
-        self.name = url.rstrip("/")
+        if ca is not None and parts.scheme != "https":
+            raise ClientError(f"--ca={ca} is for a server with TLS, whose address begins with https; {url!r} does not.")
+        self.name, self._headers = url.rstrip("/"), {"Content-Type": "application/json", **(headers or {})}
+        handlers = [_NoRedirects()]
+        if parts.scheme == "https":
+            handlers.append(urllib.request.HTTPSHandler(context=_tls_context(ca)))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def predict(
         self, model: str, version: int | str | None, signature: str, inputs: Mapping[str, Any], timeout: float
@@ -159,15 +181,19 @@ class RestTransport:
         ]
 
     def _send(self, path: str, body: bytes | None, timeout: float) -> dict[str, Any]:
-        request = urllib.request.Request(self.name + path, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.name + path, body, self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
+            with self._opener.open(request, timeout=timeout) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
             raise self._refused(error, body) from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise ClientError(_untrusted(self.name, error.reason.verify_message)) from error
+            raise _BusyError(str(error.reason) or type(error.reason).__name__) from error
         # Refused and reset connections, names that are not known, timeouts, answers that break off.
         except (OSError, http.client.HTTPException) as error:
-            raise _BusyError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+            raise _BusyError(str(error) or type(error).__name__) from error
         try:
             content = json.loads(text)
         except ValueError as error:
@@ -194,12 +220,17 @@ class GrpcTransport:
 
     Args:
         address: `HOST:PORT`.
+        ca: A file of certificates of authorities in the place of those that gRPC brings; TLS is then used.
+        headers: Metadata of each request; names are in small letters there.
+        tls: Whether TLS is used.
 
     Raises:
-        ClientError: If the address is none, or grpcio or protobuf is missing.
+        ClientError: If the address is none, the file holds no certificate, or grpcio or protobuf is missing.
     """
 
-    def __init__(self, address: str):
+    def __init__(
+        self, address: str, ca: str | None = None, headers: Mapping[str, str] | None = None, tls: bool = False
+    ):
         host, _, port = address.rpartition(":")
         if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16 or "/" in host:
             raise ClientError(f"{address!r} is no address of a server; it should look like localhost:8500.")
@@ -216,7 +247,14 @@ class GrpcTransport:
             "grpc.min_reconnect_backoff_ms": 1000,
             "grpc.max_reconnect_backoff_ms": 2000,
         }
-        channel = grpc.insecure_channel(address, list(options.items()))
+        self._metadata = [(name.lower(), value) for name, value in (headers or {}).items()]
+        if tls or ca is not None:
+            # Only to say what is wrong with the file: gRPC would try to connect until the deadline.
+            _tls_context(ca)
+            credentials = grpc.ssl_channel_credentials(None if ca is None else Path(ca).read_bytes())
+            channel = grpc.secure_channel(address, credentials, list(options.items()))
+        else:
+            channel = grpc.insecure_channel(address, list(options.items()))
         kinds = {"Predict": ("PredictionService/Predict", "Predicted")}
         kinds["Status"] = ("ModelService/GetModelStatus", "Statuses")
         self._calls = {
@@ -259,11 +297,13 @@ class GrpcTransport:
 
     def _send(self, kind: str, request: Any, timeout: float) -> Any:
         try:
-            return self._calls[kind](request, timeout=timeout)
+            return self._calls[kind](request, timeout=timeout, metadata=self._metadata)
         except self._grpc.RpcError as error:
             code, text = error.code().name, error.details() or ""
             if "message larger than max" in text:
                 raise ClientError(_too_large(self.name, request.ByteSize())) from error
+            if _UNTRUSTED in text:
+                raise ClientError(_untrusted(self.name, text)) from error
             if code in _BUSY_GRPC or _MERGED in text:
                 raise _for_now(f"{code}: {text}") from error
             raise ClientError(f"{self.name} refused the request ({code}): {text}") from error
@@ -280,6 +320,10 @@ class Client:
         version: Number of the version, or its label; the newest if None.
         timeout: Seconds for one try of a request.
         deadline: Seconds for all tries of it together.
+        ca: A file of certificates of authorities that are trusted in the place of the usual ones; gRPC then uses TLS.
+        headers: Headers of each request, gRPC's metadata, by name.
+        tls: Whether gRPC uses TLS; REST does if the address begins with https.
+        on_wait: Called with a sentence when the server does not answer a first try, and the client goes on trying.
 
     Raises:
         ClientError: If the address or one of the numbers is not valid, or a package is missing.
@@ -294,6 +338,10 @@ class Client:
         version: int | str | None = None,
         timeout: float = 20.0,
         deadline: float = 60.0,
+        ca: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tls: bool = False,
+        on_wait: Callable[[str], None] | None = None,
     ):
         if (url is None) == (grpc is None):
             raise ClientError("Give the address of the server: either --url=http://HOST:8501 or --grpc=HOST:8500.")
@@ -302,7 +350,15 @@ class Client:
                 raise ClientError(f"{name} is {value}; it should be a number of seconds above 0.")
         if version == "":
             raise ClientError("The label of the version is empty; leave it out for the newest version.")
-        self._transport = RestTransport(url) if url is not None else GrpcTransport(str(grpc))
+        if tls and url is not None:
+            raise ClientError("--tls is for --grpc; a --url with TLS begins with https.")
+        for name, value in (headers or {}).items():
+            if not _HEADER.fullmatch(f"{name}:{value}"):
+                raise ClientError(f"The header {name!r} is none: it should look like NAME: VALUE, in ASCII.")
+        self._transport = (
+            RestTransport(url, ca, headers) if url is not None else GrpcTransport(str(grpc), ca, headers, tls)
+        )
+        self._on_wait, self._waiting = on_wait, threading.Lock()
         self._model, self._second = model, f"{model}_with_mask" if second_model is None else second_model
         self._version, self._timeout, self._deadline = version, timeout, deadline
 
@@ -394,6 +450,12 @@ class Client:
                         f"{self._transport.name} did not answer within {self._deadline:g} s, asked {tries} times; "
                         f"at last: {error}"
                     ) from error
+                # Of several threads that wait the first one says so; the lock is never given back.
+                if self._on_wait and not isinstance(error, _MergedError) and self._waiting.acquire(blocking=False):
+                    self._on_wait(
+                        f"{self._transport.name} does not answer yet ({error}); it is asked again for "
+                        f"{self._deadline:g} s (--deadline)."
+                    )
                 time.sleep(wait)
                 # A server that answers for another's fault is not overloaded; being merged again is a matter of luck.
                 pause = pause if isinstance(error, _MergedError) else min(2 * pause, 5.0)
@@ -404,6 +466,38 @@ def _path(model: str, version: int | str | None) -> str:
         "" if version is None else f"/labels/{quote(version)}" if isinstance(version, str) else f"/versions/{version}"
     )
     return f"/v1/models/{quote(model, safe='')}{kind}"
+
+
+def _tls_context(ca: str | None) -> ssl.SSLContext:
+    """Returns what checks certificates, against those in a file if there is one."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # An SSLError is one, too.
+        reason = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "it holds no certificate"
+        raise ClientError(f"--ca={ca} cannot be used: {reason}.") from error
+
+
+def _untrusted(name: str, reason: str) -> str:
+    return f"{name} has a certificate that is not trusted ({reason}); name that of its authority with --ca=FILE."
+
+
+def _read_headers(texts: Sequence[str]) -> dict[str, str]:
+    """Returns headers by name, of texts `NAME: VALUE` and `@FILE` with such lines; no error shows a value."""
+    headers = {}
+    for text in texts:
+        lines, where = [text], "--header"
+        if text.startswith("@"):
+            where += f"={text}"
+            try:
+                lines = [line for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip()]
+            except (OSError, ValueError) as error:
+                raise ClientError(f"{where} cannot be read: {getattr(error, 'strerror', error)}.") from error
+        for line in lines:
+            found = _HEADER.fullmatch(line)
+            if not found:
+                raise ClientError(f"{where}: a header should look like NAME: VALUE, in ASCII, and one does not.")
+            headers[found[1]] = found[2]
+    return headers
 
 
 def _too_large(name: str, size: int) -> str:
@@ -631,6 +725,16 @@ def _parser() -> argparse.ArgumentParser:
     version = server.add_mutually_exclusive_group()
     version.add_argument("--version", type=_count, help="number of the version; the newest by default")
     version.add_argument("--label", dest="version", help="label of the version, such as stable")
+    server.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="a header of each request, such as 'Authorization: Bearer TOKEN'; @FILE: the lines of a file, whose "
+        "content no list of processes shows",
+    )
+    server.add_argument("--tls", action="store_true", help="with --grpc: use TLS; a --url with TLS begins with https")
+    server.add_argument("--ca", metavar="FILE", help="with TLS: certificates of authorities that are trusted alone")
     server.add_argument("--timeout", type=float, default=20.0, help="seconds for one try of a request")
     server.add_argument("--deadline", type=float, default=60.0, help="seconds for all tries of a request")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -649,6 +753,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(sentence: str) -> None:
+    print(f"client.py: {_printable(sentence)}", file=sys.stderr, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
     # Paths and the names of classes may hold what the terminal cannot show.
@@ -656,12 +764,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
-    fields = ("url", "grpc", "model", "second_model", "version", "timeout", "deadline")
+    fields = ("url", "grpc", "model", "second_model", "version", "timeout", "deadline", "ca", "tls")
     try:
-        client = Client(**{name: getattr(options, name) for name in fields})
+        headers = _read_headers(options.header)
+        client = Client(**{name: getattr(options, name) for name in fields}, headers=headers, on_wait=_say)
         return options.run(client, options)
     except ClientError as error:
-        print(f"client.py: {_printable(str(error))}", file=sys.stderr)
+        _say(str(error))
         return 3 if isinstance(error, NoAnswerError) else 2
     except BrokenPipeError:
         # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.

@@ -101,12 +101,12 @@ def test_a_request_failed_by_another_is_asked_again_soon(monkeypatch, message, l
         pauses.append(seconds)
         clock[0] += seconds
 
-    def refuse(request, timeout):
+    def refuse(opener, request, timeout):
         raise urllib.error.HTTPError(request.full_url, 503, "", {}, io.BytesIO(json.dumps({"error": message}).encode()))
 
     monkeypatch.setattr(client_module.time, "sleep", sleep)
     monkeypatch.setattr(client_module.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(client_module.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(client_module.urllib.request.OpenerDirector, "open", refuse)
     with pytest.raises(NoAnswerError, match=message):
         Client(url="http://a", deadline=20).status()
     assert longest / 2 <= max(pauses) <= longest
@@ -135,6 +135,24 @@ def test_no_server_is_an_error_at_the_deadline(options):
     assert 0.4 < time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize("options", [{"url": "http://127.0.0.1:{port}"}, {"grpc": "127.0.0.1:{port}"}])
+def test_that_nobody_answers_is_said_at_once_and_once(options):
+    """A minute went by without a word."""
+    options, said = {name: value.format(port=free_port()) for name, value in options.items()}, []
+    started = time.monotonic()
+    client = Client(**options, deadline=2, on_wait=lambda sentence: said.append((time.monotonic(), sentence)))
+    asking = [threading.Thread(target=lambda: pytest.raises(NoAnswerError, client.status)) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    ((moment, sentence),) = said
+    assert moment - started < 1
+    assert next(iter(options.values())) in sentence
+    assert "does not answer yet (" in sentence
+    assert sentence.endswith("it is asked again for 2 s (--deadline).")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -150,6 +168,13 @@ def test_no_server_is_an_error_at_the_deadline(options):
         ({"url": "http://a", "deadline": 0}, "deadline is 0"),
         ({"url": "http://a", "timeout": float("nan")}, "timeout is nan"),
         ({"grpc": "a:1", "version": ""}, "The label of the version is empty"),
+        ({"url": "https://a", "tls": True}, "a --url with TLS begins with https"),
+        ({"url": "http://a", "ca": __file__}, "whose address begins with https; 'http://a' does not"),
+        ({"url": "https://a", "ca": "/none"}, "--ca=/none cannot be used: No such file or directory"),
+        ({"url": "https://a", "ca": __file__}, "--ca=.* cannot be used: it holds no certificate"),
+        ({"grpc": "a:1", "ca": __file__}, "--ca=.* cannot be used: it holds no certificate"),
+        ({"url": "http://a", "headers": {"a b": "c"}}, "The header 'a b' is none"),
+        ({"grpc": "a:1", "headers": {"a": "b\nc: d"}}, "The header 'a' is none"),
     ],
 )
 def test_a_client_is_not_made_of_what_is_not_valid(options, message):

@@ -173,7 +173,9 @@ def test_what_is_wrong_is_one_sentence(ask, folder, tmp_path, arguments, message
 def test_no_server_is_another_status(capsys, folder):
     port = free_port()
     assert main(["predict", f"--url=http://127.0.0.1:{port}", "--task=a", "--deadline=0.5", str(folder)]) == 3
-    assert "did not answer within 0.5 s" in capsys.readouterr().err
+    waiting, last = capsys.readouterr().err.splitlines()
+    assert waiting.startswith(f"client.py: http://127.0.0.1:{port} does not answer yet (")
+    assert "did not answer within 0.5 s" in last
 
 
 @pytest.mark.parametrize("arguments", [[], ["predict"], ["predict", "--url=http://a", "--batch_size=0"]])
