@@ -1,0 +1,93 @@
+"""What docs/serving.md says to somebody who does not use the client."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import tensorflow as tf
+
+from export.deployment.options import ServingOptions
+from export.servable.options import ExportOptions
+from tests.export.helpers import ROOT
+from tests.export.serving.conftest import FILES, running_server
+
+TEXT = (ROOT / "docs" / "serving.md").read_text()
+
+
+@pytest.fixture(scope="module", name="address")
+def _address(served):
+    arguments = [f"--model={name}={served[name]}" for name in ("piggyback", "piggyback_with_mask")]
+    with running_server(*arguments) as server:
+        yield f"http://localhost:{server.rest}"
+
+
+@pytest.fixture(scope="module", name="folder")
+def _folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "photo.jpg").write_bytes(FILES[1])
+    return folder
+
+
+def _code(language, containing):
+    """Returns the block in this language that contains a text."""
+    (code,) = [code for code in re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.M | re.S) if containing in code]
+    return code
+
+
+def _best(small, task):
+    signature = tf.saved_model.load(str(small.packed)).signatures["encoded"]
+    found = signature(image_bytes=tf.constant(FILES[1:2]), task=tf.constant([task]))
+    return found["labels"].numpy()[0, 0].decode()
+
+
+def _tensors(text):
+    """Returns name, type and rank of the tensors in a cell of the table."""
+    found = re.findall(r"`(\w+)` (\w+) \[([^]]*)\]", text)
+    return {name: (dtype, shape.count(",") + 1) for name, dtype, shape in found}
+
+
+def test_the_table_of_signatures(small):
+    rows = re.findall(r"^\| `(piggyback\w*)` \| `(\w+)` \| (.*?) ?\| (.*?) \|$", TEXT, re.M)
+    folders = {"piggyback": small.packed, "piggyback_with_mask": small.packed.parent / "with_mask" / "1"}
+    for model, folder in folders.items():
+        signatures = dict(tf.saved_model.load(str(folder)).signatures.items())
+        assert {name for each, name, *_ in rows if each == model} == set(signatures)
+        for _, name, takes, returns in (row for row in rows if row[0] == model):
+            inputs, outputs = signatures[name].structured_input_signature[1], signatures[name].structured_outputs
+            for cell, tensors in ((takes, inputs), (returns, outputs)):
+                assert _tensors(cell) == {key: (t.dtype.name, t.shape.rank) for key, t in tensors.items()}
+
+
+def test_every_flag_is_named():
+    options = [*dataclasses.fields(ExportOptions), *dataclasses.fields(ServingOptions)]
+    assert [field.name for field in options if f"`--{field.name}`" not in TEXT] == []
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_calls_of_curl(address, folder, small):
+    task = small.packs[1].task
+    code = _code("bash", "curl").replace("http://localhost:8501", address).replace('"birds"', f'"{task}"')
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    decoder, answers, rest = json.JSONDecoder(), [], done.stdout
+    while rest:
+        answer, end = decoder.raw_decode(rest)
+        answers.append(answer["outputs"])
+        rest = rest[end:].strip()
+    assert answers[0]["labels"][0][0] == _best(small, task)
+    assert (answers[0]["task_ok"], answers[0]["image_ok"]) == ([True], [True])
+    assert answers[1]["names"] == [pack.task for pack in small.packs]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+def test_the_program_in_java(address, folder, small):
+    (folder / "Predict.java").write_text(_code("java", "Predict"))
+    for task, status in ((small.packs[1].task, 0), ('"', 1)):
+        command = ["java", "Predict.java", address, task, "photo.jpg"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        assert done.returncode == status, done.stdout + done.stderr
+        if not status:
+            assert json.loads(done.stdout)["outputs"]["labels"][0][0] == _best(small, task)
