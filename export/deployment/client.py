@@ -402,7 +402,7 @@ class Client:
         for index in range(len(files)):
             labels, scores = map(_text, found["labels"][index]), map(float, found["scores"][index])
             # A task may have fewer classes than are returned; a class may have no name, but then it has a score.
-            best = [(label, score) for label, score in zip(labels, scores) if label or score]  # noqa: B905
+            best = [(label, score) for label, score in zip(labels, scores) if label or score]
             flags = {name: bool(found[name][index]) for name in ("task_ok", "image_ok")}
             rows.append({"labels": [b[0] for b in best], "scores": [b[1] for b in best], **flags})
         return rows
@@ -429,7 +429,7 @@ class Client:
         # A signature without inputs cannot be called over REST.
         found = self.call("find_tasks", {"task": []}, second=True)
         width = np.asarray(found["count"]).tolist()
-        rows = zip(found["names"], found["classes"], width)  # noqa: B905
+        rows = zip(found["names"], found["classes"], width)
         return {_text(name): [_text(label) for label in row[:count]] for name, row, count in rows}
 
     def status(self) -> list[dict[str, Any]]:
@@ -659,7 +659,7 @@ def _answer(client: Client, pack: Any, batch: Sequence[tuple[str, str]]) -> list
         files = list(contents.values())
         tasks = [batch[index][1] for index in contents]
         rows = client.classify_files(files, tasks) if pack is None else pack.classify_files(client, files)
-        for index, row in zip(contents, rows):  # noqa: B905
+        for index, row in zip(contents, rows):
             lines[index].update(row)
     return lines
 

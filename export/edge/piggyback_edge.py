@@ -1,4 +1,4 @@
-"""Puts tasks on a base.tflite, on a device: one file that needs numpy and nothing else.
+"""Puts tasks on a base.tflite, on a device: one file for Python 3.9 that needs numpy 1.19 and nothing else.
 
     python piggyback_edge.py inspect base.tflite flowers.edge
     python piggyback_edge.py verify base.tflite flowers.edge
@@ -23,6 +23,8 @@ as training did. From Python:
 The files are described in docs/edge-format.md of the project piggyback_tf.
 """
 
+from __future__ import annotations
+
 import argparse
 import ast
 import dataclasses
@@ -35,7 +37,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -54,6 +56,7 @@ RATIOS, NEW_BYTES = 1, 2
 DIGEST = 32
 _MAX_FILE, _MAX_BASE, _MAX_COUNT, _MAX_TEXT = 1 << 30, (1 << 31) - 1, 1 << 20, 65535
 _RATIO_DTYPE = np.dtype("<f4")
+_WINDOWS = os.name == "nt"
 # What `weight_cache` puts behind a model's name.
 _CACHE_NAME = re.compile(r"[0-9a-f]{32}\.xnnpack")
 
@@ -127,7 +130,7 @@ class Manifest:
     task_place: int = 0
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Manifest":
+    def load(cls, path: str | os.PathLike) -> Manifest:
         """Reads manifest.bin.
 
         Raises:
@@ -137,7 +140,7 @@ class Manifest:
         return cls.from_bytes(_read(path, _MAX_FILE), os.fspath(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "manifest") -> "Manifest":
+    def from_bytes(cls, data: bytes, name: str = "manifest") -> Manifest:
         """Does what `load` does with the file's content; `name` stands for the file in errors."""
         with _errors_of(name):
             _check_file(data, MANIFEST_MAGIC, MANIFEST_HEADER.size, 16, MANIFEST_VERSIONS)
@@ -241,7 +244,7 @@ class Task:
     manifest: Manifest
 
     @classmethod
-    def load(cls, path: str | os.PathLike, manifest: Manifest) -> "Task":
+    def load(cls, path: str | os.PathLike, manifest: Manifest) -> Task:
         """Reads a task's file for a base.
 
         Raises:
@@ -251,7 +254,7 @@ class Task:
         return cls.from_bytes(_read(path, _MAX_FILE), manifest, os.fspath(path))
 
     @classmethod
-    def from_bytes(cls, data: bytes, manifest: Manifest, name: str = "task") -> "Task":
+    def from_bytes(cls, data: bytes, manifest: Manifest, name: str = "task") -> Task:
         """Does what `load` does with the file's content; `name` stands for the file in errors."""
         with _errors_of(name):
             _check_file(data, TASK_MAGIC, TASK_HEADER.size, 16)
@@ -280,7 +283,7 @@ class Task:
             name, augment, base_name, preprocessing, *labels = _strings(text, 4 + classes)
             parts = [hashlib.sha256(part).digest() for part in (masked, head, corrections, text)]
             digest = hashlib.sha256(b"".join([*digests, *parts])).digest()
-            found = dict(zip(places, _split_masks(masks, counts, planes), strict=True))
+            found = dict(zip(places, _split_masks(masks, counts, planes)))
             return cls(
                 name, tuple(labels), augment, base_name, preprocessing, flags, found, ratios, new_bytes, kernel, bias,
                 len(data), digest, manifest,
@@ -311,7 +314,7 @@ class Task:
 def _sections(data: bytes, bounds: Sequence[int]) -> list[bytes]:
     """Returns the sections of a task's file, which must be where they have to be."""
     begin, sections = TASK_HEADER.size, []
-    for offset, length in zip(bounds[::2], bounds[1::2], strict=True):
+    for offset, length in zip(bounds[::2], bounds[1::2]):
         _check(offset == begin and length <= len(data) - DIGEST - offset, "its sections are not where they should be")
         sections.append(data[offset : offset + length])
         begin = _aligned(offset + length)
@@ -436,7 +439,7 @@ def _starts(drop: int, negate: int) -> list[tuple[int, int, int]]:
     for place, value in enumerate(values):
         starts.append(int(total / 2.0**32 * rest) + place)
         total += shares[value]
-    return [(v, s, e - s) for v, s, e in zip(values, starts, [*starts[1:], 1 << 24], strict=True)]
+    return [(v, s, e - s) for v, s, e in zip(values, starts, [*starts[1:], 1 << 24])]
 
 
 def _decode_values(stack: list[int], state: int, count: int, starts: list[tuple[int, int, int]]) -> tuple[bytes, int]:
@@ -482,7 +485,7 @@ class Base:
             raise EdgeError(f"{name!r} is damaged, or is not the base that its manifest was written for.")
 
     @classmethod
-    def load(cls, path: str | os.PathLike, manifest: str | os.PathLike | None = None, *, verify: bool = True) -> "Base":
+    def load(cls, path: str | os.PathLike, manifest: str | os.PathLike | None = None, *, verify: bool = True) -> Base:
         """Reads a base and its manifest, by default `manifest.bin` beside it."""
         manifest = Path(path).parent / "manifest.bin" if manifest is None else manifest
         return cls(_read(path, _MAX_BASE), Manifest.load(manifest), verify=verify, name=os.fspath(path))
@@ -600,7 +603,8 @@ def _tables(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
 def write_file(path: str | os.PathLike, data: bytes | bytearray) -> None:
     """Writes a file, whole or not at all: `path` with ".tmp" behind it is written, flushed to the disk and renamed.
 
-    When the power fails, perhaps a temporary file is left, which the next call uses again, so that no room is lost.
+    When the power fails, perhaps a temporary file is left, which the next call uses again, so that no room is lost. A
+    file that is replaced keeps its mode; a new one has 0644 without what the umask takes away.
 
     Raises:
         EdgeError: If another process writes the same file, or what is there is no file but a folder or a device.
@@ -616,38 +620,61 @@ def write_file(path: str | os.PathLike, data: bytes | bytearray) -> None:
         # That of a full disk names no file.
         error.filename = error.filename or os.fspath(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # Windows opens no folders.
+    if not _WINDOWS:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _write_beside(path: Path, data: bytes | bytearray) -> None:
     """Writes a temporary file beside a path, and renames it."""
-    # Not at the top: only Unix has it, and files are read elsewhere, too.
-    import fcntl
-
     temporary = path.with_name(f"{path.name}.tmp")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644), "wb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever holds the lock owns the temporary file, unless it was renamed before the lock was there.
-            owned = os.path.samestat(os.fstat(stream.fileno()), temporary.stat())
-        except (BlockingIOError, FileNotFoundError):
-            owned = False
-        if not owned:
+    # Windows has no links that are followed unasked, and would write other ends of lines.
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(temporary, flags, 0o644), "wb") as stream:
+        if not _owns(stream, temporary):
             raise EdgeError(f"{os.fspath(path)!r} cannot be written: another process writes it.")
         try:
             stream.truncate(0)
             stream.write(data)
             stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
+            if path.exists() and not _WINDOWS:
+                os.fchmod(stream.fileno(), path.stat().st_mode & 0o777)
             os.fsync(stream.fileno())
+            _close_on_windows(stream)
             temporary.replace(path)
         except BaseException:
+            _close_on_windows(stream)
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _owns(stream: BinaryIO, path: Path) -> bool:
+    """Locks a file that is open, and returns whether no other process has it, and it is still the one at a path."""
+    try:
+        if _WINDOWS:
+            import msvcrt
+
+            # What is open there is not renamed meanwhile. The lock ends when the file is closed.
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            return True
+        # Not at the top: Windows does not have it.
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever holds the lock owns the temporary file, unless it was renamed before the lock was there.
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        return False
+
+
+def _close_on_windows(stream: BinaryIO) -> None:
+    """Closes a file where one that is open can be neither renamed nor removed."""
+    if _WINDOWS:
+        stream.close()
 
 
 class _errors_of:  # noqa: N801 (used like a function)
@@ -762,7 +789,7 @@ def _step(text: str) -> tuple[str, list[int]]:
     try:
         call = ast.parse(text.strip(), mode="eval").body
         name = call.func.id
-        given = dict(zip(names[name], call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
+        given = dict(zip(names[name], call.args)) | {word.arg: word.value for word in call.keywords}
         numbers = [ast.literal_eval(given[word]) for word in names[name] if word in given]
         # Each number has a name of its own, and the first is there.
         good = len(numbers) == len(call.args) + len(call.keywords) and "size" in given

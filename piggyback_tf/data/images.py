@@ -1,7 +1,10 @@
 """Images as a person sees them: any file that Pillow reads becomes uint8 RGB, upright, opaque and in sRGB.
 
-This module needs NumPy and Pillow alone: a copy of it goes to devices, beside what is exported for them.
+This module needs NumPy and Pillow alone, and Python 3.9: a copy of it goes to devices, beside what is exported for
+them.
 """
+
+from __future__ import annotations
 
 import functools
 import io

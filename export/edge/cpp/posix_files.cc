@@ -66,7 +66,8 @@ Status WriteFile(const std::string& path, Bytes content) {
   const std::string temporary = path + ".tmp";
   struct stat found {};
   // A device would be replaced by a file, for everybody on the machine.
-  if (stat(path.c_str(), &found) == 0 && !S_ISREG(found.st_mode))
+  const bool replaced = stat(path.c_str(), &found) == 0;
+  if (replaced && !S_ISREG(found.st_mode))
     return Status("Cannot write '" + path + "': what is there is no file.");
   const Descriptor file(open(temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
   if (file.number < 0) return SystemError("write", temporary);
@@ -75,7 +76,8 @@ Status WriteFile(const std::string& path, Bytes content) {
   if (flock(file.number, LOCK_EX | LOCK_NB) != 0 || fstat(file.number, &locked) != 0 ||
       stat(temporary.c_str(), &named) != 0 || !SameFile(locked, named))
     return Status("Cannot write '" + path + "': another process does.");
-  if (ftruncate(file.number, 0) != 0 || !WriteAll(file.number, content) || fsync(file.number) != 0 ||
+  if (ftruncate(file.number, 0) != 0 || !WriteAll(file.number, content) ||
+      (replaced && fchmod(file.number, found.st_mode & 0777) != 0) || fsync(file.number) != 0 ||
       rename(temporary.c_str(), path.c_str()) != 0) {
     const Status status = SystemError("write", path);
     unlink(temporary.c_str());

@@ -26,8 +26,9 @@ Status ReadFile(const std::string& path, std::vector<uint8_t>* content);
 
 // Writes a file to `path` with ".tmp" behind it, flushes it to the disk (fsync), and renames it over `path`, which is
 // flushed, too. When the power fails there is the old file or the new one, and perhaps a temporary one, which the next
-// call uses again, so that no room is lost. Another process that writes to the same path meanwhile is told so. What is
-// no file, such as a folder or a device, is not replaced.
+// call uses again, so that no room is lost. A file that is replaced keeps its mode; a new one has 0644 without what the
+// umask takes away. Another process that writes to the same path meanwhile is told so. What is no file, such as a folder
+// or a device, is not replaced.
 Status WriteFile(const std::string& path, Bytes content);
 
 // Fails if a file to be written, or its temporary one, is read, by whatever name.

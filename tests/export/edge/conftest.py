@@ -82,6 +82,7 @@ def _build(folder, *options):
     if missing and "CI" not in os.environ:
         pytest.skip(f"needs {' and '.join(missing)} to build the C++ patcher")
     assert not missing, f"CI has no {' and '.join(missing)}"
+    options = ("-DPIGGYBACK_EDGE_WERROR=ON", *options)
     for command in (["-S", SOURCE, "-B", folder, *options], ["--build", folder, "--parallel", "2"]):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

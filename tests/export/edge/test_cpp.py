@@ -361,3 +361,14 @@ def test_a_full_disk_leaves_the_old_model(plain, tmp_path):
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "File too large" in done.stderr
     assert files.model.read_bytes() == old and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.usefixtures("plain")
+def test_warnings_are_errors_only_for_those_who_ask(tmp_path):
+    command = ["cmake", "-S", SOURCE, "-B", tmp_path, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    for option, wanted in (("OFF", False), ("ON", True)):
+        options = [] if option == "OFF" else ["-DPIGGYBACK_EDGE_WERROR=ON"]
+        assert subprocess.run([*command, *options], capture_output=True).returncode == 0
+        for entry in json.loads((tmp_path / "compile_commands.json").read_text()):
+            assert ("-Werror" in entry["command"]) == wanted
+            assert "-Wall" in entry["command"]
