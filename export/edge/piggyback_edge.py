@@ -12,12 +12,21 @@ or not at all; the base is never written to. `predict` needs ai_edge_litert or t
 as .npy files, and with Pillow and `piggyback_images.py` beside this file any image files, which it decodes and prepares
 as training did. From Python:
 
+    from ai_edge_litert.interpreter import Interpreter
+    from piggyback_edge import Base, Model, Task, prepare
+    from piggyback_images import read_image
+
     base = Base.load("base.tflite")
-    model = Model(base)                 # a copy of the base in memory
     task = Task.load("flowers.edge", base.manifest)
+    model = Model(base)                 # a copy of the base in memory
     model.install(task)
     content = bytes(model.data)
     interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    image = prepare(read_image("photo.jpg"), task.augment)[None].astype("float32")
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    features = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     probabilities = task.probabilities(features, content)
 
 The files are described in docs/edge-format.md of the project piggyback_tf.
