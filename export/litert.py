@@ -4,9 +4,9 @@
     python -m export.litert --packs=c.task.safetensors --base=DIR/base.tflite
 
 The first writes what `--design` says: with `patch` `base.tflite`, its manifest, a file `<task>.edge` for each task, and
-a copy of the patcher for the device; with `switch` and `input` `model.tflite` and `<task>.inputs.safetensors`. The
-second writes only the files of new tasks for a `base.tflite` or a `model.tflite` that is already in the field. See
-docs/litert.md.
+a copy of the patcher for the device; with `switch` and `input` `model.tflite` and `<task>.inputs.safetensors`; with
+`plain` a model `<task>.tflite` of each task alone. The second writes only the files of new tasks for a `base.tflite` or
+a `model.tflite` that is already in the field. See docs/litert.md.
 """
 
 import dataclasses
@@ -71,6 +71,10 @@ def export_litert(
     if options.design == "patch":
         export_patch(backbone, list(packs), Path(output), options)
         return Path(output)
+    if options.design == "plain":
+        _check_plain(options)
+        importlib.import_module("export.lite.plain").export_plain(backbone, list(packs), Path(output), options)
+        return Path(output)
     _check_input_design(options)
     module, function = _INPUT_DESIGNS[options.design]
     getattr(importlib.import_module(module), function)(
@@ -98,6 +102,21 @@ def _check_input_design(options: LiteOptions) -> None:
     if options.compress or options.representative_data:
         name = "compress" if options.compress else "representative_data"
         raise ExportError(f"--{name} is for --design=patch; leave it out with --design={options.design}.")
+
+
+def _check_plain(options: LiteOptions) -> None:
+    """Refuses what a model of one task alone has no use for.
+
+    Raises:
+        ExportError: With the first thing.
+    """
+    for name, why in (("max_classes", "has the classes of its task"), ("compress", "holds no masks")):
+        if getattr(options, name):
+            raise ExportError(f"--{name} does not go with --design=plain, of which each model {why}; leave it out.")
+    if options.representative_data and options.quantize != "int8":
+        raise ExportError(
+            f"--representative_data is for --quantize=int8; leave it out with --quantize={options.quantize}."
+        )
 
 
 def define_flags() -> None:
@@ -145,6 +164,11 @@ def _run_base(files: Sequence[str]) -> list[str]:
 def _add_inputs(backbone: Backbone, packs: Sequence[TaskPack], options: LiteOptions, output: Path | None) -> list[str]:
     """Adds tasks to a model that takes masks as inputs."""
     design, model = read_description(FLAGS.base)["design"], Path(FLAGS.base)
+    if design == "plain":
+        raise UsageError(
+            f"--base={FLAGS.base}: this is a model of one task alone; export a new task by itself, with --design=plain "
+            "and --output."
+        )
     _check_input_design(dataclasses.replace(options, design=design))
     return [str(path) for path in add_inputs(backbone, packs, model, output)]
 

@@ -3,16 +3,18 @@
     python -m export.verify DIR --packs=a.task.safetensors,b.task.safetensors --images=FOLDER
     python -m export.verify DIR/base.tflite --packs=a.task.safetensors --images=FOLDER
     python -m export.verify DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
+    python -m export.verify DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
 
 Of a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
 itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the same,
 else 1.
 
-Of a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from its file beside it, and
-every image goes through LiteRT. Exit status: 0 if the most probable class is the bank's always with float32, on 99.5 %
-of the images with float16, and on 90 % with dynamic and int8, with which every constant must be the task's weight to
-half a step of its scale, too. Else 1. `--min_agreement` is another share of images. If images are in folders of the
-names of classes, the errors of both are printed.
+Of a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from its file beside it; of
+models of one task (plain) it is the one of its name. Every image goes through LiteRT. Exit status: 0 if the most
+probable class is the bank's always with float32, on 99.5 % of the images with float16, and on 90 % with dynamic and
+int8, with which every constant of a base.tflite must be the task's weight to half a step of its scale, too. Else 1.
+`--min_agreement` is another share of images. If images are in folders of the names of classes, the errors of both are
+printed.
 """
 
 import os
@@ -30,8 +32,7 @@ from absl import app, flags
 
 from export.base import load_base_of
 from export.edge.piggyback_edge import EdgeError
-from export.lite.compare import InputsExport, PatchedExport, compare_lite, describe, enter_task, promise
-from export.lite.folder import is_patched
+from export.lite.compare import compare_lite, describe, enter_task, open_export, promise
 from export.servable.compare import compare
 from export.servable.folder import ExportError, find_version, read_description
 from piggyback_tf.backbones import Backbone
@@ -103,7 +104,7 @@ def _verify_saved_model(
 
 def _verify_lite(path: Path, backbone: Backbone, bank: TaskBank, packs: list[TaskPack], images: list[Path]) -> bool:
     before, started = _resident(), time.perf_counter()
-    export = PatchedExport(path, backbone) if is_patched(path) else InputsExport(path)
+    export = open_export(path, backbone)
     loading, good = time.perf_counter() - started, True
     # With a task and after a prediction, before the bank takes memory for its own.
     enter_task(export, packs[0])
@@ -118,7 +119,7 @@ def _verify_lite(path: Path, backbone: Backbone, bank: TaskBank, packs: list[Tas
         print(describe(found))
         good &= found.good
     print(f"memory: {memory:.1f} MB with a task; on disk {path.stat().st_size / 2**20:.1f} MB")
-    print(f"{'holds' if good else 'does NOT hold'}: {promise(export.quantize, FLAGS.min_agreement)}")
+    print(f"{'holds' if good else 'does NOT hold'}: {promise(export, FLAGS.min_agreement)}")
     return good
 
 

@@ -11,7 +11,7 @@ import pytest
 from export.deployment.sent_pack import SentPack, SentPackError
 from export.lite import patch
 from export.lite.device_file import add_inputs
-from export.lite.model_description import append_description, read_description
+from export.lite.model_description import append_files, read_description
 from export.lite.options import LiteOptions
 from export.lite.run import StatelessModel
 from export.lite.stateless import export_stateless
@@ -196,7 +196,7 @@ def test_a_model_of_before_that_takes_masks_takes_more_tasks(base, pack, tmp_pat
     description = {key: found[key] for key in ("design", "quantize")}
     layout = {key: value for key, value in found["layout"].items() if key != "base_structure"}
     digest = hashlib.sha256(json.dumps(layout, separators=(",", ":")).encode()).hexdigest()
-    append_description(model, description | {"layout": layout, "digest": digest})
+    append_files(model, description | {"layout": layout, "digest": digest})
     (inputs,) = add_inputs(base, [renamed(pack, "again")], model)
     assert TaskInputs.load(inputs).description["layout"] == digest
     assert [NOT_COMPARED in message for message in caplog.messages] == [True]

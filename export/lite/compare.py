@@ -13,8 +13,10 @@ from ai_edge_litert.interpreter import Interpreter
 from export.edge.piggyback_edge import Base, Model, Task
 from export.lite.base import PatchBase
 from export.lite.check import check_constants
-from export.lite.folder import TASK_SUFFIX
+from export.lite.folder import TASK_SUFFIX, is_patched
+from export.lite.model_description import read_description
 from export.lite.patch import read_base
+from export.lite.plain import DESIGN, MODEL_SUFFIX, check_is_plain
 from export.lite.run import load_model
 from export.lite.task_inputs import SUFFIX, TaskInputs
 from export.servable.compare import prepare
@@ -145,6 +147,60 @@ class InputsExport:
 
     def answer(self, image: np.ndarray) -> np.ndarray:
         return self._model.predict(image[None])[0]
+
+
+class PlainExport:
+    """Models of one task each, in one folder; see `LiteExport`.
+
+    Args:
+        path: One of the models.
+        backbone: The base that they were made of.
+
+    Raises:
+        PackError: If it is no such model, or of another base.
+        OSError: If it cannot be read.
+    """
+
+    design = DESIGN
+
+    def __init__(self, path: Path, backbone: Backbone):
+        self.path, self._backbone = path, backbone
+        self.quantize = read_description(path)["quantize"]
+        self.enter(path)
+
+    def file_of(self, task: str) -> Path:
+        return self.path.parent / f"{task}{MODEL_SUFFIX}"
+
+    def enter(self, path: Path) -> Sequence[str]:
+        found = read_description(path)
+        check_is_plain(found, path, self._backbone)
+        self._current = path
+        self.change()
+        return found["labels"]
+
+    def change(self) -> None:
+        self._interpreter = Interpreter(model_path=str(self._current), num_threads=1)
+        self._interpreter.allocate_tensors()
+
+    def check(self, pack: TaskPack) -> None:
+        pass
+
+    def answer(self, image: np.ndarray) -> np.ndarray:
+        self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], image[None])
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._interpreter.get_output_details()[0]["index"])[0]
+
+
+def open_export(path: Path, backbone: Backbone) -> LiteExport:
+    """Returns the export that a .tflite file is of.
+
+    Raises:
+        EdgeError, ExportError, PackError: If it is none, or damaged.
+        OSError: If a file cannot be read.
+    """
+    if is_patched(path):
+        return PatchedExport(path, backbone)
+    return PlainExport(path, backbone) if read_description(path)["design"] == DESIGN else InputsExport(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,10 +338,11 @@ def describe(found: LiteComparison) -> str:
     )
 
 
-def promise(quantize: str, min_agreement: float | None = None) -> str:
-    """Returns what is checked of an export with this quantisation; `min_agreement` as of `compare_lite`."""
-    least = MIN_AGREEMENT[quantize] if min_agreement is None else min_agreement
-    constants = ", and every constant is the task's weight to half a step of its scale" if quantize in _INTEGERS else ""
+def promise(export: LiteExport, min_agreement: float | None = None) -> str:
+    """Returns what is checked of an export; `min_agreement` as of `compare_lite`."""
+    least = MIN_AGREEMENT[export.quantize] if min_agreement is None else min_agreement
+    compared = export.quantize in _INTEGERS and export.design == PatchedExport.design
+    constants = ", and every constant is the task's weight to half a step of its scale" if compared else ""
     return f"top-1 agrees on at least {least:.1%}{constants}"
 
 

@@ -12,18 +12,27 @@ HEAD_KERNEL, HEAD_BIAS = "head/kernel", "head/bias"
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
 
-def convert(backbone: Backbone, weights: Mapping[str, np.ndarray], quantize: str) -> bytes:
+def convert(
+    backbone: Backbone,
+    weights: Mapping[str, np.ndarray],
+    quantize: str,
+    *,
+    softmax: bool = False,
+    images: np.ndarray | None = None,
+) -> bytes:
     """Converts a base whose weights are constants.
 
     Args:
         backbone: The base, of which only the structure is used, and the weights that are not given.
         weights: Weights by path, in the place of the base's own. If `HEAD_KERNEL` and `HEAD_BIAS` are among them, the
             graph ends in the logits of this head, else in features.
-        quantize: `"none"`, `"float16"` or `"dynamic"`.
+        quantize: One of `QUANTIZATIONS`; `"int8"` needs `images`, and keeps images and output float32.
+        softmax: Whether the graph ends in probabilities in the place of logits.
+        images: What the converter finds the ranges of int8 on, float32 `[N, S, S, 3]`.
 
     Returns:
         The content of the file. Its signature `serving_default` takes `images`, float32 `[1, S, S, 3]`, and returns
-        `features` or `logits`.
+        `features`, `logits` or `probabilities`.
     """
     mapping = [
         (variable, tf.constant(weights[path] if path in weights else variable.numpy()))
@@ -37,7 +46,8 @@ def convert(backbone: Backbone, weights: Mapping[str, np.ndarray], quantize: str
             features = tf.cast(backbone.model(images, training=False), tf.float32)
         if HEAD_KERNEL not in weights:
             return {"features": features}
-        return {"logits": tf.nn.bias_add(tf.matmul(features, weights[HEAD_KERNEL]), weights[HEAD_BIAS])}
+        logits = tf.nn.bias_add(tf.matmul(features, weights[HEAD_KERNEL]), weights[HEAD_BIAS])
+        return {"probabilities": tf.nn.softmax(logits)} if softmax else {"logits": logits}
 
     module = tf.Module()
     module.forward = tf.function(
@@ -48,4 +58,7 @@ def convert(backbone: Backbone, weights: Mapping[str, np.ndarray], quantize: str
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     return converter.convert()

@@ -13,7 +13,7 @@ from export.lite.device_network import Changes, DeviceNetwork
 from export.lite.flatbuffer import pack_objects, read_objects
 from export.lite.folder import new_folder, refuse_other_task
 from export.lite.metadata import add_metadata
-from export.lite.model_description import append_description, read_description
+from export.lite.model_description import append_files, read_description
 from export.lite.run import load_model
 from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
 from export.packs import NO_TASKS, fitting_packs
@@ -74,7 +74,7 @@ def export_device(
     add_metadata(objects, backbone.name, backbone.preprocessing)
     with new_folder(output) as folder:
         (folder / MODEL).write_bytes(pack_objects(objects))
-        append_description(folder / MODEL, description)
+        append_files(folder / MODEL, description)
         names = [MODEL, *_write_inputs(network, packs, folder, folder / MODEL, backbone)]
     return [output / name for name in names]
 

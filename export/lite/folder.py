@@ -18,18 +18,18 @@ IMAGES_FILE = "piggyback_images.py"
 
 
 def is_patched(model: Path) -> bool:
-    """Returns whether a .tflite file is a base of design patch, with its manifest beside it; else it takes masks.
+    """Returns whether a .tflite file is a base of design patch, with its manifest beside it; else it says what it is.
 
     Raises:
         ExportError: If it is neither.
     """
-    # Behind a model that takes masks as inputs is its description, as a zip archive.
+    # Behind every other model is its description, in a zip archive.
     if zipfile.is_zipfile(model):
         return False
     if not model.with_name(MANIFEST_FILE).is_file():
         raise ExportError(
             f"{str(model)!r} is no export: there is no {MANIFEST_FILE} beside it, as beside a base of design patch, "
-            "and it is no model of design switch or input."
+            "and it is no model of another design."
         )
     return True
 

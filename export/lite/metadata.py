@@ -1,7 +1,8 @@
 """LiteRT metadata: what the model takes and returns, for tools that read it.
 
 Written by the schema of TensorFlow Lite metadata, file identifier `M001`; the numbers below are places of fields in its
-tables. Labels are not there: they are in the files of tasks.
+tables. Labels are in the files of tasks; a model of one task alone names a file of labels, which lies in a zip archive
+behind it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from export.edge.piggyback_edge import DIGEST
 NAME = b"TFLITE_METADATA"
 # Zeros, over which a patcher writes the digest of the task that it installs.
 TASK_NAME = b"PIGGYBACK_TASK"
+LABELS_FILE = "labels.txt"
+_AXIS_LABELS = 2
 _IMAGE_PROPERTIES, _NORMALIZATION, _FEATURE_PROPERTIES, _RGB = 2, 1, 1, 1
 
 
@@ -33,15 +36,16 @@ _DESCRIPTIONS = {
 }
 
 
-def add_metadata(model: schema.ModelT, name: str, preprocessing: str) -> None:
+def add_metadata(model: schema.ModelT, name: str, preprocessing: str, *, labels: bool = False) -> None:
     """Adds metadata to a model, in which each subgraph has at most one signature.
 
     Args:
         model: The model.
         name: The base's name.
         preprocessing: What the graph does to RGB values.
+        labels: Whether it is of one task alone, whose labels are in the file `LABELS_FILE` behind the model.
     """
-    _add(model, NAME, _metadata(model, name, preprocessing))
+    _add(model, NAME, _metadata(model, name, preprocessing, labels))
 
 
 def add_task_place(model: schema.ModelT) -> None:
@@ -59,14 +63,18 @@ def _add(model: schema.ModelT, name: bytes, content: bytes) -> None:
     model.metadata = [*(each for each in model.metadata or [] if each.name != name), entry]
 
 
-def _metadata(model: schema.ModelT, name: str, preprocessing: str) -> bytes:
+def _metadata(model: schema.ModelT, name: str, preprocessing: str, labels: bool) -> bytes:
     builder = flatbuffers.Builder(1024)
     signatures = {signature.subgraphIndex: signature for signature in model.signatureDefs or []}
     graphs = _vector(
         builder,
-        [_graph(builder, graph, signatures.get(index), preprocessing) for index, graph in enumerate(model.subgraphs)],
+        [
+            _graph(builder, graph, signatures.get(index), preprocessing, labels)
+            for index, graph in enumerate(model.subgraphs)
+        ],
     )
-    text = builder.CreateString("A base for tasks that are masks over its weights; docs/litert.md of piggyback_tf.")
+    what = "A model of one task" if labels else "A base for tasks that are masks over its weights"
+    text = builder.CreateString(f"{what}; docs/litert.md of piggyback_tf.")
     title, version = builder.CreateString(name), builder.CreateString("1")
     least = builder.CreateString("1.0.0")
     builder.Finish(_table(builder, [title, text, version, graphs, None, None, None, least]), b"M001")
@@ -74,7 +82,11 @@ def _metadata(model: schema.ModelT, name: str, preprocessing: str) -> bytes:
 
 
 def _graph(
-    builder: flatbuffers.Builder, graph: schema.SubGraphT, signature: schema.SignatureDefT | None, preprocessing: str
+    builder: flatbuffers.Builder,
+    graph: schema.SubGraphT,
+    signature: schema.SignatureDefT | None,
+    preprocessing: str,
+    labels: bool,
 ) -> int:
     """Returns a SubGraphMetadata, with what the signature says of its tensors in the order that the graph has them."""
     if signature is None:
@@ -82,13 +94,18 @@ def _graph(
     sides = []
     for tensors, named in ((graph.inputs, signature.inputs), (graph.outputs, signature.outputs)):
         names = {each.tensorIndex: each.name.decode() for each in named}
-        sides.append(_vector(builder, [_described(builder, names[int(index)], preprocessing) for index in tensors]))
+        sides.append(_vector(builder, [_described(builder, names[int(i)], preprocessing, labels) for i in tensors]))
     title = builder.CreateString(signature.signatureKey)
     return _table(builder, [title, None, *sides])
 
 
-def _described(builder: flatbuffers.Builder, name: str, preprocessing: str) -> int:
+def _described(builder: flatbuffers.Builder, name: str, preprocessing: str, labels: bool) -> int:
     """Returns the TensorMetadata of a tensor with this name."""
+    if name == "probabilities" and labels:
+        file, text = builder.CreateString(LABELS_FILE), builder.CreateString("The classes, one in each line.")
+        content = _content(builder, _FEATURE_PROPERTIES, _table(builder, []))
+        files = [_table(builder, [file, text, ("int8", _AXIS_LABELS)])]
+        return _tensor(builder, name, "Probabilities of the classes.", content, limits=(0.0, 1.0), files=files)
     if name != "images":
         return _tensor(builder, name, _DESCRIPTIONS[name], _content(builder, _FEATURE_PROPERTIES, _table(builder, [])))
     # Values in [0, 255] go in as they are: normalisation is a part of the graph.
@@ -110,6 +127,7 @@ def _tensor(
     content: int,
     units: Sequence[int] = (),
     limits: tuple[float, float] | None = None,
+    files: Sequence[int] = (),
 ) -> int:
     """Returns a TensorMetadata."""
     title, text = builder.CreateString(name), builder.CreateString(description)
@@ -117,7 +135,7 @@ def _tensor(
     stats = None
     if limits is not None:
         stats = _table(builder, [_floats(builder, [limits[1]]), _floats(builder, [limits[0]])])
-    return _table(builder, [title, text, None, content, processing, stats])
+    return _table(builder, [title, text, None, content, processing, stats, _vector(builder, files) if files else None])
 
 
 def _content(builder: flatbuffers.Builder, kind: int, properties: int) -> int:

@@ -1,4 +1,4 @@
-"""What a model that takes masks as inputs says of itself; nothing here needs TensorFlow."""
+"""What a model that is no base says of itself; nothing here needs TensorFlow."""
 
 import json
 import os
@@ -14,15 +14,19 @@ DESCRIPTION = "piggyback.json"
 FORMAT = 1
 
 
-def append_description(model: str | os.PathLike, description: Mapping[str, Any]) -> None:
-    """Adds a description, JSON values, to the file of a model."""
+def append_files(
+    model: str | os.PathLike, description: Mapping[str, Any], texts: Mapping[str, str] | None = None
+) -> None:
+    """Adds a description, JSON values, and texts by the names of files to the file of a model."""
     with zipfile.ZipFile(model, "a") as archive:
-        # Without a date: equal exports give equal bytes.
-        archive.writestr(zipfile.ZipInfo(DESCRIPTION), json.dumps({"format": FORMAT, **description}, indent=1))
+        files = {**(texts or {}), DESCRIPTION: json.dumps({"format": FORMAT, **description}, indent=1)}
+        for name, text in files.items():
+            # Without a date: equal exports give equal bytes.
+            archive.writestr(zipfile.ZipInfo(name), text)
 
 
 def read_description(model: str | os.PathLike) -> dict[str, Any]:
-    """Returns what `append_description` added to a model.
+    """Returns the description that `append_files` added to a model.
 
     Raises:
         PackError: If the file is no such model.
@@ -34,7 +38,7 @@ def read_description(model: str | os.PathLike) -> dict[str, Any]:
         written = found["format"]
     # An archive with damaged headers may say that it is encrypted, or compressed in a way that Python does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise PackError(f"{os.fspath(model)!r} is no model that takes masks as inputs: {error}.") from error
+        raise PackError(f"{os.fspath(model)!r} is no base, and no model that says what it is: {error}.") from error
     if written != FORMAT:
         raise PackError(f"{os.fspath(model)!r} is of format {written}; this package reads {FORMAT}.")
     return found

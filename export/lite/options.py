@@ -6,7 +6,7 @@ from export.lite.convert import QUANTIZATIONS
 from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
 
-DESIGNS = ("patch", "switch", "input")
+DESIGNS = ("patch", "switch", "input", "plain")
 _IMAGES = 100
 # As many classes as a file of a task can have.
 _MOST = 1 << 20
@@ -20,7 +20,7 @@ class LiteOptions:
         ValueError: If one is not valid.
     """
 
-    design: str = option("patch", "How tasks get into the model: patch, switch or input; see docs/litert.md.")
+    design: str = option("patch", "How tasks get into the model: patch, switch, input or plain; see docs/litert.md.")
     quantize: str = option("none", "Type of the weights: none (float32), float16, dynamic or int8.")
     max_classes: int = option(0, "Make the head a part of the graph, with room for so many classes; 0: the runtime's.")
     compress: bool = option(False, "Code the masks in files of tasks: smaller, and slower to read.")

@@ -195,4 +195,7 @@ def load_model(path: str | os.PathLike) -> LiteModel:
         OSError: If it cannot be read.
     """
     kinds = {kind.DESIGN: kind for kind in (SwitchModel, StatelessModel)}
-    return kinds[read_description(path)["design"]](path)
+    design = read_description(path)["design"]
+    if design not in kinds:
+        raise PackError(f"{os.fspath(path)!r} is of design {design!r}, which takes no masks as inputs.")
+    return kinds[design](path)

@@ -75,6 +75,23 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     assert "There is no file" in errors.splitlines()[-1]
 
 
+def test_plain_models_are_written_and_verified(files):
+    out, pack = files / "out", files / "binary.task.safetensors"
+    status, printed, errors = _run("-m", "export.litert", f"--packs={files}", f"--output={out}", "--design=plain")
+    assert (status, printed) == (0, str(out)), errors
+    assert sorted(path.name for path in out.iterdir()) == ["binary.tflite", "ternary.tflite"]
+    verify = ["-m", "export.verify", out / "ternary.tflite", f"--packs={files}", f"--images={files}/images"]
+    status, printed, errors = _run(*verify)
+    assert status == 0, (printed, errors)
+    lines = printed.splitlines()
+    assert "design plain, quantisation none, 4 images" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
+    assert lines[-1] == "holds: top-1 agrees on at least 100.0%"
+    status, _, errors = _run("-m", "export.litert", f"--packs={pack}", f"--base={out}/binary.tflite")
+    assert status == 2
+    assert "this is a model of one task alone; export a new task by itself" in errors.splitlines()[-1]
+
+
 def test_what_is_said_of_ranges():
     said = [Saturation("a/b;c", (-1.0, 9.0), (-1.0, 7.5))]
     for saturation, quantize, text in (

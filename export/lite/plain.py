@@ -1,0 +1,97 @@
+"""The design `plain`: a model of each task alone, for programs that know nothing of tasks, bases or masks.
+
+Labels are in its metadata and the softmax is in its graph, which is what image classifiers such as MediaPipe's ask for.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.lite.check import check_answers, check_images, run_model
+from export.lite.convert import convert
+from export.lite.flatbuffer import pack_objects, read_objects
+from export.lite.folder import new_folder
+from export.lite.images import representative_images
+from export.lite.metadata import LABELS_FILE, add_metadata
+from export.lite.model_description import append_files
+from export.lite.options import LiteOptions
+from export.lite.tasks import check_pack
+from export.lite.weights import Network, own_weights
+from export.packs import NO_TASKS, PackSource, fitting_packs
+from export.servable.folder import ExportError
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+
+DESIGN, MODEL_SUFFIX = "plain", ".tflite"
+
+
+def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, options: LiteOptions) -> list[Path]:
+    """Writes a `<task>.tflite` for each task: images to probabilities.
+
+    Args:
+        backbone: The base; not changed.
+        packs: Packs for this base, or their files.
+        output: The folder, which must not be there, or be empty; it is written whole or not at all.
+        options: `quantize`, and for `int8` the images that ranges are found on, each task's on its own.
+
+    Returns:
+        The files of the models.
+
+    Raises:
+        PackError: If a pack is for another base, or two tasks have one name.
+        ExportError: If there are no packs, a class's name has several lines, or a model does not answer as the bank.
+        DataError: If the images for int8 cannot be read.
+        ValueError: If the base cannot be exported.
+        OSError: If the files cannot be written.
+    """
+    packs = list(fitting_packs(packs, BaseSpec.of(backbone)))
+    if not packs:
+        raise ExportError(NO_TASKS)
+    for pack in packs:
+        check_labels(pack)
+    images = [None] * len(packs)
+    if options.quantize == "int8":
+        images = representative_images(options.representative_data, packs, options.representative_images)
+    bank, names = TaskBank(backbone), []
+    with new_folder(output) as folder:
+        for pack, own in zip(packs, images, strict=True):
+            network = Network.of(backbone, len(pack.class_names))
+            check_pack(pack, network)
+            model = read_objects(
+                convert(backbone, own_weights(network, pack), options.quantize, softmax=True, images=own)
+            )
+            add_metadata(model, f"{pack.task} on {backbone.name}", backbone.preprocessing, labels=True)
+            content = pack_objects(model)
+            check_answers(run_model(content, check_images(backbone.image_size)), bank, pack, options.quantize)
+            names.append(f"{pack.task}{MODEL_SUFFIX}")
+            (folder / names[-1]).write_bytes(content)
+            description = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}
+            description |= {"labels": pack.class_names, "eval_augment": pack.eval_augment, "base_hash": backbone.hash}
+            labels = "".join(f"{label}\n" for label in pack.class_names)
+            append_files(folder / names[-1], description, {LABELS_FILE: labels})
+    return [output / name for name in names]
+
+
+def check_labels(pack: TaskPack) -> None:
+    """Checks that each class has a line of a text file.
+
+    Raises:
+        ExportError: If a name holds the end of a line.
+    """
+    for label in pack.class_names:
+        if len(f"{label}.".splitlines()) > 1:
+            raise ExportError(
+                f"Class {label!r} of task {pack.task!r} has several lines, and the labels of a .tflite are one in a "
+                "line; use another design, whose files of tasks hold any text."
+            )
+
+
+def check_is_plain(description: dict, path: Path, backbone: Backbone) -> None:
+    """Checks that a model is of this design and of a base.
+
+    Raises:
+        PackError: If not.
+    """
+    if description["design"] != DESIGN:
+        raise PackError(f"{str(path)!r} is of design {description['design']!r}, not {DESIGN!r}.")
+    if description["base_hash"] != backbone.hash:
+        raise PackError(f"The model {str(path)!r} is of another base than {backbone.name!r} as it is here.")
