@@ -40,6 +40,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import mmap
 import os
 import re
 import struct
@@ -184,7 +185,7 @@ class Manifest:
         """The places of the filters among the entries."""
         return tuple(place for place, entry in enumerate(self.entries) if entry.kind == FILTER)
 
-    def installed(self, model: bytes | bytearray) -> bytes | None:
+    def installed(self, model: bytes | bytearray | mmap.mmap) -> bytes | None:
         """Returns the digest of the task on a model of this base, or None if there is no task on it.
 
         Raises:
@@ -298,14 +299,15 @@ class Task:
                 len(data), digest, manifest,
             )  # fmt: skip
 
-    def probabilities(self, output: np.ndarray, model: bytes | bytearray) -> np.ndarray:
+    def probabilities(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap) -> np.ndarray:
         """Returns probabilities, float32 `[B, C]`.
 
         NaN stays NaN; but of what is no image a model may return other numbers: `check_pixels` comes before it.
 
         Args:
             output: What the model returned, float32 `[B, ...]`.
-            model: The bytes that its interpreter was made of. Of a base of version 1 they say nothing.
+            model: The bytes that its interpreter was made of, or its file, mapped. Of a base of version 1 they say
+                nothing.
 
         Raises:
             EdgeError: If another task or none is on the model, whose answers this task's head would read wrongly.
