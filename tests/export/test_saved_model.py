@@ -258,7 +258,7 @@ def _of_names(tables, count):
 
 
 def test_only_few_tasks_are_unpacked_unless_that_is_asked_for(small):
-    """Of a hundred tasks on a small base each call was hardly faster, and loading took 26 s in the place of 0.8."""
+    """Of a hundred tasks on a small base each call was hardly faster, and loading took 11 s in the place of 0.7."""
     base, tables, _ = read_export(small.packed)
 
     def chosen(cache, count):
