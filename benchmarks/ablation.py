@@ -22,7 +22,6 @@ SETS = ("photos40", "dtd10", "gtsrb43")
 RECIPES = {
     "default": Recipe("piggyback"),
     "no feedback": Recipe("piggyback"),
-    "less for any rise": Recipe("piggyback"),
     "no trust region: Adam at the same rate": Recipe("piggyback", train={"mask_trust": 0.0}),
     "no limit on what is promised": Recipe("piggyback", train={"mask_trust": 1e9}),
     "no budget of flips": Recipe("piggyback", train={"mask_budget": 1e9}),
@@ -35,7 +34,7 @@ RECIPES = {
     "fine-tuning": Recipe("finetune"),
 }
 # Constants of the code that a recipe changes.
-CONSTANTS = {"no feedback": {"_LEAST": 1.0}, "less for any rise": {"_RISE": 0.0}}
+CONSTANTS = {"no feedback": {"_LEAST": 1.0}}
 _NONE = {"_LEAST": trust_region._LEAST}
 MEASURES = {"val_error": "val. error %", "val_loss": "val. loss", "final_loss": "final loss"}
 

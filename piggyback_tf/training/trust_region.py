@@ -14,9 +14,9 @@ they promise, by `|dE/dm| / W^2`, as long as
 - they are no more than `max_flips` of all masked weights. Promises are small while the head is near zero, and then only
   this limit holds.
 
-Both limits are for a network that does what was promised. Where the loss rises instead, averaged over a few steps, they
-are made smaller in each step, down to a hundredth, until it falls again. A network too deep or too badly scaled for
-such changes then learns by its head, and does not die.
+Both limits are for a network that does what was promised. While the loss, averaged over a few steps, is higher than it has
+been, by more than steps differ by chance, they are halved in each step, down to a hundredth. A network too deep or too
+badly scaled for such changes then learns by its head, and does not die.
 """
 
 import functools
@@ -36,12 +36,11 @@ _SAMPLE = 8192
 _LARGEST_SHARE = 0.1
 # Weights are told apart by |dE/dm| / W^2 in steps of an eighth of an octave.
 _BINS, _BINS_PER_OCTAVE = 1024, 8
-# How much of the two averages of the loss is of the steps before. The loss rises where the short one is the larger by
-# this part of the standard deviation: steps that differ by chance alone make the difference 0.25 of it.
-_SHORT, _LONG, _RISE = 0.8, 0.95, 0.5
-# By what the limits are multiplied in a step in which the loss rises, and in any other until they are whole again. They
-# stay whole if the loss rises in less than one of six steps.
-_LESS, _MORE, _LEAST = 0.8, 1.05, 0.01
+# How much of the two averages of the loss is of the steps before. The loss is too high where the short one is above the
+# lowest long one by this part of the standard deviation of single steps, or more.
+_SHORT, _LONG, _MARGIN = 0.8, 0.95, 0.5
+# By what the limits are multiplied in a step in which the loss is too high, and in any other until they are whole again.
+_LESS, _MORE, _LEAST = 0.5, 1.05, 0.01
 
 
 class TrustRegionAdam(keras.optimizers.Adam):
@@ -99,6 +98,7 @@ class TrustRegionAdam(keras.optimizers.Adam):
         self.average_loss = self.add_variable(**scalar, name="average_loss")
         self.long_average_loss = self.add_variable(**scalar, name="long_average_loss")
         self.loss_variance = self.add_variable(**scalar, name="loss_variance")
+        self.lowest_loss = self.add_variable(**scalar, name="lowest_loss")
         self.confidence = self.add_variable(**scalar, initializer="ones", name="confidence")
         self._size = sum(math.prod(variable.shape) for variable in variables)
 
@@ -122,8 +122,11 @@ class TrustRegionAdam(keras.optimizers.Adam):
         self.average_loss.assign(short)
         self.long_average_loss.assign(long)
         self.loss_variance.assign(variance)
+        lowest = tf.where(self.iterations == 0, loss, tf.minimum(self.lowest_loss.value, long))
+        self.lowest_loss.assign(lowest)
         confidence = self.confidence.value
-        changed = tf.where(short - long > _RISE * tf.sqrt(variance), _LESS * confidence, _MORE * confidence)
+        too_high = short - lowest > _MARGIN * tf.sqrt(variance)
+        changed = tf.where(too_high, _LESS * confidence, _MORE * confidence)
         self.confidence.assign(tf.clip_by_value(changed, _LEAST, 1.0))
 
     def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: Any) -> None:

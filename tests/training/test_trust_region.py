@@ -165,7 +165,7 @@ def test_where_the_loss_rises_less_and_less_flips_until_it_falls_again():
     optimizer = TrustRegionAdam(1e-3, [kernel], trust=0.1, max_flips=1.0, threshold=THRESHOLD)
     optimizer.build([mask])
     gradient, promised, dropped = np.abs(_normal(60_000, 1, 1e-3)), [], np.zeros(60_000, bool)
-    for loss in [*np.linspace(2, 3, 20), *np.linspace(3, 1, 120)]:
+    for loss in [*np.linspace(2, 3, 20), *np.linspace(3, 1, 220)]:
         optimizer.watch_loss(tf.constant(loss, tf.float32))
         optimizer.apply([gradient], [mask])
         now = mask.numpy() < THRESHOLD
