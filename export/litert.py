@@ -1,13 +1,4 @@
-"""One base and any number of tasks for a device, as LiteRT models.
-
-    python -m export.litert --packs=a.task.safetensors,b.task.safetensors --output=DIR
-    python -m export.litert --packs=c.task.safetensors --base=DIR/base.tflite
-
-The first writes what `--design` says: with `patch` `base.tflite`, its manifest, a file `<task>.edge` for each task, and
-a copy of the patcher for the device; with `switch` and `input` `model.tflite` and `<task>.inputs.safetensors`; with
-`plain` a model `<task>.tflite` of each task alone. The second writes only the files of new tasks for a `base.tflite` or
-a `model.tflite` that is already in the field. See docs/litert.md.
-"""
+"""One base and any number of tasks for a device, as LiteRT models."""
 
 import dataclasses
 import importlib
@@ -18,28 +9,39 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import app, flags
+from absl import flags
 
-from export.base import load_base_of
-from export.edge.piggyback_edge import EdgeError
-from export.lite.device_file import add_inputs
-from export.lite.folder import is_patched
-from export.lite.model_description import read_description
-from export.lite.options import LiteOptions
-from export.lite.patch import Added, add_tasks, export_patch
-from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.commands.common import UsageError
-from piggyback_tf.data import DataError
-from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
-from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.commands.program import Program
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, read_config
+from piggyback_tf.packs import BaseSpec, TaskPack
 from piggyback_tf.packs.find import find_packs
 
+from .base import load_base_of
+from .edge.piggyback_edge import EdgeError
+from .lite.device_file import add_inputs
+from .lite.folder import is_patched
+from .lite.model_description import read_description
+from .lite.options import LiteOptions
+from .lite.patch import Added, add_tasks, export_patch
+from .servable.folder import ExportError
+
 FLAGS = flags.FLAGS
+_TEXT = """One base and any number of tasks for a device, as LiteRT models.
+
+    {call} --packs=a.task.safetensors,b.task.safetensors --output=DIR
+    {call} --packs=c.task.safetensors --base=DIR/base.tflite
+
+The first writes what `--design` says: with `patch` `base.tflite`, its manifest, a file `<task>.edge` for each task, and
+a copy of the patcher for the device; with `switch` and `input` `model.tflite` and `<task>.inputs.safetensors`; with
+`plain` a model `<task>.tflite` of each task alone. The second writes only the files of new tasks for a `base.tflite` or
+a `model.tflite` that is already in the field. See docs/litert.md.
+"""
 # Where the designs are that take masks as inputs, to be imported when they are asked for.
 _INPUT_DESIGNS = {
-    "switch": ("export.lite.switch", "export_switch"),
-    "input": ("export.lite.stateless", "export_stateless"),
+    "switch": (".lite.switch", "export_switch"),
+    "input": (".lite.stateless", "export_stateless"),
 }
 
 
@@ -73,11 +75,11 @@ def export_litert(
         return Path(output)
     if options.design == "plain":
         _check_plain(options)
-        importlib.import_module("export.lite.plain").export_plain(backbone, list(packs), Path(output), options)
+        importlib.import_module(".lite.plain", __package__).export_plain(backbone, list(packs), Path(output), options)
         return Path(output)
     _check_input_design(options)
     module, function = _INPUT_DESIGNS[options.design]
-    getattr(importlib.import_module(module), function)(
+    getattr(importlib.import_module(module, __package__), function)(
         backbone,
         _load(packs, backbone),
         Path(output),
@@ -121,15 +123,14 @@ def _check_plain(options: LiteOptions) -> None:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define_base_flags()
+    text = flags.DEFINE_string
+    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    output = "Folder of the export; with --base that of the new file, by default the base's."
+    define(text, "output", None, output, ESSENTIALS)
+    base = "What the tasks are added to: base.tflite with its manifests beside it, or model.tflite."
+    define(text, "base", None, base, ESSENTIALS)
     define_config_flags(LiteOptions)
-    flags.DEFINE_list("packs", None, "Packs: files, URLs, folders or glob patterns.", required=True)
-    flags.DEFINE_string(
-        "output", None, "Folder of the export; with --base that of the new file, by default the base's."
-    )
-    flags.DEFINE_string(
-        "base", None, "What the tasks are added to: base.tflite with its manifests beside it, or model.tflite."
-    )
+    define_base_flags()
 
 
 def run() -> list[str]:
@@ -195,17 +196,12 @@ def _describe(added: Added, options: LiteOptions) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
-    try:
-        lines = run()
-    except (UsageError, PackError, ExportError, EdgeError, DataError, ValueError, OSError, flags.Error) as error:
-        print(f"export.litert: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(lines))
+def _run(arguments: list[str]) -> None:
+    del arguments
+    print("\n".join(run()))
 
+
+PROGRAM = Program(_TEXT, define_flags, _run, required=("packs",), errors=(ExportError, EdgeError))
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    PROGRAM(sys.argv[1:], __spec__.name)

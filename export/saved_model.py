@@ -1,12 +1,4 @@
-"""One base and any number of tasks as one SavedModel for TensorFlow Serving.
-
-    python -m export.saved_model --packs=a.task.safetensors,b.task.safetensors --output=DIR
-    python -m export.saved_model --add_to=DIR/3 --packs=c.task.safetensors
-
-The first writes `DIR/1` (or the version after the highest that is there), a SavedModel with the signatures
-`serving_default`, `by_name` and `encoded`, and beside it `DIR/with_mask/1`, with `with_mask` and `tasks`. The second
-writes `DIR/4` from `DIR/3` and the new packs alone; neither the backbone's weights nor the old packs are needed.
-"""
+"""One base and any number of tasks as one SavedModel for TensorFlow Serving."""
 
 import dataclasses
 import os
@@ -19,13 +11,20 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
-from export.base import load_base_of
-from export.deployment.additions import carry_over
-from export.packs import NO_TASKS, PackSource, fitting_packs
-from export.servable.cache import choose_cache
-from export.servable.folder import (
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.program import Program
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, read_config
+from piggyback_tf.packs import BaseSpec, TaskPack
+from piggyback_tf.packs.find import find_packs
+
+from .base import load_base_of
+from .deployment.additions import carry_over
+from .packs import NO_TASKS, PackSource, fitting_packs
+from .servable.cache import choose_cache
+from .servable.folder import (
     NETWORK,
     ExportError,
     find_version,
@@ -36,21 +35,24 @@ from export.servable.folder import (
     share_variables,
     write_description,
 )
-from export.servable.layout import Layout
-from export.servable.network import ExportedBase, save_network
-from export.servable.options import ExportOptions
-from export.servable.resize import check_preparation
-from export.servable.signatures import Servable
-from export.servable.tables import TaskTables
-from export.servable.with_mask import WithMask
-from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.commands.common import UsageError
-from piggyback_tf.data import DataError
-from piggyback_tf.flags import define_base_flags, define_config_flags, read_config
-from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.find import find_packs
+from .servable.layout import Layout
+from .servable.network import ExportedBase, save_network
+from .servable.options import ExportOptions
+from .servable.resize import check_preparation
+from .servable.signatures import Servable
+from .servable.tables import TaskTables
+from .servable.with_mask import WithMask
 
 FLAGS = flags.FLAGS
+_TEXT = """One base and any number of tasks as one SavedModel for TensorFlow Serving.
+
+    {call} --packs=a.task.safetensors,b.task.safetensors --output=DIR
+    {call} --add_to=DIR/3 --packs=c.task.safetensors
+
+The first writes `DIR/1` (or the version after the highest that is there), a SavedModel with the signatures
+`serving_default`, `by_name` and `encoded`, and beside it `DIR/with_mask/1`, with `with_mask` and `tasks`. The second
+writes `DIR/4` from `DIR/3` and the new packs alone; neither the backbone's weights nor the old packs are needed.
+"""
 
 
 def export_saved_model(
@@ -186,12 +188,14 @@ def _write(
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define_base_flags()
+    text = flags.DEFINE_string
+    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define(text, "output", None, "Folder of the export; with --add_to by default that of the old export.", ESSENTIALS)
+    define(text, "add_to", None, "Version of an export, or its folder, that the packs are added to.", ESSENTIALS)
     define_config_flags(ExportOptions)
-    flags.DEFINE_list("packs", None, "Packs: files, URLs, folders or glob patterns.", required=True)
-    flags.DEFINE_string("output", None, "Folder of the export; with --add_to by default that of the old export.")
-    flags.DEFINE_string("add_to", None, "Version of an export, or its folder, that the packs are added to.")
-    flags.DEFINE_integer("version", None, "Version to write; by default that after the highest one.", lower_bound=1)
+    version = "Version to write; by default that after the highest one."
+    define(flags.DEFINE_integer, "version", None, version, "Settings", lower_bound=1)
+    define_base_flags()
 
 
 def run() -> Path:
@@ -209,20 +213,15 @@ def run() -> Path:
     return export_saved_model(backbone, files, FLAGS.output, options, version=FLAGS.version)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}. All settings are flags: --name=value.")
+def _run(arguments: list[str]) -> None:
+    del arguments
     # Only what goes wrong is said, and the folder.
     tf.get_logger().setLevel("WARNING")
     logging.set_verbosity(logging.WARNING)
-    try:
-        folder = run()
-    except (UsageError, PackError, ExportError, DataError, ValueError, OSError, flags.Error) as error:
-        print(f"export.saved_model: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(folder)
+    print(run())
 
+
+PROGRAM = Program(_TEXT, define_flags, _run, required=("packs",), errors=(ExportError,))
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    PROGRAM(sys.argv[1:], __spec__.name)

@@ -1,13 +1,4 @@
-"""All that a TensorFlow Serving deployment needs beside an export.
-
-    python -m export.serving DIR
-    python -m export.serving DIR --stable=3 --canary=4 --output=FOLDER
-
-Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
-`client.py` to `DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first
-one its `batching_params.pbtxt`. Run again, it replaces what it wrote; a file that somebody changed it leaves alone,
-unless --overwrite is given.
-"""
+"""All that a TensorFlow Serving deployment needs beside an export."""
 
 import os
 import sys
@@ -15,18 +6,30 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import app, flags
+from absl import flags
 
-from export.deployment import texts
-from export.deployment.additions import BATCHING_FILE
-from export.deployment.memory import memory_of
-from export.deployment.options import ServingOptions
-from export.deployment.warmup import WARMUP_FILE, warm_up_records, warm_up_requests
-from export.deployment.writing import write_files
-from export.servable.folder import SECOND, ExportError, is_version, read_description, versions_in
-from piggyback_tf.flags import define_config_flags, read_config
+from piggyback_tf.commands.program import Program
+from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, read_config
+
+from .deployment import texts
+from .deployment.additions import BATCHING_FILE, WARMUP_FILE
+from .deployment.memory import memory_of
+from .deployment.options import ServingOptions
+from .deployment.warmup import warm_up_records, warm_up_requests
+from .deployment.writing import write_files
+from .servable.folder import SECOND, ExportError, is_version, read_description, versions_in
 
 FLAGS = flags.FLAGS
+_TEXT = """All that a TensorFlow Serving deployment needs beside an export.
+
+    {call} DIR
+    {call} DIR --stable=3 --canary=4 --output=FOLDER
+
+Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
+`client.py` to `DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first
+one its `batching_params.pbtxt`. Run again, it replaces what it wrote; a file that somebody changed it leaves alone,
+unless --overwrite is given.
+"""
 
 
 def write_deployment(
@@ -135,26 +138,22 @@ def _disk(folders: list[Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) != 2:
-        raise app.UsageError("One folder of an export is needed: python -m export.serving DIR")
-    try:
-        options = read_config(ServingOptions)
-        written = write_deployment(argv[1], FLAGS.output, options, overwrite=FLAGS.overwrite)
-    except (ExportError, ValueError, OSError, flags.Error) as error:
-        print(f"export.serving: {error}", file=sys.stderr)
-        sys.exit(2)
-    for path in written:
+def _run(arguments: list[str]) -> None:
+    options = read_config(ServingOptions)
+    for path in write_deployment(arguments[0], FLAGS.output, options, overwrite=FLAGS.overwrite):
         print(path)
 
 
 def define_flags() -> None:
     """Defines the flags of the command."""
+    output = "Folder of the server's configuration; DIR/deployment by default."
+    define(flags.DEFINE_string, "output", None, output, ESSENTIALS)
+    overwrite = "Replace files that were changed or written by somebody else."
+    define(flags.DEFINE_bool, "overwrite", False, overwrite, ESSENTIALS)
     define_config_flags(ServingOptions)
-    flags.DEFINE_string("output", None, "Folder of the server's configuration; DIR/deployment by default.")
-    flags.DEFINE_bool("overwrite", False, "Replace files that were changed or written by somebody else.")
 
+
+PROGRAM = Program(_TEXT, define_flags, _run, arguments=1, errors=(ExportError,))
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    PROGRAM(sys.argv[1:], __spec__.name)

@@ -1,21 +1,4 @@
-"""Compares an export with the task bank, task by task.
-
-    python -m export.verify DIR --packs=a.task.safetensors,b.task.safetensors --images=FOLDER
-    python -m export.verify DIR/base.tflite --packs=a.task.safetensors --images=FOLDER
-    python -m export.verify DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
-    python -m export.verify DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
-
-Of a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
-itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the same,
-else 1.
-
-Of a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from its file beside it; of
-models of one task (plain) it is the one of its name. Every image goes through LiteRT. Exit status: 0 if the most
-probable class is the bank's always with float32, on 99.5 % of the images with float16, and on 90 % with dynamic and
-int8, with which every constant of a base.tflite must be the task's weight to half a step of its scale, too. Else 1.
-`--min_agreement` is another share of images. If images are in folders of the names of classes, the errors of both are
-printed.
-"""
+"""Compares an export with the task bank, task by task."""
 
 import os
 import resource
@@ -28,23 +11,42 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
-from export.base import load_base_of
-from export.edge.piggyback_edge import EdgeError
-from export.lite.compare import compare_lite, describe, enter_task, open_export, promise
-from export.servable.compare import compare
-from export.servable.folder import ExportError, find_version, read_description
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.commands.common import UsageError
-from piggyback_tf.data import DataError
+from piggyback_tf.commands.program import Program
 from piggyback_tf.data.images import has_image_extension
-from piggyback_tf.flags import define_base_flags
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags
 from piggyback_tf.junk import find_files
-from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 from piggyback_tf.packs.find import find_packs
 
+from .base import load_base_of
+from .edge.piggyback_edge import EdgeError
+from .lite.compare import compare_lite, describe, enter_task, open_export, promise
+from .servable.compare import compare
+from .servable.folder import ExportError, find_version, read_description
+
 FLAGS = flags.FLAGS
+_TEXT = """Compares an export with the task bank, task by task.
+
+    {call} DIR --packs=a.task.safetensors,b.task.safetensors --images=FOLDER
+    {call} DIR/base.tflite --packs=a.task.safetensors --images=FOLDER
+    {call} DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
+    {call} DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
+
+Of a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
+itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the same,
+else 1.
+
+Of a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from its file beside it; of
+models of one task (plain) it is the one of its name. Every image goes through LiteRT. Exit status: 0 if the most
+probable class is the bank's always with float32, on 99.5 % of the images with float16, and on 90 % with dynamic and
+int8, with which every constant of a base.tflite must be the task's weight to half a step of its scale, too. Else 1.
+`--min_agreement` is another share of images. If images are in folders of the names of classes, the errors of both are
+printed.
+"""
 Verify = Callable[[Path, Backbone, TaskBank, list[TaskPack], list[Path]], bool]
 
 
@@ -142,29 +144,26 @@ def _disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) != 2:
-        raise app.UsageError(
-            "One export is needed, a folder or a .tflite: python -m export.verify DIR --packs=... --images=..."
-        )
-    try:
-        good = run(Path(argv[1]))
-    except (UsageError, PackError, ExportError, EdgeError, DataError, ValueError, OSError) as error:
-        print(f"export.verify: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0 if good else 1)
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define(flags.DEFINE_string, "images", None, "Folder with image files, also in subfolders.", ESSENTIALS)
+    agreement = (
+        "Of a .tflite: the least share of images on which the most probable class must be the bank's. Default: 1 with "
+        "float32, 0.995 with float16, 0.9 with dynamic and int8."
+    )
+    define(flags.DEFINE_float, "min_agreement", None, agreement, "Settings", lower_bound=0.01, upper_bound=1.0)
+    define_base_flags()
 
+
+PROGRAM = Program(
+    _TEXT,
+    define_flags,
+    lambda arguments: 0 if run(Path(arguments[0])) else 1,
+    required=("packs", "images"),
+    arguments=1,
+    errors=(ExportError, EdgeError),
+)
 
 if __name__ == "__main__":
-    define_base_flags()
-    flags.DEFINE_list("packs", None, "Packs: files, URLs, folders or glob patterns.", required=True)
-    flags.DEFINE_string("images", None, "Folder with image files, also in subfolders.", required=True)
-    flags.DEFINE_float(
-        "min_agreement",
-        None,
-        "Of a .tflite: the least share of images on which the most probable class must be the bank's. Default: 1 with "
-        "float32, 0.995 with float16, 0.9 with dynamic and int8.",
-        lower_bound=0.01,
-        upper_bound=1.0,
-    )
-    app.run(main)
+    PROGRAM(sys.argv[1:], __spec__.name)

@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.servable.layout import Layout
-from export.servable.tables import TaskTables
+from .layout import Layout
+from .tables import TaskTables
 
 CACHES = ("auto", "packed", "unpacked")
 _MEGABYTE = 2**20

@@ -15,13 +15,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.servable.layout import Layout
-from export.servable.network import ExportedBase
-from export.servable.options import ExportOptions
-from export.servable.tables import ARRAYS, TaskTables
 from piggyback_tf.backbones import Structure
 from piggyback_tf.files import flush, folder_lock
 from piggyback_tf.packs import BaseSpec
+
+from .layout import Layout
+from .network import ExportedBase
+from .options import ExportOptions
+from .tables import ARRAYS, TaskTables
 
 FORMAT = 1
 SECOND = "with_mask"

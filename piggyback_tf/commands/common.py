@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
     from piggyback_tf.packs import TaskBank
 
-PROGRAM = "python -m piggyback_tf"
 PACK_HELP = "file of a task (.task.safetensors), or the URL of one, such as hf://OWNER/NAME/birds.task.safetensors"
 # What TensorFlow writes to stderr on any machine, whatever the log level, when it is imported.
 _CHATTER = re.compile(r"I\d{4} |\d{4}-.*: I |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|\s*$")
@@ -28,9 +27,14 @@ class UsageError(Exception):
     """Something the caller has to change; the message says what."""
 
 
+def program_name() -> str:
+    """Returns what this program is called as: `piggyback` where it is installed and was called so."""
+    return "piggyback" if Path(sys.argv[0]).stem == "piggyback" else "python -m piggyback_tf"
+
+
 def complain(command: str, message: str) -> None:
     """Writes an error to stderr."""
-    print(f"{PROGRAM} {command}: {message}", file=sys.stderr)
+    print(f"{program_name()} {command}: {message}", file=sys.stderr)
 
 
 def load_pack(path: str) -> tuple[TaskPack, bytes]:

@@ -18,18 +18,18 @@ from piggyback_tf.training.fit import InputConfig
 class RunConfig:
     """What a run of `train.py` learns, on which base, by which methods."""
 
-    data: str | None = option(None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required without --tasks.")
+    data: str | None = option(None, "What to learn from: folder:PATH, tfds:NAME, or digits. Needed without --tasks.")
     tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
     val_fraction: float = option(0.1, "Part of train for validation, if there is no such split.")
     skip_broken_images: bool = option(False, "Leave broken images out and count them.")
-    backbone: str = option("mobilenet_v2", "The frozen network; python -m piggyback_tf backbones lists them.")
+    backbone: str = option("mobilenet_v2", "The frozen network; the command `backbones` lists them.")
     weights: str | None = option(None, "imagenet, random, or a .weights.h5 or .keras file.")
     image_size: int | None = option(None, "Height and width in pixels; by default the backbone's own.")
     method: str = option(
         "piggyback",
-        f"How the task is learned. All settings: --helpfull. {', '.join(n for n in METHODS if METHODS[n].recipe)} have "
-        "optimisers and rates of their own.",
+        f"How the task is learned. {', '.join(n for n in METHODS if METHODS[n].recipe)} have optimisers and rates of "
+        "their own.",
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
     strategy: str = option("auto", "Devices; auto: mirrored if several.")
