@@ -22,9 +22,10 @@ from piggyback_tf.commands import (
     table,
     verify,
 )
-from piggyback_tf.commands.common import UsageError, complain, program_name
+from piggyback_tf.commands.common import INTERRUPTED, UsageError, complain, program_name
 from piggyback_tf.extras import missing_extra
 from piggyback_tf.packs import PackError
+from piggyback_tf.quiet import plain_log
 from piggyback_tf.version import __version__
 
 # The kinds of `export`, each the `PROGRAM` of a module.
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 if something that the caller gave is wrong.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    plain_log()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Class and file names may hold what the terminal cannot show.
@@ -70,6 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        complain(options.command, "interrupted.")
+        return INTERRUPTED
     except OSError as error:
         message = f"{error.filename!r}: {error.strerror}." if error.filename and error.strerror else str(error)
     complain(options.command, message)

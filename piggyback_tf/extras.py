@@ -35,3 +35,12 @@ def extra_sentence(package: str) -> str:
     """Returns what is to be done if a package of an extra is not there."""
     extra = EXTRAS[package]
     return f"The package {package} is needed to {_FOR[extra]}, and not installed: pip install 'piggyback_tf[{extra}]'"
+
+
+def need(package: str) -> None:
+    """Raises a `ModuleNotFoundError`, for which `missing_extra` has a sentence, if a package of an extra is not there.
+
+    What needs it may be imported seconds later, behind TensorFlow.
+    """
+    if not is_installed(package):
+        raise ModuleNotFoundError(extra_sentence(package), name=package)

@@ -1,22 +1,30 @@
 """Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from absl import flags, logging
 
-from piggyback_tf.methods import METHODS, Method
-from piggyback_tf.settings import write_record
-from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
-from piggyback_tf.training.settings import RETIRED, RunConfig, record_run, settings_of
+from piggyback_tf.settings import (
+    CONFIGS,
+    PRECISIONS,
+    RETIRED,
+    STRATEGIES,
+    InputConfig,
+    RunConfig,
+    TrainConfig,
+    record_run,
+    settings_of,
+    write_record,
+)
 
 Config = TypeVar("Config")
 
 # Settings that a method which has none of them refuses: whoever gives one expects something of it.
 NEVER_IGNORED = ("init_from", "sparsity_weight")
-PRECISIONS = ("none", "float16", "bfloat16")
 # What defines a flag, by the type of its values.
 _MAKERS = {
     bool: flags.DEFINE_bool,
@@ -40,7 +48,7 @@ _ESSENTIALS = (
 
 def define_flags() -> None:
     """Defines all flags; call it once, before absl parses the command line."""
-    text, flag, methods = flags.DEFINE_string, flags.DEFINE_bool, METHODS.names()
+    text, flag, methods = flags.DEFINE_string, flags.DEFINE_bool, CONFIGS.names()
     choices = {"method": methods, "baseline": methods, "strategy": STRATEGIES, "mixed_precision": PRECISIONS}
     HEADINGS[ESSENTIALS] = []  # The first.
     define_config_flags(RunConfig, "Run", choices)
@@ -48,7 +56,7 @@ def define_flags() -> None:
     define(text, "output_dir", None, "Folder of the results; an interrupted run goes on.", "Run")
     define(text, "data_dir", None, "Where TensorFlow Datasets are prepared.", "Run")
     define(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.", "Run")
-    verbose = "0: quiet; 1: bar (default on a terminal); 2: a line an epoch."
+    verbose = "0: quiet; 1: a line that counts steps (default on a terminal); 2: a line an epoch."
     define(flags.DEFINE_integer, "verbose", None, verbose, "Run")
     agnostic = "With --tasks, measure at the end also how well the task of an image is inferred."
     define(flag, "task_agnostic", True, agnostic, "Run")
@@ -56,11 +64,11 @@ def define_flags() -> None:
     define(flag, "forward_transfer", False, transfer, "Run")
     define_config_flags(InputConfig, "Images")
     define_config_flags(TrainConfig, "Training")
-    define_config_flags(METHODS["piggyback"].Config, "Masks and head")
+    define_config_flags(CONFIGS["piggyback"], "Masks and head")
     _move(_ESSENTIALS, ESSENTIALS)
     _move([name for name in HEADINGS["Training"] if name.startswith(("mask_", "head_"))], "Masks and head")
-    for name in METHODS:
-        define_config_flags(METHODS[name].Config, MORE)
+    for _, config in CONFIGS.items():
+        define_config_flags(config, MORE)
     for name, (kind, instead) in RETIRED.items():
         _MAKERS[kind](name, None, f"Does nothing any more. {instead}", module_name="retired")
 
@@ -148,12 +156,6 @@ def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyTy
         raise flags.IllegalFlagValueError(str(error).replace("Received: ", "Received: --")) from None
 
 
-def make_method(name: str) -> Method:
-    """Returns the method of a name with the settings that the flags give it."""
-    method = METHODS[name]
-    return method(read_config(method.Config))
-
-
 def check_unused(methods: Iterable[str]) -> None:
     """Refuses settings beyond the paper that none of some methods has, and warns of others that were given.
 
@@ -170,8 +172,8 @@ def check_unused(methods: Iterable[str]) -> None:
         if flags.FLAGS[name].present:
             logging.warning("--%s does nothing any more. %s", name, instead)
     having: dict[str, list[str]] = {}
-    for name in METHODS:
-        for field in dataclasses.fields(METHODS[name].Config):
+    for name, config in CONFIGS.items():
+        for field in dataclasses.fields(config):
             having.setdefault(field.name, []).append(name)
     methods = list(methods)
     for setting, names in having.items():
@@ -199,5 +201,10 @@ def settings_of_run(method: str, baselines: Iterable[str] = ()) -> dict[str, Any
 
 
 def _values(method: str) -> dict[str, Any]:
-    train = dataclasses.asdict(read_config(TrainConfig, METHODS[method].recipe))
+    train = dataclasses.asdict(read_config(TrainConfig, CONFIGS[method].recipe))
     return {name: train.get(name, flags.FLAGS[name].value) for name in settings_of(method)}
+
+
+def verbosity() -> int:
+    """Returns how much a training prints: what --verbose says, or a bar on a terminal and a line an epoch elsewhere."""
+    return (1 if sys.stdout.isatty() else 2) if flags.FLAGS.verbose is None else flags.FLAGS.verbose

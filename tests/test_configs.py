@@ -65,7 +65,7 @@ def test_a_file_says_how_it_is_run_and_can_be(name, monkeypatch):
     _read(name, monkeypatch)
     train = own_flags.read_config(TrainConfig)
     for method in (FLAGS.method, *FLAGS.baseline):
-        assert isinstance(own_flags.make_method(method), METHODS[method])
+        assert METHODS[method](own_flags.read_config(METHODS[method].Config)).config is not None
 
     assert FLAGS.backbone in list_backbones()
     entry = get_entry(FLAGS.backbone)
@@ -115,7 +115,7 @@ def test_a_sequence_says_how_it_is_run_and_can_be(name, monkeypatch):
     assert f"#   python train.py --flagfile=configs/sequences/{name}\n" in (CONFIGS / "sequences" / name).read_text()
     _read(f"sequences/{name}", monkeypatch)
     kind = METHODS[FLAGS.method]
-    own_flags.read_config(TrainConfig, kind.recipe)
+    own_flags.read_config(TrainConfig, kind.Config.recipe)
     tasks, inputs = parse_tasks(FLAGS.tasks), own_flags.read_config(InputConfig)
     assert len(tasks) > 2
     assert {spec.partition(":")[0] for spec in tasks.values()} <= set(data_kinds())
@@ -138,7 +138,7 @@ def test_the_reverse_of_a_sequence_has_the_same_tasks(one, other, monkeypatch):
 
 def test_the_papers_recipe_has_none_of_the_safeguards(monkeypatch):
     _read("cubs_resnet50.flags", monkeypatch)
-    train, method = own_flags.read_config(TrainConfig), own_flags.make_method("piggyback").config
+    train, method = own_flags.read_config(TrainConfig), own_flags.read_config(METHODS["piggyback"].Config)
     assert (train.mask_optimizer, train.mask_lr, train.head_optimizer, train.head_lr) == ("adam", 1e-4, "adam", 1e-4)
     assert (train.schedule, train.step_decay, train.batch_size) == ("step", 0.1, 32)
     assert (train.warmup_steps, train.mask_trust, train.chance_epochs) == (0, 0, 0)

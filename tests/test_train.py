@@ -12,9 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from piggyback_tf.commands.train import describe_data
 from piggyback_tf.data import load_data
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.run import describe_data
 from tests.forked import run_forked, start_forked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,14 +114,13 @@ def test_a_run_that_recorded_all_flags_is_complete_though_flags_came_and_went(fi
 import dataclasses, sys
 sys.path.insert(0, {str(ROOT)!r})
 from piggyback_tf.commands import train
-from piggyback_tf.methods import METHODS, MethodConfig, option
-from piggyback_tf.training.settings import RETIRED
+from piggyback_tf.settings import CONFIGS, RETIRED, MethodConfig, option
 
 @dataclasses.dataclass(frozen=True)
 class Config(MethodConfig):
     sampler_rate: float = option(0.5, "A rate.")
 
-METHODS.register("sampler")(type("Sampler", (METHODS["classifier_only"],), {{"Config": Config}}))
+CONFIGS.register("sampler")(Config)
 RETIRED["gone"] = (float, "Nothing took its place.")
 train.PROGRAM({_command(folder, "--baseline=finetune", "--gone=2", "--sampler_rate=0.1")[1:]!r}, "train.py")
 """

@@ -24,7 +24,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from ..servable.folder import ExportError
+from ..errors import ExportError
 from ..servable.layout import Layout
 from ..servable.resize import parse_preparation
 

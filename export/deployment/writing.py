@@ -9,7 +9,8 @@ from pathlib import Path
 
 from piggyback_tf.files import atomic_file
 
-from ..servable.folder import ExportError, made_folder
+from ..errors import ExportError
+from ..servable.folder import made_folder
 
 # What was written last, to tell whether somebody changed it since.
 RECORD = ".written.json"

@@ -9,7 +9,7 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
 from ..edge.piggyback_edge import Model
-from ..servable.folder import ExportError
+from ..errors import ExportError
 from .constants import FACTOR, OFFSET
 from .elements import describe, float16_tolerance
 from .flatbuffer import LiteFile

@@ -14,8 +14,8 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
 from ..edge.piggyback_edge import Base, Model, Task
+from ..errors import ExportError
 from ..servable.compare import prepare
-from ..servable.folder import ExportError
 from .base import PatchBase
 from .check import check_constants
 from .folder import TASK_SUFFIX, is_patched

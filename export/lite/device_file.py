@@ -13,8 +13,8 @@ from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
+from ..errors import ExportError
 from ..packs import NO_TASKS, fitting_packs
-from ..servable.folder import ExportError
 from ..servable.signatures import good_images
 from .check import check_answers, check_images
 from .device_network import Changes, DeviceNetwork

@@ -11,7 +11,7 @@ from piggyback_tf.files import flush
 from piggyback_tf.packs import PackError
 
 from ..edge.piggyback_edge import EdgeError
-from ..servable.folder import ExportError
+from ..errors import ExportError
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 # A copy of `piggyback_tf/data/images.py`, which `piggyback_edge.py` imports by this name.

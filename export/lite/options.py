@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings import option
 
-from .convert import QUANTIZATIONS
+from ..edge.piggyback_edge import QUANTIZATIONS
 
 DESIGNS = ("patch", "switch", "input", "plain")
 _IMAGES = 100

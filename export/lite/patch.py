@@ -19,8 +19,8 @@ from ..edge import piggyback_edge
 from ..edge.manifest import manifest_bytes, manifest_json
 from ..edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
 from ..edge.task_file import task_bytes
+from ..errors import ExportError
 from ..packs import NO_TASKS, PackSource, fitting_packs
-from ..servable.folder import ExportError
 from .base import PatchBase, constants_from_json, make_float_file
 from .calibrate import Saturation, corresponding, find_ranges, find_saturation
 from .check import check_base, check_task

@@ -9,8 +9,8 @@ from pathlib import Path
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
+from ..errors import ExportError
 from ..packs import NO_TASKS, PackSource, fitting_packs
-from ..servable.folder import ExportError
 from .check import check_answers, check_images, run_model
 from .convert import convert
 from .flatbuffer import pack_objects, read_objects

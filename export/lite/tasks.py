@@ -9,7 +9,7 @@ from piggyback_tf.packs import PackError, TaskPack
 from ..edge.piggyback_edge import DIGEST, TERNARY, Task
 from ..edge.piggyback_edge import FILTER as FILTER_KIND
 from ..edge.task_file import pack_mask
-from ..servable.folder import ExportError
+from ..errors import ExportError
 from .base import PatchBase, Slot
 from .constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
 from .convert import HEAD_KERNEL

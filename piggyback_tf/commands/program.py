@@ -11,12 +11,11 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.common import INTERRUPTED, UsageError
 from piggyback_tf.extras import missing_extra
 from piggyback_tf.flags import HEADINGS, MORE
+from piggyback_tf.quiet import plain_log
 
-# The status of a process that Ctrl-C ended, as shells have it.
-_INTERRUPTED = 130
 _HELP = {"help": "List the flags that matter.", "helpshort": "The same.", "helpfull": "List all flags."}
 _WIDEST = 120
 
@@ -55,7 +54,7 @@ class Program:
 
     def main(self, arguments: Sequence[str], name: str) -> int:
         """Runs the program and returns the exit status; see `__call__`."""
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        plain_log()
         self.define()
         listing = _Listing(self, _call(name))
         _define_help(listing)
@@ -72,7 +71,7 @@ class Program:
             return 1
         except KeyboardInterrupt:
             print(f"\n{name}: {self.interrupted()}", file=sys.stderr)
-            return _INTERRUPTED
+            return INTERRUPTED
         except flags.Error as error:
             print(f"{name}: {_sentence(error)} ({_call(name)} --help)", file=sys.stderr)
         except (UsageError, ValueError, OSError, *self.errors) as error:

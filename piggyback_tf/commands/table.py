@@ -1,4 +1,4 @@
-"""table: results of finished runs as tables and plots, without TensorFlow unless their settings differ."""
+"""table: results of finished runs as tables and plots, without TensorFlow."""
 
 import argparse
 import sys
