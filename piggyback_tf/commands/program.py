@@ -32,7 +32,7 @@ class Program:
         arguments: How many arguments it takes that are no flags.
         errors: What it raises beside `UsageError`, `ValueError`, `OSError` and errors of flags if something that the
             caller gave is wrong.
-        interrupted: Returns the sentence for a caller who ended it with Ctrl-C.
+        interrupted: What a caller is told who ended it with Ctrl-C.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Program:
     required: tuple[str, ...] = ()
     arguments: int = 0
     errors: tuple[type[Exception], ...] = ()
-    interrupted: Callable[[], str] = lambda: "interrupted."
+    interrupted: str = "interrupted."
 
     def __call__(self, arguments: Sequence[str], name: str) -> NoReturn:
         """Runs the program and ends the process: with 0, or 2 if something that the caller gave is wrong.
@@ -70,7 +70,7 @@ class Program:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt:
-            print(f"\n{name}: {self.interrupted()}", file=sys.stderr)
+            print(f"\n{name}: {self.interrupted}", file=sys.stderr)
             return INTERRUPTED
         except flags.Error as error:
             print(f"{name}: {_sentence(error)} ({_call(name)} --help)", file=sys.stderr)

@@ -122,10 +122,11 @@ def _read_data(spec: str) -> TaskData:
     )
 
 
-def _interrupted() -> str:
-    return "stopped. The same command goes on after the last completed epoch."
-
-
 PROGRAM = Program(
-    _TEXT, define_flags, _run, required=("output_dir",), errors=(TrainingError,), interrupted=_interrupted
+    _TEXT,
+    define_flags,
+    _run,
+    required=("output_dir",),
+    errors=(TrainingError,),
+    interrupted="stopped. The same command goes on after the last completed epoch.",
 )
