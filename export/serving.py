@@ -1,7 +1,34 @@
-"""All that a TensorFlow Serving deployment needs beside an export.
+"""All that a TensorFlow Serving deployment needs beside an export."""
 
-    python -m export.serving DIR
-    python -m export.serving DIR --stable=3 --canary=4 --output=FOLDER
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.program import Program
+from piggyback_tf.extras import need
+from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, read_config
+from piggyback_tf.lazy import lazy_names
+from piggyback_tf.quiet import load_tensorflow
+
+from .deployment.options import ServingOptions
+from .errors import ExportError
+
+if TYPE_CHECKING:
+    from .deployment.deploy import write_deployment
+
+__all__ = ["write_deployment"]
+
+# A command line is checked before TensorFlow is loaded.
+__getattr__, __dir__ = lazy_names(__package__, {"write_deployment": "deployment.deploy"}, __name__)
+
+FLAGS = flags.FLAGS
+_TEXT = """All that a TensorFlow Serving deployment needs beside an export.
+
+    {call} DIR
+    {call} DIR --stable=3 --canary=4 --output=FOLDER
 
 Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
 `client.py` to `DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first
@@ -9,152 +36,29 @@ one its `batching_params.pbtxt`. Run again, it replaces what it wrote; a file th
 unless --overwrite is given.
 """
 
-import os
-import sys
-from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-from absl import app, flags
-
-from export.deployment import texts
-from export.deployment.additions import BATCHING_FILE
-from export.deployment.memory import memory_of
-from export.deployment.options import ServingOptions
-from export.deployment.warmup import WARMUP_FILE, warm_up_records, warm_up_requests
-from export.deployment.writing import write_files
-from export.servable.folder import SECOND, ExportError, is_version, read_description, versions_in
-from piggyback_tf.flags import define_config_flags, read_config
-
-FLAGS = flags.FLAGS
-
-
-def write_deployment(
-    export: str | os.PathLike,
-    output: str | os.PathLike | None = None,
-    options: ServingOptions | None = None,
-    *,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Writes what a server needs beside an export, all or nothing.
-
-    Args:
-        export: The export's folder, with its versions.
-        output: Where the server's configuration goes; the folder `deployment` in the export if None.
-        options: What can be chosen; `ServingOptions()` if None.
-        overwrite: Whether files are replaced that were changed or written by somebody else.
-
-    Returns:
-        The files that are new or changed.
-
-    Raises:
-        ExportError: If the folder is no export with both servables, a label's version is not there, or a file that
-            somebody else wrote or changed is in the way.
-        OSError: If the files cannot be written.
-    """
-    export, options = Path(export), options or ServingOptions()
-    usual = export / "deployment"
-    output = usual if output is None else Path(output)
-    output = next((folder for folder in (export, usual) if folder.resolve() == output.resolve()), output)
-    versions = exported_versions(export)
-    loaded = loaded_versions(versions, options)
-    memory = memory_of([export / str(version) for version in versions[-loaded:]], options, loaded)
-    within = output.resolve().is_relative_to(export.resolve())
-    seen = os.path.relpath(export.resolve(), output.resolve()) if within else str(export.resolve())
-    folders = [base / str(version) for base in (export, export / SECOND) for version in versions]
-    files = {
-        output / "models.config": texts.models_config(options, loaded).encode(),
-        output / "batching_parameters.txt": texts.batching_threads(options).encode(),
-        output / "monitoring.config": texts.monitoring().encode(),
-        output / "docker-compose.yml": texts.compose(options, memory, seen).encode(),
-        output / "kubernetes.yaml": texts.kubernetes(options, memory, _disk(folders)).encode(),
-        output / "client.py": texts.read_client(),
-    }
-    inside: dict[Path, bytes] = {}
-    for version in versions:
-        first, second = export / str(version), export / SECOND / str(version)
-        requests = list(warm_up_requests(read_description(first), options.max_batch_size))
-        inside[first / BATCHING_FILE] = texts.batching_params(options).encode()
-        for servable in (first, second):
-            inside[servable / WARMUP_FILE] = warm_up_records(servable, requests)
-    # The export remembers what is in its versions, so that a deployment elsewhere may replace it. Earlier versions of
-    # this command remembered it in its folder `deployment`.
-    groups: dict[Path, dict[Path, bytes]] = {output: files}
-    for folder, content in ((export, inside), (usual, {})):
-        groups.setdefault(folder, {}).update(content)
-    return write_files(groups, overwrite=overwrite)
-
-
-def exported_versions(export: Path) -> list[int]:
-    """Returns the versions in an export's folder, the oldest first.
-
-    Raises:
-        ExportError: If a folder that a server would load is no export, or has no second servable.
-    """
-    if is_version(export):
-        raise ExportError(f"{str(export)!r} is one version of an export; give the folder in which it lies.")
-    # A server takes every folder for a version whose name is a number.
-    found = sorted({*versions_in(export), *versions_in(export / SECOND)})
-    if not found:
-        raise ExportError(f"{str(export)!r} is no export: there is no version in it.")
-    for version in found:
-        first, second = export / str(version), export / SECOND / str(version)
-        if not first.exists():
-            raise ExportError(
-                f"{str(export)!r} is no whole export: {str(second)!r} stands alone, without {str(first)!r}; remove it."
-            )
-        read_description(first)
-        if not second.is_dir():
-            raise ExportError(f"{str(export)!r} is no whole export: there is no folder {str(second)!r}.")
-    return found
-
-
-def loaded_versions(versions: list[int], options: ServingOptions) -> int:
-    """Returns how many of the newest versions a server keeps loaded.
-
-    With labels that is one more than reaches back to the oldest of them, so that it does not lose its version when the
-    next one comes.
-
-    Raises:
-        ExportError: If a label's version is not there.
-    """
-    for label, version in options.labels.items():
-        if version not in versions:
-            raise ExportError(
-                f"--{label}={version}: there is no version {version}; there are {', '.join(map(str, versions))}."
-            )
-    if not options.labels:
-        return 1
-    return len(versions) - versions.index(min(options.labels.values())) + 1
-
-
-def _disk(folders: list[Path]) -> int:
-    """Returns the bytes of SavedModels, without what this command adds to them."""
-    added = WARMUP_FILE.name, BATCHING_FILE.name
-    paths = (path for folder in folders for path in folder.rglob("*") if path.name not in added)
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) != 2:
-        raise app.UsageError("One folder of an export is needed: python -m export.serving DIR")
-    try:
-        options = read_config(ServingOptions)
-        written = write_deployment(argv[1], FLAGS.output, options, overwrite=FLAGS.overwrite)
-    except (ExportError, ValueError, OSError, flags.Error) as error:
-        print(f"export.serving: {error}", file=sys.stderr)
-        sys.exit(2)
-    for path in written:
-        print(path)
-
 
 def define_flags() -> None:
     """Defines the flags of the command."""
+    output = "Folder of the server's configuration; DIR/deployment by default."
+    define(flags.DEFINE_string, "output", None, output, ESSENTIALS)
+    overwrite = "Replace files that were changed or written by somebody else."
+    define(flags.DEFINE_bool, "overwrite", False, overwrite, ESSENTIALS)
     define_config_flags(ServingOptions)
-    flags.DEFINE_string("output", None, "Folder of the server's configuration; DIR/deployment by default.")
-    flags.DEFINE_bool("overwrite", False, "Replace files that were changed or written by somebody else.")
 
+
+def _run(arguments: list[str]) -> None:
+    need("tensorflow_serving")
+    options = read_config(ServingOptions)
+    if not Path(arguments[0]).is_dir():
+        raise UsageError(f"{arguments[0]!r} is no export: there is no such folder.")
+    load_tensorflow()
+    from .deployment.deploy import write_deployment
+
+    for path in write_deployment(arguments[0], FLAGS.output, options, overwrite=FLAGS.overwrite):
+        print(path)
+
+
+PROGRAM = Program(_TEXT, define_flags, _run, arguments=1, errors=(ExportError,))
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    PROGRAM(sys.argv[1:], __spec__.name)

@@ -1,9 +1,32 @@
-"""Compares an export with the task bank, task by task.
+"""Compares an export with the task bank, task by task."""
 
-    python -m export.verify DIR --packs=a.task.safetensors,b.task.safetensors --images=FOLDER
-    python -m export.verify DIR/base.tflite --packs=a.task.safetensors --images=FOLDER
-    python -m export.verify DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
-    python -m export.verify DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.program import Program
+from piggyback_tf.data.images import has_image_extension
+from piggyback_tf.extras import need
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags
+from piggyback_tf.junk import find_files
+from piggyback_tf.packs import BaseSpec, TaskPack
+from piggyback_tf.packs.find import find_packs
+from piggyback_tf.quiet import filtered_stderr
+
+from .base import check_base_of, load_base_of
+from .edge.piggyback_edge import EdgeError
+from .errors import ExportError
+
+FLAGS = flags.FLAGS
+_TEXT = """Compares an export with the task bank, task by task.
+
+    {call} DIR --packs=a.task.safetensors,b.task.safetensors --images=FOLDER
+    {call} DIR/base.tflite --packs=a.task.safetensors --images=FOLDER
+    {call} DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
+    {call} DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
 
 Of a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
 itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the same,
@@ -17,154 +40,58 @@ int8, with which every constant of a base.tflite must be the task's weight to ha
 printed.
 """
 
-import os
-import resource
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import numpy as np
-import tensorflow as tf
-from absl import app, flags
-
-from export.base import load_base_of
-from export.edge.piggyback_edge import EdgeError
-from export.lite.compare import compare_lite, describe, enter_task, open_export, promise
-from export.servable.compare import compare
-from export.servable.folder import ExportError, find_version, read_description
-from piggyback_tf.backbones import Backbone
-from piggyback_tf.commands.common import UsageError
-from piggyback_tf.data import DataError
-from piggyback_tf.data.images import has_image_extension
-from piggyback_tf.flags import define_base_flags
-from piggyback_tf.junk import find_files
-from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
-from piggyback_tf.packs.find import find_packs
-
-FLAGS = flags.FLAGS
-Verify = Callable[[Path, Backbone, TaskBank, list[TaskPack], list[Path]], bool]
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define(flags.DEFINE_string, "images", None, "Folder with image files, also in subfolders.", ESSENTIALS)
+    agreement = (
+        "Of a .tflite: the least share of images on which the most probable class must be the bank's. Default: 1 with "
+        "float32, 0.995 with float16, 0.9 with dynamic and int8."
+    )
+    define(flags.DEFINE_float, "min_agreement", None, agreement, "Settings", lower_bound=0.01, upper_bound=1.0)
+    define_base_flags()
 
 
-def run(path: Path) -> bool:
-    """Prints the comparison of every task; returns whether all are good."""
-    verify = _choose(path)
-    if verify is _verify_saved_model and FLAGS.min_agreement is not None:
+def _run(arguments: Sequence[str]) -> int:
+    """Prints the comparison of every task; returns 0 if all are good, else 1."""
+    path = Path(arguments[0])
+    is_lite = _is_lite(path)
+    if is_lite:
+        need("ai_edge_litert")
+    if not is_lite and FLAGS.min_agreement is not None:
         raise UsageError("--min_agreement is for a .tflite; what a SavedModel answers must be equal to 1e-5.")
     images = sorted(path for path in find_files(FLAGS.images) if has_image_extension(path))
     if not images:
         raise UsageError(f"--images={FLAGS.images}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)
-    backbone = load_base_of(TaskPack.load(files[0]), FLAGS.backbone, FLAGS.weights)
+    backbone = load_base_of(*check_base_of(files[0], FLAGS.backbone, FLAGS.weights))
+    from piggyback_tf.packs import TaskBank
+
+    from .verification import verify_lite, verify_saved_model
+
     spec, bank = BaseSpec.of(backbone), TaskBank(backbone)
     packs = [TaskPack.load(file, spec) for file in files]
     for pack in packs:
         bank.add(pack)
-    return verify(path, backbone, bank, packs, images)
+    with filtered_stderr():  # oneDNN tells which types it leaves to others.
+        if is_lite:
+            good = verify_lite(path, backbone, bank, packs, images, FLAGS.min_agreement)
+        else:
+            good = verify_saved_model(path, bank, images)
+    return 0 if good else 1
 
 
-def _choose(path: Path) -> Verify:
-    """Returns what compares this kind of export."""
-    if path.suffix == ".tflite" and not path.exists():
-        raise UsageError(f"{str(path)!r}: there is no such file.")
-    if not path.is_file():
-        return _verify_saved_model
-    if path.suffix != ".tflite":
+def _is_lite(path: Path) -> bool:
+    """Whether an export is a model for LiteRT, and no SavedModel."""
+    if not path.exists():
+        raise UsageError(f"{str(path)!r}: there is no such file or folder.")
+    if path.is_file() and path.suffix != ".tflite":
         raise UsageError(f"{str(path)!r} is no folder of an export, and no base.tflite or model.tflite.")
-    return _verify_lite
+    return path.is_file()
 
 
-def _verify_saved_model(
-    folder: Path, backbone: Backbone, bank: TaskBank, packs: list[TaskPack], images: list[Path]
-) -> bool:
-    del backbone, packs
-    folder = find_version(folder)
-    known = {entry["task"] for entry in read_description(folder)["tasks"]}
-    if missing := sorted(set(bank.names) - known):
-        raise UsageError(f"The export {str(folder)!r} has no task {missing[0]!r}; it has {', '.join(sorted(known))}.")
-    before, started = _memory(), time.perf_counter()
-    model = tf.saved_model.load(str(folder))
-    loading, good = time.perf_counter() - started, True
-    print(f"{folder}: {len(known)} tasks, {len(images)} images; loaded in {loading:.1f} s")
-    for task in bank.names:
-        found = compare(model, bank, task, images)
-        files = "no JPEG or PNG" if found.files is None else f"{found.files:.1e}"
-        files += f" ({found.refused} refused)" if found.refused else ""
-        print(
-            f"  {task}: largest difference {found.pixels:.1e} with pixels, {files} with files; labels "
-            f"{'equal' if found.labels else 'NOT equal'}; {found.export_ms:.1f} ms an image (bank {found.bank_ms:.1f})"
-        )
-        good &= found.good
-    print(f"memory: {_memory() - before:.0f} MB more at the most; on disk {_disk(folder) / 2**20:.1f} MB")
-    print("equal to 1e-5" if good else "NOT equal to 1e-5")
-    return good
-
-
-def _verify_lite(path: Path, backbone: Backbone, bank: TaskBank, packs: list[TaskPack], images: list[Path]) -> bool:
-    before, started = _resident(), time.perf_counter()
-    export = open_export(path, backbone)
-    loading, good = time.perf_counter() - started, True
-    # With a task and after a prediction, before the bank takes memory for its own.
-    enter_task(export, packs[0])
-    export.answer(np.zeros([backbone.image_size, backbone.image_size, 3], np.float32))
-    memory = _resident() - before
-    print(
-        f"{path}: design {export.design}, quantisation {export.quantize}, {len(images)} images; "
-        f"read and verified in {1e3 * loading:.0f} ms"
-    )
-    for pack in packs:
-        found = compare_lite(export, bank, pack, images, min_agreement=FLAGS.min_agreement)
-        print(describe(found))
-        good &= found.good
-    print(f"memory: {memory:.1f} MB with a task; on disk {path.stat().st_size / 2**20:.1f} MB")
-    print(f"{'holds' if good else 'does NOT hold'}: {promise(export, FLAGS.min_agreement)}")
-    return good
-
-
-def _memory() -> float:
-    """Returns the largest memory that the process has taken so far, in megabytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def _resident() -> float:
-    """Returns the memory that the process takes now, in megabytes; where there is no /proc, the largest so far."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return _memory()
-    return pages * resource.getpagesize() / 2**20
-
-
-def _disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) != 2:
-        raise app.UsageError(
-            "One export is needed, a folder or a .tflite: python -m export.verify DIR --packs=... --images=..."
-        )
-    try:
-        good = run(Path(argv[1]))
-    except (UsageError, PackError, ExportError, EdgeError, DataError, ValueError, OSError) as error:
-        print(f"export.verify: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0 if good else 1)
-
+PROGRAM = Program(_TEXT, define_flags, _run, required=("packs", "images"), arguments=1, errors=(ExportError, EdgeError))
 
 if __name__ == "__main__":
-    define_base_flags()
-    flags.DEFINE_list("packs", None, "Packs: files, URLs, folders or glob patterns.", required=True)
-    flags.DEFINE_string("images", None, "Folder with image files, also in subfolders.", required=True)
-    flags.DEFINE_float(
-        "min_agreement",
-        None,
-        "Of a .tflite: the least share of images on which the most probable class must be the bank's. Default: 1 with "
-        "float32, 0.995 with float16, 0.9 with dynamic and int8.",
-        lower_bound=0.01,
-        upper_bound=1.0,
-    )
-    app.run(main)
+    PROGRAM(sys.argv[1:], __spec__.name)

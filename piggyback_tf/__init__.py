@@ -4,6 +4,7 @@ The public names are imported when they are first used: `import piggyback_tf` an
 TensorFlow.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.lazy import lazy_names
@@ -47,5 +48,10 @@ __all__ = [
     "mask",
     "read_masks",
 ]
+
+# What is installed as `piggyback_tf.export` is the folder `export` beside this one in a checkout.
+_CHECKOUT = Path(__file__).resolve().parent.parent
+if (_CHECKOUT / "export" / "__init__.py").is_file() and (_CHECKOUT / "train.py").is_file():
+    __path__.append(str(_CHECKOUT))
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

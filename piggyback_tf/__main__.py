@@ -1,10 +1,11 @@
-"""What can be done with task packs and backbones: python -m piggyback_tf COMMAND
+"""All commands: piggyback COMMAND, or python -m piggyback_tf COMMAND where nothing is installed.
 
 Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect`, `compare`,
 `convert`, `push`, `pull` and `table` never load it.
 """
 
 import argparse
+import importlib
 import os
 import sys
 
@@ -21,9 +22,19 @@ from piggyback_tf.commands import (
     table,
     verify,
 )
-from piggyback_tf.commands.common import PROGRAM, UsageError, complain
+from piggyback_tf.commands.common import INTERRUPTED, UsageError, complain, program_name
+from piggyback_tf.extras import missing_extra
 from piggyback_tf.packs import PackError
+from piggyback_tf.quiet import plain_log
 from piggyback_tf.version import __version__
+
+# The kinds of `export`, each the `PROGRAM` of a module.
+_EXPORTS = {
+    "saved_model": "one SavedModel of a base and tasks, for TensorFlow Serving",
+    "serving": "configuration, warm-up and client of a server",
+    "litert": "a base and tasks for a device",
+    "verify": "compare an export with the task bank",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,13 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 if something that the caller gave is wrong.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    plain_log()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Class and file names may hold what the terminal cannot show.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["train"]:
+        return _run_program("piggyback_tf.commands.train", arguments, 1)
+    if arguments[:1] == ["export"] and arguments[1:2] and arguments[1] in _EXPORTS:
+        return _run_program(f"piggyback_tf.export.{arguments[1]}", arguments, 2)
     options = _parser().parse_args(arguments)
     try:
         status = options.run(options)
@@ -49,20 +65,50 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except (UsageError, PackError) as error:
         message = str(error)
+    except ModuleNotFoundError as error:
+        message = missing_extra(error)
     except BrokenPipeError:
         # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        complain(options.command, "interrupted.")
+        return INTERRUPTED
     except OSError as error:
         message = f"{error.filename!r}: {error.strerror}." if error.filename and error.strerror else str(error)
     complain(options.command, message)
     return 2
 
 
+def _run_program(module: str, arguments: list[str], words: int) -> int:
+    """Runs a command whose settings are flags.
+
+    Args:
+        module: Where it is. By name: exports are above this package's own folders, and no command loads another one.
+        arguments: The command line.
+        words: How many of the arguments name the command.
+    """
+    name = " ".join([program_name(), *arguments[:words]])
+    try:
+        program = importlib.import_module(module).PROGRAM
+    except ModuleNotFoundError as error:
+        print(f"{name}: {missing_extra(error)}", file=sys.stderr)
+        return 2
+    return program.main(arguments[words:], name)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(PROGRAM, description="Work with the packs of trained tasks.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        program_name(), description="One frozen network, many tasks: train, use and export them.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"piggyback_tf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Listed here; `main` has run them.
+    commands.add_parser("train", help="learn a task, or several in turn, on a frozen network", add_help=False)
+    export = commands.add_parser("export", help="write what servers and devices run", allow_abbrev=False)
+    exports = export.add_subparsers(required=True, metavar="KIND")
+    for name, does in _EXPORTS.items():
+        exports.add_parser(name, help=does, add_help=False)
     for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, table, backbones):
         command.add_command(commands)
     return parser

@@ -1,23 +1,30 @@
 """Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
 
 import dataclasses
-import functools
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from absl import flags, logging
 
-from piggyback_tf.methods import METHODS, Method
-from piggyback_tf.settings import write_record
-from piggyback_tf.training import STRATEGIES, InputConfig, TrainConfig
-from piggyback_tf.training.settings import RETIRED, RunConfig, record_run, settings_of
+from piggyback_tf.settings import (
+    CONFIGS,
+    PRECISIONS,
+    RETIRED,
+    STRATEGIES,
+    InputConfig,
+    RunConfig,
+    TrainConfig,
+    record_run,
+    settings_of,
+    write_record,
+)
 
 Config = TypeVar("Config")
 
 # Settings that a method which has none of them refuses: whoever gives one expects something of it.
 NEVER_IGNORED = ("init_from", "sparsity_weight")
-PRECISIONS = ("none", "float16", "bfloat16")
 # What defines a flag, by the type of its values.
 _MAKERS = {
     bool: flags.DEFINE_bool,
@@ -28,31 +35,40 @@ _MAKERS = {
     str | None: flags.DEFINE_string,
     tuple[str, ...]: flags.DEFINE_list,
 }
-_OWN: list[str] = []
-
-# The flags then count as those of the program that calls `define_flags`, and its --helpshort lists them.
-flags.disclaim_key_flags()
+# The names of flags by the heading under which --help lists them. --helpfull lists those of `MORE`, too.
+HEADINGS: dict[str, list[str]] = {}
+ESSENTIALS = "What matters most"
+MORE = "Settings of single methods"
+# What the first run of `train` may need, in this order.
+_ESSENTIALS = (
+    *("data", "output_dir", "backbone", "weights", "image_size", "epochs", "batch_size", "method", "baseline"),
+    *("tasks", "task"),
+)
 
 
 def define_flags() -> None:
     """Defines all flags; call it once, before absl parses the command line."""
-    text, flag, methods = flags.DEFINE_string, flags.DEFINE_bool, METHODS.names()
+    text, flag, methods = flags.DEFINE_string, flags.DEFINE_bool, CONFIGS.names()
     choices = {"method": methods, "baseline": methods, "strategy": STRATEGIES, "mixed_precision": PRECISIONS}
-    define_config_flags(RunConfig, choices=choices)
+    HEADINGS[ESSENTIALS] = []  # The first.
+    define_config_flags(RunConfig, "Run", choices)
     # Where and how fast a run goes on, and what is measured besides: no settings, which decide what is learned.
-    _own(
-        flag, "task_agnostic", True, "With --tasks, measure at the end also how well the task of an image is inferred."
-    )
-    _own(flag, "forward_transfer", False, "With --tasks, train every task but the first alone, too, to compare with.")
-    _own(text, "output_dir", None, "Folder of the results; an interrupted run goes on. Required.", required=True)
-    _own(text, "data_dir", None, "Where TensorFlow Datasets are prepared.")
-    _own(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.")
-    _own(flags.DEFINE_integer, "verbose", None, "0: quiet; 1: bar (default on a terminal); 2: a line an epoch.")
-    for config in (TrainConfig, InputConfig, METHODS["piggyback"].Config):
-        define_config_flags(config)
-    # Listed by --helpfull under the module of the method, so that --helpshort stays readable.
-    for name in METHODS:
-        define_config_flags(METHODS[name].Config, module_name=METHODS[name].__module__)
+    define(text, "output_dir", None, "Folder of the results; an interrupted run goes on.", "Run")
+    define(text, "data_dir", None, "Where TensorFlow Datasets are prepared.", "Run")
+    define(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.", "Run")
+    verbose = "0: quiet; 1: a line that counts steps (default on a terminal); 2: a line an epoch."
+    define(flags.DEFINE_integer, "verbose", None, verbose, "Run")
+    agnostic = "With --tasks, measure at the end also how well the task of an image is inferred."
+    define(flag, "task_agnostic", True, agnostic, "Run")
+    transfer = "With --tasks, train every task but the first alone, too, to compare with."
+    define(flag, "forward_transfer", False, transfer, "Run")
+    define_config_flags(InputConfig, "Images")
+    define_config_flags(TrainConfig, "Training")
+    define_config_flags(CONFIGS["piggyback"], "Masks and head")
+    _move(_ESSENTIALS, ESSENTIALS)
+    _move([name for name in HEADINGS["Training"] if name.startswith(("mask_", "head_"))], "Masks and head")
+    for _, config in CONFIGS.items():
+        define_config_flags(config, MORE)
     for name, (kind, instead) in RETIRED.items():
         _MAKERS[kind](name, None, f"Does nothing any more. {instead}", module_name="retired")
 
@@ -61,32 +77,60 @@ def define_base_flags() -> None:
     """Defines the flags by which programs that read packs are told the base; `define_flags` has its own."""
     for field in dataclasses.fields(RunConfig):
         if field.name in ("backbone", "weights"):  # Of which packs name theirs.
-            _own(flags.DEFINE_string, field.name, None, field.metadata["help"])
+            define(flags.DEFINE_string, field.name, None, field.metadata["help"], "Base")
 
 
 def define_config_flags(
-    config: type, module_name: str | None = None, choices: Mapping[str, Collection[str]] = MappingProxyType({})
+    config: type, heading: str = "Settings", choices: Mapping[str, Collection[str]] = MappingProxyType({})
 ) -> None:
     """Defines a flag for each field of a config dataclass that has none; `read_config` reads them.
 
     Args:
         config: The dataclass.
-        module_name: Module whose help lists them; None for the program's own.
+        heading: Under which the help lists them.
         choices: The values, or those of its members, that a field of text can have, by its name.
     """
-    place, kinds = {} if module_name is None else {"module_name": module_name}, get_type_hints(config)
+    kinds, there = get_type_hints(config), {name for names in HEADINGS.values() for name in names}
     for field in dataclasses.fields(config):
-        if field.name in _OWN:  # A setting that two methods share, such as `norm`.
+        if field.name in there:  # A setting that two methods share, such as `norm`.
             if flags.FLAGS[field.name].default != field.default:
                 raise ValueError(f"Two configs define --{field.name} with different defaults.")
             continue
-        make, default = _MAKERS[kinds[field.name]], field.default
+        make, default, options = _MAKERS[kinds[field.name]], field.default, {}
         if isinstance(default, tuple):
             default = list(default)
         if field.name in choices:
             make = flags.DEFINE_enum if make is flags.DEFINE_string else flags.DEFINE_multi_enum
-            make = functools.partial(make, enum_values=choices[field.name])
-        _own(make, field.name, default, help=field.metadata["help"], **place)
+            options = {"enum_values": choices[field.name]}
+        define(make, field.name, default, field.metadata["help"], heading, **options)
+
+
+def define(make: Callable[..., Any], name: str, default: Any, help: str, heading: str, **options: Any) -> None:
+    """Defines a flag and notes where the help lists it.
+
+    Args:
+        make: What defines a flag of its kind, such as `flags.DEFINE_string`.
+        name: Its name.
+        default: Its default; the help text is made to end in it.
+        help: Its help text.
+        heading: Under which the help lists it.
+        **options: Further arguments of `make`.
+    """
+    make(name, default, help=help, **options)
+    flag = flags.FLAGS[name]
+    # absl's own text for choices is one long word.
+    flag.help = f"{help} One of {', '.join(options['enum_values'])}." if "enum_values" in options else help
+    if flag.default not in (None, "", []):
+        flag.help += f" [{flag.default_as_str[1:-1]}]"
+    HEADINGS.setdefault(heading, []).append(name)
+
+
+def _move(names: Iterable[str], heading: str) -> None:
+    """Lists flags under another heading, in front of what stands there."""
+    names = list(names)
+    for listed in HEADINGS.values():
+        listed[:] = [name for name in listed if name not in names]
+    HEADINGS[heading][:0] = names
 
 
 def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyType({})) -> Config:
@@ -112,12 +156,6 @@ def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyTy
         raise flags.IllegalFlagValueError(str(error).replace("Received: ", "Received: --")) from None
 
 
-def make_method(name: str) -> Method:
-    """Returns the method of a name with the settings that the flags give it."""
-    method = METHODS[name]
-    return method(read_config(method.Config))
-
-
 def check_unused(methods: Iterable[str]) -> None:
     """Refuses settings beyond the paper that none of some methods has, and warns of others that were given.
 
@@ -134,8 +172,8 @@ def check_unused(methods: Iterable[str]) -> None:
         if flags.FLAGS[name].present:
             logging.warning("--%s does nothing any more. %s", name, instead)
     having: dict[str, list[str]] = {}
-    for name in METHODS:
-        for field in dataclasses.fields(METHODS[name].Config):
+    for name, config in CONFIGS.items():
+        for field in dataclasses.fields(config):
             having.setdefault(field.name, []).append(name)
     methods = list(methods)
     for setting, names in having.items():
@@ -163,15 +201,10 @@ def settings_of_run(method: str, baselines: Iterable[str] = ()) -> dict[str, Any
 
 
 def _values(method: str) -> dict[str, Any]:
-    train = dataclasses.asdict(read_config(TrainConfig, METHODS[method].recipe))
+    train = dataclasses.asdict(read_config(TrainConfig, CONFIGS[method].recipe))
     return {name: train.get(name, flags.FLAGS[name].value) for name in settings_of(method)}
 
 
-def _own(define: Any, name: str, *args: Any, **kwargs: Any) -> None:
-    define(name, *args, **kwargs)
-    _OWN.append(name)
-    # absl gives the default a line of its own; behind the help text it takes none.
-    flag = flags.FLAGS[name]
-    if flag.default not in (None, "", []):
-        flag.help += f" [{flag.default_as_str[1:-1]}]"
-    flag.default_as_str = None
+def verbosity() -> int:
+    """Returns how much a training prints: what --verbose says, or a bar on a terminal and a line an epoch elsewhere."""
+    return (1 if sys.stdout.isatty() else 2) if flags.FLAGS.verbose is None else flags.FLAGS.verbose

@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -78,6 +78,10 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
+
+    def items(self) -> ItemsView[str, T]:
+        """Returns the names and what they stand for, in the order in which they were registered."""
+        return self._entries.items()
 
     def names(self, pattern: str = "*") -> list[str]:
         """Returns the registered names that match a shell pattern, sorted."""

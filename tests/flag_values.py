@@ -23,4 +23,4 @@ def defined_flags():
         flags.FLAGS.unparse_flags()
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
-        own_flags._OWN.clear()
+        own_flags.HEADINGS.clear()

@@ -1,5 +1,6 @@
 """Every file in configs/ can be run or is part of one that can, and --helpshort shows what they are made of."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from piggyback_tf.data.augment import RandomOperation
 from piggyback_tf.data.tfds_source import _parse_splits
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import parse_tasks
-from piggyback_tf.training import InputConfig, TrainConfig
+from piggyback_tf.training import InputConfig, RunConfig, TrainConfig
 from tests.flag_values import defined_flags
 from tests.forked import run_forked
 
@@ -64,7 +65,7 @@ def test_a_file_says_how_it_is_run_and_can_be(name, monkeypatch):
     _read(name, monkeypatch)
     train = own_flags.read_config(TrainConfig)
     for method in (FLAGS.method, *FLAGS.baseline):
-        assert isinstance(own_flags.make_method(method), METHODS[method])
+        assert METHODS[method](own_flags.read_config(METHODS[method].Config)).config is not None
 
     assert FLAGS.backbone in list_backbones()
     entry = get_entry(FLAGS.backbone)
@@ -114,7 +115,7 @@ def test_a_sequence_says_how_it_is_run_and_can_be(name, monkeypatch):
     assert f"#   python train.py --flagfile=configs/sequences/{name}\n" in (CONFIGS / "sequences" / name).read_text()
     _read(f"sequences/{name}", monkeypatch)
     kind = METHODS[FLAGS.method]
-    own_flags.read_config(TrainConfig, kind.recipe)
+    own_flags.read_config(TrainConfig, kind.Config.recipe)
     tasks, inputs = parse_tasks(FLAGS.tasks), own_flags.read_config(InputConfig)
     assert len(tasks) > 2
     assert {spec.partition(":")[0] for spec in tasks.values()} <= set(data_kinds())
@@ -137,7 +138,7 @@ def test_the_reverse_of_a_sequence_has_the_same_tasks(one, other, monkeypatch):
 
 def test_the_papers_recipe_has_none_of_the_safeguards(monkeypatch):
     _read("cubs_resnet50.flags", monkeypatch)
-    train, method = own_flags.read_config(TrainConfig), own_flags.make_method("piggyback").config
+    train, method = own_flags.read_config(TrainConfig), own_flags.read_config(METHODS["piggyback"].Config)
     assert (train.mask_optimizer, train.mask_lr, train.head_optimizer, train.head_lr) == ("adam", 1e-4, "adam", 1e-4)
     assert (train.schedule, train.step_decay, train.batch_size) == ("step", 0.1, 32)
     assert (train.warmup_steps, train.mask_trust, train.chance_epochs) == (0, 0, 0)
@@ -158,19 +159,28 @@ def test_a_flag_behind_a_file_wins(monkeypatch):
     assert (FLAGS.data, FLAGS.epochs, FLAGS.step_epochs) == ("folder:/elsewhere", 1, 15)
 
 
-def test_helpshort_names_every_flag_but_those_of_other_methods_with_its_default_in_two_screens():
+def test_helpshort_has_the_essentials_first_and_every_flag_but_those_of_other_methods_with_its_default():
     program = "import os, runpy, sys; os.environ['COLUMNS'] = '80'; sys.argv = ['train.py', '--helpshort']; "
-    printed = run_forked("-c", program + "runpy.run_path('train.py', run_name='__main__')").stdout
-    by_module = FLAGS.flags_by_module_dict()
-    methods = {flag.name for name in METHODS for flag in by_module.get(METHODS[name].__module__, [])}
-    assert {"packnet_prune", "ewc_lambda"} & methods
-    assert not {"mask_kind", "norm", "head_dropout"} & methods
-    for name in own_flags._OWN:
-        if name in methods:
-            assert f"--{name}:" not in printed
-            continue
-        assert re.search(rf"^  --(\[no\])?{name}: \S", printed, re.MULTILINE), name
-    assert {"data", "mask_lr"} <= {*own_flags._OWN}
+    done = run_forked("-c", program + "runpy.run_path('train.py', run_name='__main__')")
+    headings, printed = own_flags.HEADINGS, done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^([A-Z].*):$", printed, re.MULTILINE) == [name for name in headings if name != own_flags.MORE]
+    found = re.findall(r"^  --(?:\[no\])?(\w+): \S", printed, re.MULTILINE)
+    assert found == [name for heading, names in headings.items() if heading != own_flags.MORE for name in names]
+    assert found[:2] == ["data", "output_dir"]
+    assert {"packnet_prune", "ewc_lambda"} <= {*headings[own_flags.MORE]}
+    assert {"mask_kind", "norm", "head_dropout"} <= {*found}
     mask_lr = FLAGS["mask_lr"].default
     assert f"--mask_lr: Learning rate of the masks; 0: by the number of steps. [{mask_lr}]" in printed
+    strategy = "--strategy: Devices; auto: mirrored if several. One of auto, none, mirrored. [auto]"
+    assert strategy in " ".join(printed.split())
     assert len(printed.splitlines()) < 120
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_every_flag_stands_under_one_heading():
+    listed = [name for names in own_flags.HEADINGS.values() for name in names]
+    assert len(listed) == len({*listed})
+    fields = {field.name for config in (RunConfig, TrainConfig, InputConfig) for field in dataclasses.fields(config)}
+    fields |= {field.name for name in METHODS for field in dataclasses.fields(METHODS[name].Config)}
+    assert fields <= {*listed}

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from piggyback_tf import flags as own_flags
-from piggyback_tf.methods import METHODS
+from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainConfig
 from tests.flag_values import defined_flags
 
@@ -22,9 +22,9 @@ def _parse(defined):
     return lambda *arguments: defined("--output_dir=x", *arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].recipe])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if CONFIGS[name].recipe])
 def test_a_recipe_counts_where_a_flag_is_not_given_and_is_recorded(name, parse):
-    recipe = METHODS[name].recipe
+    recipe = CONFIGS[name].recipe
     given = {"head_lr": 1e-4, "schedule": "cosine"}  # As the flags are without.
     parse()
     by_recipe, piggyback = own_flags.settings(name), own_flags.settings("piggyback")
@@ -59,8 +59,8 @@ def test_other_methods_refuse_settings_beyond_the_paper(flag, parse):
     with pytest.raises(flags.IllegalFlagValueError, match=f"--{name} goes with --method=piggyback.*--method=finetune"):
         own_flags.check_unused(["classifier_only", "finetune"])
     own_flags.check_unused(["finetune", "piggyback"])
-    method = own_flags.make_method("piggyback")
-    assert (method.config.init_from or str(method.config.sparsity_weight)) == flag.partition("=")[2]
+    config = own_flags.read_config(CONFIGS["piggyback"])
+    assert (config.init_from or str(config.sparsity_weight)) == flag.partition("=")[2]
 
 
 def test_settings_of_methods_that_do_not_run_are_warned_of(parse, caplog):

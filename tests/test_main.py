@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from piggyback_tf.__main__ import main
-from piggyback_tf.commands.common import _CHATTER
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import encode
+from piggyback_tf.quiet import CHATTER
 from tests.packs.helpers import make_pack, pack_of, trained_model
 from tests.run_command import run_command
 
@@ -234,7 +234,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["train"], "invalid choice: 'train' (choose from 'evaluate', 'predict', 'inspect'"),
+        (["trian"], "invalid choice: 'trian' (choose from 'train', 'export', 'evaluate', 'predict', 'inspect'"),
         (["evaluate", "PACK"], "the following arguments are required: --data"),
         (["evaluate", "PACK", "--dat=digits"], "the following arguments are required: --data"),
         (["evaluate", "PACK", "--data=digits", "--split=dev"], "invalid choice: 'dev'"),
@@ -398,10 +398,12 @@ def test_tensorflow_is_quiet(trained):
         ("I0000 00:00:1795244842.370799    8144 port.cc:153] oneDNN custom operations are on.", False),
         ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", False),
         ("E0000 00:00:1795244853.240388    8144 cuda_platform.cc:52] failed call to cuInit: INTERNAL", False),
+        ("E0000 00:00:1795896143.524073 13919 util.cc:131] oneDNN supports DT_UINT8 only on platforms with", False),
+        ("INFO: Created TensorFlow Lite XNNPACK delegate for CPU.", False),
         ("E0000 00:00:1795244853.240388    8144 other.cc:52] something is wrong", True),
         ("W0000 00:00:1795244853.240388    8144 gpu_device.cc:2342] Cannot dlopen some GPU libraries.", True),
         ("ImportError: libfoo.so", True),
     ],
 )
 def test_other_messages_of_tensorflow_are_shown(line, shown):
-    assert (_CHATTER.match(line) is None) == shown
+    assert (CHATTER.match(line) is None) == shown

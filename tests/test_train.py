@@ -14,8 +14,8 @@ import pytest
 
 from piggyback_tf.data import load_data
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.run import describe_data
 from tests.forked import run_forked, start_forked
-from train import describe_data
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = [
@@ -113,19 +113,16 @@ def test_a_run_that_recorded_all_flags_is_complete_though_flags_came_and_went(fi
     program = f"""
 import dataclasses, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train
-from absl import app
-from piggyback_tf.methods import METHODS, MethodConfig, option
-from piggyback_tf.training.settings import RETIRED
+from piggyback_tf.commands import train
+from piggyback_tf.settings import CONFIGS, RETIRED, MethodConfig, option
 
 @dataclasses.dataclass(frozen=True)
 class Config(MethodConfig):
     sampler_rate: float = option(0.5, "A rate.")
 
-METHODS.register("sampler")(type("Sampler", (METHODS["classifier_only"],), {{"Config": Config}}))
+CONFIGS.register("sampler")(Config)
 RETIRED["gone"] = (float, "Nothing took its place.")
-train.define_flags()
-app.run(train.main, argv={_command(folder, "--baseline=finetune", "--gone=2", "--sampler_rate=0.1")!r})
+train.PROGRAM({_command(folder, "--baseline=finetune", "--gone=2", "--sampler_rate=0.1")[1:]!r}, "train.py")
 """
     again = run_forked("-c", program)
     assert again.returncode == 0, again.stderr[-3000:]
@@ -150,8 +147,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_pack(finished, tmp_path):
     torn = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train
-from absl import app
+from piggyback_tf.commands import train
 from piggyback_tf.training import backup
 whole = backup.save_file
 def half(tensors, path, **arguments):
@@ -159,8 +155,7 @@ def half(tensors, path, **arguments):
     os.truncate(path, os.path.getsize(path) // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 backup.save_file = half
-train.define_flags()
-app.run(train.main, argv={_command(folder)!r})
+train.PROGRAM({_command(folder)[1:]!r}, "train.py")
 """
     assert run_forked("-c", torn).returncode == -signal.SIGKILL
     assert state.read_bytes() == first
@@ -187,10 +182,8 @@ import tensorflow as tf
 sys.path.insert(0, {str(ROOT)!r})
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import train
-from absl import app
-train.define_flags()
-app.run(train.main, argv={_command(tmp_path / "run", "--strategy=mirrored", "--epochs=1")!r})
+from piggyback_tf.commands import train
+train.PROGRAM({_command(tmp_path / "run", "--strategy=mirrored", "--epochs=1")[1:]!r}, "train.py")
 """
     done = run_forked("-c", script)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from export.deployment.warmup import WARMUP_FILE
-from export.servable.folder import SECOND, read_description
+from ..servable.folder import SECOND, read_description
 
 BATCHING_FILE = Path("batching_params.pbtxt")
+WARMUP_FILE = Path("assets.extra/tf_serving_warmup_requests")
 
 
 def carry_over(source: Path, first: Path, second: Path) -> None:

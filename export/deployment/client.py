@@ -599,9 +599,9 @@ def _message_classes() -> dict[str, Any]:
 def _read_pack(path: str, export: str) -> Any:
     """Returns the `SentPack` of a pack; the one thing for which a client needs more than this file."""
     try:
-        from export.deployment.sent_pack import SentPack, SentPackError
+        from piggyback_tf.export.deployment.sent_pack import SentPack, SentPackError
     except ImportError as error:
-        raise ClientError(f"--pack needs this project's packages piggyback_tf and export here: {error}.") from error
+        raise ClientError(f"--pack needs the package piggyback_tf here: {error}.") from error
     try:
         return SentPack(path, export)
     except SentPackError as error:

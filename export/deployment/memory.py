@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from export.deployment.options import ServingOptions
-from export.servable.cache import memory_needed
-from export.servable.decode import BYTES_PER_PIXEL
-from export.servable.folder import read_description, read_export
+from ..servable.cache import memory_needed
+from ..servable.decode import BYTES_PER_PIXEL
+from ..servable.folder import read_description, read_export
+from .options import ServingOptions
 
 _MEGABYTE = 2**20
 # The program itself, its libraries and threads.

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from piggyback_tf.methods.base import option
+from piggyback_tf.settings import option
 
 # A model's name stands in addresses and, in lower case and with hyphens, names what is made in Kubernetes, where 63
 # characters are allowed with what is added.

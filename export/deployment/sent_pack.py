@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from export.servable.layout import Layout
 from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
+
+from ..servable.layout import Layout
 
 DESCRIPTION = "assets/export.json"
 

@@ -3,7 +3,7 @@
 from string import Template
 
 THREADS = Template("""\
-# Written by `python -m export.serving`. BatchingParameters of the whole server: with
+# Written by `piggyback export serving`. BatchingParameters of the whole server: with
 # --enable_per_model_batching_parameters it takes from here the threads alone, which all models share. Sizes and times
 # stand in the file batching_params.pbtxt of each version that is batched. $second has none: a mask has no
 # batch as its first dimension, so that its requests cannot be merged.
@@ -12,7 +12,7 @@ thread_pool_name { value: "batching" }
 """)
 
 BATCHING = Template("""\
-# Written by `python -m export.serving`. BatchingParameters of this version.
+# Written by `piggyback export serving`. BatchingParameters of this version.
 # The most images of one request; it is split into batches.
 max_batch_size { value: $largest }
 enable_large_batch_splitting { value: true }
@@ -28,7 +28,7 @@ pad_variable_length_inputs: false
 """)
 
 MODELS = Template("""\
-# Written by `python -m export.serving`. ModelServerConfig; the server reads it again every $poll seconds.
+# Written by `piggyback export serving`. ModelServerConfig; the server reads it again every $poll seconds.
 $config""")
 
 MONITORING = """\
@@ -57,7 +57,7 @@ FLAGS = (
     "--tensorflow_inter_op_parallelism=$cpus",
 )
 
-COMPOSE = Template(r"""# Written by `python -m export.serving`; start it with: docker compose up --detach
+COMPOSE = Template(r"""# Written by `piggyback export serving`; start it with: docker compose up --detach
 name: "$slug"
 services:
   serving:
@@ -102,7 +102,7 @@ $flags
 """)
 
 KUBERNETES = Template("""\
-# Written by `python -m export.serving`; apply it with: kubectl apply --filename=kubernetes.yaml
+# Written by `piggyback export serving`; apply it with: kubectl apply --filename=kubernetes.yaml
 #
 # The export lies on a volume, not in an image: running servers load a version that is written there.
 # Copy the export's folder, with its folder with_mask, to the top of the volume before the servers start.

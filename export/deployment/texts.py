@@ -8,10 +8,10 @@ from pathlib import Path
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from export.deployment import templates
-from export.deployment.memory import Memory
-from export.deployment.options import ServingOptions
-from export.servable.folder import SECOND
+from ..servable.folder import SECOND
+from . import templates
+from .memory import Memory
+from .options import ServingOptions
 
 _MEGABYTE = 2**20
 # A request may have so many times the images that run at once.

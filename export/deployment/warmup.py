@@ -24,11 +24,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from export.servable.folder import ExportError
-from export.servable.layout import Layout
-from export.servable.resize import parse_preparation
+from ..errors import ExportError
+from ..servable.layout import Layout
+from ..servable.resize import parse_preparation
 
-WARMUP_FILE = Path("assets.extra/tf_serving_warmup_requests")
 # A server reads no more.
 MAX_RECORDS = 1000
 _VALUES = {tf.uint8: "int_val", tf.int32: "int_val", tf.float32: "float_val", tf.string: "string_val"}

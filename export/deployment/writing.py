@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.servable.folder import ExportError, made_folder
 from piggyback_tf.files import atomic_file
+
+from ..errors import ExportError
+from ..servable.folder import made_folder
 
 # What was written last, to tell whether somebody changed it since.
 RECORD = ".written.json"

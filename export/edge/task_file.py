@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from export.edge.piggyback_edge import (
+from piggyback_tf.packs import codec
+from piggyback_tf.packs.bits import MaskBits
+
+from .piggyback_edge import (
     COMPRESSED,
     HEAD_INSIDE,
     NEW_BYTES,
@@ -19,8 +22,6 @@ from export.edge.piggyback_edge import (
     Manifest,
     Task,
 )
-from piggyback_tf.packs import codec
-from piggyback_tf.packs.bits import MaskBits
 
 _HEAD_KINDS = (7, 8)
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from export.edge.manifest import KIND_CODES
-from export.edge.piggyback_edge import Entry, Manifest
-from export.lite.calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
-from export.lite.check import check_features
-from export.lite.constants import (
+from piggyback_tf.backbones import Backbone
+
+from ..edge.manifest import KIND_CODES
+from ..edge.piggyback_edge import Entry, Manifest
+from .calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
+from .check import check_features
+from .constants import (
     BIAS,
     FACTOR,
     FILTER,
@@ -22,12 +24,11 @@ from export.lite.constants import (
     Constant,
     identify,
 )
-from export.lite.convert import convert
-from export.lite.elements import Encoder, bias_elements, filter_inputs, write_elements
-from export.lite.flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
-from export.lite.metadata import TASK_NAME, add_metadata, add_task_place
-from export.lite.weights import Network, Weights
-from piggyback_tf.backbones import Backbone
+from .convert import convert
+from .elements import Encoder, bias_elements, filter_inputs, write_elements
+from .flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
+from .metadata import TASK_NAME, add_metadata, add_task_place
+from .weights import Network, Weights
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]

@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from export.edge.piggyback_edge import Model
-from export.lite.constants import FACTOR, OFFSET
-from export.lite.elements import describe, float16_tolerance
-from export.lite.flatbuffer import LiteFile
-from export.lite.weights import own_weights
-from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
+from ..edge.piggyback_edge import Model
+from ..errors import ExportError
+from .constants import FACTOR, OFFSET
+from .elements import describe, float16_tolerance
+from .flatbuffer import LiteFile
+from .weights import own_weights
+
 if TYPE_CHECKING:
-    from export.lite.base import PatchBase
+    from .base import PatchBase
 
 # How much features may differ, as a share of their length. What a wrong constant does is far beyond; what integers
 # cost, a test set has to show. An int8 base has the ranges of its tasks, not its own: it is compared as float32.

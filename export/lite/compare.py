@@ -10,19 +10,20 @@ from typing import Protocol
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
-from export.edge.piggyback_edge import Base, Model, Task
-from export.lite.base import PatchBase
-from export.lite.check import check_constants
-from export.lite.folder import TASK_SUFFIX, is_patched
-from export.lite.model_description import read_description
-from export.lite.patch import read_base
-from export.lite.plain import DESIGN, MODEL_SUFFIX, check_is_plain
-from export.lite.run import load_model
-from export.lite.task_inputs import SUFFIX, TaskInputs
-from export.servable.compare import prepare
-from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
+
+from ..edge.piggyback_edge import Base, Model, Task
+from ..errors import ExportError
+from ..servable.compare import prepare
+from .base import PatchBase
+from .check import check_constants
+from .folder import TASK_SUFFIX, is_patched
+from .model_description import read_description
+from .patch import read_base
+from .plain import DESIGN, MODEL_SUFFIX, check_is_plain
+from .run import load_model
+from .task_inputs import SUFFIX, TaskInputs
 
 # The least share of images on which the most probable class must be the bank's, unless another is asked for. What
 # integers cost depends on the task, from nothing to some percent of the images; on a base whose ranges do not hold a

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
-from export.lite.flatbuffer import LiteFile, Tensor
-from export.lite.weights import Kernel, Network, Weights
+from .convert import HEAD_BIAS, HEAD_KERNEL
+from .flatbuffer import LiteFile, Tensor
+from .weights import Kernel, Network, Weights
 
 FILTER, BIAS, FACTOR, OFFSET, HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE = (
     "filter",

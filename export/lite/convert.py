@@ -9,7 +9,6 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 
 HEAD_KERNEL, HEAD_BIAS = "head/kernel", "head/bias"
-QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 
 
 def convert(

@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from export.lite.check import check_answers, check_images
-from export.lite.device_network import Changes, DeviceNetwork
-from export.lite.flatbuffer import pack_objects, read_objects
-from export.lite.folder import new_folder, refuse_other_task
-from export.lite.metadata import add_metadata
-from export.lite.model_description import append_files, read_description
-from export.lite.run import load_model
-from export.lite.task_inputs import NO_CLASS, SUFFIX, TaskInputs
-from export.packs import NO_TASKS, fitting_packs
-from export.servable.folder import ExportError
-from export.servable.signatures import good_images
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+
+from ..errors import ExportError
+from ..packs import NO_TASKS, fitting_packs
+from ..servable.signatures import good_images
+from .check import check_answers, check_images
+from .device_network import Changes, DeviceNetwork
+from .flatbuffer import pack_objects, read_objects
+from .folder import new_folder, refuse_other_task
+from .metadata import add_metadata
+from .model_description import append_files, read_description
+from .run import load_model
+from .task_inputs import NO_CLASS, SUFFIX, TaskInputs
 
 MODEL = "model.tflite"
 Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]

@@ -14,8 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.lite.taps import conv_taps, transpose_taps
 from piggyback_tf.masking.layers import MASKED_LAYERS
+
+from .taps import conv_taps, transpose_taps
 
 # From this width on, every row of an image is multiplied by itself, which saves two copies of the image.
 _WIDE = 28

@@ -10,14 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.lite.chains import followers
-from export.lite.device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
-from export.lite.mask_bytes import MaskCode
-from export.lite.weights import Network
 from piggyback_tf.backbones import Backbone, named_layers
 from piggyback_tf.backbones.paths import layer_weights
 from piggyback_tf.masking import share
 from piggyback_tf.packs import PackError, TaskPack
+
+from .chains import followers
+from .device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
+from .mask_bytes import MaskCode
+from .weights import Network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from export.edge.piggyback_edge import EdgeError
-from export.servable.folder import ExportError
 from piggyback_tf.files import flush
 from piggyback_tf.packs import PackError
+
+from ..edge.piggyback_edge import EdgeError
+from ..errors import ExportError
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 # A copy of `piggyback_tf/data/images.py`, which `piggyback_edge.py` imports by this name.

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from export.servable.folder import ExportError
 from piggyback_tf.data import load_data, make_dataset, surface_data_errors
 from piggyback_tf.packs import TaskPack
+
+from ..errors import ExportError
 
 
 def representative_images(specs: str, packs: list[TaskPack], count: int) -> list[np.ndarray]:

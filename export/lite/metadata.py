@@ -11,7 +11,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from export.edge.piggyback_edge import DIGEST
+from ..edge.piggyback_edge import DIGEST
 
 NAME = b"TFLITE_METADATA"
 # Zeros, over which a patcher writes the digest of the task that it installs.

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from export.lite.convert import QUANTIZATIONS
-from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings import option
+
+from ..edge.piggyback_edge import QUANTIZATIONS
 
 DESIGNS = ("patch", "switch", "input", "plain")
 _IMAGES = 100

@@ -9,15 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from export.edge import piggyback_edge
-from export.edge.manifest import manifest_bytes, manifest_json
-from export.edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
-from export.edge.task_file import task_bytes
-from export.lite.base import PatchBase, constants_from_json, make_float_file
-from export.lite.calibrate import Saturation, corresponding, find_ranges, find_saturation
-from export.lite.check import check_base, check_task
-from export.lite.flatbuffer import LiteFile
-from export.lite.folder import (
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.data import images as images_module
+from piggyback_tf.files import write_atomically
+from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
+
+from ..edge import piggyback_edge
+from ..edge.manifest import manifest_bytes, manifest_json
+from ..edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
+from ..edge.task_file import task_bytes
+from ..errors import ExportError
+from ..packs import NO_TASKS, PackSource, fitting_packs
+from .base import PatchBase, constants_from_json, make_float_file
+from .calibrate import Saturation, corresponding, find_ranges, find_saturation
+from .check import check_base, check_task
+from .flatbuffer import LiteFile
+from .folder import (
     BASE_FILE,
     IMAGES_FILE,
     MANIFEST_FILE,
@@ -26,17 +34,10 @@ from export.lite.folder import (
     new_folder,
     refuse_other_task,
 )
-from export.lite.images import representative_images, split_specs
-from export.lite.options import LiteOptions
-from export.lite.tasks import check_pack, make_task, task_weights
-from export.lite.weights import Network
-from export.packs import NO_TASKS, PackSource, fitting_packs
-from export.servable.folder import ExportError
-from piggyback_tf.backbones import Backbone
-from piggyback_tf.backbones.identity import Structure, check_same_computation
-from piggyback_tf.data import images as images_module
-from piggyback_tf.files import write_atomically
-from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
+from .images import representative_images, split_specs
+from .options import LiteOptions
+from .tasks import check_pack, make_task, task_weights
+from .weights import Network
 
 
 @dataclasses.dataclass(frozen=True)

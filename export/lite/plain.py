@@ -6,20 +6,21 @@ Labels are in its metadata and the softmax is in its graph, which is what image 
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.lite.check import check_answers, check_images, run_model
-from export.lite.convert import convert
-from export.lite.flatbuffer import pack_objects, read_objects
-from export.lite.folder import new_folder
-from export.lite.images import representative_images
-from export.lite.metadata import LABELS_FILE, add_metadata
-from export.lite.model_description import append_files
-from export.lite.options import LiteOptions
-from export.lite.tasks import check_pack
-from export.lite.weights import Network, own_weights
-from export.packs import NO_TASKS, PackSource, fitting_packs
-from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+
+from ..errors import ExportError
+from ..packs import NO_TASKS, PackSource, fitting_packs
+from .check import check_answers, check_images, run_model
+from .convert import convert
+from .flatbuffer import pack_objects, read_objects
+from .folder import new_folder
+from .images import representative_images
+from .metadata import LABELS_FILE, add_metadata
+from .model_description import append_files
+from .options import LiteOptions
+from .tasks import check_pack
+from .weights import Network, own_weights
 
 DESIGN, MODEL_SUFFIX = "plain", ".tflite"
 

@@ -12,11 +12,12 @@ from typing import Protocol
 
 import numpy as np
 
-from export.lite.model_description import read_description
-from export.lite.task_inputs import TaskInputs
 from piggyback_tf.data.images import check_pixels
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
+
+from .model_description import read_description
+from .task_inputs import TaskInputs
 
 RUNTIMES = ("interpreter", "compiled")
 

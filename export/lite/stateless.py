@@ -9,10 +9,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from export.lite.device_file import Signatures, export_device, head_probabilities, head_specs, images_spec
-from export.lite.device_network import DeviceNetwork
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskPack
+
+from .device_file import Signatures, export_device, head_probabilities, head_specs, images_spec
+from .device_network import DeviceNetwork
 
 
 def export_stateless(

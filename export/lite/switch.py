@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from export.lite.device_file import (
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import TaskPack
+
+from .device_file import (
     Signatures,
     count_classes,
     export_device,
@@ -18,9 +21,7 @@ from export.lite.device_file import (
     head_specs,
     images_spec,
 )
-from export.lite.device_network import DeviceNetwork
-from piggyback_tf.backbones import Backbone
-from piggyback_tf.packs import TaskPack
+from .device_network import DeviceNetwork
 
 
 def export_switch(

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.edge.piggyback_edge import DIGEST, TERNARY, Task
-from export.edge.piggyback_edge import FILTER as FILTER_KIND
-from export.edge.task_file import pack_mask
-from export.lite.base import PatchBase, Slot
-from export.lite.constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
-from export.lite.convert import HEAD_KERNEL
-from export.lite.elements import describe, float16_tolerance
-from export.lite.weights import Network, Weights, own_weights
-from export.servable.folder import ExportError
 from piggyback_tf.packs import PackError, TaskPack
+
+from ..edge.piggyback_edge import DIGEST, TERNARY, Task
+from ..edge.piggyback_edge import FILTER as FILTER_KIND
+from ..edge.task_file import pack_mask
+from ..errors import ExportError
+from .base import PatchBase, Slot
+from .constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
+from .convert import HEAD_KERNEL
+from .elements import describe, float16_tolerance
+from .weights import Network, Weights, own_weights
 
 # By how much more than the base's a task's batch norm may multiply a channel; beyond, the base's is as good as zero.
 _LARGEST_RATIO = 1e6

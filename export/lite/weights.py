@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from export.lite.convert import HEAD_BIAS, HEAD_KERNEL
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
 from piggyback_tf.masking.kernels import check_kernel
 from piggyback_tf.masking.layers import MASKED_LAYERS
 from piggyback_tf.packs import TaskPack
+
+from .convert import HEAD_BIAS, HEAD_KERNEL
 
 Weights = Mapping[str, np.ndarray]
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.servable.layout import Layout
-from export.servable.tables import TaskTables
+from .layout import Layout
+from .tables import TaskTables
 
-CACHES = ("auto", "packed", "unpacked")
 _MEGABYTE = 2**20
 # So many tasks are unpacked if nobody asks for anything. Each task takes a server about 0.1 s of loading, whatever the
 # size of the base, and its kernels in memory; a call of one image gains a sixth at the most.

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from export.servable.batches import surviving
-from export.servable.headers import DEEP_GREY, DEEP_RGBA, JPEG, RGB, RGBA, Headers, read_headers
-from export.servable.options import MAX_PIXELS
-from export.servable.resize import parse_preparation, prepare
+from .batches import surviving
+from .headers import DEEP_GREY, DEEP_RGBA, JPEG, RGB, RGBA, Headers, read_headers
+from .options import MAX_PIXELS
+from .resize import parse_preparation, prepare
 
 # Files that are decoded at a time: at most so many, and pixels unless it is one file.
 _FILES, _PIXELS = 32, 50_000_000

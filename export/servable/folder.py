@@ -15,22 +15,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.servable.layout import Layout
-from export.servable.network import ExportedBase
-from export.servable.options import ExportOptions
-from export.servable.tables import ARRAYS, TaskTables
 from piggyback_tf.backbones import Structure
 from piggyback_tf.files import flush, folder_lock
 from piggyback_tf.packs import BaseSpec
+
+from ..errors import ExportError
+from .layout import Layout
+from .network import ExportedBase
+from .options import ExportOptions
+from .tables import ARRAYS, TaskTables
 
 FORMAT = 1
 SECOND = "with_mask"
 # Beside a SavedModel's variables: what is needed to add a task, without weights or images.
 DESCRIPTION, NETWORK = Path("assets/export.json"), Path("assets/network")
-
-
-class ExportError(Exception):
-    """An export cannot be written, or is not what it should be; the message says why."""
 
 
 def next_version(output: Path) -> int:

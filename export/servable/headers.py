@@ -10,10 +10,11 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from export.servable.numbers import read_number
-from export.servable.options import MAX_PIXELS
-from export.servable.profiles import UNREAD, keep_pixels
 from piggyback_tf.data.images import EXIF_START, JPEG_START, PNG_START, PROFILE_START
+
+from .numbers import read_number
+from .options import MAX_PIXELS
+from .profiles import UNREAD, keep_pixels
 
 # Kinds of files, by how they are decoded; -1 is neither JPEG nor PNG, too large, or nothing that is decoded alike.
 JPEG, RGB, RGBA, DEEP_GREY, DEEP_RGBA = range(5)

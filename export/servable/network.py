@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.servable.layout import Layout, Section
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
+
+from .layout import Layout, Section
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

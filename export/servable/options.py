@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from export.servable.cache import CACHES
-from piggyback_tf.methods.base import option
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings import option
 
+CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")
 # Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
 MAX_PIXELS = 89_478_485

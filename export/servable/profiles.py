@@ -7,9 +7,10 @@ sRGB within a tolerance. A graph does not convert: it tells the files whose pixe
 import numpy as np
 import tensorflow as tf
 
-from export.servable.batches import surviving
-from export.servable.numbers import read_number
 from piggyback_tf.data.images import PROFILE_TOLERANCE
+
+from .batches import surviving
+from .numbers import read_number
 
 # Stricter than training, which compares colours that were rounded: what passes here passes there.
 _TOLERANCE = PROFILE_TOLERANCE - 0.5

@@ -5,11 +5,11 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from export.servable.cache import UnpackedKernels
-from export.servable.decode import decode_batch
-from export.servable.network import ExportedBase, split_section, unpack_kernels, unpack_vector
-from export.servable.options import ExportOptions
-from export.servable.tables import ARRAYS, TaskTables
+from .cache import UnpackedKernels
+from .decode import decode_batch
+from .network import ExportedBase, split_section, unpack_kernels, unpack_vector
+from .options import ExportOptions
+from .tables import ARRAYS, TaskTables
 
 Outputs = dict[str, tf.Tensor]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from export.servable.layout import Layout
 from piggyback_tf.packs import TaskPack
+
+from .layout import Layout
 
 # The arrays that are variables of an export, by their dtype there; texts are UTF-8.
 ARRAYS = {

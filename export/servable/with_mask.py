@@ -6,9 +6,9 @@ served without batching.
 
 import tensorflow as tf
 
-from export.servable.network import ExportedBase, unpack_kernels
-from export.servable.options import ExportOptions
-from export.servable.signatures import (
+from .network import ExportedBase, unpack_kernels
+from .options import ExportOptions
+from .signatures import (
     Outputs,
     any_shape,
     check_images,
@@ -17,7 +17,7 @@ from export.servable.signatures import (
     head_probabilities,
     table_variable,
 )
-from export.servable.tables import TaskTables
+from .tables import TaskTables
 
 
 class WithMask(tf.Module):

@@ -15,7 +15,7 @@ from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.hashing import model_hash
 from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.backbones.paths import is_container, rename_layers
-from piggyback_tf.backbones.registry import BackboneEntry, get_entry
+from piggyback_tf.backbones.registry import FILE_KINDS, BackboneEntry, check_request
 from piggyback_tf.backbones.structure import model_structure
 
 _SEED_LOCK = threading.Lock()
@@ -120,18 +120,14 @@ def load_backbone(
         ValueError: If there is no such network, or it cannot take images of this size.
         WeightsError: If the weights cannot be had. Random weights are never taken instead.
     """
-    entry = get_entry(name)
-    image_size = entry.image_size if image_size is None else image_size
-    _check_size(name, entry, image_size)
+    entry, weights, image_size = check_request(name, weights, image_size)
     if keras.config.image_data_format() != "channels_last":
         raise ValueError("Backbones need Keras' image_data_format 'channels_last'; see keras.config.")
-    weights = entry.weights[0] if weights is None else weights
     with _seeded(seed):
         if weights in entry.weights:
             model = _load_named(name, entry, weights, image_size)
             provenance = str(weights)
         else:
-            _check_not_a_name(name, entry, weights)
             model = _load_file(name, entry, weights, image_size)
             provenance = Path(weights).name
     rename_layers(model)
@@ -149,7 +145,7 @@ def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) 
         raise WeightsError(
             f"The ImageNet weights of {name!r} could not be loaded: {one_line(error)} "
             "Without a network, pass the path of a file that ends in "
-            f"{weight_files.FILE_KINDS}, or weights='random' to accept an untrained network."
+            f"{FILE_KINDS}, or weights='random' to accept an untrained network."
         ) from error
 
 
@@ -173,29 +169,6 @@ def _load_file(name: str, entry: BackboneEntry, weights: str | os.PathLike, imag
         model = entry.build(image_size)
         weight_files.load_weights_file(model, path, name)
     return model
-
-
-def _check_not_a_name(name: str, entry: BackboneEntry, weights: str | os.PathLike) -> None:
-    text = os.fspath(weights)
-    if Path(text).exists() or os.sep in text or "." in text:
-        return
-    raise WeightsError(
-        f"Backbone {name!r} has no weights {text!r}, and there is no such file. "
-        f"Valid: {', '.join(entry.weights)}, or a file that ends in {weight_files.FILE_KINDS}."
-    )
-
-
-def _check_size(name: str, entry: BackboneEntry, image_size: int) -> None:
-    if image_size < entry.min_size or (entry.max_size is not None and image_size > entry.max_size):
-        if entry.min_size == entry.max_size:
-            limits = f"of {entry.min_size} x {entry.min_size} pixels only"
-        elif entry.max_size is None:
-            limits = f"of at least {entry.min_size} x {entry.min_size} pixels"
-        else:
-            limits = f"of {entry.min_size} to {entry.max_size} pixels in height and width"
-        raise ValueError(
-            f"{name!r} takes images {limits}. Received: image_size={image_size}. {entry.size_hint}".strip()
-        )
 
 
 @contextlib.contextmanager

@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piggyback_tf.backbones.errors import WeightsError
 from piggyback_tf.registry import Registry, import_modules
 
 if TYPE_CHECKING:
     import keras
+
+FILE_KINDS = ".weights.h5, .h5 (as keras.applications publishes them) or .keras"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,55 @@ def list_backbones(pattern: str = "*") -> list[str]:
     """
     _import_networks()
     return _BACKBONES.names(pattern)
+
+
+def check_request(
+    name: str, weights: str | os.PathLike | None, image_size: int | None
+) -> tuple[BackboneEntry, str | os.PathLike, int]:
+    """Checks what is asked of a backbone, as far as that goes without building it.
+
+    Args:
+        name: As for `load_backbone`.
+        weights: As for `load_backbone`.
+        image_size: As for `load_backbone`.
+
+    Returns:
+        The backbone's entry, and weights and image size with its defaults filled in.
+
+    Raises:
+        ValueError: If there is no such network, or it cannot take images of this size.
+        WeightsError: If the weights are neither a name that it has nor what could be a file.
+    """
+    entry = get_entry(name)
+    image_size = entry.image_size if image_size is None else image_size
+    weights = entry.weights[0] if weights is None else weights
+    _check_size(name, entry, image_size)
+    if weights not in entry.weights:
+        _check_not_a_name(name, entry, weights)
+    return entry, weights, image_size
+
+
+def _check_size(name: str, entry: BackboneEntry, image_size: int) -> None:
+    if image_size < entry.min_size or (entry.max_size is not None and image_size > entry.max_size):
+        if entry.min_size == entry.max_size:
+            limits = f"of {entry.min_size} x {entry.min_size} pixels only"
+        elif entry.max_size is None:
+            limits = f"of at least {entry.min_size} x {entry.min_size} pixels"
+        else:
+            limits = f"of {entry.min_size} to {entry.max_size} pixels in height and width"
+        raise ValueError(
+            f"{name!r} takes images {limits}. Received: image_size={image_size}. {entry.size_hint}".strip()
+        )
+
+
+def _check_not_a_name(name: str, entry: BackboneEntry, weights: str | os.PathLike) -> None:
+    text = os.fspath(weights)
+    if Path(text).exists() or os.sep in text or "." in text:
+        return
+    raise WeightsError(
+        f"Backbone {name!r} has no weights {text!r}, and there is no such file. "
+        f"Valid: {', '.join(entry.weights)}, or a file that ends in {FILE_KINDS}."
+    )
 
 
 @functools.cache

@@ -11,8 +11,7 @@ import numpy as np
 
 from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.paths import finalize_layers, named_variables
-
-FILE_KINDS = ".weights.h5, .h5 (as keras.applications publishes them) or .keras"
+from piggyback_tf.backbones.registry import FILE_KINDS
 
 # A classifier on top of the network in a file is left out: two layers with kernel and bias at most (MobileNetV3).
 _MOST_CLASSIFIER_WEIGHTS = 4

@@ -1,36 +1,36 @@
 """What several commands need: errors, arguments, and the base that a pack belongs to."""
 
 import argparse
-import contextlib
-import os
-import re
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.fileformat import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
+from piggyback_tf.quiet import load_tensorflow
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
     from piggyback_tf.packs import TaskBank
 
-PROGRAM = "python -m piggyback_tf"
+# The status of a process that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 PACK_HELP = "file of a task (.task.safetensors), or the URL of one, such as hf://OWNER/NAME/birds.task.safetensors"
-# What TensorFlow writes to stderr on any machine, whatever the log level, when it is imported.
-_CHATTER = re.compile(r"I\d{4} |\d{4}-.*: I |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit|\s*$")
 
 
 class UsageError(Exception):
     """Something the caller has to change; the message says what."""
 
 
+def program_name() -> str:
+    """Returns what this program is called as: `piggyback` where it is installed and was called so."""
+    return "piggyback" if Path(sys.argv[0]).stem == "piggyback" else "python -m piggyback_tf"
+
+
 def complain(command: str, message: str) -> None:
     """Writes an error to stderr."""
-    print(f"{PROGRAM} {command}: {message}", file=sys.stderr)
+    print(f"{program_name()} {command}: {message}", file=sys.stderr)
 
 
 def load_pack(path: str) -> tuple[TaskPack, bytes]:
@@ -95,6 +95,12 @@ def positive(text: str) -> int:
     return value
 
 
+def prepare_for(spec: str) -> None:
+    """Loads TensorFlow, quietly, if reading data of a spec would load it with all that it says of itself."""
+    if spec.startswith("tfds:"):
+        load_tensorflow()
+
+
 def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
     """Returns name and weights of the base, checked as far as that goes without TensorFlow.
 
@@ -147,7 +153,7 @@ def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
         UsageError: If its weights cannot be loaded.
         RemoteError: If its weights are given by a URL and cannot be read.
     """
-    _load_tensorflow()
+    load_tensorflow()
     from piggyback_tf.backbones import load_backbone
 
     name, weights = base
@@ -191,31 +197,3 @@ def check_size(size: tuple[int, ...], pack: TaskPack) -> None:
             f"The pack's augmentation {pack.eval_augment!r} gives images of {size[0]}x{size[1]} pixels, and its base "
             f"takes {pack.image_size}x{pack.image_size}."
         )
-
-
-def _load_tensorflow() -> None:
-    """Imports TensorFlow without the lines that it writes about itself; any other line of it is passed on."""
-    with _filtered_stderr():
-        import tensorflow as tf
-
-        # The search for GPUs writes to stderr as well.
-        tf.config.list_physical_devices()
-
-
-@contextlib.contextmanager
-def _filtered_stderr() -> Iterator[None]:
-    # TensorFlow's C++ writes to the file descriptor, past `sys.stderr`.
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as capture:
-        os.dup2(capture.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            capture.seek(0)
-            for line in capture.read().decode(errors="backslashreplace").splitlines():
-                if not _CHATTER.match(line):
-                    print(line, file=sys.stderr)

@@ -15,6 +15,7 @@ from piggyback_tf.commands.common import (
     complain,
     load_bank,
     load_pack,
+    prepare_for,
     printable,
     seed_of,
 )
@@ -110,6 +111,7 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
             f"The pack does not say how its validation images were drawn (seed, val_fraction), so that the "
             f"{options.split} split cannot be drawn again; use --split=test."
         )
+    prepare_for(options.data)
     return load_data(options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn)
 
 

@@ -1,4 +1,4 @@
-"""table: results of finished runs as tables and plots, without TensorFlow unless their settings differ."""
+"""table: results of finished runs as tables and plots, without TensorFlow."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 from piggyback_tf.commands.common import UsageError, complain, printable
 from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Table, TableError, make_table, read_runs
+from piggyback_tf.extras import extra_sentence, is_installed
 from piggyback_tf.files import write_atomically
 
 _LAYOUTS_HELP = (
@@ -44,6 +45,8 @@ def add_command(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     output, plots = (_folder(options, name) for name in ("output", "plots"))
+    if plots and not is_installed("matplotlib"):
+        raise UsageError(f"--plots: {extra_sentence('matplotlib')}")
     try:
         records = read_runs(options.runs)
         table = make_table(options.layout, records)

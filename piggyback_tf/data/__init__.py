@@ -9,6 +9,7 @@ from piggyback_tf.data.augment import (
     parse_augment,
     register_augmentation,
 )
+from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.kinds import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.pipeline import make_dataset, surface_data_errors
@@ -27,6 +28,7 @@ __all__ = [
     "augmentation_names",
     "data_kinds",
     "decode_image",
+    "describe_images",
     "load_data",
     "make_dataset",
     "output_size",

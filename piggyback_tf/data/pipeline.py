@@ -255,7 +255,7 @@ def _cached(
         kept = source._kept_images = None, None
     estimate = _estimate(reader, count)
     if cache == "memory" or (cache == "auto" and _fits_in_memory(estimate, limit_mb << 20)):
-        logging.info("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
+        logging.debug("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
         source._kept_images = (steps, cache_in_memory(reader, count, estimate))
         return source._kept_images[1]
 
@@ -269,7 +269,7 @@ def _cached(
     try:
         if cache == "auto" and estimate > (room := room_on_disk(folder)):
             raise OSError(f"about {estimate / 2**20:.0f} MiB are needed and {max(room, 0) / 2**20:.0f} MiB are free")
-        logging.info("Caching %s on disk in %s, about %.0f MiB.", what, folder, estimate / 2**20)
+        logging.debug("Caching %s on disk in %s, about %.0f MiB.", what, folder, estimate / 2**20)
         return cache_on_disk(reader, count, folder, about)
     except OSError as error:
         if cache == "disk":

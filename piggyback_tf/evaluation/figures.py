@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piggyback_tf.extras import extra_sentence, is_installed
 from piggyback_tf.files import write_atomically
 
 if TYPE_CHECKING:
@@ -14,14 +15,24 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#555555"
 _DPI = 140
+# What a report says in the place of its plots.
+PLOTS_MISSING = f"There are no plots. {extra_sentence('matplotlib')}"
 
 
-def write_plot(path: Path, draw: Callable[[], "Figure"]) -> None:
-    """Writes what `draw` returns as a PNG file, whole or not at all."""
+def write_plot(path: Path, draw: Callable[[], "Figure"]) -> bool:
+    """Writes what `draw` returns as a PNG file, whole or not at all.
+
+    Returns:
+        Whether it was written. Without matplotlib it is not, and an old file is removed; `PLOTS_MISSING` says so.
+    """
+    if not is_installed("matplotlib"):
+        path.unlink(missing_ok=True)
+        return False
     buffer = io.BytesIO()
     # Without the version of matplotlib and the like in the file, equal results give equal plots.
     draw().savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     write_atomically(path, buffer.getvalue())
+    return True
 
 
 def new_figure(columns: int, width: float, height: float) -> tuple["Figure", list[Any]]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.evaluation.figures import COLOURS, GREY, new_figure, write_plot
+from piggyback_tf.evaluation.figures import COLOURS, GREY, PLOTS_MISSING, new_figure, write_plot
+from piggyback_tf.extras import is_installed
 from piggyback_tf.files import write_atomically
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ _IDLE = 1e-4
 def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path:
     """Writes `report.md`, with a plot of zeros per layer and one of the learning curves beside it.
 
-    A plot for which the metrics hold no values is left out, and an old file of it removed.
+    A plot for which the metrics hold no values is left out, and an old file of it removed. Without matplotlib there are
+    no plots, and the report says so.
 
     Args:
         output_dir: An existing folder.
@@ -53,16 +55,15 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
         "the masked weights that the task does not use; *task* is what the task adds to the base.",
         "",
     ]
-    if sparse:
-        write_plot(folder / ZEROS_PLOT, lambda: _plot_zeros(sparse, colours))
+    if sparse and write_plot(folder / ZEROS_PLOT, lambda: _plot_zeros(sparse, colours)):
         lines += ["## Zeros per layer", "", f"![Zeros per layer, from input to output]({ZEROS_PLOT})", ""]
     else:
         (folder / ZEROS_PLOT).unlink(missing_ok=True)
-    if curves:
-        write_plot(folder / CURVES_PLOT, lambda: _plot_curves(curves, colours))
+    if curves and write_plot(folder / CURVES_PLOT, lambda: _plot_curves(curves, colours)):
         lines += ["## Learning curves", "", f"![Loss and error by epoch]({CURVES_PLOT})", ""]
     else:
         (folder / CURVES_PLOT).unlink(missing_ok=True)
+    lines += [] if is_installed("matplotlib") else [PLOTS_MISSING, ""]
     # Last, so that a report never points to plots that are not there.
     write_atomically(folder / REPORT, "\n".join(lines).rstrip("\n") + "\n")
     return folder / REPORT

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.evaluation.figures import new_figure, write_plot
+from piggyback_tf.evaluation.figures import PLOTS_MISSING, new_figure, write_plot
 from piggyback_tf.evaluation.report import REPORT, format_bytes, markdown_table
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import write_atomically
@@ -57,7 +57,7 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
         OSError: If a file cannot be written.
     """
     folder, measured = Path(output_dir), metrics["measures"]
-    write_plot(folder / MATRIX_PLOT, lambda: plot_matrix(metrics["tasks"], [read_errors(metrics)]))
+    plotted = write_plot(folder / MATRIX_PLOT, lambda: plot_matrix(metrics["tasks"], [read_errors(metrics)]))
     lines = [f"# {metrics['method']}: {', '.join(metrics['tasks'])}", "", *sequence_table(metrics), ""]
     lines += [
         "Top-1 test errors in percent, by task, after each task was learned. *System* is the base, unless a network of "
@@ -72,7 +72,7 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
         "- later tasks changed answers of earlier ones: " + ("no" if measured["old_answers_identical"] else "yes"),
         "",
         *task_agnostic_lines(metrics),
-        f"![Errors by task and step]({MATRIX_PLOT})",
+        f"![Errors by task and step]({MATRIX_PLOT})" if plotted else PLOTS_MISSING,
     ]
     # Last, so that a report never points to a plot that is not there.
     write_atomically(folder / REPORT, "\n".join(lines) + "\n")

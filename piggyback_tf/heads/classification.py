@@ -3,9 +3,9 @@
 import keras
 
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings.methods.base import HEAD_INITS
 
 HEAD_NAME = "head"
-HEAD_INITS = ("zeros", "glorot")
 
 
 def add_classification_head(

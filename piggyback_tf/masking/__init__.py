@@ -1,7 +1,6 @@
 """Masks over frozen weights: thresholding, layers, and networks made of them."""
 
 from piggyback_tf.masking.batch_norm import TrainedNorm
-from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.layers import (
     MASKED_LAYERS,
     MaskedConv2D,
@@ -22,6 +21,7 @@ from piggyback_tf.masking.wrap import (
     read_masks,
     share,
 )
+from piggyback_tf.settings.masks import MaskConfig
 
 __all__ = [
     "MASKED_LAYERS",

@@ -12,8 +12,7 @@ from typing import Any
 import keras
 
 from piggyback_tf.masking.kernels import PACKAGE
-
-STATISTICS = ("frozen", "task")
+from piggyback_tf.settings.methods.base import check_norm
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -42,13 +41,7 @@ class TrainedNorm:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.statistics not in STATISTICS:
-            raise ValueError(
-                f"`norm_statistics` must be one of {', '.join(STATISTICS)}. Received: "
-                f"norm_statistics={self.statistics!r}."
-            )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"`norm_momentum` must be in [0, 1). Received: norm_momentum={self.momentum}.")
+        check_norm(self.statistics, self.momentum)
 
     def settings_of(self, layer: keras.layers.BatchNormalization) -> tuple[type[keras.Layer], dict[str, Any]]:
         """Returns the class of a layer's copy that is trained so, and what is changed in its config.

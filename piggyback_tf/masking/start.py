@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from absl import logging
 
-from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.wrap import masked_weights
+from piggyback_tf.settings.masks import MaskConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

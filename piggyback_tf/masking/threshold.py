@@ -7,9 +7,6 @@ it were not there, so that `dE/dmask_real = dE/dW' * W` (equations 5 to 7).
 
 import tensorflow as tf
 
-MASK_KINDS = ("binary", "ternary")
-GRADIENT_SCALINGS = ("none", "average", "individual")
-
 
 def binarise(mask_real: tf.Tensor, threshold: float) -> tf.Tensor:
     """Returns the binary mask `mask_real >= threshold` (equation 4) as booleans of the same shape."""

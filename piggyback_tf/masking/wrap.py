@@ -10,11 +10,11 @@ import numpy as np
 from piggyback_tf.backbones.paths import batch_norm_paths, copy_weights, is_batch_norm, is_container, named_layers
 from piggyback_tf.backbones.settings import changed_kernel
 from piggyback_tf.masking.batch_norm import TrainedNorm
-from piggyback_tf.masking.config import MaskConfig
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import foreign_kernels
 from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
 from piggyback_tf.masking.sharing import share_variables
+from piggyback_tf.settings.masks import MaskConfig
 
 NORMS = ("frozen", "task")
 

@@ -2,16 +2,13 @@
 
 from piggyback_tf.methods.base import (
     METHODS,
-    VARIABLE_GROUPS,
     Method,
-    MethodConfig,
-    NormConfig,
-    check_finite,
     copy_of_base,
-    option,
+    trained_norm,
 )
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.registry import import_modules
+from piggyback_tf.settings.methods import VARIABLE_GROUPS, MethodConfig, NormConfig
 
 import_modules(__name__, __path__)
 
@@ -22,7 +19,6 @@ __all__ = [
     "Method",
     "MethodConfig",
     "NormConfig",
-    "check_finite",
     "copy_of_base",
-    "option",
+    "trained_norm",
 ]

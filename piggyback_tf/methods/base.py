@@ -1,10 +1,7 @@
 """What a method is: how a task is learned on top of a backbone."""
 
 import abc
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -18,58 +15,43 @@ from piggyback_tf.backbones import (
     named_layers,
     named_variables,
 )
-from piggyback_tf.heads import HEAD_INITS, HEAD_NAME, add_classification_head
+from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, TrainedNorm
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.registry import Registry
-from piggyback_tf.settings import option
-
-METHODS: Registry[type["Method"]] = Registry("method")
-VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
+from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
 
 
-def check_finite(config: Any) -> None:
-    """Raises a `ValueError` that names a setting, field of a dataclass, that is infinite or no number."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"`{field.name}` must be a finite number. Received: {field.name}={value}.")
+class MethodRegistry(Registry[type["Method"]]):
+    """Methods by name, each with the settings that are registered under the same name."""
+
+    def register(self, name: str) -> Callable[[type["Method"]], type["Method"]]:
+        """Returns a decorator that files a method under `name`.
+
+        Raises:
+            ValueError: If `name` is taken, or other settings than the method's `Config` are registered under it.
+        """
+        file = super().register(name)
+
+        def decorator(method: type["Method"]) -> type["Method"]:
+            if name not in CONFIGS or CONFIGS[name] is not method.Config:
+                raise ValueError(
+                    f"The `Config` of method {name!r}, {method.Config.__name__}, must be registered under the same "
+                    f"name: decorate it with CONFIGS.register({name!r}), in piggyback_tf/settings/methods."
+                )
+            return file(method)
+
+        return decorator
 
 
-@dataclasses.dataclass(frozen=True)
-class MethodConfig:
-    """Settings that every method has."""
-
-    head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
-    head_init: str = option("auto", "Start of the head: zeros, glorot, or auto, the method's.", before="glorot")
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if self.head_init not in (valid := ("auto", *HEAD_INITS)):
-            raise ValueError(f"`head_init` must be one of {', '.join(valid)}. Received: head_init={self.head_init!r}.")
-
-
-@dataclasses.dataclass(frozen=True)
-class NormConfig(MethodConfig):
-    """Settings of methods that train batch norm, or can."""
-
-    norm_statistics: str = option("frozen", "Mean and variance of trained batch norm. frozen: the base's; task: own.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm_statistics=task.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        TrainedNorm(self.norm_statistics, self.norm_momentum)  # It checks the values.
-
-    @property
-    def trained_norm(self) -> TrainedNorm:
-        """How batch norm is trained, where it is."""
-        return TrainedNorm(self.norm_statistics, self.norm_momentum)
+METHODS = MethodRegistry("method")
 
 
 class Method(abc.ABC):
-    """One way of learning tasks. A new method is a file with a subclass decorated by `METHODS.register(NAME)`.
+    """One way of learning tasks. A new method is a file with a subclass decorated by `METHODS.register(NAME)`,
+    and one with its settings, `piggyback_tf/settings/methods/NAME.py`.
 
     A method turns a backbone into a Keras model to be trained, and says of each trainable variable which group it is
     in, and so which optimiser it gets. All else (data, schedule, resume, evaluation) is the same for all methods.
@@ -82,7 +64,7 @@ class Method(abc.ABC):
     Args:
         config: The method's settings, an instance of its `Config`.
         memory: What was kept of the tasks learned before; empty if None.
-        heads: Of a method that learns all tasks at once, the number of classes of each; else None.
+        heads: Of a method that learns all tasks `at_once`, the number of classes of each; else None.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -95,14 +77,8 @@ class Method(abc.ABC):
     keeps_old_tasks: ClassVar[bool] = True
     # Whether the memory holds a network in place of the base, which is then no longer needed.
     replaces_base: ClassVar[bool] = False
-    # Whether all tasks are learned in one training; `heads` then names them.
-    at_once: ClassVar[bool] = False
-    # The groups of variables it can train; settings of the training that are for none of them are not recorded.
-    trains: ClassVar[tuple[str, ...]] = VARIABLE_GROUPS
     # How the head starts where the config leaves it to the method, one of `HEAD_INITS`.
     own_head_init: ClassVar[str] = "zeros"
-    # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
-    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -240,12 +216,17 @@ class Method(abc.ABC):
             if id(variable) in trainable:
                 layer = next(layers[prefix] for prefix in _prefixes(path) if prefix in layers)
                 groups.setdefault(self.variable_group(path, layer), []).append(variable)
-        if unnamed := [group for group in groups if group not in self.trains]:
+        if unnamed := [group for group in groups if group not in self.Config.trains]:
             raise ValueError(
                 f"{type(self).__name__} trains variables of group {unnamed[0]!r}, and says that it trains "
-                f"{', '.join(self.trains)}. Name the group in `trains`, or its settings would not be recorded."
+                f"{', '.join(self.Config.trains)}. Name the group in `trains`, or its settings would not be recorded."
             )
         return groups
+
+
+def trained_norm(config: NormConfig) -> TrainedNorm:
+    """Returns how batch norm is trained, where it is."""
+    return TrainedNorm(config.norm_statistics, config.norm_momentum)
 
 
 def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.Model:

@@ -17,10 +17,8 @@ for the batches of 32 here. Its weight decay is left out, and batch norm has the
 `norm_statistics="task"`, which is the paper's.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -31,7 +29,8 @@ from piggyback_tf.backbones import Backbone, copy_weights, is_batch_norm, named_
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers, foreign_kernels, generator
 from piggyback_tf.masking.sharing import share_variables
-from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
+from piggyback_tf.methods.base import METHODS, Method, trained_norm
+from piggyback_tf.settings.methods.dan import DANConfig
 
 # How many of a kernel's last axes number its filters, for each kind of layer.
 OUTPUT_AXES: dict[type[keras.Layer], int] = {
@@ -39,18 +38,6 @@ OUTPUT_AXES: dict[type[keras.Layer], int] = {
     keras.layers.Conv2D: 1,
     keras.layers.DepthwiseConv2D: 2,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class DANConfig(NormConfig):
-    """Settings of Deep Adaptation Networks."""
-
-    dan_noise: float = option(1.0, "Noise on D's diagonal at the start, in units of 1 / output channels; 0: identity.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dan_noise < 0:
-            raise ValueError(f"`dan_noise` must not be negative. Received: dan_noise={self.dan_noise}.")
 
 
 class MixedKernel(FrozenKernels):
@@ -97,13 +84,6 @@ class DAN(Method):
 
     Config = DANConfig
     makes_pack = False
-    trains = ("adapter", "weights", "norm", "head")
-    recipe = MappingProxyType(
-        {
-            **{f"{group}_optimizer": "sgd" for group in trains},
-            **{f"{group}_lr": 0.025 for group in trains},
-        }
-    )
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         paths = {id(layer): path for path, layer in named_layers(backbone.model)}
@@ -116,7 +96,7 @@ class DAN(Method):
 
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if is_batch_norm(layer):
-                return self.config.trained_norm.settings_of(layer)
+                return trained_norm(self.config).settings_of(layer)
             if type(layer) not in OUTPUT_AXES:
                 return type(layer), {"trainable": False}
             return MIXED_LAYERS[type(layer)] if is_mixed(layer) else type(layer), {"trainable": True}
@@ -127,7 +107,7 @@ class DAN(Method):
                 share_variables(copy, layer, own=["bias"])
                 copy.initialise_mixing(self.config.dan_noise, seed, paths[id(layer)])
             elif is_batch_norm(layer):
-                share_variables(copy, layer, own=self.config.trained_norm.trained_weights)
+                share_variables(copy, layer, own=trained_norm(self.config).trained_weights)
             elif copy.trainable:
                 copy_weights(layer, copy)
             else:

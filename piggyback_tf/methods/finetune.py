@@ -4,16 +4,16 @@ import keras
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.methods.base import METHODS, Method
-from piggyback_tf.methods.shared_network import SharedNetwork, TrainedNetworkConfig, trainable_network
+from piggyback_tf.methods.shared_network import SharedNetwork, trainable_network
+from piggyback_tf.settings.methods.finetune import FinetuneConfig, FinetuneSequentialConfig
 
 
 @METHODS.register("finetune")
 class Finetune(Method):
     """Trains all weights of a copy of the backbone, and the head."""
 
-    Config = TrainedNetworkConfig
+    Config = FinetuneConfig
     makes_pack = False
-    trains = ("weights", "norm", "head")
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
@@ -23,3 +23,5 @@ class Finetune(Method):
 @METHODS.register("finetune_sequential")
 class FinetuneSequential(SharedNetwork):
     """Trains one network on task after task, which is what methods against forgetting are compared with."""
+
+    Config = FinetuneSequentialConfig

@@ -34,9 +34,7 @@ paper trains from random weights. From a pretrained base, gates that are half cl
 knows; `hat_mean` above 0 starts with more of them open.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -47,32 +45,12 @@ from piggyback_tf.backbones import Backbone, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import PACKAGE, DerivedKernels, derived_layers, generator
-from piggyback_tf.methods.base import METHODS, Method, MethodConfig, assign_arrays, option, own_arrays
+from piggyback_tf.methods.base import METHODS, Method, assign_arrays, own_arrays
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.methods.units import GATED_LAYERS, UnitGraph
+from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
 
 LARGEST_EXPONENT = 50.0  # Of `s * e` in the compensation of gradients.
-LARGEST_EMBEDDING = 6.0
-
-
-@dataclasses.dataclass(frozen=True)
-class HATConfig(MethodConfig):
-    """Settings of hard attention to the task; the defaults are the paper's."""
-
-    hat_smax: float = option(400.0, "s_max: how steep gates are at the end of each epoch.")
-    hat_lambda: float = option(0.75, "lambda: weight of keeping units for later tasks.")
-    hat_mean: float = option(0.0, "Mean of the embeddings at the start; above 0, more gates start open.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.hat_smax >= 1:
-            raise ValueError(f"`hat_smax` must be at least 1. Received: hat_smax={self.hat_smax}.")
-        if not self.hat_lambda >= 0:
-            raise ValueError(f"`hat_lambda` must not be negative. Received: hat_lambda={self.hat_lambda}.")
-        if not abs(self.hat_mean) <= LARGEST_EMBEDDING:
-            raise ValueError(
-                f"`hat_mean` must be within {LARGEST_EMBEDDING}, as embeddings are. Received: hat_mean={self.hat_mean}."
-            )
 
 
 @tf.custom_gradient
@@ -247,16 +225,8 @@ class HAT(Method):
     plain_networks = False
     sequential = True
     replaces_base = True
-    trains = ("adapter", "weights", "head")
     # Plain SGD hardly moves a head of zeros on features that gates have damped, and gates and weights get no gradient.
     own_head_init = "glorot"
-    recipe = MappingProxyType(
-        {
-            "sgd_momentum": 0.0,
-            **{f"{group}_optimizer": "sgd" for group in trains},
-            **{f"{group}_lr": 0.025 for group in trains},
-        }
-    )
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         graph = UnitGraph(backbone.model)

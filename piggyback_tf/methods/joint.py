@@ -20,6 +20,7 @@ from piggyback_tf.methods.base import METHODS, own_arrays
 from piggyback_tf.methods.many_heads import split_heads
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.settings.methods.joint import JointConfig
 
 
 @keras.saving.register_keras_serializable(package="piggyback_tf")
@@ -66,8 +67,8 @@ class JointModel(keras.Model):
 class Joint(SharedNetwork):
     """Trains one network and a head for each task on the images of all tasks together."""
 
+    Config = JointConfig
     sequential = False
-    at_once = True
 
     def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
         """Returns the network with the heads of all tasks, whose logits lie in the order of `heads`.

@@ -17,7 +17,6 @@ in Hinton's distillation, it is not multiplied by T ** 2. Optimisers and schedul
 follows the usual practice of fine-tuning; its weight decay is left out.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,30 +27,13 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import share
-from piggyback_tf.methods.base import METHODS, option, own_arrays
+from piggyback_tf.methods.base import METHODS, own_arrays
 from piggyback_tf.methods.many_heads import join_heads, split_heads
 from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.shared_network import SharedNetwork, TrainedNetworkConfig
+from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.settings.methods.lwf import LwFConfig
 
 OLD_HEADS_NAME = "old_heads"
-
-
-@dataclasses.dataclass(frozen=True)
-class LwFConfig(TrainedNetworkConfig):
-    """Settings of Learning without Forgetting; T and weight are the paper's, which warms up to convergence."""
-
-    lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")
-    lwf_weight: float = option(1.0, "lambda_o: weight of the old answers against the new task.")
-    lwf_warmup: float = option(0.2, "Part of the epochs, at least one, in which only the new head learns; 0: none.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.lwf_temperature > 0:
-            raise ValueError(f"`lwf_temperature` must be above 0. Received: lwf_temperature={self.lwf_temperature}.")
-        if not self.lwf_weight >= 0:
-            raise ValueError(f"`lwf_weight` must not be negative. Received: lwf_weight={self.lwf_weight}.")
-        if not 0 <= self.lwf_warmup < 1:
-            raise ValueError(f"`lwf_warmup` must be in [0, 1). Received: lwf_warmup={self.lwf_warmup}.")
 
 
 class Distillation(keras.losses.Loss):

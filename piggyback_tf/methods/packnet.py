@@ -25,7 +25,6 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -36,38 +35,12 @@ from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, derived_layers, foreign_kernels
-from piggyback_tf.methods.base import METHODS, Method, NormConfig, assign_arrays, copy_of_base, option, own_arrays
+from piggyback_tf.methods.base import METHODS, Method, assign_arrays, copy_of_base, own_arrays, trained_norm
 from piggyback_tf.methods.memory import Arrays, Memory
+from piggyback_tf.settings.methods.packnet import PackNetConfig
 
-SCHEDULES = ("one_shot", "gradual")
 MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
 _TOO_MANY = f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight."
-
-
-@dataclasses.dataclass(frozen=True)
-class PackNetConfig(NormConfig):
-    """Settings of PackNet; the defaults are the paper's, but for `norm_statistics`."""
-
-    packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: at once; gradual: bit by bit.")
-    packnet_prune_first: float = option(0.5, "Part of each layer's weights that the first task leaves free.")
-    packnet_prune: float = option(0.75, "Part of each layer's free weights that a later task leaves free.")
-    packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain what is left to the task.")
-    packnet_parts: int = option(20, "packnet_schedule=gradual: in how many steps weights are set free.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.packnet_schedule not in SCHEDULES:
-            raise ValueError(
-                f"`packnet_schedule` must be one of {', '.join(SCHEDULES)}. Received: "
-                f"packnet_schedule={self.packnet_schedule!r}."
-            )
-        for name in ("packnet_prune_first", "packnet_prune"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}.")
-        if not 0 < self.packnet_retrain < 1:
-            raise ValueError(f"`packnet_retrain` must be in (0, 1). Received: packnet_retrain={self.packnet_retrain}.")
-        if self.packnet_parts < 1:
-            raise ValueError(f"`packnet_parts` must be at least 1. Received: packnet_parts={self.packnet_parts}.")
 
 
 class PackedKernels(DerivedKernels):
@@ -151,15 +124,6 @@ class PackNet(Method):
     makes_pack = False
     sequential = True
     replaces_base = True
-    trains = ("weights", "norm", "head")
-    recipe = MappingProxyType(
-        {
-            "schedule": "step",
-            "warmup_steps": 0,
-            **{f"{group}_optimizer": "sgd" for group in trains},
-            **{f"{group}_lr": 1e-3 for group in trains},
-        }
-    )
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
@@ -176,7 +140,7 @@ class PackNet(Method):
             if type(layer) in PACKED_LAYERS:
                 return PACKED_LAYERS[type(layer)], {"task": self._task, "trainable": True}
             if first and is_batch_norm(layer):
-                return self.config.trained_norm.settings_of(layer)
+                return trained_norm(self.config).settings_of(layer)
             return type(layer), {"trainable": first}
 
         model, _ = copy_layers(backbone.model, settings_of)

@@ -9,7 +9,6 @@ whose gradient passes the threshold like that of the loss itself. A weight is th
 the loss by more than `sparsity_weight / N`, as far as its gradient tells.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
@@ -17,43 +16,14 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.masking import MaskConfig, MaskStart, mask, masked_weights, start_masks
+from piggyback_tf.masking import MaskStart, mask, masked_weights, start_masks
 from piggyback_tf.masking.threshold import count_dropped
-from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
+from piggyback_tf.methods.base import METHODS, Method
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.methods.penalty import PenalisedModel
+from piggyback_tf.settings.methods.piggyback import PiggybackConfig
 
 AUTO = "auto"  # Of `init_from`: the best of the tasks learned before; followed by `:`, the best of some packs.
-
-
-@dataclasses.dataclass(frozen=True)
-class PiggybackConfig(NormConfig):
-    """Settings of the masks; the defaults are the paper's, but for `norm_statistics`."""
-
-    mask_kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
-    mask_threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")
-    mask_init: str = option(
-        "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
-    )
-    mask_scale: float = option(1e-2, "Size of mask_real at the start.")
-    mask_gradient_scaling: str = option(
-        "none", "none: dE/dW' * W; average: divided by the layer's mean |W|; individual: divided by each |W|."
-    )
-    mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
-    mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
-    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-    init_from: str = option("", "Start as the masks of PACK; auto:PACKS or, with --tasks, auto: of the best or none.")
-    sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sparsity_weight < 0:
-            raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
-        if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:
-            raise ValueError(
-                "`sparsity_weight` and `init_from` need a `mask_scale` above `mask_threshold`. Received: "
-                f"mask_scale={self.mask_scale}, mask_threshold={self.mask_threshold}."
-            )
 
 
 @METHODS.register("piggyback")
@@ -68,7 +38,6 @@ class Piggyback(Method):
     """
 
     Config = PiggybackConfig
-    trains = ("mask", "norm", "head")
 
     def __init__(
         self,
@@ -97,14 +66,7 @@ class Piggyback(Method):
             )
         model = mask(
             backbone.model,
-            MaskConfig(
-                kind=config.mask_kind,
-                threshold=config.mask_threshold,
-                init=config.mask_init,
-                scale=config.mask_scale,
-                gradient_scaling=config.mask_gradient_scaling,
-                seed=seed,
-            ),
+            config.masks(seed),
             include=split_patterns(config.mask_include),
             exclude=split_patterns(config.mask_exclude),
             norm=config.norm,

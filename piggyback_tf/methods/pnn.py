@@ -19,7 +19,6 @@ what a lateral adds.
 A task's own arrays are its column and its laterals; the base is needed to learn further tasks only.
 """
 
-import dataclasses
 from typing import Any
 
 import keras
@@ -30,23 +29,12 @@ from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import PACKAGE, generator
 from piggyback_tf.masking.sharing import share_variables
-from piggyback_tf.methods.base import METHODS, Method, assign_arrays, option
-from piggyback_tf.methods.shared_network import TrainedNetworkConfig, trainable_network
+from piggyback_tf.methods.base import METHODS, Method, assign_arrays
+from piggyback_tf.methods.shared_network import trainable_network
+from piggyback_tf.settings.methods.pnn import PNNConfig
 
 EARLIER_NAME = "earlier_columns"
 LATERAL_NAME = "lateral"
-
-
-@dataclasses.dataclass(frozen=True)
-class PNNConfig(TrainedNetworkConfig):
-    """Settings of progressive neural networks."""
-
-    pnn_scale: float = option(0.1, "What the outputs of earlier columns are multiplied by at the start.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pnn_scale == 0:
-            raise ValueError("`pnn_scale` must not be 0, from where laterals get no gradient. Received: pnn_scale=0.0.")
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
@@ -159,7 +147,6 @@ class PNN(Method):
 
     Config = PNNConfig
     makes_pack = False
-    trains = ("adapter", "weights", "norm", "head")
     plain_networks = False
     sequential = True
 

@@ -16,9 +16,7 @@ epochs, and weight decay; here the rate is 0.025, in proportion to batches of 32
 no weight decay.
 """
 
-import dataclasses
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -28,27 +26,13 @@ from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.masking.copying import copy_layers
 from piggyback_tf.masking.kernels import FrozenKernels, derived_layers
 from piggyback_tf.masking.sharing import share_variables
-from piggyback_tf.methods.base import METHODS, Method, NormConfig, option
+from piggyback_tf.methods.base import METHODS, Method, trained_norm
+from piggyback_tf.settings.methods.residual_adapters import ResidualAdaptersConfig
 
-KINDS = ("series", "parallel")
 _NOT_IN_SEQUENTIAL = (
     "Adapters in series are put between layers, which a nested Sequential model with 3x3 convolutions does not allow; "
     "use adapter_kind='parallel', or a functional model."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ResidualAdaptersConfig(NormConfig):
-    """Settings of residual adapters."""
-
-    adapter_kind: str = option("parallel", "Residual adapters. parallel: beside a 3x3 convolution; series: behind it.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.adapter_kind not in KINDS:
-            raise ValueError(
-                f"`adapter_kind` must be one of {', '.join(KINDS)}. Received: adapter_kind={self.adapter_kind!r}."
-            )
 
 
 class AdaptedKernel(FrozenKernels):
@@ -77,13 +61,6 @@ class ResidualAdapters(Method):
 
     Config = ResidualAdaptersConfig
     makes_pack = False
-    trains = ("adapter", "norm", "head")
-    recipe = MappingProxyType(
-        {
-            **{f"{group}_optimizer": "sgd" for group in trains},
-            **{f"{group}_lr": 0.025 for group in trains},
-        }
-    )
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
@@ -93,7 +70,7 @@ class ResidualAdapters(Method):
                 f"Backbone {backbone.name!r} has no full 3x3 convolution for residual adapters to stand at; use "
                 "another backbone, or another method, such as piggyback."
             )
-        parallel, norm = self.config.adapter_kind == "parallel", self.config.trained_norm
+        parallel, norm = self.config.adapter_kind == "parallel", trained_norm(self.config)
 
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if parallel and id(layer) in chosen:

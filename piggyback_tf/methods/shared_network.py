@@ -1,6 +1,5 @@
 """What methods share that have one network for all tasks, changed by each new one, and a head for each task."""
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,20 +7,9 @@ import keras
 
 from piggyback_tf.backbones import Backbone, batch_norm_paths, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.methods.base import Method, NormConfig, assign_arrays, copy_of_base, option, own_arrays
+from piggyback_tf.methods.base import Method, assign_arrays, copy_of_base, own_arrays, trained_norm
 from piggyback_tf.methods.memory import Memory
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedNetworkConfig(NormConfig):
-    """Settings of methods that train the network itself."""
-
-    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.norm not in ("frozen", "task"):
-            raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
+from piggyback_tf.settings.methods import TrainedNetworkConfig
 
 
 def trainable_network(backbone: Backbone, config: TrainedNetworkConfig) -> keras.Model:
@@ -32,7 +20,7 @@ def trainable_network(backbone: Backbone, config: TrainedNetworkConfig) -> keras
     """
     if config.norm == "task" and not batch_norm_paths(backbone.model):
         raise ValueError(f"Backbone {backbone.name!r} has no batch normalisation to train; use norm='frozen'.")
-    return copy_of_base(backbone.model, config.trained_norm if config.norm == "task" else None)
+    return copy_of_base(backbone.model, trained_norm(config) if config.norm == "task" else None)
 
 
 class SharedNetwork(Method):
@@ -40,7 +28,6 @@ class SharedNetwork(Method):
 
     Config = TrainedNetworkConfig
     makes_pack = False
-    trains = ("weights", "norm", "head")
     sequential = True
     keeps_old_tasks = False
     replaces_base = True

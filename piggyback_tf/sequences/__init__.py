@@ -1,7 +1,13 @@
-"""Sequences: several tasks learned one after another by any method, and what becomes of all of them."""
+"""Sequences: several tasks learned one after another by any method, and what becomes of all of them.
 
-from piggyback_tf.sequences.runner import SequenceSettings, run_sequence
-from piggyback_tf.sequences.start import provenance, with_start
+Names are looked up when they are first used: to read the list of tasks needs no TensorFlow.
+"""
+
+from piggyback_tf.lazy import lazy_names
 from piggyback_tf.sequences.tasks import parse_tasks
 
+_HOMES = {"SequenceSettings": "runner", "provenance": "start", "run_sequence": "runner", "with_start": "start"}
+
 __all__ = ["SequenceSettings", "parse_tasks", "provenance", "run_sequence", "with_start"]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

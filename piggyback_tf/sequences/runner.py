@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
@@ -36,7 +35,7 @@ class SequenceSettings:
         train: Optimisers, schedule, length of each training.
         inputs: Augmentation and caching.
         settings: All settings by name, for the record.
-        verbose: As for `keras.Model.fit`.
+        verbose: As for `train_task`.
         tensorboard: Whether to write files of TensorBoard into each task's folder.
         task_agnostic: Whether to measure, at the end, how well tasks are inferred where none is given.
         forward_transfer: Whether to train every task but the first also alone, which is what the forward transfer of a
@@ -57,7 +56,7 @@ class SequenceSettings:
     forward_transfer: bool = False
 
     def __post_init__(self) -> None:
-        if self.forward_transfer and METHODS[self.method].at_once:
+        if self.forward_transfer and METHODS[self.method].Config.at_once:
             raise ValueError(
                 f"Method {self.method} learns all tasks at once, none after another: there is no forward transfer."
             )
@@ -125,12 +124,12 @@ def _learn_in_turn(
     for place, task in enumerate(names, start=1):
         own = folders[task]
         own.mkdir(exist_ok=True)
-        if kind.at_once and task != names[-1]:
+        if kind.Config.at_once and task != names[-1]:
             steps.append({"errors": {}})
             continue
         if not (own / RESULT_FILE).exists():
-            logging.info("%s, task %d of %d: %s", settings.method, place, len(names), task)
-            found = _learn(own, task, backbone, tasks, store, settings)
+            title = f"{settings.method}, task {place} of {len(names)}, {task}:"
+            found = _learn(own, task, backbone, tasks, store, settings, title if len(names) > 1 else f"{task} alone:")
             if backbone.hash != base_hash:
                 raise TrainingError(
                     f"Method {settings.method} changed the base, which must never happen. Please report this."
@@ -158,7 +157,6 @@ def _learn_alone(
     alone = {}
     for place, task in enumerate(tasks, start=1):
         if place > 1:
-            logging.info("%s for the forward transfer to it: %s alone", settings.method, task)
             folder.mkdir(exist_ok=True)
             (alone[task],) = _learn_in_turn(folder, backbone, {task: tasks[task]}, settings, first=place)
             # Nothing but its error is needed, and the network would take as much as those of the sequence.
@@ -194,7 +192,7 @@ def measures(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _forward_transfer(metrics: Mapping[str, Any], matrix: ErrorMatrix) -> float | None:
     """Returns the forward transfer of a sequence, where it is known; see `measures`."""
     kind = METHODS[metrics["method"]]
-    if kind.at_once or len(matrix.tasks) < 2:
+    if kind.Config.at_once or len(matrix.tasks) < 2:
         return None
     if not metrics["sequential"]:
         return 0.0
@@ -210,13 +208,16 @@ def _learn(
     tasks: Mapping[str, TaskData],
     store: Store,
     settings: SequenceSettings,
+    title: str,
 ) -> dict[str, Any]:
-    """Trains a task and puts it into the store."""
+    """Trains a task and puts it into the store; `title` is what is printed of it."""
     kind = METHODS[settings.method]
-    heads = {name: len(data.class_names) for name, data in tasks.items()} if kind.at_once else None
-    memory = Memory() if kind.at_once else store.memory(task)  # The tasks before have no files of their own then.
+    heads = {name: len(data.class_names) for name, data in tasks.items()} if kind.Config.at_once else None
+    memory = (
+        Memory() if kind.Config.at_once else store.memory(task)
+    )  # The tasks before have no files of their own then.
     method = kind(settings.config, memory, heads)
-    data = join_tasks(tasks) if kind.at_once else tasks[task]
+    data = join_tasks(tasks) if kind.Config.at_once else tasks[task]
     inputs = settings.inputs.for_size(backbone.image_size)
     learned = store.earlier_packs(task)
     method = with_start(method, backbone, data, inputs, seed=settings.train.seed, folder=folder, learned=learned)
@@ -229,6 +230,7 @@ def _learn(
         state_dir=folder,
         tensorboard_dir=folder / "tensorboard" if settings.tensorboard else None,
         verbose=settings.verbose,
+        title=title,
     )
     started = time.perf_counter()
     images = make_dataset(data.train, inputs.augment_eval, batch_size=settings.train.batch_size, training=False)

@@ -1,16 +1,24 @@
-"""Training: optimisers, schedules, resume, devices."""
+"""Training: optimisers, schedules, resume, devices.
 
-from piggyback_tf.training.backup import finish_training
-from piggyback_tf.training.config import TrainConfig
+Names are looked up when they are first used: to look after the folder of a run needs no TensorFlow.
+"""
+
+from piggyback_tf.lazy import lazy_names
+from piggyback_tf.settings import STRATEGIES, InputConfig, RunConfig, TrainConfig, complete, complete_run
 from piggyback_tf.training.errors import TrainingError
-from piggyback_tf.training.fit import InputConfig, TrainedTask, train_task
-from piggyback_tf.training.found import check_found
-from piggyback_tf.training.optimizers import make_optimizer, mask_rate
 from piggyback_tf.training.run_folder import check_settings, run_folder
-from piggyback_tf.training.schedules import WarmupSchedule
-from piggyback_tf.training.settings import RunConfig, complete, complete_run
-from piggyback_tf.training.strategies import STRATEGIES, make_strategy
-from piggyback_tf.training.trust_region import TrustRegionAdam
+
+_HOMES = {
+    "TrainedTask": "fit",
+    "TrustRegionAdam": "trust_region",
+    "WarmupSchedule": "schedules",
+    "check_found": "found",
+    "finish_training": "backup",
+    "make_optimizer": "optimizers",
+    "make_strategy": "strategies",
+    "mask_rate": "optimizers",
+    "train_task": "fit",
+}
 
 __all__ = [
     "STRATEGIES",
@@ -32,3 +40,5 @@ __all__ = [
     "run_folder",
     "train_task",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

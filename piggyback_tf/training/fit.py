@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,38 +11,15 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
 from piggyback_tf.masking import mask_config
-from piggyback_tf.methods import Method, option
+from piggyback_tf.methods import Method
+from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, StopWhenDead, TensorBoard
-from piggyback_tf.training.config import TrainConfig
-from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.optimizers import make_optimizer
+from piggyback_tf.training.progress import Progress
 from piggyback_tf.training.schedules import warmup_length
+from piggyback_tf.training.sizes import check_image_size
 from piggyback_tf.training.strategies import weight_for_replicas
-
-
-@dataclasses.dataclass(frozen=True)
-class InputConfig:
-    """How images get from a data set to the network."""
-
-    augment_train: str = option("", "What happens to training images; by default resize(S,S).")
-    augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
-    cache: str = option(
-        "auto", "Images after the fixed operations: memory, disk, none, or auto by size.", recorded=False
-    )
-    cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.", recorded=False)
-    cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.", recorded=False)
-
-    def for_size(self, image_size: int) -> "InputConfig":
-        """Returns the same settings with augmentations filled in that were left to the default."""
-        default = f"resize({image_size},{image_size})"
-        return dataclasses.replace(
-            self, augment_train=self.augment_train or default, augment_eval=self.augment_eval or default
-        )
-
-    def cache_options(self) -> dict[str, Any]:
-        """Returns what `make_dataset` takes of the settings."""
-        return {"cache": self.cache, "cache_limit_mb": self.cache_limit_mb, "cache_dir": self.cache_dir or None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +57,7 @@ def train_task(
     state_dir: Path | None = None,
     tensorboard_dir: Path | None = None,
     verbose: int = 0,
+    title: str = "",
 ) -> TrainedTask:
     """Trains one task and returns the model of its best epoch on the validation split.
 
@@ -97,7 +74,9 @@ def train_task(
         state_dir: Folder in which the training saves its state after each epoch and from which it goes on; None
             keeps nothing.
         tensorboard_dir: Folder for TensorBoard's files, or None.
-        verbose: As for `keras.Model.fit`.
+        verbose: 0 prints nothing; 1 what is trained, the time that it takes, a line an epoch, and one that counts the
+            steps; 2 the same without the last.
+        title: What is trained, for what is printed; the method by default.
 
     Raises:
         TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another
@@ -113,6 +92,7 @@ def train_task(
     backup.set_model(model)
     done = backup.epochs_done()
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+    progress = None
     for phase, (epochs, end) in enumerate(zip(phases, ends, strict=True)):
         method.begin_phase(model, phase)
         # The state after the last epoch of a phase is one of that phase: the next one changes the model.
@@ -138,6 +118,19 @@ def train_task(
             continue
         first_epoch = max(done, end - epochs)
         callbacks = [backup, *watches, *method.callbacks(model)]
+        if verbose:
+            progress = progress or Progress(
+                title or type(method).__name__,
+                {group: sum(map(_size, own)) for group, own in method.groups(model).items()},
+                backbone.name,
+                epochs=ends[-1],
+                first_epoch=first_epoch,
+                steps=steps_per_epoch,
+                validation_steps=math.ceil(len(data.validation) / config.batch_size),
+                batch_size=config.batch_size,
+                live=verbose == 1,
+            )
+            callbacks.append(progress)
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
         train, validation = _datasets(data, config, inputs.for_size(backbone.image_size), backbone, first_epoch)
@@ -150,11 +143,15 @@ def train_task(
                 steps_per_epoch=steps_per_epoch,
                 shuffle=False,
                 callbacks=callbacks,
-                verbose=verbose,
+                verbose=0,
             )
     backup.restore_best()
-    progress = backup.progress
-    return TrainedTask(model, progress.history, progress.best_epoch, progress.seconds)
+    done = backup.progress
+    return TrainedTask(model, done.history, done.best_epoch, done.seconds)
+
+
+def _size(variable: keras.Variable) -> int:
+    return math.prod(variable.shape)
 
 
 def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_epoch: int, epochs: int) -> None:
@@ -180,7 +177,7 @@ def _validation(data: TaskData, config: TrainConfig, inputs: InputConfig, backbo
     validation = make_dataset(
         data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **inputs.cache_options()
     )
-    _check_image_size(validation, backbone, inputs.augment_eval)
+    _check_size(validation, backbone, inputs.augment_eval)
     return validation
 
 
@@ -205,7 +202,7 @@ def _datasets(
         **inputs.cache_options(),
     )
     validation = _validation(data, config, inputs, backbone)
-    _check_image_size(train, backbone, inputs.augment_train)
+    _check_size(train, backbone, inputs.augment_train)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas > 1:
         train = weight_for_replicas(train, config.batch_size, replicas)
@@ -213,10 +210,6 @@ def _datasets(
     return train, validation
 
 
-def _check_image_size(dataset: tf.data.Dataset, backbone: Backbone, augment: str) -> None:
-    size = tuple(dataset.element_spec[0].shape[1:3])
-    if size != (backbone.image_size, backbone.image_size):
-        raise TrainingError(
-            f"The augmentation {augment!r} gives images of {size[0]}x{size[1]} pixels; backbone {backbone.name} "
-            f"takes {backbone.image_size}x{backbone.image_size}. Change the augmentation or --image_size."
-        )
+def _check_size(dataset: tf.data.Dataset, backbone: Backbone, augment: str) -> None:
+    height, width = dataset.element_spec[0].shape[1:3]
+    check_image_size((height, width), backbone.name, backbone.image_size, augment)

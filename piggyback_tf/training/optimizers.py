@@ -9,7 +9,7 @@ from absl import logging
 
 from piggyback_tf.masking import MaskConfig, mask_config, masked_weights
 from piggyback_tf.methods import Method
-from piggyback_tf.training.config import TrainConfig
+from piggyback_tf.settings import TrainConfig
 from piggyback_tf.training.schedules import WarmupSchedule, warmup_length
 from piggyback_tf.training.trust_region import TrustRegionAdam, WatchedLossScale, WatchedOptimizers
 

@@ -5,8 +5,7 @@ import math
 import tensorflow as tf
 
 from piggyback_tf.registry import unknown_name_message
-
-STRATEGIES = ("auto", "none", "mirrored")
+from piggyback_tf.settings import STRATEGIES
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:

@@ -41,7 +41,7 @@ def test_copies_answer_as_the_base():
 def test_networks_of_every_method_normalise_as_the_base(name):
     backbone, kind = _backbone(), METHODS[name]
     (normalization,) = _normalizations(backbone.model)
-    method = kind(heads={"a": 3} if kind.at_once else None)
+    method = kind(heads={"a": 3} if kind.Config.at_once else None)
     networks = [method.build(backbone, 3)]
     if not kind.makes_pack:
         for phase in range(len(method.phases(4))):

@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
-from export import saved_model
 from export.deployment.additions import BATCHING_FILE
 from export.saved_model import add_tasks, export_saved_model
+from export.servable import write
 from export.servable.cache import choose_cache, memory_needed
 from export.servable.folder import ExportError, find_version, new_version, next_version, read_description, read_export
 from export.servable.options import ExportOptions
@@ -151,7 +151,7 @@ def test_of_two_that_add_tasks_at_a_time_the_later_one_is_refused(small, tmp_pat
         (tmp_path / "2").mkdir()
         return read_export(source)
 
-    monkeypatch.setattr(saved_model, "read_export", read)
+    monkeypatch.setattr(write, "read_export", read)
     with pytest.raises(ExportError, match="There is a version 2 already"):
         add_tasks(tmp_path, [renamed(small.packs[0], "new")])
     with pytest.raises(ExportError, match="There is a version 3 already"), new_version(tmp_path, 3):
@@ -184,7 +184,7 @@ def test_nothing_is_left_when_the_disk_is_full(small, tmp_path, monkeypatch):
 
 def test_a_version_may_be_given_from_within(small, monkeypatch):
     monkeypatch.chdir(small.packed)
-    monkeypatch.setattr(saved_model, "_write", lambda *arguments: (arguments[4], arguments[-1]))
+    monkeypatch.setattr(write, "_write", lambda *arguments: (arguments[4], arguments[-1]))
     assert add_tasks(".", [renamed(small.packs[0], "new")]) == (small.packed.parent, small.packed)
 
 

@@ -10,10 +10,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.deployment import writing
-from export.deployment.additions import carry_over
+from export.deployment.additions import WARMUP_FILE, carry_over
 from export.deployment.memory import Memory, memory_of
 from export.deployment.options import ServingOptions
-from export.deployment.warmup import WARMUP_FILE
 from export.saved_model import add_tasks
 from export.servable.cache import memory_needed
 from export.servable.folder import ExportError, read_export

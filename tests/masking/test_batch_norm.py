@@ -74,7 +74,7 @@ def test_layers_that_nobody_named_are_remembered_under_the_names_that_they_have_
         images = keras.Input((SIZE, SIZE, 3))
         x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(images))
         backbone = Backbone.from_model(keras.Model(images, keras.layers.GlobalAveragePooling2D()(x)), "unnamed")
-    method = kind(kind.Config(**own), heads={"a": 3} if kind.at_once else None)
+    method = kind(kind.Config(**own), heads={"a": 3} if kind.Config.at_once else None)
     model = method.build(backbone, 3)
     memory = method.remember(model, backbone, "a", [(IMAGES, LABELS)])
     gammas = {path for path in named_variables(backbone.model) if path.endswith("batch_normalization/gamma")}
@@ -90,7 +90,7 @@ def test_layers_that_nobody_named_are_remembered_under_the_names_that_they_have_
 def test_every_method_trains_batch_norm_with_the_statistics_that_it_is_told(name, statistics):
     backbone, kind = toy_backbone(), METHODS[name]
     own = {"norm": "task"} if "norm" in kind.Config.__dataclass_fields__ else {}
-    heads = {"a": 3} if kind.at_once else None
+    heads = {"a": 3} if kind.Config.at_once else None
     method = kind(kind.Config(norm_statistics=statistics, **own), heads=heads)
     model = method.build(backbone, 3)
     for phase in range(len(method.phases(6))):
@@ -131,7 +131,7 @@ def test_the_statistics_of_renorm_follow_the_task_too(method):
     backbone = Backbone.from_model(net)
     kind = METHODS[method]
     settings = {"norm_statistics": "task"} | ({"norm": "task"} if method == "piggyback" else {})
-    model = kind(kind.Config(**settings), heads={"a": 3} if kind.at_once else None).build(backbone, 3)
+    model = kind(kind.Config(**settings), heads={"a": 3} if kind.Config.at_once else None).build(backbone, 3)
     digest = backbone.hash
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     model.train_on_batch(IMAGES, LABELS)

@@ -15,6 +15,7 @@ from piggyback_tf.methods import METHODS, Memory
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
 from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore
+from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainingError
 from piggyback_tf.training.backup import STATE_FILE, BackupAndRestore
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
@@ -65,7 +66,7 @@ def test_learns_and_leaves_the_base_alone(method, sequences):
 @pytest.mark.parametrize("method", NAMES)
 def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
     folder, backbone, _ = sequences(method)
-    kind, heads = METHODS[method], CLASSES if METHODS[method].at_once else None
+    kind, heads = METHODS[method], CLASSES if METHODS[method].Config.at_once else None
     memories = [Memory()]
     if kind.sequential and not kind.makes_pack:
         memories.append(Memory.load(folder / "2_spots" / MEMORY_FILE))
@@ -83,7 +84,7 @@ def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
 @pytest.mark.parametrize("method", NAMES)
 def test_it_says_which_groups_of_variables_it_trains(method, sequences):
     folder, backbone, _ = sequences(method)
-    kind, heads = METHODS[method], CLASSES if METHODS[method].at_once else None
+    kind, heads = METHODS[method], CLASSES if METHODS[method].Config.at_once else None
     cases = [(kind.Config(), Memory())]
     if hasattr(kind.Config, "norm"):
         cases.append((kind.Config(norm="task"), Memory()))
@@ -97,12 +98,15 @@ def test_it_says_which_groups_of_variables_it_trains(method, sequences):
         for phase in range(len(learner.phases(6))):
             learner.begin_phase(model, phase)
             found |= learner.groups(model).keys()
-    assert found == set(kind.trains)
+    assert found == set(kind.Config.trains)
 
 
 def test_a_group_that_a_method_does_not_name_is_refused():
-    class Silent(METHODS["piggyback"]):
+    class SilentConfig(METHODS["piggyback"].Config):
         trains = ("head", "norm")
+
+    class Silent(METHODS["piggyback"]):
+        Config = SilentConfig
 
     with pytest.raises(ValueError, match="Silent trains variables of group 'mask', and says that it trains head, norm"):
         Silent().groups(Silent().build(toy_backbone(), 3))
@@ -111,7 +115,7 @@ def test_a_group_that_a_method_does_not_name_is_refused():
 @pytest.mark.parametrize("method", NAMES)
 def test_old_answers_stay_where_that_is_promised(method, sequences):
     _, _, metrics = sequences(method)
-    if METHODS[method].at_once:
+    if METHODS[method].Config.at_once:
         assert metrics["steps"][0] == {"errors": {}}
     else:
         assert metrics["measures"]["old_answers_identical"] == METHODS[method].keeps_old_tasks
@@ -121,7 +125,7 @@ def test_old_answers_stay_where_that_is_promised(method, sequences):
 
 def test_what_is_learned_alone_keeps_old_tasks():
     for method in map(METHODS.__getitem__, NAMES):
-        assert method.sequential or method.at_once or method.keeps_old_tasks
+        assert method.sequential or method.Config.at_once or method.keeps_old_tasks
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -146,7 +150,7 @@ def test_sequential_backbones_are_learned_on(method):
     layers = (keras.layers.Conv2D(4, 3, name="conv"), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D())
     model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="chain")
     backbone = Backbone.from_model(model)
-    kind, heads = METHODS[method], {"a": 3} if METHODS[method].at_once else None
+    kind, heads = METHODS[method], {"a": 3} if METHODS[method].Config.at_once else None
     task_model = kind(heads=heads).build(backbone, 3)
     assert tuple(task_model(IMAGES).shape) == (4, 3)
     assert backbone.hash == model_hash(model)
@@ -181,7 +185,7 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
         save(self)
         saves[0] += 1
         # Within the last training, in the middle of its epochs.
-        if saves[0] == (2 if METHODS[method].at_once else 6):
+        if saves[0] == (2 if METHODS[method].Config.at_once else 6):
             raise BrokenOffError
 
     monkeypatch.setattr(BackupAndRestore, "_save", break_off)
@@ -198,7 +202,7 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 def test_refuses_the_state_of_another_method(method, tmp_path):
     other = "classifier_only" if method == "piggyback" else "piggyback"
     settings, tasks = toy_settings(other, epochs=2), toy_tasks()
-    own = tmp_path / ("2_spots" if METHODS[method].at_once else "1_stripes")
+    own = tmp_path / ("2_spots" if METHODS[method].Config.at_once else "1_stripes")
     own.mkdir()
     runner_module.train_task(
         METHODS[other](), toy_backbone(), tasks["stripes"], settings.train, settings.inputs, state_dir=own
@@ -243,4 +247,11 @@ def test_a_layer_that_is_called_like_the_head_is_refused(method):
     backbone = Backbone.from_model(keras.Model(images, features, name="net"))
     kind = METHODS[method]
     with pytest.raises(ValueError, match="a layer named 'head', which is what the head of a task is called"):
-        kind(heads={"a": 3} if kind.at_once else None).build(backbone, 3)
+        kind(heads={"a": 3} if kind.Config.at_once else None).build(backbone, 3)
+
+
+def test_a_method_has_the_settings_that_are_registered_under_its_name():
+    assert {name: METHODS[name].Config for name in METHODS} == dict(CONFIGS.items())
+    with pytest.raises(ValueError, match="The `Config` of method 'new', PiggybackConfig, must be registered under the"):
+        METHODS.register("new")(METHODS["piggyback"])
+    assert "new" not in METHODS

@@ -50,8 +50,8 @@ for name in ("none", "mirrored"):
     assert strategy.num_replicas_in_sync == (2 if name == "mirrored" else 1)
     with strategy.scope():
         backbone = toy_backbone()
-        method = kind(config_of_kind, heads=CLASSES) if kind.at_once else kind(config_of_kind, memory)
-        data = join_tasks(tasks) if kind.at_once else tasks["spots"]
+        method = kind(config_of_kind, heads=CLASSES) if kind.Config.at_once else kind(config_of_kind, memory)
+        data = join_tasks(tasks) if kind.Config.at_once else tasks["spots"]
         trained = train_task(method, backbone, data, config, INPUTS)
         images = np.stack([data.train.read(index) for index in range(6)])
         learned = method.remember(trained.model, backbone, "spots", [(images, data.train.labels[:6])])

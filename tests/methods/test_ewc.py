@@ -32,7 +32,7 @@ def _unheld(first) -> Memory:
 
 
 def test_lambda_0_is_finetuning_in_sequence(first, unheld):
-    assert METHODS["ewc"].recipe == METHODS["finetune_sequential"].recipe
+    assert METHODS["ewc"].Config.recipe == METHODS["finetune_sequential"].Config.recipe
     one, two = unheld, _second("finetune_sequential", first)
     assert one.shared.keys() == two.shared.keys()
     for path in one.shared:

@@ -32,7 +32,7 @@ def test_two_tasks_are_learned_and_the_base_is_not(method, network):
     for number, task in enumerate(("one", "two")):
         # With a head of zeros a single step would be the head's alone.
         config = kind.Config(head_init="glorot")
-        learner = kind(config, heads={task: 3}) if kind.at_once else kind(config, memory)
+        learner = kind(config, heads={task: 3}) if kind.Config.at_once else kind(config, memory)
         model = learner.build(backbone, 3, seed=number)
         for phase in range(len(learner.phases(3))):
             learner.begin_phase(model, phase)

@@ -83,6 +83,6 @@ def toy_settings(method: str, **train: object) -> SequenceSettings:
     """Returns the method's own recipe, shortened."""
     kind = METHODS[method]
     config = TrainConfig(
-        **{**kind.recipe, "epochs": 4, "batch_size": 10, "chance_epochs": 0, "warmup_steps": 2, **train}
+        **{**kind.Config.recipe, "epochs": 4, "batch_size": 10, "chance_epochs": 0, "warmup_steps": 2, **train}
     )
     return SequenceSettings(method, kind.Config(), config, INPUTS)

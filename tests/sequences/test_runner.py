@@ -132,7 +132,7 @@ def test_forward_transfer_is_measured_from_tasks_learned_alone(tmp_path, monkeyp
 
 @pytest.mark.parametrize("method", ["piggyback", "joint"])
 def test_forward_transfer_of_methods_that_learn_in_no_order(method, tmp_path):
-    metrics = _run(tmp_path, method, forward_transfer=not METHODS[method].at_once, task_agnostic=False)
+    metrics = _run(tmp_path, method, forward_transfer=not METHODS[method].Config.at_once, task_agnostic=False)
     assert metrics["measures"]["forward_transfer"] == (None if method == "joint" else 0.0)
     assert not (tmp_path / "alone").exists()
 

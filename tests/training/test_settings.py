@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from piggyback_tf import flags as own_flags
-from piggyback_tf.methods import METHODS, NormConfig, option
+from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.sequences import run_sequence
+from piggyback_tf.settings import CONFIGS, RETIRED, NormConfig, RunConfig, option, settings_of
+from piggyback_tf.settings import run as settings_module
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, check_settings, complete, complete_run
-from piggyback_tf.training import settings as settings_module
-from piggyback_tf.training.settings import RETIRED, RunConfig, settings_of
 from tests.evaluation.run_folders import cells_of, table_of, write_single
 from tests.flag_values import defined_flags
 from tests.methods.toy import toy_backbone, toy_settings, toy_tasks
@@ -71,13 +71,9 @@ def _grow(monkeypatch):
         return dataclasses.make_dataclass(f"Grown{config.__name__}", fields, bases=(config,), frozen=True)
 
     def grow():
-        kind = type("Sampler", (METHODS["classifier_only"],), {"Config": SamplerConfig})
-        monkeypatch.setitem(METHODS._entries, "sampler", kind)
-        monkeypatch.setattr(
-            METHODS["piggyback"],
-            "Config",
-            grown(METHODS["piggyback"].Config, sampled=option(False, "Whether.", before=False)),
-        )
+        piggyback = grown(CONFIGS["piggyback"], sampled=option(False, "Whether.", before=False))
+        monkeypatch.setitem(CONFIGS._entries, "sampler", SamplerConfig)
+        monkeypatch.setitem(CONFIGS._entries, "piggyback", piggyback)
         grown_configs = {
             "RunConfig": grown(RunConfig, problem=option("classes", "What.", before="classes")),
             "TrainConfig": grown(TrainConfig, head_start=option("zeros", "Where heads start.", before="random")),
@@ -110,9 +106,9 @@ def test_settings_of_the_training_the_input_and_the_own_method_are_recorded(meth
     assert own <= names
     assert not foreign & names
     for group in ("mask", "weights", "adapter"):
-        assert (f"{group}_lr" in names) == (group in METHODS[method].trains)
-    assert ("mask_trust" in names) == ("mask" in METHODS[method].trains)
-    assert ("warmup_steps" in names) == (METHODS[method].trains != ("head",))
+        assert (f"{group}_lr" in names) == (group in CONFIGS[method].trains)
+    assert ("mask_trust" in names) == ("mask" in CONFIGS[method].trains)
+    assert ("warmup_steps" in names) == (CONFIGS[method].trains != ("head",))
     assert not {"chance_epochs", "cache", "cache_dir", "output_dir", "task_agnostic", "verbose"} & names
 
 
@@ -250,11 +246,11 @@ def test_old_folders_go_on_where_settings_were_added(name, record, grow, tmp_pat
 
 def test_a_baseline_whose_recipe_has_a_new_setting_is_read_as_it_was_recorded(record, grow, tmp_path, monkeypatch):
     grow()
-    recipe = METHODS["packnet"].recipe
+    recipe = CONFIGS["packnet"].recipe
     for main, baseline in (("packnet", "piggyback"), ("piggyback", "packnet")):
         for packnet, piggyback in (("zeros", "random"), ("random", "zeros"), ("random", "random")):
-            monkeypatch.setattr(METHODS["packnet"], "recipe", {**recipe, "head_start": packnet})
-            monkeypatch.setattr(METHODS["piggyback"], "recipe", {"head_start": piggyback})
+            monkeypatch.setattr(CONFIGS["packnet"], "recipe", {**recipe, "head_start": packnet})
+            monkeypatch.setattr(CONFIGS["piggyback"], "recipe", {"head_start": piggyback})
             found = record("--data=digits", f"--method={main}", f"--baseline={baseline}")
             assert complete(found, "packnet")["head_start"] == packnet
             assert complete(found, "piggyback")["head_start"] == piggyback

@@ -9,7 +9,8 @@ from typing import Any
 
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.pack import PACK_SUFFIX
-from piggyback_tf.settings import own_record
+from piggyback_tf.settings import complete
+from piggyback_tf.settings.records import own_record
 
 
 class TableError(ValueError):
@@ -82,9 +83,7 @@ class Record:
 
     @functools.cached_property
     def all_settings(self) -> Mapping[str, Any]:
-        """All its settings, also those that the record leaves out; empty if not known. Loads TensorFlow."""
-        from piggyback_tf.training import complete
-
+        """All its settings, also those that the record leaves out; empty if not known."""
         return complete(self.settings, self.method) if self.settings else {}
 
     def zeros(self, task: str) -> tuple[float, Mapping[str, float]] | None:

@@ -125,8 +125,6 @@ def name_variants(
     differing: dict[str, list[str]] = {}
     for (method, *_), group in groups.items():
         known = [record for record in group if record.settings]
-        if all(_differing(known[0].settings, record.settings) <= left_out for record in known):
-            continue  # Most runs: what the records leave out need not be known, which would load TensorFlow.
         found = set().union(*(_differing(known[0].all_settings, record.all_settings) for record in known))
         differing.setdefault(method, []).extend(sorted(found - left_out))
     names = {}

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from piggyback_tf.masking.threshold import GRADIENT_SCALINGS, MASK_KINDS
 from piggyback_tf.registry import unknown_name_message
 
+MASK_KINDS = ("binary", "ternary")
+GRADIENT_SCALINGS = ("none", "average", "individual")
 MASK_INITS = ("constant", "magnitude", "uniform")
 
 

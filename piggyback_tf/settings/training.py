@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from piggyback_tf.methods import VARIABLE_GROUPS, check_finite, option
+from piggyback_tf.settings.methods import VARIABLE_GROUPS
+from piggyback_tf.settings.records import check_finite, option
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")

@@ -8,28 +8,38 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from piggyback_tf.methods import METHODS, VARIABLE_GROUPS
-from piggyback_tf.settings import BASELINE_SETTINGS, baseline_record, option, own_record, read_record, write_record
-from piggyback_tf.training.config import TrainConfig
-from piggyback_tf.training.fit import InputConfig
+from piggyback_tf.settings.inputs import InputConfig
+from piggyback_tf.settings.methods import CONFIGS, VARIABLE_GROUPS
+from piggyback_tf.settings.records import (
+    BASELINE_SETTINGS,
+    baseline_record,
+    option,
+    own_record,
+    read_record,
+    write_record,
+)
+from piggyback_tf.settings.training import TrainConfig
+
+STRATEGIES = ("auto", "none", "mirrored")
+PRECISIONS = ("none", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What a run of `train.py` learns, on which base, by which methods."""
 
-    data: str | None = option(None, "What to learn from: tfds:NAME, folder:PATH, or digits. Required without --tasks.")
+    data: str | None = option(None, "What to learn from: folder:PATH, tfds:NAME, or digits. Needed without --tasks.")
     tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
     val_fraction: float = option(0.1, "Part of train for validation, if there is no such split.")
     skip_broken_images: bool = option(False, "Leave broken images out and count them.")
-    backbone: str = option("mobilenet_v2", "The frozen network; python -m piggyback_tf backbones lists them.")
+    backbone: str = option("mobilenet_v2", "The frozen network; the command `backbones` lists them.")
     weights: str | None = option(None, "imagenet, random, or a .weights.h5 or .keras file.")
     image_size: int | None = option(None, "Height and width in pixels; by default the backbone's own.")
     method: str = option(
         "piggyback",
-        f"How the task is learned. All settings: --helpfull. {', '.join(n for n in METHODS if METHODS[n].recipe)} have "
-        "optimisers and rates of their own.",
+        f"How the task is learned. {', '.join(n for n in CONFIGS if CONFIGS[n].recipe)} have optimisers and rates of "
+        "their own.",
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
     strategy: str = option("auto", "Devices; auto: mirrored if several.")
@@ -54,8 +64,8 @@ def settings_of(method: str) -> dict[str, dataclasses.Field]:
         method: Name of the method; of one that is not registered the own settings are not known.
     """
     own, trains = (), VARIABLE_GROUPS
-    if method in METHODS:
-        own, trains = dataclasses.fields(METHODS[method].Config), METHODS[method].trains
+    if method in CONFIGS:
+        own, trains = dataclasses.fields(CONFIGS[method]), CONFIGS[method].trains
     training = [field for field in dataclasses.fields(TrainConfig) if _is_heeded(field, trains)]
     fields = (*dataclasses.fields(RunConfig), *training, *dataclasses.fields(InputConfig), *own)
     return {field.name: field for field in fields if field.metadata["recorded"]}
@@ -71,8 +81,8 @@ def complete(record: Mapping[str, Any], method: str) -> dict[str, Any]:
         record: Of a run, or of a pack.
         method: The method, or a baseline of the run.
     """
-    others = METHODS if method in METHODS else ()
-    configs = (RunConfig, TrainConfig, InputConfig, *(METHODS[name].Config for name in others))
+    others = CONFIGS if method in CONFIGS else ()
+    configs = (RunConfig, TrainConfig, InputConfig, *(CONFIGS[name] for name in others))
     known = {field.name for config in configs for field in dataclasses.fields(config)}
     return read_record(own_record(record, method), settings_of(method), known | RETIRED.keys())
 
@@ -82,13 +92,13 @@ def complete_run(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Of a baseline only those that can be otherwise than with the main method. What is no record of a run stays as it is.
     """
-    if record.get("method") not in METHODS:
+    if record.get("method") not in CONFIGS:
         return dict(record)
     main, whole = record["method"], complete(record, record["method"])
     found = dict(whole)
-    for name in filter(METHODS.__contains__, whole["baseline"]):
+    for name in filter(CONFIGS.__contains__, whole["baseline"]):
         own = complete(record, name)
-        differing = {*own} - {*whole} | {*METHODS[name].recipe} | {*METHODS[main].recipe}
+        differing = {*own} - {*whole} | {*CONFIGS[name].recipe} | {*CONFIGS[main].recipe}
         found |= {f"{setting} of {name}": own[setting] for setting in own if setting in differing}
     return found
 

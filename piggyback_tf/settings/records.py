@@ -6,6 +6,7 @@ as the default where the field does not say. So settings can be added, and old r
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -40,6 +41,14 @@ def option(
         raise TypeError(f"`before` must be a {type(default).__name__}, as the default is. Received: {before!r}.")
     metadata = {"help": help, "before": before, "recorded": recorded, "groups": tuple(groups)}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_finite(config: Any) -> None:
+    """Raises a `ValueError` that names a setting, field of a dataclass, that is infinite or no number."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{field.name}` must be a finite number. Received: {field.name}={value}.")
 
 
 def write_record(values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:

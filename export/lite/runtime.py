@@ -1,0 +1,32 @@
+"""LiteRT's interpreter without the line that it writes about itself."""
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from piggyback_tf.quiet import filtered_stderr
+
+
+def load_litert() -> None:
+    """Runs what makes LiteRT say, once in a process, that it has a delegate; programs call it before their own work."""
+    with filtered_stderr():
+        Interpreter(model_content=_smallest_model(), num_threads=1).allocate_tensors()
+
+
+def _smallest_model() -> bytes:
+    """Returns a model of one operation; without any, there would be no delegate."""
+    code, operation, graph, model = schema.OperatorCodeT(), schema.OperatorT(), schema.SubGraphT(), schema.ModelT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
+    code.version = 1
+    operation.inputs, operation.outputs = [0], [1]
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = [_tensor(), _tensor()], [operation], [0], [1]
+    model.version, model.subgraphs, model.operatorCodes, model.buffers = 3, [graph], [code], [schema.BufferT()]
+    builder = flatbuffers.Builder(512)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _tensor() -> schema.TensorT:
+    tensor = schema.TensorT()
+    tensor.shape, tensor.type = [1], schema.TensorType.FLOAT32
+    return tensor

@@ -1,0 +1,166 @@
+"""Writes the SavedModels of an export."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.packs import BaseSpec, TaskPack
+
+from ..deployment.additions import carry_over
+from ..errors import ExportError
+from ..packs import NO_TASKS, PackSource, fitting_packs
+from .cache import choose_cache
+from .folder import (
+    NETWORK,
+    find_version,
+    is_version,
+    new_version,
+    next_version,
+    read_export,
+    share_variables,
+    write_description,
+)
+from .layout import Layout
+from .network import ExportedBase, save_network
+from .options import ExportOptions
+from .resize import check_preparation
+from .signatures import Servable
+from .tables import TaskTables
+from .with_mask import WithMask
+
+
+def export_saved_model(
+    backbone: Backbone,
+    packs: Iterable[PackSource],
+    output: str | os.PathLike,
+    options: ExportOptions | None = None,
+    *,
+    version: int | None = None,
+) -> Path:
+    """Writes a base and tasks as a SavedModel, whole or not at all.
+
+    Args:
+        backbone: The base; not changed.
+        packs: Packs for this base, their files or URLs, in the order of the tasks' numbers.
+        output: The export's folder.
+        options: What can be chosen; `ExportOptions()` if None.
+        version: The version to write; if None the one after the highest that is there.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        PackError: If a pack is for another base, or two tasks have one name.
+        DataError: If the images of a task cannot be prepared within a graph.
+        ExportError: If there are no packs, or the version is there already.
+        ValueError: If the base cannot be exported, or what it takes is more than the limit of memory.
+        OSError: If the files cannot be written.
+    """
+    layout, spec = Layout.of(backbone), BaseSpec.of(backbone)
+    arrays = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
+    kernels, norm, rest = (part.flatten(arrays) for part in (layout.kernels, layout.norm, layout.rest))
+
+    def write_network(folder: Path) -> ExportedBase:
+        save_network(backbone, layout, folder)
+        return ExportedBase(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
+
+    tables = TaskTables.empty(layout, norm)
+    tables = tables.with_tasks(_checked(packs, spec, tables), layout)
+    return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
+
+
+def add_tasks(
+    source: str | os.PathLike,
+    packs: Iterable[PackSource],
+    output: str | os.PathLike | None = None,
+    *,
+    version: int | None = None,
+    **changes: Any,
+) -> Path:
+    """Writes an export with more tasks, from an export and the new packs alone.
+
+    Args:
+        source: The folder of an export's version, which is not changed; of its folder the highest version is taken.
+        packs: Packs for the same base, their files or URLs; their numbers follow those of the old tasks.
+        output: The new export's folder; that of `source` if None.
+        version: As in `export_saved_model`.
+        **changes: Fields of `ExportOptions` that are not to be as in `source`.
+
+    Returns:
+        The folder of the version.
+
+    Raises:
+        ExportError: If `source` is no export, or as in `export_saved_model`.
+        PackError, DataError, ValueError, OSError: As in `export_saved_model`.
+    """
+    # The number before the source: of two that add tasks at a time the later one finds its number taken, and does not
+    # write a version that lacks the tasks of the other.
+    path = Path(source)
+    # Of these the folder above is not a part.
+    path = path.resolve() if path.name in ("", "..") else path
+    output = (path.parent if is_version(path) else path) if output is None else Path(output)
+    version = next_version(output) if version is None else version
+    source = find_version(path)
+    base, tables, options = read_export(source)
+
+    def copy_network(folder: Path) -> ExportedBase:
+        shutil.copytree(source / NETWORK, folder)
+        return base
+
+    tables = tables.with_tasks(_checked(packs, base.spec, tables), base.layout)
+    options = dataclasses.replace(options, **changes)
+    return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
+
+
+def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables) -> Iterable[TaskPack]:
+    """Yields packs that fit the base and can be served beside the tasks that are there, one in memory at a time."""
+    for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names]):
+        check_preparation(pack.eval_augment, pack.image_size)
+        yield pack
+
+
+def _write(
+    make_base: Callable[[Path], ExportedBase],
+    spec: BaseSpec,
+    layout: Layout,
+    tables: TaskTables,
+    output: Path,
+    options: ExportOptions,
+    version: int | None,
+    source: Path | None = None,
+) -> Path:
+    """Writes both servables.
+
+    Args:
+        make_base: Puts the network's graph into a folder and returns the base over it.
+        spec, layout, tables, output, options: What is written, and where.
+        version: The version; if None the next one.
+        source: The version that tasks are added to, if there is one.
+    """
+    if not len(tables.names):
+        raise ExportError(NO_TASKS)
+    kernels = choose_cache(options.cache, options.memory_limit, layout, tables)
+    version = next_version(output) if version is None else version
+    try:
+        with new_version(output, version) as (first, second):
+            network = first.parent / "network"
+            base = make_base(network)
+            servable = Servable(base, tables, options, unpacked=kernels == "unpacked")
+            with_mask = WithMask(base, tables, options)
+            for module, folder in ((servable, first), (with_mask, second)):
+                tf.saved_model.save(module, str(folder), signatures=module.signatures())
+            share_variables(first, second)
+            write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels)
+            network.rename(first / NETWORK)
+            if source is not None:
+                carry_over(source, first, second)
+    except tf.errors.OpError as error:
+        # What TensorFlow raises where Python raises OSError, such as on a full disk.
+        raise ExportError(f"{str(output)!r} cannot be written: {error.message}") from error
+    return output / str(version)

@@ -1,0 +1,132 @@
+"""train: learns a task on a frozen backbone, or several in turn.
+
+Flags, names and data are looked at before Keras is loaded, which takes seconds; a run that is complete never loads it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+from piggyback_tf.backbones.registry import check_request
+from piggyback_tf.commands.common import prepare_for
+from piggyback_tf.commands.program import Program
+from piggyback_tf.data import TaskData, describe_images, load_data, output_size
+from piggyback_tf.evaluation import idle_masks, results_table, sequence_table
+from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
+from piggyback_tf.flags import check_unused, define_flags, read_config, settings_of_run, verbosity
+from piggyback_tf.packs import check_task_name
+from piggyback_tf.quiet import load_tensorflow
+from piggyback_tf.sequences import parse_tasks
+from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig, complete_run
+from piggyback_tf.training import TrainingError, check_settings, run_folder
+from piggyback_tf.training.sizes import check_image_size
+
+FLAGS = flags.FLAGS
+METRICS_FILE = "metrics.json"
+_TEXT = """Learns a task on a frozen network, or several in turn.
+
+    {call} --data=folder:PHOTOS --output_dir=runs/photos
+    {call} --data=digits --backbone=shapesnet --output_dir=runs/digits
+
+PHOTOS has the images of each class in PHOTOS/train/CLASS, and may have PHOTOS/val and PHOTOS/test. After a kill the
+same command goes on where the last completed epoch ended.
+"""
+
+
+def _run(arguments: list[str]) -> None:
+    del arguments
+    logging.set_verbosity(logging.INFO)
+    specs, names = _check_flags()
+    with run_folder(FLAGS.output_dir) as folder:
+        check_settings(folder, settings_of_run(names[-1], names[:-1]), complete=complete_run)
+        metrics = _finished(folder, len(specs))
+        if metrics is None:
+            tasks: dict[str, TaskData] = {}
+            for name, spec in specs.items():
+                data = _read_data(spec)
+                tasks[name or check_task_name(data.name)] = data
+            if verbosity():
+                print("\n".join(describe_images(data, task) for task, data in tasks.items()), flush=True)
+            load_tensorflow()
+            from piggyback_tf.run import run_single, run_tasks
+
+            metrics = run_tasks(folder, tasks) if FLAGS.tasks else run_single(folder, tasks, names)
+    if FLAGS.tasks:
+        print("\n".join([*sequence_table(metrics), "", *task_agnostic_lines(metrics)]).rstrip())
+    else:
+        print("\n".join([*results_table(metrics["methods"]), *idle_masks(metrics["methods"])]))
+    print(f"\nReport: {folder / 'report.md'}")
+
+
+def _check_flags() -> tuple[dict[str, str], list[str]]:
+    """Checks all that can be checked of the flags by themselves.
+
+    Returns:
+        The data of each task by its name, which is empty if it is to be that of the data; and the methods, those to
+        compare with before the main one.
+    """
+    if bool(FLAGS.tasks) == bool(FLAGS.data):
+        raise flags.IllegalFlagValueError("One of --data, for one task, and --tasks, for several, is needed.")
+    if FLAGS.tasks and (FLAGS.task or FLAGS.baseline):
+        raise flags.IllegalFlagValueError("--task and --baseline go with --data; --tasks names its tasks itself.")
+    if FLAGS.data and (FLAGS["task_agnostic"].present or FLAGS["forward_transfer"].present):
+        raise flags.IllegalFlagValueError("--task_agnostic and --forward_transfer go with --tasks.")
+    if FLAGS.method in FLAGS.baseline:
+        raise flags.IllegalFlagValueError(f"--baseline={FLAGS.method} is the --method itself; leave it out.")
+    names = [*dict.fromkeys(FLAGS.baseline), FLAGS.method]
+    check_unused(names)
+    if FLAGS.data and (at_once := [name for name in names if CONFIGS[name].at_once]):
+        raise flags.IllegalFlagValueError(f"Method {at_once[0]} learns several tasks at once; give them by --tasks.")
+    if FLAGS.forward_transfer and CONFIGS[FLAGS.method].at_once:
+        raise flags.IllegalFlagValueError(
+            f"Method {FLAGS.method} learns all tasks at once, none after another: there is no forward transfer."
+        )
+    for name in names:
+        read_config(CONFIGS[name])
+        read_config(TrainConfig, CONFIGS[name].recipe)
+    _, _, image_size = check_request(FLAGS.backbone, FLAGS.weights, FLAGS.image_size)
+    inputs = read_config(InputConfig).for_size(image_size)
+    for augment in (inputs.augment_train, inputs.augment_eval):
+        check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)
+    if FLAGS.tasks:
+        return parse_tasks(FLAGS.tasks), names
+    return {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}, names
+
+
+def _finished(folder: Path, tasks: int) -> dict[str, Any] | None:
+    """Returns what `metrics.json` holds of a run that is complete, else None."""
+    if not (folder / METRICS_FILE).exists():
+        return None
+    metrics = json.loads((folder / METRICS_FILE).read_text())
+    if FLAGS.tasks:
+        # What was left out can be trained and measured later.
+        transfer = not FLAGS.forward_transfer or metrics["measures"].get("forward_transfer") is not None
+        if not transfer or (FLAGS.task_agnostic and tasks > 1 and "task_agnostic" not in metrics):
+            return None
+    logging.info("The run in %s is complete; delete the folder to run it again.", folder)
+    return metrics
+
+
+def _read_data(spec: str) -> TaskData:
+    """Returns the data of a task, split as the flags say."""
+    prepare_for(spec)
+    return load_data(
+        spec,
+        data_dir=FLAGS.data_dir,
+        val_fraction=FLAGS.val_fraction,
+        seed=FLAGS.seed,
+        skip_broken_images=FLAGS.skip_broken_images,
+        cache_dir=FLAGS.cache_dir or None,
+    )
+
+
+PROGRAM = Program(
+    _TEXT,
+    define_flags,
+    _run,
+    required=("output_dir",),
+    errors=(TrainingError,),
+    interrupted="stopped. The same command goes on after the last completed epoch.",
+)

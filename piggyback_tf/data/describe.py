@@ -1,0 +1,39 @@
+"""What there is to learn from, in a sentence."""
+
+import numpy as np
+
+from piggyback_tf.data.sources import TaskData
+
+# Up to so many classes each has its number of images; of more only the fewest and the most are told.
+_LISTED = 12
+
+
+def describe_images(data: TaskData, task: str) -> str:
+    """Returns the images of a task by split and class, in a sentence.
+
+    Args:
+        data: The task's data.
+        task: Its name.
+    """
+    splits = {split: getattr(data, split) for split in ("train", "validation", "test")}
+    told = [
+        f"{split} {len(source):,} images ({_by_class(source.labels, data.class_names)})"
+        for split, source in splits.items()
+        if source is not None
+    ]
+    return f"{task}, {len(data.class_names)} classes: {'; '.join(told)}."
+
+
+def _by_class(labels: np.ndarray, names: tuple[str, ...]) -> str:
+    counts = np.bincount(labels, minlength=len(names))
+    if counts.min() == counts.max():
+        return f"{counts[0]:,} of each class"
+    if len(names) <= _LISTED:
+        return ", ".join(f"{_printable(name)}: {count:,}" for name, count in zip(names, counts, strict=True))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    return f"{counts[least]:,} of {_printable(names[least])} to {counts[most]:,} of {_printable(names[most])}"
+
+
+def _printable(name: str) -> str:
+    """Returns a name on one line; it is that of somebody's folder."""
+    return name if name.isprintable() else repr(name)

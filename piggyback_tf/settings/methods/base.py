@@ -1,0 +1,70 @@
+"""What the settings of methods share. A method's settings say what is known of it before Keras is loaded."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from piggyback_tf.registry import Registry
+from piggyback_tf.settings.records import check_finite, option
+
+CONFIGS: Registry[type["MethodConfig"]] = Registry("method")
+VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
+HEAD_INITS = ("zeros", "glorot")
+NORM_STATISTICS = ("frozen", "task")
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """Settings that every method has."""
+
+    # The groups of variables it can train; settings of the training that are for none of them are not recorded.
+    trains: ClassVar[tuple[str, ...]] = VARIABLE_GROUPS
+    # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Whether all tasks are learned in one training.
+    at_once: ClassVar[bool] = False
+
+    head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
+    head_init: str = option("auto", "Start of the head: zeros, glorot, or auto, the method's.", before="glorot")
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        if self.head_init not in (valid := ("auto", *HEAD_INITS)):
+            raise ValueError(f"`head_init` must be one of {', '.join(valid)}. Received: head_init={self.head_init!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConfig(MethodConfig):
+    """Settings of methods that train batch norm, or can."""
+
+    norm_statistics: str = option("frozen", "Mean and variance of trained batch norm. frozen: the base's; task: own.")
+    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm_statistics=task.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_norm(self.norm_statistics, self.norm_momentum)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetworkConfig(NormConfig):
+    """Settings of methods that train the network itself."""
+
+    trains = ("weights", "norm", "head")
+
+    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm not in ("frozen", "task"):
+            raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
+
+
+def check_norm(statistics: str, momentum: float) -> None:
+    """Raises a `ValueError` if batch norm cannot be trained so."""
+    if statistics not in NORM_STATISTICS:
+        raise ValueError(
+            f"`norm_statistics` must be one of {', '.join(NORM_STATISTICS)}. Received: norm_statistics={statistics!r}."
+        )
+    if not 0 <= momentum < 1:
+        raise ValueError(f"`norm_momentum` must be in [0, 1). Received: norm_momentum={momentum}.")

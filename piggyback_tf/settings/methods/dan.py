@@ -1,0 +1,28 @@
+"""Settings of Deep Adaptation Networks."""
+
+import dataclasses
+from types import MappingProxyType
+
+from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
+from piggyback_tf.settings.records import option
+
+
+@CONFIGS.register("dan")
+@dataclasses.dataclass(frozen=True)
+class DANConfig(NormConfig):
+    """Settings of Deep Adaptation Networks."""
+
+    trains = ("adapter", "weights", "norm", "head")
+    recipe = MappingProxyType(
+        {
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 0.025 for group in trains},
+        }
+    )
+
+    dan_noise: float = option(1.0, "Noise on D's diagonal at the start, in units of 1 / output channels; 0: identity.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dan_noise < 0:
+            raise ValueError(f"`dan_noise` must not be negative. Received: dan_noise={self.dan_noise}.")

@@ -1,0 +1,25 @@
+"""Settings of elastic weight consolidation."""
+
+import dataclasses
+
+from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
+from piggyback_tf.settings.records import option
+
+
+@CONFIGS.register("ewc")
+@dataclasses.dataclass(frozen=True)
+class EWCConfig(TrainedNetworkConfig):
+    """Settings of elastic weight consolidation."""
+
+    ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need against the new task; 0: none.")
+    ewc_fisher_images: int = option(500, "Training images, drawn at random, for the Fisher information; 0: all.")
+    ewc_online: bool = option(False, "One penalty for all earlier tasks instead of one for each.")
+    ewc_decay: float = option(0.95, "With --ewc_online: factor of the earlier tasks' Fisher information at each task.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("ewc_lambda", "ewc_fisher_images"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
+        if not 0 <= self.ewc_decay <= 1:
+            raise ValueError(f"`ewc_decay` must be in [0, 1]. Received: ewc_decay={self.ewc_decay}.")

@@ -1,0 +1,17 @@
+"""Settings of fine-tuning."""
+
+import dataclasses
+
+from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
+
+
+@CONFIGS.register("finetune")
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(TrainedNetworkConfig):
+    """Settings of fine-tuning a network for each task."""
+
+
+@CONFIGS.register("finetune_sequential")
+@dataclasses.dataclass(frozen=True)
+class FinetuneSequentialConfig(TrainedNetworkConfig):
+    """Settings of fine-tuning one network on task after task."""

@@ -1,0 +1,46 @@
+"""Settings of PackNet."""
+
+import dataclasses
+from types import MappingProxyType
+
+from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
+from piggyback_tf.settings.records import option
+
+SCHEDULES = ("one_shot", "gradual")
+
+
+@CONFIGS.register("packnet")
+@dataclasses.dataclass(frozen=True)
+class PackNetConfig(NormConfig):
+    """Settings of PackNet; the defaults are the paper's, but for `norm_statistics`."""
+
+    trains = ("weights", "norm", "head")
+    recipe = MappingProxyType(
+        {
+            "schedule": "step",
+            "warmup_steps": 0,
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 1e-3 for group in trains},
+        }
+    )
+
+    packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: at once; gradual: bit by bit.")
+    packnet_prune_first: float = option(0.5, "Part of each layer's weights that the first task leaves free.")
+    packnet_prune: float = option(0.75, "Part of each layer's free weights that a later task leaves free.")
+    packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain what is left to the task.")
+    packnet_parts: int = option(20, "packnet_schedule=gradual: in how many steps weights are set free.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.packnet_schedule not in SCHEDULES:
+            raise ValueError(
+                f"`packnet_schedule` must be one of {', '.join(SCHEDULES)}. Received: "
+                f"packnet_schedule={self.packnet_schedule!r}."
+            )
+        for name in ("packnet_prune_first", "packnet_prune"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}.")
+        if not 0 < self.packnet_retrain < 1:
+            raise ValueError(f"`packnet_retrain` must be in (0, 1). Received: packnet_retrain={self.packnet_retrain}.")
+        if self.packnet_parts < 1:
+            raise ValueError(f"`packnet_parts` must be at least 1. Received: packnet_parts={self.packnet_parts}.")

@@ -1,0 +1,61 @@
+"""Settings of Piggyback."""
+
+import dataclasses
+
+from piggyback_tf.settings.masks import MaskConfig
+from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
+from piggyback_tf.settings.records import option
+
+
+@CONFIGS.register("piggyback")
+@dataclasses.dataclass(frozen=True)
+class PiggybackConfig(NormConfig):
+    """Settings of the masks; the defaults are the paper's, but for `norm_statistics`."""
+
+    trains = ("mask", "norm", "head")
+
+    mask_kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
+    mask_threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")
+    mask_init: str = option(
+        "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
+    )
+    mask_scale: float = option(1e-2, "Size of mask_real at the start.")
+    mask_gradient_scaling: str = option(
+        "none", "none: dE/dW' * W; average: divided by the layer's mean |W|; individual: divided by each |W|."
+    )
+    mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
+    mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
+    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
+    init_from: str = option("", "Start as the masks of PACK; auto:PACKS or, with --tasks, auto: of the best or none.")
+    sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.masks()  # It checks the values.
+        if self.norm not in ("frozen", "task"):
+            raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
+        if self.sparsity_weight < 0:
+            raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
+        if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:
+            raise ValueError(
+                "`sparsity_weight` and `init_from` need a `mask_scale` above `mask_threshold`. Received: "
+                f"mask_scale={self.mask_scale}, mask_threshold={self.mask_threshold}."
+            )
+
+    def masks(self, seed: int = 0) -> MaskConfig:
+        """Returns the settings of the masks.
+
+        Args:
+            seed: Seed of a random start.
+
+        Raises:
+            ValueError: If one is not valid.
+        """
+        return MaskConfig(
+            kind=self.mask_kind,
+            threshold=self.mask_threshold,
+            init=self.mask_init,
+            scale=self.mask_scale,
+            gradient_scaling=self.mask_gradient_scaling,
+            seed=seed,
+        )

@@ -1,0 +1,21 @@
+"""Settings of progressive neural networks."""
+
+import dataclasses
+
+from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
+from piggyback_tf.settings.records import option
+
+
+@CONFIGS.register("pnn")
+@dataclasses.dataclass(frozen=True)
+class PNNConfig(TrainedNetworkConfig):
+    """Settings of progressive neural networks."""
+
+    trains = ("adapter", "weights", "norm", "head")
+
+    pnn_scale: float = option(0.1, "What the outputs of earlier columns are multiplied by at the start.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pnn_scale == 0:
+            raise ValueError("`pnn_scale` must not be 0, from where laterals get no gradient. Received: pnn_scale=0.0.")

@@ -1,0 +1,32 @@
+"""Settings of residual adapters."""
+
+import dataclasses
+from types import MappingProxyType
+
+from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
+from piggyback_tf.settings.records import option
+
+KINDS = ("series", "parallel")
+
+
+@CONFIGS.register("residual_adapters")
+@dataclasses.dataclass(frozen=True)
+class ResidualAdaptersConfig(NormConfig):
+    """Settings of residual adapters."""
+
+    trains = ("adapter", "norm", "head")
+    recipe = MappingProxyType(
+        {
+            **{f"{group}_optimizer": "sgd" for group in trains},
+            **{f"{group}_lr": 0.025 for group in trains},
+        }
+    )
+
+    adapter_kind: str = option("parallel", "Residual adapters. parallel: beside a 3x3 convolution; series: behind it.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter_kind not in KINDS:
+            raise ValueError(
+                f"`adapter_kind` must be one of {', '.join(KINDS)}. Received: adapter_kind={self.adapter_kind!r}."
+            )
