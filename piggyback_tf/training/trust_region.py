@@ -14,9 +14,9 @@ they promise, by `|dE/dm| / W^2`, as long as
 - they are no more than `max_flips` of all masked weights. Promises are small while the head is near zero, and then only
   this limit holds.
 
-Both limits are for a network that does what was promised. While the loss, averaged over a few steps, is higher than it has
-been, by more than steps differ by chance, they are halved in each step, down to a hundredth. A network too deep or too
-badly scaled for such changes then learns by its head, and does not die.
+Both limits are for a network that does what was promised. While the loss, averaged over a few steps, is higher than it
+has been, by more than steps differ by chance, they are halved in each step, down to a hundredth. A network too deep or
+too badly scaled for such changes then learns by its head, and does not die.
 """
 
 import functools
@@ -39,7 +39,7 @@ _BINS, _BINS_PER_OCTAVE = 1024, 8
 # How much of the two averages of the loss is of the steps before. The loss is too high where the short one is above the
 # lowest long one by this part of the standard deviation of single steps, or more.
 _SHORT, _LONG, _MARGIN = 0.8, 0.95, 0.5
-# By what the limits are multiplied in a step in which the loss is too high, and in any other until they are whole again.
+# By what the limits are multiplied in a step in which the loss is too high, and in any other until they are whole.
 _LESS, _MORE, _LEAST = 0.5, 1.05, 0.01
 
 
