@@ -147,7 +147,7 @@ def test_a_damaged_description_of_a_model(small, tmp_path, damage):
         # In the archive's list of files: flags, and the kind of compression.
         data[data.rindex(b"PK\1\2") + (8 if damage == "encrypted" else 10)] = 1
         path.write_bytes(data)
-    with pytest.raises(PackError, match="is no model that says what it is"):
+    with pytest.raises(PackError, match="and no model that says what it is"):
         read_description(path)
 
 
