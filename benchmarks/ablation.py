@@ -3,7 +3,7 @@
     PIGGYBACK_REALDATA=... python benchmarks/ablation.py
 
 MobileNetV2 at 96 px with ImageNet weights on the sets that the recipe was found on, three seeds, 10 epochs of 32. The
-test images are not looked at. `final loss` is that of the training images without augmentation after the last epoch.
+test images are not looked at. `deep` is the network with random weights on which tests/training/test_stress.py trains. `final loss` is that of the training images without augmentation after the last epoch.
 Interrupted, it goes on. Writes results/ablation.json.
 """
 

@@ -4,68 +4,19 @@ The recipe of the first versions (Adam at 2.5e-4, at most a thousandth of a laye
 loss of guessing with each of three seeds, as the paper's does here.
 """
 
-import keras
 import numpy as np
 import pytest
 
-from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import TaskData
 from piggyback_tf.methods import METHODS
 from piggyback_tf.training import InputConfig, TrainConfig, train_task
-from tests.methods.toy import PatternSource
+from tests.training.fragile import CLASSES, make_problem
 
-CLASSES, EACH, HELD_OUT, SIZE = 100, 8, 2, 32
 PAPER = {"warmup_steps": 0, "mask_lr": 1e-4, "mask_epsilon": 1e-8, "mask_trust": 0.0, "schedule": "step"}
-
-
-class _Images(PatternSource):
-    image_size = (SIZE, SIZE)
-
-    def __init__(self, images, labels):
-        self._images, self._labels, self._seed = images, labels, 0
-
-
-def _images(classes, each, seed):
-    """Returns a pattern of 8 by 8 random colours for each class, shifted by up to a pixel, with noise; and labels."""
-    random = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(classes), each).astype(np.int32)
-    pixels = random.uniform(0, 255, (classes, 8, 8, 3))[labels].repeat(SIZE // 8, 1).repeat(SIZE // 8, 2)
-    pixels = np.stack([np.roll(image, random.integers(-1, 2, 2), (0, 1)) for image in pixels])
-    return np.clip(pixels + random.normal(0, 25, pixels.shape), 0, 255).astype(np.uint8), labels
-
-
-def _network():
-    """Returns 16 depthwise-separable blocks with random weights, and batch norm measured on other images."""
-    layers, seeds = keras.layers, iter(range(1, 1000))
-
-    def norm(x):
-        return layers.BatchNormalization(momentum=0.0)(x)
-
-    def block(x, layer, *arguments, **settings):
-        kernel = "depthwise_initializer" if layer is layers.DepthwiseConv2D else "kernel_initializer"
-        initializer = keras.initializers.HeNormal(seed=next(seeds))
-        x = layer(*arguments, padding="same", use_bias=False, **{kernel: initializer}, **settings)(x)
-        return layers.ReLU(6.0)(norm(x))
-
-    images = keras.Input((SIZE, SIZE, 3))
-    x = block(layers.Rescaling(1 / 127.5, -1.0)(images), layers.Conv2D, 32, 3, strides=2)
-    for place, width in enumerate([48, *[72] * 15]):
-        x = block(x, layers.DepthwiseConv2D, 3, strides=2 if place < 2 else 1)
-        x = block(x, layers.Conv2D, width, 1)
-    x = layers.GlobalAveragePooling2D()(block(x, layers.Conv2D, 384, 1))
-    # What tells the images apart is small beside the means of the features, which this norm takes away.
-    model = keras.Model(images, norm(x), name="deep")
-    model(_images(10, 40, 99)[0].astype("float32"), training=True)  # With momentum 0 one batch sets all statistics.
-    return model
 
 
 @pytest.fixture(scope="module", name="problem")
 def _problem():
-    images, labels = _images(CLASSES, EACH + HELD_OUT, 0)
-    train = np.tile(np.arange(EACH + HELD_OUT) < EACH, CLASSES)
-    names = tuple(map(str, range(CLASSES)))
-    sources = [_Images(images[part], labels[part]) for part in (train, ~train)]
-    return Backbone.from_model(_network()), TaskData("patterns", "patterns", names, *sources, None)
+    return make_problem()
 
 
 def _loss_at_the_end(problem, method, train=None, **settings):
