@@ -11,7 +11,7 @@ from absl import flags
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, read_config
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
@@ -59,11 +59,11 @@ def _run(arguments: list[str]) -> None:
     """Does what the flags say and prints what was written."""
     del arguments
     need("ai_edge_litert")
-    files = find_packs(FLAGS.packs)
-    if FLAGS.base is not None:
-        print("\n".join(_run_base(files)))
+    files, output, model = find_packs(FLAGS.packs), given_path("output"), given_path("base")
+    if model is not None:
+        print("\n".join(_run_base(files, model, output)))
         return
-    if FLAGS.output is None:
+    if output is None:
         raise UsageError("--output is missing: the folder of the export.")
     options, base = read_config(LiteOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base_of(*base)
@@ -72,20 +72,18 @@ def _run(arguments: list[str]) -> None:
 
     load_litert()
     with filtered_stderr():  # The conversion to integers tells its settings.
-        folder = export_litert(backbone, files, FLAGS.output, options)
+        folder = export_litert(backbone, files, output, options)
     print(folder)
 
 
-def _run_base(files: Sequence[str]) -> list[str]:
+def _run_base(files: Sequence[str], model: Path, output: Path | None) -> list[str]:
     """Adds tasks to a base; what decides the base's form is not to be given again."""
     for name in ("design", "quantize", "max_classes"):
         if FLAGS[name].present:
             raise UsageError(f"--{name} is decided by the base; leave it out with --base.")
-    model = Path(FLAGS.base)
     if not model.is_file():
-        raise UsageError(f"--base={FLAGS.base}: there is no such file.")
+        raise UsageError(f"--base={model}: there is no such file.")
     options, base = read_config(LiteOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
-    output = None if FLAGS.output is None else Path(FLAGS.output)
     backbone = load_base_of(*base)
     from .lite.device_file import add_inputs
     from .lite.folder import is_patched
@@ -100,9 +98,9 @@ def _run_base(files: Sequence[str]) -> list[str]:
         return [
             line for task in add_tasks(backbone, packs, model, output, options) for line in _describe(task, options)
         ]
-    if (design := read_description(FLAGS.base)["design"]) == "plain":
+    if (design := read_description(model)["design"]) == "plain":
         raise UsageError(
-            f"--base={FLAGS.base}: this is a model of one task alone; export a new task by itself, with --design=plain "
+            f"--base={model}: this is a model of one task alone; export a new task by itself, with --design=plain "
             "and --output."
         )
     # A model that takes masks as inputs.

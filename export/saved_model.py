@@ -2,14 +2,13 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.commands.program import Program
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, read_config
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
@@ -53,25 +52,25 @@ def define_flags() -> None:
 def _run(arguments: list[str]) -> None:
     """Does what the flags say and prints the folder of the version."""
     del arguments
-    files = find_packs(FLAGS.packs)
-    if FLAGS.add_to is not None:
-        if not Path(FLAGS.add_to).is_dir():
-            raise UsageError(f"--add_to={FLAGS.add_to}: there is no such folder.")
+    files, output, old = find_packs(FLAGS.packs), given_path("output"), given_path("add_to")
+    if old is not None:
+        if not old.is_dir():
+            raise UsageError(f"--add_to={old}: there is no such folder.")
         # Only what was given on the command line is changed.
         fields = (field.name for field in dataclasses.fields(ExportOptions))
         changes = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
         load_tensorflow()
         from .servable.write import add_tasks
 
-        print(add_tasks(FLAGS.add_to, files, FLAGS.output, version=FLAGS.version, **changes))
+        print(add_tasks(old, files, output, version=FLAGS.version, **changes))
         return
-    if FLAGS.output is None:
+    if output is None:
         raise UsageError("--output is missing: the folder of the export.")
     options, base = read_config(ExportOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base_of(*base)
     from .servable.write import export_saved_model
 
-    print(export_saved_model(backbone, files, FLAGS.output, options, version=FLAGS.version))
+    print(export_saved_model(backbone, files, output, options, version=FLAGS.version))
 
 
 PROGRAM = Program(_TEXT, define_flags, _run, required=("packs",), errors=(ExportError,))

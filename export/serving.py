@@ -9,7 +9,7 @@ from absl import flags
 from piggyback_tf.commands.common import UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
-from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, read_config
+from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.quiet import load_tensorflow
 
@@ -48,13 +48,13 @@ def define_flags() -> None:
 
 def _run(arguments: list[str]) -> None:
     need("tensorflow_serving")
-    options = read_config(ServingOptions)
+    options, output = read_config(ServingOptions), given_path("output")
     if not Path(arguments[0]).is_dir():
         raise UsageError(f"{arguments[0]!r} is no export: there is no such folder.")
     load_tensorflow()
     from .deployment.deploy import write_deployment
 
-    for path in write_deployment(arguments[0], FLAGS.output, options, overwrite=FLAGS.overwrite):
+    for path in write_deployment(arguments[0], output, options, overwrite=FLAGS.overwrite):
         print(path)
 
 

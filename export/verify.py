@@ -10,7 +10,7 @@ from piggyback_tf.commands.common import UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.extras import need
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, given_path
 from piggyback_tf.junk import find_files
 from piggyback_tf.packs import BaseSpec, TaskPack
 from piggyback_tf.packs.find import find_packs
@@ -61,9 +61,10 @@ def _run(arguments: Sequence[str]) -> int:
         need("ai_edge_litert")
     if not is_lite and FLAGS.min_agreement is not None:
         raise UsageError("--min_agreement is for a .tflite; what a SavedModel answers must be equal to 1e-5.")
-    images = sorted(path for path in find_files(FLAGS.images) if has_image_extension(path))
+    folder = given_path("images")
+    images = sorted(path for path in find_files(folder) if has_image_extension(path))
     if not images:
-        raise UsageError(f"--images={FLAGS.images}: there is no image file in this folder.")
+        raise UsageError(f"--images={folder}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)
     backbone = load_base_of(*check_base_of(files[0], FLAGS.backbone, FLAGS.weights))
     from piggyback_tf.packs import TaskBank

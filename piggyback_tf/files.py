@@ -1,21 +1,99 @@
-"""Files that are written whole or not at all, and folders that one process uses at a time."""
+"""Files that are written whole or not at all, folders that one process uses at a time, and paths that people give."""
 
 import contextlib
 import fcntl
 import os
-import tempfile
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 LOCK_FILE = ".lock"
+# What temporary folders are called, which is nothing that anybody else calls a file.
+_TEMPORARY = ".piggyback_tf-{}.tmp"
+_IS_TEMPORARY = re.compile(r"\.piggyback_tf-[0-9a-f]{16}\.tmp")
+# Two letters at least, as C:// is a drive of Windows.
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+class PathError(OSError):
+    """A path that cannot be used for what it was given for; the message is a sentence that says why."""
+
+
+def protocol_of(path: str) -> str | None:
+    """Returns what stands before `://` at the start of a URL, None for a path."""
+    found = _PROTOCOL.match(path)
+    return found[1] if found else None
+
+
+def local_path(path: str | os.PathLike, option: str) -> Path:
+    """Returns the path of a file or folder of this machine that somebody gave, with `~` for the user's folder.
+
+    Args:
+        path: What was given.
+        option: What stood before it where it was given, such as `--output=`, for errors.
+
+    Raises:
+        PathError: If it is empty, as an unset variable of a shell is, or a URL.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise PathError(f"{option} is empty, perhaps of a variable that is not set. Name a path; this folder is '.'.")
+    if isinstance(path, str) and protocol_of(path):
+        raise PathError(f"{option}{path}: this is a URL, and only files and folders of this machine can be used here.")
+    return Path(with_home(path))
+
+
+def with_home(path: str | os.PathLike) -> str:
+    """Returns a path with the folder of a user for a `~` at its start, which shells leave in `--name=~/x`.
+
+    What is no path of this machine, such as a URL or the name of weights, stays as it is.
+    """
+    return os.path.expanduser(os.fspath(path))  # noqa: PTH111 (that of `Path` fails where there is no such user)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; Python reads other bytes as halves of surrogate pairs."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def shown_path(path: str | os.PathLike) -> str:
+    """Returns a path as a text that can be printed and written: bytes of names that are no UTF-8 as `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def make_folder(folder: str | os.PathLike) -> Path:
+    """Makes a folder and those above it, as far as they are not there.
+
+    Raises:
+        PathError: If that cannot be done; the message says why.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        reason = f"{os.fspath(place)!r} is no folder" if not place.is_dir() else error.strerror
+        raise PathError(f"The folder {os.fspath(folder)!r} cannot be made: {reason}.") from error
+    return folder
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """Raises a `PathError` if a file cannot take the place of what is there: a folder, a device, a pipe, a socket."""
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 (may be of any kind)
+        kind = "a folder" if Path(path).is_dir() else "a device, a pipe or a socket"
+        raise PathError(f"{os.fspath(path)!r} cannot be written: it is {kind}, and no file. Name another file.")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path in the same folder, which becomes `path` when the block ends well.
+    """Yields a temporary path of the same name, which becomes `path` when the block ends well.
 
     The temporary file is flushed to the disk (fsync) and renamed over `path`; the rename itself is flushed too. A
-    reader sees the old file or the new one, never a part, wherever the writer is killed.
+    reader sees the old file or the new one, never a part, wherever the writer is killed. What killed writers left in
+    the folder goes with the next one. A file that is replaced keeps its permissions, and a link its place.
 
     Args:
         path: The file to write; its folder must exist.
@@ -24,24 +102,109 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         The path of an empty file to write the content to.
 
     Raises:
+        PathError: If what is there is no file.
         OSError: If the folder cannot be written to or the disk is full; `path` is then untouched.
     """
-    path = Path(path)
-    # The ending is kept, since libraries such as Keras choose the format by it.
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    check_target(path)
+    target = Path(os.path.realpath(path))
+    with temporary_folder(target.parent) as folder:
+        # Under its own name, since libraries such as Keras choose the format by the ending.
+        temporary = folder / target.name
+        temporary.touch()
         yield temporary
         with temporary.open("rb") as stream:
-            # mkstemp makes the file private; a result is as readable as any other file of its owner.
-            os.fchmod(stream.fileno(), 0o666 & ~_umask())
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(stream.fileno(), target.stat().st_mode & 0o777)
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    flush(path.parent)
+        temporary.replace(target)
+    flush(target.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: str | os.PathLike) -> Iterator[Path]:
+    """Yields a new folder to prepare something in that is then renamed to a place in `parent`.
+
+    It goes when the block ends. While the process lives it holds the lock of a file in the folder, by which others know
+    what killed ones left; that is removed first.
+
+    Args:
+        parent: An existing folder.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+    parent = Path(parent)
+    remove_leftovers(parent)
+    folder, lock = _make_locked(parent)
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_locked(parent: Path) -> tuple[Path, TextIO]:
+    """Makes a temporary folder; returns it and the file in it that is locked."""
+    while True:
+        folder = parent / _TEMPORARY.format(secrets.token_hex(8))
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            # A name that is made up says nothing to anybody.
+            error.filename = os.fspath(parent)
+            raise
+        path = folder / LOCK_FILE
+        try:
+            stream = path.open("w")
+        except FileNotFoundError:
+            # Another process took it for what a killed one left.
+            continue
+        except OSError:
+            folder.rmdir()
+            raise
+        if _try_lock(stream) is not False and path.exists():
+            return folder, stream
+        stream.close()
+
+
+def _try_lock(stream: TextIO) -> bool | None:
+    """Locks an open file; returns False if another process holds the lock, None if the file system has no locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes the temporary folders that killed writers left in a folder; those of writers that live stay."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [Path(entry) for entry in entries if _IS_TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return
+    for path in found:
+        _remove_if_left(path)
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        with (folder / LOCK_FILE).open("r+") as stream:
+            if _try_lock(stream):
+                shutil.rmtree(folder, ignore_errors=True)
+    except FileNotFoundError:
+        # Its maker was killed while it removed the folder, or before it made the lock; or it lives and is about to make
+        # it, in a folder that is empty till then.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        with contextlib.suppress(OSError):
+            if folder / LOCK_FILE not in folder.iterdir():
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        # Of another user, or no folder at all.
+        return
 
 
 def flush(path: str | os.PathLike) -> None:
@@ -59,24 +222,16 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Removes, from a folder and those in it, the temporary files of writers that were killed.
-
-    Call it only where no other process writes; see `folder_lock`.
-    """
-    for path in Path(folder).rglob(".*.*.tmp*"):
-        path.unlink()
-
-
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps a folder for this process while the block runs; the lock goes with the process, however it ends.
 
     Raises:
         RuntimeError: If another process holds the lock; the message names the lock file and the process.
+        PathError: If the lock file holds something, which is not of this package.
     """
     path = Path(folder) / LOCK_FILE
-    with path.open("a+") as stream:
+    with path.open("a+", errors="replace") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -85,14 +240,10 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
                 f"Another process (id {stream.read().strip() or 'unknown'}) works in {os.fspath(folder)!r} and holds "
                 f"the lock {os.fspath(path)!r}. Wait for it, or use another folder."
             ) from None
+        stream.seek(0)
+        if not re.fullmatch(r"\d*\s*", stream.read()):
+            raise PathError(f"{os.fspath(path)!r} is no lock of this package. Use another folder.")
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
         yield
-
-
-def _umask() -> int:
-    # The umask can only be read by setting it; the two calls are as close together as they can be.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

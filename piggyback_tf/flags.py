@@ -3,11 +3,13 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from absl import flags, logging
 
+from piggyback_tf.files import local_path
 from piggyback_tf.settings import (
     CONFIGS,
     PRECISIONS,
@@ -154,6 +156,16 @@ def read_config(config: type[Config], recipe: Mapping[str, Any] = MappingProxyTy
         )
     except ValueError as error:
         raise flags.IllegalFlagValueError(str(error).replace("Received: ", "Received: --")) from None
+
+
+def given_path(name: str) -> Path | None:
+    """Returns the path of this machine that a flag gives, None if it is not given.
+
+    Raises:
+        PathError: If it is given as an empty text or a URL.
+    """
+    value = flags.FLAGS[name].value
+    return None if value is None else local_path(value, f"--{name}=")
 
 
 def check_unused(methods: Iterable[str]) -> None:

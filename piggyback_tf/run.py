@@ -153,7 +153,7 @@ def describe_data(data: TaskData) -> dict[str, Any]:
             continue
         digest = hashlib.sha256(source.labels.tobytes())
         for index in range(len(source)):
-            digest.update(f"{source.key(index)}\0{source.stored_bytes(index)}\0".encode())
+            digest.update(f"{source.key(index)}\0{source.stored_bytes(index)}\0".encode("utf-8", "surrogateescape"))
         found |= {f"{split}_images": len(source), f"{split}_digest": digest.hexdigest()}
     return found
 

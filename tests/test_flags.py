@@ -1,11 +1,13 @@
 """What a run learns with follows from its flags and its methods' recipes, and is what the run records."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from absl import flags
 
 from piggyback_tf import flags as own_flags
+from piggyback_tf.files import PathError
 from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainConfig
 from tests.flag_values import defined_flags
@@ -20,6 +22,18 @@ def _defined():
 @pytest.fixture(name="parse")
 def _parse(defined):
     return lambda *arguments: defined("--output_dir=x", *arguments)
+
+
+def test_paths_are_of_this_machine_and_not_empty(parse, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parse("--data_dir=~/tfds")
+    assert own_flags.given_path("data_dir") == Path("/home/me/tfds")
+    for given, reason in (("", "is empty"), ("gs://x", "is a URL")):
+        parse(f"--data_dir={given}")
+        with pytest.raises(PathError, match=f"--data_dir={given}.* {reason}"):
+            own_flags.given_path("data_dir")
+    parse()
+    assert own_flags.given_path("data_dir") is None
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if CONFIGS[name].recipe])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,9 @@ def test_convert_codec_and_float16(tmp_path, capsys):
         (["convert", "PACK", "--output=x", "--codec=zip"], "argument --codec: invalid choice: 'zip' (choose from"),
         (["convert", "PACK", "--output=/nothing/x"], "--output=/nothing/x: there is no folder '/nothing'."),
         (["convert", "PACK", "--output=/tmp"], "--output=/tmp: this is a folder; name a file in it."),
+        (["convert", "PACK", "--output="], "--output=: this is a folder; name a file in it."),
+        (["merge", "PACK", "--output=PIPE"], "/pipe.keras' cannot be written: it is a device, a pipe or a socket"),
+        (["convert", "PACK", "--output=~/none/x"], "/none/x: there is no folder '/"),
         (["convert", "PACK", "--output=gs3://b/x"], "'gs3://b/x': Unknown protocol 'gs3'. Did you mean"),
         (["compare", "PACK"], "the following arguments are required: PACK"),
         (["verify"], "the following arguments are required: PACK"),
@@ -206,6 +210,12 @@ def test_convert_codec_and_float16(tmp_path, capsys):
         (["pull"], "the following arguments are required: --repo"),
         (["pull", "--repo=a/b/c"], "'a/b/c' is no name of a repository, which is OWNER/NAME"),
         (["pull", "--repo=a/b", f"--output_dir={__file__}"], "this is no folder."),
+        (["pull", "--repo=a/b", "--output_dir="], "--output_dir= is empty, perhaps of a variable that is not set."),
+        (
+            ["table", "PACK", "--layout=survey", "--output="],
+            "--output= is empty, perhaps of a variable that is not set.",
+        ),
+        (["verify", "PACK", "--weights=~/none.h5"], f"--weights={Path.home()}/none.h5: there is no such file"),
         (["inspect", "gs3://b/x"], "'gs3://b/x': Unknown protocol 'gs3'. Did you mean"),
         (["inspect", "--json", "--details", "PACK"], "not allowed with argument"),
     ],
@@ -213,7 +223,11 @@ def test_convert_codec_and_float16(tmp_path, capsys):
 def test_wrong_arguments_are_answered_before_tensorflow_is_loaded(tmp_path, arguments, message):
     path = tmp_path / "birds.task.safetensors"
     make_pack(base_name="shapesnet", base_weights="shipped", image_size=32).save(path)
-    status, lines, errors, loaded = run_command(*(path if argument == "PACK" else argument for argument in arguments))
+    os.mkfifo(tmp_path / "pipe.keras")
+    arguments = [
+        argument.replace("PACK", str(path)).replace("PIPE", str(tmp_path / "pipe.keras")) for argument in arguments
+    ]
+    status, lines, errors, loaded = run_command(*arguments)
     assert (status, lines, loaded) == (2, [], False)
     assert message in errors
     assert "Traceback" not in errors

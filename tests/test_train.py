@@ -241,6 +241,7 @@ WRONG_INPUT = [
     (["--augment_train=resize(40,40)"], ["40x40", "32x32"]),
     (["--mask_include=stage*"], ["stage*"]),
     (["--task=a/b"], ["a/b", "slashes"]),
+    (["--output_dir="], ["--output_dir"]),
     (["--tasks=a=digits"], ["--data", "--tasks"]),
     (["--data=", "--tasks=a=digits,a=digits"], ["'a'", "twice"]),
     (["--data=", "--tasks=digits"], ["NAME=DATA"]),
@@ -264,7 +265,9 @@ def test_a_run_that_goes_on_must_find_the_same_images(tmp_path):
 
     colours = np.random.default_rng(0).integers(0, 255, (12, 3))
     for number, colour in enumerate(colours):
-        path = tmp_path / "data" / ("test" if number < 4 else "train") / f"class{number % 2}" / f"{number}.png"
+        # One of them has a name that is no text in UTF-8.
+        name = os.fsdecode(b"5\xe9.png") if number == 5 else f"{number}.png"
+        path = tmp_path / "data" / ("test" if number < 4 else "train") / f"class{number % 2}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.new("RGB", (8, 8), tuple(colour)).save(path)
     before = described(tmp_path / "data")

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.identity import Structure, check_same_computation
-from piggyback_tf.files import write_atomically
+from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
 from ..errors import ExportError
@@ -110,7 +110,7 @@ def add_inputs(backbone: Backbone, packs: Iterable[TaskPack], model: Path, outpu
     if network.layout.digest() != found["digest"]:
         raise PackError(f"The model {str(model)!r} was written by another version of this package; export it anew.")
     folder = model.parent if output is None else output
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return [folder / name for name in _write_inputs(network, packs, folder, model, backbone)]
 
 

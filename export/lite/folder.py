@@ -1,13 +1,12 @@
 """The folder of an export for LiteRT: written whole or not at all."""
 
 import contextlib
-import shutil
-import tempfile
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from piggyback_tf.files import flush
+from piggyback_tf.files import flush, make_folder, temporary_folder
 from piggyback_tf.packs import PackError
 
 from ..edge.piggyback_edge import EdgeError
@@ -66,20 +65,19 @@ def new_folder(output: Path) -> Iterator[Path]:
 
     Raises:
         ExportError: If there is something at this place that is no empty folder.
+        OSError: If the folder cannot be written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(
             f"--output={output}: this is there already, and a base that devices may have is never overwritten. Name a "
             "new folder, or add tasks to what is there with --base."
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.tmp", dir=output.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        for path in (*temporary.iterdir(), temporary):
+    output = Path(os.path.realpath(output))
+    with temporary_folder(make_folder(output.parent)) as temporary:
+        folder = temporary / output.name
+        folder.mkdir()
+        yield folder
+        for path in (*folder.iterdir(), folder):
             flush(path)
-        temporary.replace(output)
+        folder.replace(output)
         flush(output.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.data import images as images_module
-from piggyback_tf.files import write_atomically
+from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
 from ..edge import piggyback_edge
@@ -146,7 +146,7 @@ def add_tasks(
             saturation = _saturation(base, backbone, task, images)
         contents.append(content)
         added.append(Added(folder / f"{task.task}{TASK_SUFFIX}", base.manifest.quantize, saturation))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for written, content in zip(added, contents, strict=True):
         refuse_other_task(written.path, functools.partial(_holds, written.path, content, base.manifest))
     for written, content in zip(added, contents, strict=True):

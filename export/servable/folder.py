@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from piggyback_tf.backbones import Structure
-from piggyback_tf.files import flush, folder_lock
+from piggyback_tf.files import flush, make_folder, temporary_folder
 from piggyback_tf.packs import BaseSpec
 
 from ..errors import ExportError
@@ -61,8 +60,6 @@ def find_version(path: Path) -> Path:
 def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
     """Yields temporary folders for both servables, which become those of a version when the block ends well.
 
-    What writers left here that were killed is removed.
-
     Args:
         output: The export's folder; made if need be.
         version: The version.
@@ -72,26 +69,20 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
     """
     targets = output / str(version), output / SECOND / str(version)
     _check_free(targets, version)
-    with made_folder(targets[1].parent):
-        _remove_leftovers(output)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{version}.tmp", dir=output))
+    with made_folder(targets[1].parent), temporary_folder(output) as temporary:
+        yield temporary / "main", temporary / SECOND
+        for path in temporary.rglob("*"):
+            flush(path)
+        _check_free(targets, version)
+        # The second first: where a server sees the one that is listed, the other is there.
+        (temporary / SECOND).rename(targets[1])
         try:
-            with folder_lock(temporary):
-                yield temporary / "main", temporary / SECOND
-                for path in temporary.rglob("*"):
-                    flush(path)
-                _check_free(targets, version)
-                # The second first: where a server sees the one that is listed, the other is there.
-                (temporary / SECOND).rename(targets[1])
-                try:
-                    (temporary / "main").rename(targets[0])
-                except OSError:
-                    shutil.rmtree(targets[1])
-                    raise
-                flush(targets[1].parent)
-                flush(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / "main").rename(targets[0])
+        except OSError:
+            shutil.rmtree(targets[1])
+            raise
+        flush(targets[1].parent)
+        flush(output)
 
 
 def _check_free(targets: tuple[Path, Path], version: int) -> None:
@@ -100,20 +91,11 @@ def _check_free(targets: tuple[Path, Path], version: int) -> None:
         raise ExportError(f"There is a version {version} already: {str(taken[0])!r}. Versions are never overwritten.")
 
 
-def _remove_leftovers(output: Path) -> None:
-    """Removes the temporary folders of writers that were killed; a writer that lives holds the lock of its own."""
-    for path in output.glob(".[0-9]*.tmp*"):
-        # One without the file of a lock was made this moment.
-        if (path / ".lock").is_file():
-            with contextlib.suppress(RuntimeError), folder_lock(path):
-                shutil.rmtree(path, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Makes a folder with those above it, and removes what it made if the block fails."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         yield
     except BaseException:

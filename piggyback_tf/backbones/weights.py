@@ -12,6 +12,7 @@ import numpy as np
 from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.paths import finalize_layers, named_variables
 from piggyback_tf.backbones.registry import FILE_KINDS
+from piggyback_tf.files import with_home
 
 # A classifier on top of the network in a file is left out: two layers with kernel and bias at most (MobileNetV3).
 _MOST_CLASSIFIER_WEIGHTS = 4
@@ -23,7 +24,7 @@ def check_file(path: str | os.PathLike) -> Path:
     Raises:
         WeightsError: If it is not.
     """
-    path = Path(path)
+    path = Path(with_home(path))
     if not path.exists():
         raise WeightsError(
             f"There is no weights file {str(path)!r}. Pass the path of a file that ends in {FILE_KINDS}."

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piggyback_tf.files import check_target, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.fileformat import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
@@ -66,6 +67,7 @@ def check_output(path: str) -> None:
         raise UsageError(f"--output={path}: this is a folder; name a file in it.")
     if not Path(path).parent.is_dir():
         raise UsageError(f"--output={path}: there is no folder {str(Path(path).parent)!r}.")
+    check_target(path)
 
 
 def add_base_options(command: argparse.ArgumentParser) -> None:
@@ -119,7 +121,7 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
         entry = get_entry(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    weights = options.weights
+    weights = None if options.weights is None else with_home(options.weights)
     if weights is None:
         weights = pack.base_weights
         if weights not in entry.weights:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from piggyback_tf.commands.common import PACK_HELP, check_output, load_pack
+from piggyback_tf.files import with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import CODECS
 from piggyback_tf.packs.fileformat import FORMAT_VERSION
@@ -21,7 +22,7 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-    command.add_argument("--output", required=True, metavar="FILE", help="the file to write, or a URL")
+    command.add_argument("--output", required=True, type=with_home, metavar="FILE", help="the file to write, or a URL")
     command.add_argument(
         "--codec",
         choices=CODECS,

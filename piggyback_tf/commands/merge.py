@@ -13,6 +13,7 @@ from piggyback_tf.commands.common import (
     load_bank,
     load_pack,
 )
+from piggyback_tf.files import with_home
 from piggyback_tf.packs.remote import is_url, local_output
 
 
@@ -27,7 +28,8 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-    command.add_argument("--output", required=True, metavar="FILE", help="the file to write (.keras), or a URL")
+    output = "the file to write (.keras), or a URL"
+    command.add_argument("--output", required=True, type=with_home, metavar="FILE", help=output)
     add_base_options(command)
 
 

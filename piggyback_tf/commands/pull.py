@@ -6,6 +6,7 @@ from typing import Any
 
 from piggyback_tf.commands.common import UsageError, complain, printable
 from piggyback_tf.evaluation import format_bytes, format_error, format_table
+from piggyback_tf.files import local_path, make_folder
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.packs.remote import is_url, write_bytes
@@ -37,7 +38,8 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from piggyback_tf.packs.hub import HubRepository
 
-    folder = options.output_dir.rstrip("/") if is_url(options.output_dir) else Path(options.output_dir)
+    remote = is_url(options.output_dir)
+    folder = options.output_dir.rstrip("/") if remote else local_path(options.output_dir, "--output_dir=")
     if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir={options.output_dir}: this is no folder.")
     repository = HubRepository(options.repo, options.revision)
@@ -60,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
             complain(options.command, str(error))
             continue
         if isinstance(folder, Path):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         path = folder / name if isinstance(folder, Path) else f"{folder}/{name}"
         write_bytes(path, data)
         rows.append(

@@ -8,7 +8,7 @@ from typing import Any
 from piggyback_tf.commands.common import UsageError, complain, printable
 from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Table, TableError, make_table, read_runs
 from piggyback_tf.extras import extra_sentence, is_installed
-from piggyback_tf.files import write_atomically
+from piggyback_tf.files import local_path, write_atomically
 
 _LAYOUTS_HELP = (
     "paper2: errors by task and method on one network, models and size; paper3: the same with joint training and top-5 "
@@ -70,7 +70,7 @@ def _folder(options: argparse.Namespace, name: str) -> Path | None:
     """Returns the folder that an option names, checked as far as that goes before any work."""
     if getattr(options, name) is None:
         return None
-    folder = Path(getattr(options, name))
+    folder = local_path(getattr(options, name), f"--{name}=")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--{name}={folder}: this is a file; name a folder.")
     if not folder.resolve().parent.is_dir():

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.files import write_atomically
+from piggyback_tf.files import local_path, make_folder, write_atomically
 
 # Left free on the disk whatever is cached there.
 DISK_RESERVE = 1 << 30
@@ -35,9 +35,18 @@ _in_memory_lock = threading.Lock()
 def default_cache_dir() -> Path:
     """Returns the user's cache folder: `$PIGGYBACK_CACHE`, or `piggyback_tf` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if folder := os.environ.get("PIGGYBACK_CACHE"):
-        return Path(folder)
+        return local_path(folder, "PIGGYBACK_CACHE=")
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "piggyback_tf"
+
+
+def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
+    """Returns the cache folder that somebody gave, the user's if none.
+
+    Raises:
+        PathError: If it is a URL.
+    """
+    return local_path(cache_dir, "--cache_dir=") if cache_dir else default_cache_dir()
 
 
 def available_cpus() -> int:
@@ -156,7 +165,7 @@ def cache_on_disk(read: Callable[[int], np.ndarray], count: int, folder: Path, a
     Raises:
         OSError: If the folder cannot be written to or the disk is full; no part of an entry is left then.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with _locked(folder.with_name(folder.name + ".lock")):
         if images := open_disk_cache(folder):
             return images
@@ -205,7 +214,7 @@ def remember(
     Returns:
         The arrays. A folder that cannot be written to is logged, and costs only the time to compute again.
     """
-    folder = Path(cache_dir) if cache_dir else default_cache_dir()
+    folder = cache_folder(cache_dir)
     path = folder / f"{kind}-{fingerprint[:32]}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:
@@ -214,7 +223,7 @@ def remember(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomically(path, buffer.getvalue())
     except OSError as error:
         logging.warning("%s cannot be kept and will be computed again next time: %s", path, error)

@@ -10,6 +10,7 @@ from absl import logging
 from piggyback_tf.data.images import EXTENSIONS, DataError, has_image_extension, read_image
 from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
+from piggyback_tf.files import PathError, is_text, local_path, shown_path
 from piggyback_tf.junk import is_junk
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
@@ -37,7 +38,7 @@ class FolderSource(Source):
         return read_image(self._root / self._paths[index])
 
     def describe(self, index: int) -> str:
-        return str(self._root / self._paths[index])
+        return shown_path(self._root / self._paths[index])
 
     def key(self, index: int) -> str:
         return self._paths[index]
@@ -69,7 +70,11 @@ def load_folder(request: DataRequest) -> TaskData:
     """Answers `folder:PATH`; names of classes are the sorted names of the folders in `PATH/train`."""
     if not request.argument:
         raise DataError(f"The data spec must name a folder, as in 'folder:/data/cats', but was {request.spec!r}.")
-    root = Path(request.argument).expanduser()
+    try:
+        root = local_path(request.argument, "folder:")
+    except PathError as error:
+        raise DataError(str(error)) from error
+    _check_text(str(root), f"Folder {shown_path(root)!r}")
     splits = {entry.name for entry in _entries(root) if entry.is_dir()}
     if "train" not in splits:
         raise DataError(f"Folder {str(root)!r} has no folder 'train'. {LAYOUT}")
@@ -119,6 +124,7 @@ def _list_split(root: Path, split: str) -> dict[str, list[str]]:
             if has_image_extension(entry.name):
                 raise DataError(f"Image {entry.path!r} is in no class folder. {LAYOUT}")
             continue
+        _check_text(entry.name, f"Class folder {shown_path(entry.path)!r}")
         files[entry.name] = sorted(_list_class(Path(entry.path), f"{split}/{entry.name}", ()))
         if not files[entry.name]:
             raise DataError(f"Class folder {entry.path!r} has no images. Remove the folder or put images into it.")
@@ -147,6 +153,15 @@ def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...])
                 f"or give it the extension that it needs; valid: {', '.join(EXTENSIONS)}."
             )
     return files
+
+
+def _check_text(name: str, what: str) -> None:
+    """Raises a `DataError` if a name is no text: those of classes and of the data set are kept in packs."""
+    if not is_text(name):
+        raise DataError(
+            f"{what} has a name that is not in UTF-8. Rename it, if the name is in Latin-1 with "
+            "'convmv -f latin1 -t utf8 --notest -r FOLDER'."
+        )
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -17,7 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
 
-EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "gif", "webp", "tif", "tiff")
+# Those of the formats in which people keep images; JPEG 2000 and Netpbm have several.
+EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff", "avif", "avifs"),
+    *("jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "ppm", "pgm", "pbm", "pnm"),
+)
 # A new number where the pixels of any file change: what was cached is made anew, and packs say with which they were
 # trained. 2: colour profiles are converted, XMP turns no image, transparent grey of 16 bits, odd grey TIFFs.
 PIXELS_VERSION = "2"

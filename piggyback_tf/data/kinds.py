@@ -1,11 +1,13 @@
 """Data specs: `KIND:ARGUMENT`, where each kind is a file in this folder that registers itself."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.sources import TaskData
+from piggyback_tf.files import PathError, local_path, protocol_of
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
 
 
@@ -81,8 +83,22 @@ def load_data(
     kind, _, argument = spec.partition(":")
     valid = data_kinds()
     if kind not in valid:
-        raise DataError(unknown_name_message("data kind", kind, valid) + f" The data spec was {spec!r}.")
+        raise DataError(_unknown_kind_message(spec, kind, valid))
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must lie between 0 and 1, both excluded, but is {val_fraction}.")
+    if data_dir is not None:
+        try:
+            data_dir = str(local_path(data_dir, "--data_dir="))
+        except PathError as error:
+            raise DataError(str(error)) from error
     request = DataRequest(spec, argument, data_dir, val_fraction, seed, skip_broken_images, cache_dir)
     return DATA_KINDS[kind](request)
+
+
+def _unknown_kind_message(spec: str, kind: str, valid: list[str]) -> str:
+    """Returns what is wrong with a spec of no kind that exists; most likely it is a path."""
+    if protocol_of(spec):
+        return f"The data spec {spec!r} is a URL. Copy the images to this machine, and name their folder: folder:PATH."
+    if os.sep in kind or kind.startswith(("~", ".")) or Path(spec).is_dir():
+        return f"The data spec {spec!r} has no kind. For the images of a folder write 'folder:{spec}'."
+    return unknown_name_message("data kind", kind, valid) + f" The data spec was {spec!r}."

@@ -12,7 +12,6 @@ import gc
 import re
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -21,9 +20,9 @@ from piggyback_tf.data.augment import Operation, RandomOperation, Size, chain_si
 from piggyback_tf.data.cache import (
     CachedImages,
     bytes_in_memory,
+    cache_folder,
     cache_in_memory,
     cache_on_disk,
-    default_cache_dir,
     open_disk_cache,
     room_on_disk,
 )
@@ -262,7 +261,7 @@ def _cached(
     import PIL
 
     key = digest(PIXELS_VERSION, PIL.__version__, source.fingerprint(), steps)
-    folder = (Path(cache_dir) if cache_dir else default_cache_dir()) / f"images-{key[:32]}"
+    folder = cache_folder(cache_dir) / f"images-{key[:32]}"
     about = {"images": count, "operations": steps, "first": source.describe(0), "last": source.describe(count - 1)}
     if (images := open_disk_cache(folder)) is not None:
         return images

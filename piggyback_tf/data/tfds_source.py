@@ -253,9 +253,13 @@ def _parse_splits(query: str, spec: str) -> dict[str, str]:
 
 def _prepared_builder(name: str, data_dir: str | None):
     """Returns the builder of a data set that is on the disk, downloading it if it was not."""
+    if data_dir and not Path(data_dir).is_dir():
+        raise DataError(
+            f"There is no folder {data_dir!r}, which --data_dir names for data set {name!r}. Name the right one, or "
+            "make it, if the data set is to be downloaded."
+        )
     import tensorflow_datasets as tfds
 
-    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:

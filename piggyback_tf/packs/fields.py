@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from piggyback_tf.backbones.identity import Structure
+from piggyback_tf.files import is_text
 from piggyback_tf.packs.bits import MASK_VALUES
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, check_json, shown
 
@@ -88,12 +89,13 @@ def check_task_name(name: str) -> str:
     """Returns the name of a task if it can be part of a file name.
 
     Raises:
-        PackError: If it is empty, begins with a dot, or has slashes or control characters in it.
+        PackError: If it is empty, begins with a dot, or has slashes, control characters or what is no text in it.
     """
-    if not name or name.startswith(".") or any(character in "/\\\x7f" or character < " " for character in name):
+    strange = any(character in "/\\\x7f" or character < " " for character in name)
+    if not name or name.startswith(".") or strange or not is_text(name):
         raise PackError(
-            "A task's name is part of a file name: no slashes, no control characters, no dot in front. Received: "
-            f"{shown(name)}."
+            "A task's name is part of a file name: no slashes, no control characters, no dot in front, only UTF-8. "
+            f"Received: {shown(name)}."
         )
     return name
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from piggyback_tf.files import with_home
 from piggyback_tf.junk import JUNK, is_junk
 from piggyback_tf.packs.fileformat import PackError
 from piggyback_tf.packs.pack import PACK_SUFFIX
@@ -26,7 +27,7 @@ def find_packs(sources: Sequence[str], option: str = "--packs=") -> list[str]:
         PackError: If a source stands for no file, or there is none.
     """
     found: list[str] = []
-    for source in sources:
+    for source in map(with_home, sources):
         if is_url(source) or Path(source).is_file():
             matches = [source]
         elif Path(source).is_dir():

@@ -7,21 +7,17 @@ fsspec is imported for URLs only, TensorFlow never.
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.errors import one_line
-from piggyback_tf.files import atomic_file, write_atomically
+from piggyback_tf.files import atomic_file, protocol_of, write_atomically
 from piggyback_tf.registry import unknown_name_message
 
 if TYPE_CHECKING:
     import fsspec
-
-# Two letters at least, as C:// is a drive of Windows.
-_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
 class RemoteError(OSError):
@@ -41,18 +37,18 @@ def is_url(path: str | os.PathLike) -> bool:
     Raises:
         RemoteError: If the text begins with a protocol that does not exist, and is no path either.
     """
-    found = _PROTOCOL.match(text) if isinstance(text := os.fspath(path), str) else None
-    if not found:
+    found = protocol_of(text) if isinstance(text := os.fspath(path), str) else None
+    if found is None:
         return False
     from fsspec import available_protocols, registry
 
     # Those that fsspec comes with, and those that the program registered.
     protocols = [*available_protocols(), *registry]
-    if found[1] in protocols:
+    if found in protocols:
         return True
     if Path(text).exists() or Path(text).parent.is_dir():
         return False
-    raise RemoteError(f"{text!r}: {unknown_name_message('protocol', found[1], sorted(set(protocols)))}")
+    raise RemoteError(f"{text!r}: {unknown_name_message('protocol', found, sorted(set(protocols)))}")
 
 
 def read_bytes(path: str | os.PathLike, most: int | None = None) -> bytes:

@@ -13,6 +13,7 @@ from absl import logging
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Subset, TaskData, make_dataset, surface_data_errors
 from piggyback_tf.evaluation.transferability import log_me
+from piggyback_tf.files import with_home
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import Method
 from piggyback_tf.methods.piggyback import AUTO, Piggyback
@@ -145,6 +146,7 @@ def _candidates(source: str, learned: Mapping[str, Path] | None) -> dict[str, st
 
 def _load(method: Piggyback, base: BaseSpec, path: str | Path, origin: Mapping[str, Any]) -> MaskStart:
     """Reads a pack and returns the start it gives to the method's masks."""
+    path = with_home(path)
     if not is_url(path) and Path(path).is_dir():
         raise PackError(f"init_from={str(path)!r} is a folder; '{AUTO}:{path}' chooses one of its packs.")
     try:

@@ -6,11 +6,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.files import LOCK_FILE, folder_lock, remove_leftovers, write_atomically
+from piggyback_tf.files import (
+    LOCK_FILE,
+    PathError,
+    folder_lock,
+    is_text,
+    local_path,
+    make_folder,
+    remove_leftovers,
+    shown_path,
+    write_atomically,
+)
 from piggyback_tf.training.errors import TrainingError
 
 # What a run finds out before it trains: its settings, data and base, and with what its masks start.
 _BEFORE_TRAINING = ("settings.json", "found.json", "start.json")
+# The folders in a run's folder to which it writes: of baselines, of the tasks of a sequence, of tasks learned alone.
+_OWN_FOLDERS = ("baselines/*", "[0-9]*_*", "alone/[0-9]*_*")
 _NOT_SET = object()
 
 
@@ -18,26 +30,31 @@ _NOT_SET = object()
 def run_folder(path: str | Path) -> Iterator[Path]:
     """Makes the folder and keeps it for this process while the block runs.
 
-    A folder in which nothing was trained, such as that of a run whose data were not found, is as if it were new.
+    A folder in which nothing was trained, such as that of a run whose data were not found, is as if it were new. What
+    is removed from it, and from its folders of baselines and tasks, is what a killed run left there of its own.
 
     Raises:
         TrainingError: If another process works in it, or it cannot be made.
     """
-    folder = Path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"The output folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+        folder = local_path(path, "--output_dir=")
+        # TensorFlow writes no files to others.
+        if not is_text(str(folder)):
+            raise PathError(f"The name of the output folder '{shown_path(folder)}' is not in UTF-8. Name another one.")
+        make_folder(folder)
+    except PathError as error:
+        raise TrainingError(str(error)) from error
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(folder_lock(folder))
-        except RuntimeError as error:
+        except (RuntimeError, PathError) as error:
             raise TrainingError(str(error)) from None
-        remove_leftovers(folder)
+        own = [folder, *_own_folders(folder)]
+        for each in own:
+            remove_leftovers(each)
         if _is_untrained(folder):
-            for name in _BEFORE_TRAINING:
-                for leftover in folder.rglob(name):
-                    leftover.unlink()
+            for leftover in [each / name for each in own for name in _BEFORE_TRAINING]:
+                leftover.unlink(missing_ok=True)
         yield folder
 
 
@@ -59,10 +76,17 @@ def check_settings(
         complete: Returns all that a record means, also what it leaves out, before it is compared.
 
     Raises:
-        TrainingError: If the folder was used with other settings; names each that differs.
+        TrainingError: If the folder was used with other settings; names each that differs. If one is no text in
+            Unicode, as packs and reports keep it.
     """
     path = folder / file
     settings = json.loads(json.dumps(settings))
+    for name, value in settings.items():
+        if not is_text(json.dumps(value, ensure_ascii=False)):
+            raise TrainingError(
+                f"{prefix}{name} must be text in UTF-8, as packs and reports keep it. Received: {json.dumps(value)}. "
+                "Rename what it names, or name a link to it."
+            )
     if not path.exists():
         write_atomically(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
         return
@@ -81,6 +105,12 @@ def check_settings(
             f"The run in {str(folder)!r} was started with other settings: {'; '.join(changed)}. Use the same ones to "
             "go on, or choose another --output_dir."
         )
+
+
+def _own_folders(folder: Path) -> list[Path]:
+    """Returns the folders of a run's baselines and tasks; one with a lock is the folder of another run."""
+    found = [path for pattern in _OWN_FOLDERS for path in folder.glob(pattern)]
+    return [path for path in found if path.is_dir() and not path.is_symlink() and not (path / LOCK_FILE).exists()]
 
 
 def _is_untrained(folder: Path) -> bool:

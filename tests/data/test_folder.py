@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from piggyback_tf.data import DataError, load_data, sources
+from piggyback_tf.files import shown_path
 
 
 def files(source) -> list[str]:
@@ -61,6 +63,38 @@ def test_nested_files_capital_extensions_and_junk(make_folder):
         "train/b/000.png",
         "train/b/001.png",
     ]
+
+
+def test_names_of_files_may_be_in_any_encoding(make_folder):
+    root = make_folder(train={"a": 2, "b": 2}, test={"a": 1})
+    for folder in ("train/a", "test/a"):
+        (root / folder / "000.png").rename(root / folder / os.fsdecode(b"caf\xe9.png"))
+    data = load_data(f"folder:{root}", skip_broken_images=True)
+    assert sum(map(len, (data.train, data.validation, data.test))) == 5
+    assert data.test.describe(0) == f"{root}/test/a/caf\\xe9.png"
+    assert data.test.read(0).shape == (24, 32, 3)
+    assert data.test.fingerprint()
+    (root / "test/a" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"Every image of folder:.* test is broken, for example '.*/caf\\\\xe9.png'"):
+        len(load_data(f"folder:{root}", skip_broken_images=True).test)
+    (root / "test/a" / os.fsdecode(b"caf\xe9.png")).rename(root / "test/a" / os.fsdecode(b"caf\xe9.txt"))
+    with pytest.raises(DataError, match="caf.*txt' in a class folder is not an image"):
+        load_data(f"folder:{root}")
+
+
+@pytest.mark.parametrize("place", ["train/caf\udce9", "test/caf\udce9", "../pet\udce9"])
+def test_names_of_classes_and_of_the_folder_are_kept_as_text(make_folder, place):
+    root = make_folder(train={"a": 2, "b": 2}, test={"a": 1})
+    if place.startswith(".."):
+        root = root.rename(root / place)
+    else:
+        (root / place.partition("/")[0] / "a").rename(root / place)
+    named = re.escape(shown_path(root if place.startswith("..") else root / place))
+    with pytest.raises(
+        DataError,
+        match=rf"older '{named}' has a name that is not in UTF-8. Rename it.*convmv".replace(r"\\x", r"\\\\x"),
+    ):
+        load_data(f"folder:{root}")
 
 
 def test_linked_class_folder_is_followed_and_a_loop_is_named(make_folder, tmp_path):

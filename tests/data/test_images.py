@@ -1,12 +1,14 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback_tf.data import BrokenImageError, DataError, decode_image, read_image
+from piggyback_tf.data import BrokenImageError, DataError, decode_image, load_data, read_image
+from piggyback_tf.data.images import EXTENSIONS
 from tests import image_files
 
 
@@ -211,6 +213,43 @@ def test_long_texts_and_profiles_do_not_break_a_png(picture, kind):
     chunk = image_files.chunk(kind, content + zlib.compress(bytes(2 << 20)))
     plain = encode(Image.fromarray(picture()), "PNG")
     np.testing.assert_array_equal(decode_image(plain[:33] + chunk + plain[33:], "x"), picture())
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options", "tolerance"),
+    [("AVIF", {"quality": 100, "subsampling": "4:4:4"}, 3), ("JPEG2000", {}, 0), ("PPM", {}, 0), ("DIB", {}, 0)],
+)
+def test_a_format_that_one_image_may_have_a_folder_may_have_too(picture, tmp_path, file_format, options, tolerance):
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind == file_format]
+    for split, name in ((split, name) for split in ("train/a", "train/b") for name in range(2)):
+        path = tmp_path / split / f"{name}{endings[0]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(Image.fromarray(picture()), file_format, **options))
+    source = load_data(f"folder:{tmp_path}").train
+    assert_close(source.read(0), picture(), tolerance)
+    assert_close(read_image(tmp_path / "train/a" / f"0{endings[0]}"), picture(), tolerance)
+
+
+def test_every_ending_of_a_format_is_one_of_an_image():
+    """Of those in which people keep images; that of a folder is told by its endings, that of one image by its bytes."""
+    kinds = {Image.registered_extensions()[f".{ending}"] for ending in EXTENSIONS}
+    assert kinds >= {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in kinds}
+    # Floating point numbers have no range.
+    assert endings - {".pfm"} == {f".{ending}" for ending in EXTENSIONS}
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    assert [ending for ending in EXTENSIONS if f"`.{ending}`" not in text] == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_avif(picture, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": "4:4:4"}
+    # The first, since the other one takes the orientation out of its EXIF data.
+    expected = decode_image(encode(Image.fromarray(picture()), "PNG", exif=exif), "x")
+    found = decode_image(encode(Image.fromarray(picture()), "AVIF", exif=exif, **options), "x")
+    assert_close(found, expected, 3)
 
 
 def test_floating_point_is_refused():

@@ -12,8 +12,35 @@ def test_kinds_and_errors_of_the_spec():
     assert data_kinds() == ["digits", "folder", "tfds"]
     with pytest.raises(DataError, match="Unknown data kind 'folders'. Did you mean 'folder'.*digits, folder, tfds"):
         load_data("folders:/data")
+    for path in ("/data/cats", "~/cats", "./cats", "data/cats:old"):
+        with pytest.raises(DataError, match=f"'{path}' has no kind. For the images .* write 'folder:{path}'"):
+            load_data(path)
     with pytest.raises(DataError, match="val_fraction must lie between 0 and 1.*1.0"):
         load_data("digits", val_fraction=1.0)
+
+
+def test_a_folder_that_is_there_is_recognised_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(DataError, match="write 'folder:cats'"):
+        load_data("cats")
+
+
+@pytest.mark.parametrize(
+    ("spec", "data_dir", "message"),
+    [
+        ("gs://bucket/cats", None, "'gs://bucket/cats' is a URL. Copy the images to this machine"),
+        ("folder:gs://bucket/cats", None, "folder:gs://bucket/cats: this is a URL, and only files and folders of this"),
+        ("tfds:pb_none", "gs://tfds-data/datasets", "--data_dir=gs://tfds-data/datasets: this is a URL"),
+        ("tfds:pb_none", "", "--data_dir= is empty"),
+        ("tfds:pb_none", "{}/none", "There is no folder '{}/none', which --data_dir names for data set 'pb_none'"),
+    ],
+)
+def test_what_is_no_folder_of_this_machine_is_named(spec, data_dir, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message.format(tmp_path)):
+        load_data(spec, data_dir=data_dir and data_dir.format(tmp_path))
+    assert not [path for path in tmp_path.iterdir() if path.name != "piggyback_cache"]
 
 
 def test_a_new_kind_registers_itself():

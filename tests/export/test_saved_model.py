@@ -160,9 +160,9 @@ def test_of_two_that_add_tasks_at_a_time_the_later_one_is_refused(small, tmp_pat
 
 
 def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path):
-    left = tmp_path / ".1.tmpabc"
-    left.mkdir()
-    (left / ".lock").write_text("1")
+    left = tmp_path / ".piggyback_tf-0123456789abcdef.tmp"
+    (left / "main").mkdir(parents=True)
+    (left / ".lock").touch()
     with contextlib.suppress(KeyError), new_version(tmp_path, 1) as (first, _):
         assert not left.exists()
         with contextlib.suppress(KeyError), new_version(tmp_path, 2):

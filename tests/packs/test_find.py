@@ -17,6 +17,14 @@ def test_files_folders_and_patterns_are_found_in_their_order(tmp_path):
     assert find_packs(["hf://me/birds.task.safetensors"]) == ["hf://me/birds.task.safetensors"]
 
 
+def test_the_users_folder_is_that_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "a.task.safetensors"
+    path.touch()
+    for source in ("~", "~/a.task.safetensors", "~/*.safetensors"):
+        assert find_packs([source]) == [str(path)]
+
+
 @pytest.mark.parametrize(
     "sources, message",
     [

@@ -36,3 +36,70 @@ def test_settings_of_another_program_are_not_removed(tmp_path):
         with run_folder(tmp_path) as folder, pytest.raises(TrainingError, match="other settings"):
             check_settings(folder, {"method": "dan"})
     assert (tmp_path / "settings.json").read_text() == '{"editor": 1}'
+
+
+def test_files_of_other_people_and_runs_stay(tmp_path):
+    """A folder of runs is named by mistake, in which somebody keeps files, and another run has just begun."""
+    with run_folder(tmp_path) as folder:
+        check_settings(folder, {"data": "folder:typo", "method": "dan"})
+    others = (".notes.2024.tmp", "sub/.draft.v2.tmp.txt", "sub/settings.json", "1_run/start.json")
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "1_run" / ".lock").write_text("4711")
+    own = tmp_path / "2_mine" / ".piggyback_tf-0123456789abcdef.tmp"
+    (own / "of a killed writer").mkdir(parents=True)
+    with run_folder(tmp_path):
+        assert all((tmp_path / name).exists() for name in others)
+        assert not own.exists()
+
+
+def test_another_run_that_has_just_begun_in_a_folder_of_runs_goes_on(tmp_path):
+    other = tmp_path / "1_other"
+    with run_folder(tmp_path) as folder:
+        check_settings(folder, {"data": "folder:typo", "method": "dan"})
+    with run_folder(other):
+        check_settings(other, {"data": "folder:right", "method": "dan"})
+        check_settings(other, {"pack": None}, file="start.json")
+        before = {path.name for path in other.iterdir()}
+        with run_folder(tmp_path) as folder:
+            assert not (folder / "settings.json").exists()
+        assert {path.name for path in other.iterdir()} == before
+
+
+def test_a_lock_that_is_none_of_ours_is_left_as_it_is(tmp_path):
+    (tmp_path / ".lock").write_text("yarn lockfile v1")
+    with pytest.raises(TrainingError, match="lock' is no lock of this package"), run_folder(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "yarn lockfile v1"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "--output_dir= is empty, perhaps of a variable that is not set"),
+        ("gs://bucket/run", "--output_dir=gs://bucket/run: this is a URL, and only files and folders of this machine"),
+        ("file/run", "The folder 'file/run' cannot be made: 'file' is no folder"),
+        ("caf\udce9", r"The name of the output folder 'caf\\xe9' is not in UTF-8"),
+        ("/dev/null", "The folder '/dev/null' cannot be made: '/dev/null' is no folder"),
+    ],
+)
+def test_what_is_no_folder_is_refused_and_nothing_is_written(path, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=reason), run_folder(path):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_users_folder_is_that_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with run_folder("~/runs/one") as folder:
+        assert folder == tmp_path / "runs" / "one"
+        assert folder.is_dir()
+
+
+def test_settings_that_are_no_text_are_refused_at_the_start(tmp_path):
+    with pytest.raises(TrainingError, match=r"--data must be text in UTF-8.*caf\\udce9"):
+        check_settings(tmp_path, {"method": "dan", "data": "folder:/caf\udce9"})
+    assert not list(tmp_path.iterdir())
