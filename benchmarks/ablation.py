@@ -3,8 +3,9 @@
     PIGGYBACK_REALDATA=... python benchmarks/ablation.py
 
 MobileNetV2 at 96 px with ImageNet weights on the sets that the recipe was found on, three seeds, 10 epochs of 32. The
-test images are not looked at. `deep` is the network with random weights on which tests/training/test_stress.py trains. `final loss` is that of the training images without augmentation after the last epoch.
-Interrupted, it goes on. Writes results/ablation.json.
+test images are not looked at. `deep` is the network with random weights of tests/training/test_stress.py. `final loss`
+is that of the training images without augmentation after the last epoch. Interrupted, it goes on. Writes
+results/ablation.json.
 """
 
 import dataclasses
@@ -14,11 +15,12 @@ from typing import Any
 from unittest import mock
 
 from common import Results, markdown, mean_and_spread, parser
-from tasks import Recipe, mobilenet, train_and_test
+from tasks import Recipe, mobilenet, train_and_test, train_on
 
-from piggyback_tf.training import TrainConfig, trust_region
+from piggyback_tf.training import InputConfig, TrainConfig, trust_region
+from tests.training.fragile import make_problem
 
-SETS = ("photos40", "dtd10", "gtsrb43")
+SETS = ("photos40", "dtd10", "gtsrb43", "deep")
 RECIPES = {
     "default": Recipe("piggyback"),
     "no feedback": Recipe("piggyback"),
@@ -51,10 +53,15 @@ def main() -> None:
         recipe, key = RECIPES[label], f"{name}/{label}/{seed}"
         config = dataclasses.replace(TrainConfig(seed=seed, chance_epochs=0), **recipe.train)
         state = f"ablation/{key}".replace(" ", "_").replace(":", "")
+
+        def measure() -> dict[str, Any]:
+            if name == "deep":
+                deep, data = make_problem()
+                return train_on(deep, data, InputConfig(), recipe.method, config, state, test=False, **recipe.settings)
+            return train_and_test(backbone, name, recipe.method, config, state, test=False, **recipe.settings)
+
         with mock.patch.multiple(trust_region, **CONSTANTS.get(label, _NONE)):
-            return results.run(
-                key, lambda: train_and_test(backbone, name, recipe.method, config, state, test=False, **recipe.settings)
-            )
+            return results.run(key, measure)
 
     # Seeds outermost: interrupted, every recipe has been tried on some of them.
     runs = list(itertools.product(options.seeds, options.sets, options.recipes))

@@ -11,7 +11,7 @@ import numpy as np
 from common import realdata
 
 from piggyback_tf.backbones import Backbone, load_backbone
-from piggyback_tf.data import load_data, make_dataset
+from piggyback_tf.data import TaskData, load_data, make_dataset
 from piggyback_tf.evaluation.metrics import top_k_error, top_k_hits
 from piggyback_tf.masking import read_masks
 from piggyback_tf.methods import METHODS
@@ -79,14 +79,37 @@ def train_and_test(
         last epoch, whichever is the best one. `"hits"` are the test images whose class was found, a bit each, in
         hexadecimal.
     """
-    data = load_data(f"folder:{realdata() / name}", seed=config.seed)
-    folder = state_folder(state)
+    return train_on(
+        backbone,
+        load_data(f"folder:{realdata() / name}", seed=config.seed),
+        INPUTS,
+        method,
+        config,
+        state,
+        test=test,
+        **settings,
+    )
+
+
+def train_on(
+    backbone: Backbone,
+    data: TaskData,
+    inputs: InputConfig,
+    method: str,
+    config: TrainConfig,
+    state: str,
+    *,
+    test: bool = True,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains a method on data, and measures it; see `train_and_test`."""
+    folder, name, inputs = state_folder(state), data.name, inputs.for_size(backbone.image_size)
     kind, row = METHODS[method], {"config": dataclasses.asdict(config)}
     learner = kind(kind.Config(**settings))
-    last = _LastLoss(data.train)
+    last = _LastLoss(data.train, inputs.augment_eval)
     learner.callbacks = lambda model, own=learner.callbacks: [*own(model), last]
     try:
-        trained = train_task(learner, backbone, data, config, INPUTS, state_dir=folder)
+        trained = train_task(learner, backbone, data, config, inputs, state_dir=folder)
     except TrainingError as error:
         return row | {"stopped": str(error)}
     row |= {
@@ -100,7 +123,7 @@ def train_and_test(
         "seconds": round(trained.seconds, 1),
     }
     if test:
-        labels, scores = _answers(trained.model, data.test)
+        labels, scores = _answers(trained.model, data.test, inputs.augment_eval)
         hits = top_k_hits(labels, scores, 1)
         row |= {"test_error": top_k_error(labels, scores), "hits": np.packbits(hits).tobytes().hex()}
         row["test_images"] = len(labels)
@@ -115,7 +138,7 @@ def train_and_test(
             class_names=data.class_names,
             backbone=backbone,
             method=method,
-            eval_augment=INPUTS.augment_eval,
+            eval_augment=inputs.augment_eval,
             settings=row["config"],
         ).save(pack)
         row["pack_bytes"] = pack.stat().st_size
@@ -125,20 +148,21 @@ def train_and_test(
 class _LastLoss(keras.callbacks.Callback):
     """Measures the training images when the last epoch is done, before the best one's weights come back."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: Any, augment: str):
         super().__init__()
         self.source = source
+        self.augment = augment
         self.loss: float | None = None
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        labels, scores = _answers(self.model, self.source)
+        labels, scores = _answers(self.model, self.source, self.augment)
         shifted = scores - scores.max(axis=1, keepdims=True)
         own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
         self.loss = float((np.log(np.exp(shifted).sum(axis=1)) - own).mean())
 
 
-def _answers(model: keras.Model, source: Any) -> tuple[np.ndarray, np.ndarray]:
+def _answers(model: keras.Model, source: Any, augment: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the labels of a split and the logits of a model for its images, float64, in the split's order."""
-    dataset = make_dataset(source, INPUTS.augment_eval, batch_size=64, training=False)
+    dataset = make_dataset(source, augment, batch_size=64, training=False)
     labels, scores = zip(*((labels, model.predict_on_batch(images)) for images, labels in dataset), strict=True)
     return np.concatenate([np.asarray(part) for part in labels]), np.concatenate(scores).astype(np.float64)
