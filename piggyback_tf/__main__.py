@@ -1,7 +1,7 @@
 """All commands: piggyback COMMAND, or python -m piggyback_tf COMMAND where nothing is installed.
 
 Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect`, `compare`,
-`convert`, `push`, `pull` and `table` never load it.
+`convert`, `push`, `pull`, `table` and `cache` never load it.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 
 from piggyback_tf.commands import (
     backbones,
+    cache,
     compare,
     convert,
     evaluate,
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     exports = export.add_subparsers(required=True, metavar="KIND")
     for name, does in _EXPORTS.items():
         exports.add_parser(name, help=does, add_help=False)
-    for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, table, backbones):
+    for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, table, backbones, cache):
         command.add_command(commands)
     return parser
 

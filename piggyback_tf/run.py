@@ -11,26 +11,30 @@ import tensorflow as tf
 from absl import flags
 
 from piggyback_tf.backbones import Backbone, load_backbone
-from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
+from piggyback_tf.data import TaskData, make_dataset, stream_batches, surface_data_errors
 from piggyback_tf.evaluation import evaluate, write_report, write_sequence_report
+from piggyback_tf.evaluation.left_out import count_files, files_left_out
 from piggyback_tf.files import atomic_file, write_atomically
 from piggyback_tf.flags import read_config, settings, verbosity
 from piggyback_tf.methods import METHODS, Method
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.sequences import SequenceSettings, provenance, run_sequence, with_start
+from piggyback_tf.sequences import SequenceSettings, folders_of, provenance, run_sequence, with_start
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training import (
+    RESULT_FILE,
     TrainedTask,
     TrainingError,
     check_found,
     finish_training,
+    folders_of_methods,
     make_strategy,
     train_task,
 )
 
 FLAGS = flags.FLAGS
 METRICS_FILE = "metrics.json"
-RESULT_FILE = "result.json"
+# What `describe_data` says of the images that no decision uses.
+TEST_IMAGES = ("test_images", "test_digest")
 
 
 def run_single(folder: Path, tasks: Mapping[str, TaskData], names: Sequence[str]) -> dict[str, Any]:
@@ -49,10 +53,10 @@ def run_single(folder: Path, tasks: Mapping[str, TaskData], names: Sequence[str]
         backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
         inputs = read_config(InputConfig).for_size(backbone.image_size)
         base_hash = backbone.hash
-        check_found(folder, backbone, describe_data(data))
-        for name in names:
-            # The main method's files lie in the folder itself, those of the baselines beside them.
-            own = folder if name == names[-1] else folder / "baselines" / name
+        folders = folders_of_methods(folder, names)
+        measured = any((own / RESULT_FILE).exists() for own in folders.values())
+        check_found(folder, backbone, describe_data(data), () if measured else TEST_IMAGES)
+        for name, own in folders.items():
             own.mkdir(parents=True, exist_ok=True)
             if not (own / RESULT_FILE).exists():
                 method = METHODS[name](read_config(METHODS[name].Config))
@@ -79,7 +83,8 @@ def run_single(folder: Path, tasks: Mapping[str, TaskData], names: Sequence[str]
     metrics = {
         "task": task,
         "data": FLAGS.data,
-        "skipped_images": count_skipped(data),
+        "left_out": files_left_out(data),
+        "skipped_images": count_files(files_left_out(data)),
         "base_hash": base_hash,
         "methods": results,
     }
@@ -116,11 +121,15 @@ def run_tasks(folder: Path, tasks: Mapping[str, TaskData]) -> dict[str, Any]:
         found = {
             f"{task}: {name}": value for task, data in tasks.items() for name, value in describe_data(data).items()
         }
-        check_found(folder, backbone, found)
+        learned = [task for task, own in folders_of(folder, tasks).items() if (own / RESULT_FILE).exists()]
+        measured = tasks if kind.Config.at_once and learned else learned
+        unmeasured = [f"{task}: {name}" for task in tasks if task not in measured for name in TEST_IMAGES]
+        check_found(folder, backbone, found, unmeasured)
 
         # ------------------------------------------------------ trainings, results
         metrics = run_sequence(folder, backbone, tasks, sequence)
-    metrics["skipped_images"] = {task: count_skipped(data) for task, data in tasks.items()}
+    metrics["left_out"] = {task: files_left_out(data) for task, data in tasks.items()}
+    metrics["skipped_images"] = {task: count_files(found) for task, found in metrics["left_out"].items()}
     write_sequence_report(folder, metrics)
     write_atomically(folder / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -135,22 +144,13 @@ def prepare_devices() -> tf.distribute.Strategy:
     return make_strategy(FLAGS.strategy)
 
 
-def count_skipped(data: TaskData) -> dict[str, int]:
-    """Returns how many broken images each split was left without."""
-    splits = {split: getattr(data, split) for split in ("train", "validation", "test")}
-    return {split: len(source.skipped) for split, source in splits.items() if source is not None}
-
-
 def describe_data(data: TaskData) -> dict[str, Any]:
     """Returns what a resumed run must find again: classes, and labels, names and sizes of the images of all splits.
 
     Not their dates and their folder: a copy of the data on another machine is the same data.
     """
     found: dict[str, Any] = {"class_names": list(data.class_names)}
-    for split in ("train", "validation", "test"):
-        source = getattr(data, split)
-        if source is None:
-            continue
+    for split, source in data.splits.items():
         digest = hashlib.sha256(source.labels.tobytes())
         for index in range(len(source)):
             digest.update(f"{source.key(index)}\0{source.stored_bytes(index)}\0".encode("utf-8", "surrogateescape"))
@@ -198,7 +198,7 @@ def write_result(
         result |= {"zeros": pack.zeros, "zeros_total": pack.zeros_total} if pack.masks else {}
     else:
         path = folder / f"{task}.keras"
-        images = make_dataset(data.train, inputs.augment_eval, batch_size=FLAGS.batch_size, training=False)
+        images = stream_batches(data.train, inputs.augment_eval, batch_size=FLAGS.batch_size, **inputs.existing_cache())
         memory = method.remember(trained.model, backbone, task, images)
         with atomic_file(path) as temporary:
             type(method)(method.config, memory).recall(backbone, task).save(temporary)

@@ -1,7 +1,6 @@
 """evaluate: the errors of a pack on a data set."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from piggyback_tf.commands.common import (
     printable,
     seed_of,
 )
+from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import evaluate, format_error
 from piggyback_tf.packs import TaskPack
 
@@ -43,7 +43,9 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
     command.add_argument(
-        "--skip_broken_images", action="store_true", help="leave broken images out and count them, instead of an error"
+        "--skip_broken_images",
+        action="store_true",
+        help="leave out files that cannot be used and count them, instead of an error",
     )
     add_base_options(command)
     add_batch_size(command)
@@ -134,10 +136,7 @@ def _some(names: list[str], count: int = 5) -> str:
 
 
 def _with_progress(batches: Iterable, source: "Source", batch_size: int) -> Iterator:
-    show = sys.stderr.isatty()
-    for count, batch in enumerate(batches, start=1):
-        yield batch
-        if show:
-            print(f"\r{min(count * batch_size, len(source)):,} of {len(source):,} images", end="", file=sys.stderr)
-    if show:
-        print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)
+    with ProgressBar("images") as bar:
+        for count, batch in enumerate(batches, start=1):
+            yield batch
+            bar(min(count * batch_size, len(source)), len(source))

@@ -11,16 +11,25 @@ from absl import flags, logging
 
 from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
+from piggyback_tf.commands.looking import look_first
 from piggyback_tf.commands.program import Program
 from piggyback_tf.data import TaskData, describe_images, load_data, output_size
 from piggyback_tf.evaluation import idle_masks, results_table, sequence_table
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.flags import check_unused, define_flags, read_config, settings_of_run, verbosity
 from piggyback_tf.packs import check_task_name
+from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.quiet import load_tensorflow
-from piggyback_tf.sequences import parse_tasks
+from piggyback_tf.sequences import folders_of, parse_tasks
 from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig, complete_run
-from piggyback_tf.training import TrainingError, check_settings, run_folder
+from piggyback_tf.training import (
+    RESULT_FILE,
+    TrainingError,
+    check_file_name,
+    check_settings,
+    folders_of_methods,
+    run_folder,
+)
 from piggyback_tf.training.sizes import check_image_size
 
 FLAGS = flags.FLAGS
@@ -38,15 +47,18 @@ same command goes on where the last completed epoch ended.
 def _run(arguments: list[str]) -> None:
     del arguments
     logging.set_verbosity(logging.INFO)
-    specs, names = _check_flags()
+    specs, names, inputs = _check_flags()
     with run_folder(FLAGS.output_dir) as folder:
         check_settings(folder, settings_of_run(names[-1], names[:-1]), complete=complete_run)
         metrics = _finished(folder, len(specs))
         if metrics is None:
+            for name in filter(None, specs):
+                _check_name(folder, name)
             tasks: dict[str, TaskData] = {}
             for name, spec in specs.items():
                 data = _read_data(spec)
-                tasks[name or check_task_name(data.name)] = data
+                tasks[name or _check_name(folder, data.name)] = data
+            _look_first(folder, tasks, names, inputs)
             if verbosity():
                 print("\n".join(describe_images(data, task) for task, data in tasks.items()), flush=True)
             load_tensorflow()
@@ -60,12 +72,12 @@ def _run(arguments: list[str]) -> None:
     print(f"\nReport: {folder / 'report.md'}")
 
 
-def _check_flags() -> tuple[dict[str, str], list[str]]:
+def _check_flags() -> tuple[dict[str, str], list[str], InputConfig]:
     """Checks all that can be checked of the flags by themselves.
 
     Returns:
-        The data of each task by its name, which is empty if it is to be that of the data; and the methods, those to
-        compare with before the main one.
+        The data of each task by its name, which is empty if it is to be that of the data; the methods, those to compare
+        with before the main one; and augmentation and caching, for the backbone's size.
     """
     if bool(FLAGS.tasks) == bool(FLAGS.data):
         raise flags.IllegalFlagValueError("One of --data, for one task, and --tasks, for several, is needed.")
@@ -91,8 +103,8 @@ def _check_flags() -> tuple[dict[str, str], list[str]]:
     for augment in (inputs.augment_train, inputs.augment_eval):
         check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)
     if FLAGS.tasks:
-        return parse_tasks(FLAGS.tasks), names
-    return {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}, names
+        return parse_tasks(FLAGS.tasks), names, inputs
+    return {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}, names, inputs
 
 
 def _finished(folder: Path, tasks: int) -> dict[str, Any] | None:
@@ -119,7 +131,26 @@ def _read_data(spec: str) -> TaskData:
         seed=FLAGS.seed,
         skip_broken_images=FLAGS.skip_broken_images,
         cache_dir=FLAGS.cache_dir or None,
+        raise_problems=False,
     )
+
+
+def _check_name(folder: Path, task: str) -> str:
+    """Returns the name of a task if its files can be written into the run's folder."""
+    flag = "--tasks=NAME=DATA" if FLAGS.tasks else "--task=NAME"
+    check_file_name(folder, f"{check_task_name(task)}{PACK_SUFFIX}", f"Give the task another name: {flag}.")
+    return task
+
+
+def _look_first(folder: Path, tasks: dict[str, TaskData], names: list[str], inputs: InputConfig) -> None:
+    """Looks at all images of a run, unless nothing is left to be trained."""
+    joined = CONFIGS[FLAGS.method].at_once
+    if FLAGS.tasks:
+        learned = [task for task, own in folders_of(folder, tasks).items() if (own / RESULT_FILE).exists()]
+    else:
+        done = all((own / RESULT_FILE).exists() for own in folders_of_methods(folder, names).values())
+        learned = tasks if done else ()
+    look_first(folder, tasks, inputs, learned=learned, joined=joined)
 
 
 PROGRAM = Program(

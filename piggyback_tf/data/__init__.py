@@ -9,10 +9,12 @@ from piggyback_tf.data.augment import (
     parse_augment,
     register_augmentation,
 )
+from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.kinds import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
-from piggyback_tf.data.pipeline import make_dataset, surface_data_errors
+from piggyback_tf.data.pipeline import make_dataset, stream_batches, surface_data_errors
+from piggyback_tf.data.problems import DataProblems, Problem
 from piggyback_tf.data.sources import Source, Subset, TaskData
 
 __all__ = [
@@ -20,12 +22,16 @@ __all__ = [
     "DATA_KINDS",
     "BrokenImageError",
     "DataError",
+    "DataProblems",
     "DataRequest",
     "Operation",
+    "Part",
+    "Problem",
     "Source",
     "Subset",
     "TaskData",
     "augmentation_names",
+    "check_images",
     "data_kinds",
     "decode_image",
     "describe_images",
@@ -36,5 +42,6 @@ __all__ = [
     "read_image",
     "register_augmentation",
     "register_data",
+    "stream_batches",
     "surface_data_errors",
 ]

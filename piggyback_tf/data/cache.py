@@ -1,29 +1,23 @@
-"""What is worth keeping: decoded images in memory or on disk, and small results of long scans.
-
-A disk entry is a folder that appears under its name complete or not at all, and is written under a
-lock, so that neither a kill nor a second process can leave a part of one to be read.
-"""
+"""What is worth keeping: decoded images, and small results of long scans. `disk_cache.py` keeps images on disk."""
 
 import contextlib
 import dataclasses
-import fcntl
 import io
-import json
 import os
-import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from piggyback_tf.files import local_path, make_folder, write_atomically
 
-# Left free on the disk whatever is cached there.
-DISK_RESERVE = 1 << 30
 # Images are decoded in chunks of this many, so that a slow disk cannot pile them up in memory.
 CHUNK = 256
 # All images that this process has in memory, as long as anything uses them. The lock keeps a count in one thread from
@@ -99,7 +93,7 @@ class CachedImages:
         return np.take(self.pixels[: int(self._ends[-1])].reshape(len(self), height, width, 3), indices, axis=0)
 
 
-def decode_all(read: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:
+def decode_all(read: Callable[[int], Any], count: int) -> Iterator[Any]:
     """Yields `read(0)`, ..., `read(count - 1)` in this order, computed by a pool of threads."""
     with ThreadPoolExecutor(available_cpus() + 2) as pool:
         try:
@@ -115,19 +109,18 @@ def bytes_in_memory() -> int:
         return sum(images.pixels.nbytes for images in _in_memory)
 
 
-def cache_in_memory(read: Callable[[int], np.ndarray], count: int, estimate: int) -> CachedImages:
-    """Reads all images into memory.
+def cache_in_memory(images: Iterable[np.ndarray], estimate: int) -> CachedImages:
+    """Takes images into memory.
 
     Args:
-        read: Returns an image, uint8 of shape `(height, width, 3)`, by its index.
-        count: How many there are.
+        images: The images, uint8 of shape `(height, width, 3)`.
         estimate: About how many bytes they take; exact if they all have one size.
 
     Returns:
         The images.
     """
     pixels, end, shapes = np.empty(estimate, dtype=np.uint8), 0, []
-    for image in decode_all(read, count):
+    for image in images:
         if end + image.size > len(pixels):
             grown = np.empty(max(end + image.size, len(pixels) * 9 // 8), dtype=np.uint8)
             grown[:end] = pixels[:end]
@@ -136,68 +129,6 @@ def cache_in_memory(read: Callable[[int], np.ndarray], count: int, estimate: int
         end += image.size
         shapes.append(image.shape[:2])
     return CachedImages(pixels, np.array(shapes, dtype=np.int32), "memory")
-
-
-def open_disk_cache(folder: Path) -> CachedImages | None:
-    """Returns the images of a disk entry, or `None` if there is no such entry."""
-    if not folder.is_dir():
-        return None
-    shapes = np.load(folder / "shapes.npy", allow_pickle=False)
-    size = int(shapes.astype(np.int64).prod(axis=1).sum()) * 3
-    if (folder / "pixels.bin").stat().st_size != size:
-        logging.warning("Cache entry %s was damaged by another program; it is made again.", folder)
-        return None
-    return CachedImages(np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r"), shapes, "disk")
-
-
-def cache_on_disk(read: Callable[[int], np.ndarray], count: int, folder: Path, about: dict) -> CachedImages:
-    """Returns the images of a disk entry, which is made if there is none.
-
-    Args:
-        read: Returns an image by its index.
-        count: How many there are.
-        folder: The entry. Its name must stand for everything that the pixels depend on.
-        about: What is in the entry, for a person who finds the folder.
-
-    Returns:
-        The images, mapped from the file.
-
-    Raises:
-        OSError: If the folder cannot be written to or the disk is full; no part of an entry is left then.
-    """
-    make_folder(folder.parent)
-    with _locked(folder.with_name(folder.name + ".lock")):
-        if images := open_disk_cache(folder):
-            return images
-        # Under the lock nobody else writes here: what lies around is the rest of a killed process.
-        partial = folder.with_name(folder.name + ".partial")
-        for leftover in (partial, folder):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir()
-        try:
-            shapes = []
-            with (partial / "pixels.bin").open("wb") as stream:
-                for image in decode_all(read, count):
-                    stream.write(np.ascontiguousarray(image).data)
-                    shapes.append(image.shape[:2])
-                stream.flush()
-                os.fsync(stream.fileno())
-            buffer = io.BytesIO()
-            np.save(buffer, np.array(shapes, dtype=np.int32))
-            write_atomically(partial / "shapes.npy", buffer.getvalue())
-            write_atomically(partial / "about.json", json.dumps(about, indent=2))
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return open_disk_cache(folder)
-
-
-def room_on_disk(folder: Path) -> int:
-    """Returns how many bytes may be cached in a folder, which need not exist yet."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free - DISK_RESERVE
 
 
 def remember(
@@ -214,25 +145,40 @@ def remember(
     Returns:
         The arrays. A folder that cannot be written to is logged, and costs only the time to compute again.
     """
-    folder = cache_folder(cache_dir)
-    path = folder / f"{kind}-{fingerprint[:32]}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    arrays = compute()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    try:
-        make_folder(folder)
-        write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        logging.warning("%s cannot be kept and will be computed again next time: %s", path, error)
+    arrays = recall(kind, fingerprint, cache_dir)
+    if arrays is None:
+        arrays = compute()
+        keep(kind, fingerprint, arrays, cache_dir)
     return arrays
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # The system takes the lock back when its holder dies, however it dies.
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def recall(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) -> dict[str, np.ndarray] | None:
+    """Returns arrays that were kept, `None` if there are none, or what is there is damaged; see `remember`."""
+    path = _result_path(kind, fingerprint, cache_dir)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        logging.warning("%s cannot be read and is made again: %s", path, error)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # What is not used for long is removed some day.
+    return found
+
+
+def keep(kind: str, fingerprint: str, arrays: dict[str, np.ndarray], cache_dir: str | os.PathLike | None) -> None:
+    """Writes arrays by name into the cache folder; see `remember`."""
+    path = _result_path(kind, fingerprint, cache_dir)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    try:
+        make_folder(path.parent)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        logging.warning("%s cannot be kept and will be computed again next time: %s", path, error)
+
+
+def _result_path(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) -> Path:
+    return cache_folder(cache_dir) / f"{kind}-{fingerprint[:32]}.npz"

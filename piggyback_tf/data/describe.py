@@ -15,11 +15,9 @@ def describe_images(data: TaskData, task: str) -> str:
         data: The task's data.
         task: Its name.
     """
-    splits = {split: getattr(data, split) for split in ("train", "validation", "test")}
     told = [
         f"{split} {len(source):,} images ({_by_class(source.labels, data.class_names)})"
-        for split, source in splits.items()
-        if source is not None
+        for split, source in data.splits.items()
     ]
     return f"{task}, {len(data.class_names)} classes: {'; '.join(told)}."
 

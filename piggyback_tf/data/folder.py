@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data.images import EXTENSIONS, DataError, has_image_extension, read_image
+from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.kinds import DataRequest, register_data
-from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
+from piggyback_tf.data.problems import DataProblems, Problem, check_header, no_image_by_name
+from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.files import PathError, is_text, local_path, shown_path
 from piggyback_tf.junk import is_junk
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
+# The names of their folders.
+SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 
 class FolderSource(Source):
@@ -43,6 +46,9 @@ class FolderSource(Source):
     def key(self, index: int) -> str:
         return self._paths[index]
 
+    def check_header(self, index: int) -> None:
+        check_header(self._root / self._paths[index])
+
     def stored_bytes(self, index: int) -> int:
         return self._status(index).st_size
 
@@ -57,8 +63,11 @@ class FolderSource(Source):
     def _fingerprint(self) -> str:
         parts = [str(self._root.resolve()), self._labels.tobytes()]
         for index, path in enumerate(self._paths):
-            status = self._status(index)
-            parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+            try:
+                status = self._status(index)
+                parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+            except DataError:  # Such as a link to nothing; whoever reads it says so.
+                parts.append(f"{path} cannot be read")
         return digest("folder", *parts)
 
     def fingerprint(self) -> str:
@@ -81,59 +90,74 @@ def load_folder(request: DataRequest) -> TaskData:
     if {"val", "validation"} <= splits:
         raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
 
-    files = _list_split(root, "train")
-    class_names = tuple(sorted(files))
-    if not class_names:
-        raise DataError(f"Folder {str(root / 'train')!r} has no class folders. {LAYOUT}")
+    folders = {split: name for split, names in SPLITS.items() for name in names if name in splits}
+    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    files = {split: _list_split(root, folder, problems[split]) for split, folder in folders.items()}
+    class_names = tuple(sorted(files["train"]))
     if len(class_names) == 1:
         raise DataError(f"Folder {str(root / 'train')!r} has only one class, {class_names[0]!r}; a task needs two.")
+    if empty := [name for name in class_names if not files["train"][name]]:
+        if not request.skip_broken_images:
+            raise DataProblems([problem for found in problems.values() for problem in found], request.spec)
+        raise DataError(
+            f"No file of class {empty[0]!r} in {str(root / 'train')!r} can be used; none is left to train on."
+        )
 
-    def source(split: str, found: dict[str, list[str]]) -> FolderSource:
-        for name in found:
-            if name not in class_names:
-                raise DataError(
-                    f"Class {name!r} is in {str(root / split)!r} but not in {str(root / 'train')!r}, "
-                    f"so that it cannot be learned."
-                )
-        if missing := [name for name in class_names if name not in found]:
+    def source(split: str) -> FolderSource:
+        split, found = folders[split], files[split]
+        if unknown := [name for name in found if name not in class_names]:
+            which = f"Class {unknown[0]!r} is" if len(unknown) == 1 else f"Classes {_some(unknown)} are"
+            it = "it" if len(unknown) == 1 else "they"
+            raise DataError(
+                f"{which} in {str(root / split)!r} but not in {str(root / 'train')!r}, so that {it} cannot be learned."
+            )
+        if missing := [name for name in class_names if not found.get(name)]:
             logging.warning("%s has no images of %d class(es): %s.", root / split, len(missing), ", ".join(missing[:5]))
         pairs = [(path, label) for label, name in enumerate(class_names) for path in found.get(name, [])]
         return FolderSource(root, [path for path, _ in pairs], [label for _, label in pairs])
 
-    train, test = source("train", files), None
-    if held_out := splits & {"val", "validation"}:
-        split = held_out.pop()
-        validation = source(split, _list_split(root, split))
+    train = source("train")
+    if "validation" in folders:
+        validation = source("validation")
     else:
         train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
-    if "test" in splits:
-        test = source("test", _list_split(root, "test"))
-
-    if request.skip_broken_images:
-        train = WithoutBroken(train, f"{request.spec} train", request.cache_dir, class_names)
-        validation = WithoutBroken(validation, f"{request.spec} validation", request.cache_dir)
-        test = test and WithoutBroken(test, f"{request.spec} test", request.cache_dir)
-    return TaskData(request.spec, root.resolve().name, class_names, train, validation, test)
+    test = source("test") if "test" in folders else None
+    return TaskData(request.spec, root.resolve().name, class_names, train, validation, test, problems)
 
 
-def _list_split(root: Path, split: str) -> dict[str, list[str]]:
-    """Returns the image files of every class folder of a split, relative to `root` and sorted."""
-    files = {}
-    for entry in _entries(root / split):
+def _list_split(root: Path, split: str, problems: list[Problem]) -> dict[str, list[str]]:
+    """Returns the image files of every class folder of a split, relative to `root` and sorted.
+
+    Args:
+        root: The data set's folder.
+        split: The split's folder in it.
+        problems: Gets what is no image by its name or place.
+    """
+    files, empty = {}, []
+    for entry in sorted(_entries(root / split), key=lambda entry: entry.name):
         if not entry.is_dir():
             if has_image_extension(entry.name):
-                raise DataError(f"Image {entry.path!r} is in no class folder. {LAYOUT}")
+                place = shown_path(entry.path)
+                problems.append(Problem(place, "no_class", f"Image {place!r} is in no class folder. {LAYOUT}"))
             continue
         _check_text(entry.name, f"Class folder {shown_path(entry.path)!r}")
-        files[entry.name] = sorted(_list_class(Path(entry.path), f"{split}/{entry.name}", ()))
-        if not files[entry.name]:
-            raise DataError(f"Class folder {entry.path!r} has no images. Remove the folder or put images into it.")
+        before = len(problems)
+        files[entry.name] = sorted(_list_class(Path(entry.path), f"{split}/{entry.name}", (), problems))
+        if not files[entry.name] and len(problems) == before:
+            empty.append(entry.path)
+    if empty:
+        which = f"Class folder {empty[0]!r} has" if len(empty) == 1 else f"Class folders {_some(empty)} have"
+        raise DataError(f"{which} no images. Remove the folder or put images into it.")
     if not files:
         raise DataError(f"Folder {str(root / split)!r} has no class folders with images. {LAYOUT}")
     return files
 
 
-def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...]) -> list[str]:
+def _some(paths: list[str]) -> str:
+    return ", ".join(map(repr, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+
+
+def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...], problems: list[Problem]) -> list[str]:
     # Links to folders are followed, as data sets are often put together from them; a link to a folder
     # further up would never end.
     status = folder.stat()
@@ -141,17 +165,14 @@ def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...])
     if identity in above:
         raise DataError(f"Folder {str(folder)!r} is a link to a folder that it lies in.")
     files = []
-    for entry in _entries(folder):
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         path = f"{relative}/{entry.name}"
         if entry.is_dir():
-            files += _list_class(Path(entry.path), path, (*above, identity))
+            files += _list_class(Path(entry.path), path, (*above, identity), problems)
         elif has_image_extension(entry.name):
             files.append(path)
         else:
-            raise DataError(
-                f"File {entry.path!r} in a class folder is not an image by its name. Move it away, "
-                f"or give it the extension that it needs; valid: {', '.join(EXTENSIONS)}."
-            )
+            problems.append(no_image_by_name(shown_path(entry.path)))
     return files
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
 # Those of the formats in which people keep images; JPEG 2000 and Netpbm have several.
 EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "gif", "webp", "tif", "tiff", "avif", "avifs"),
     *("jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "ppm", "pgm", "pbm", "pnm"),
 )
+# Of what iPhones write.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # A new number where the pixels of any file change: what was cached is made anew, and packs say with which they were
 # trained. 2: colour profiles are converted, XMP turns no image, transparent grey of 16 bits, odd grey TIFFs.
 PIXELS_VERSION = "2"
@@ -51,11 +53,21 @@ _TURNS = {
 
 
 class DataError(ValueError):
-    """Something is wrong with the data or with how they were asked for; the message says what."""
+    """Something is wrong with the data or with how they were asked for; the message says what.
+
+    Attributes:
+        kind: For an error of one image, what is wrong with it, a key of `KINDS` in `data/problems.py`.
+    """
+
+    kind = "unreadable"
 
 
 class BrokenImageError(DataError):
     """An image's bytes were read but do not hold a whole image."""
+
+    def __init__(self, message: str, kind: str = "damaged"):
+        super().__init__(message)
+        self.kind = kind
 
 
 class _Parts(NamedTuple):
@@ -117,7 +129,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         BrokenImageError: If the bytes are not a whole image that can be shown in RGB.
     """
     if not data:
-        raise BrokenImageError(f"Broken image {name!r}: the file is empty.")
+        raise unidentified(name, data)
     try:
         # Pillow's decoders raise half a dozen kinds of errors for damaged files (OSError, SyntaxError,
         # struct.error, ValueError, EOFError, ...), so that anything but a whole image counts as broken.
@@ -132,9 +144,19 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             return np.array(image if turn is None else image.transpose(turn))
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise unidentified(name, data[:12]) from error
     except Exception as error:
-        reason = "it is in no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
-        raise BrokenImageError(f"Broken image {name!r}: {reason.rstrip('.')}.") from error
+        raise BrokenImageError(f"Broken image {name!r}: {str(error).rstrip('.')}.") from error
+
+
+def unidentified(name: str, start: bytes) -> BrokenImageError:
+    """Returns the error of a file that Pillow takes for no image, by its first bytes."""
+    if not start:
+        return BrokenImageError(f"Broken image {name!r}: the file is empty.", "empty")
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS:
+        return BrokenImageError(f"Broken image {name!r}: it is a photo in HEIC; convert it to JPEG.", "heic")
+    return BrokenImageError(f"Broken image {name!r}: it is in no image format that Pillow knows.", "no_image")
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from piggyback_tf.data.problems import Problem
 from piggyback_tf.data.sources import Source, TaskData, digest
 
 
@@ -46,9 +47,13 @@ class Joined(Source):
     def fingerprint(self) -> str:
         return digest(*(source.fingerprint() for source in self._sources))
 
+    def check_header(self, index: int) -> None:
+        number, place = self._find(index)
+        self._sources[number].check_header(place)
+
     @property
-    def skipped(self) -> list[str]:
-        return [broken for source in self._sources for broken in source.skipped]
+    def left_out(self) -> list[Problem]:
+        return [problem for source in self._sources for problem in source.left_out]
 
     @cached_property
     def _ends(self) -> np.ndarray:

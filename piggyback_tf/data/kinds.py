@@ -2,10 +2,15 @@
 
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+from absl import logging
+
 from piggyback_tf.data.images import DataError
+from piggyback_tf.data.look import WithoutBroken
+from piggyback_tf.data.problems import DataProblems
 from piggyback_tf.data.sources import TaskData
 from piggyback_tf.files import PathError, local_path, protocol_of
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
@@ -21,7 +26,7 @@ class DataRequest:
         data_dir: Where prepared data sets are, or `None`.
         val_fraction: The share of the training images that becomes the validation split where there is none.
         seed: Another seed, another validation split.
-        skip_broken_images: Whether broken images are left out and counted instead of an error.
+        skip_broken_images: Whether images that cannot be used are left out and counted instead of an error.
         cache_dir: The cache folder; `None` for the user's.
     """
 
@@ -57,6 +62,7 @@ def load_data(
     seed: int = 0,
     skip_broken_images: bool = False,
     cache_dir: str | None = None,
+    raise_problems: bool = True,
 ) -> TaskData:
     """Finds the images of a task.
 
@@ -70,15 +76,19 @@ def load_data(
         val_fraction: The share of the training images, class by class, that becomes the validation
             split if the data set has none.
         seed: Another seed, another validation split.
-        skip_broken_images: Leaves broken images out and counts them in `Source.skipped`. The images
-            of a split are then all decoded once before its first use.
+        skip_broken_images: Leaves out what cannot be used (files that cannot be read, are empty, damaged, no images,
+            or in no class folder) and names it in `Source.left_out`. The images of a split are then all decoded once
+            before its first use.
         cache_dir: Where the results of long scans are kept; `None` for the user's cache folder.
+        raise_problems: Whether files that are no images by their names or places are an error at once. Otherwise they
+            are in `TaskData.problems`, for `check_images` to tell with all that shows in the pixels.
 
     Returns:
         The task's data. Images are read later, one by one; of the test split nothing is read yet.
 
     Raises:
         DataError: If the spec is wrong, or the data are not there or not as they must be.
+        DataProblems: If files are no images by their names or places.
     """
     kind, _, argument = spec.partition(":")
     valid = data_kinds()
@@ -92,7 +102,40 @@ def load_data(
         except PathError as error:
             raise DataError(str(error)) from error
     request = DataRequest(spec, argument, data_dir, val_fraction, seed, skip_broken_images, cache_dir)
-    return DATA_KINDS[kind](request)
+    data = DATA_KINDS[kind](request)
+    _check_class_names(data)
+    if skip_broken_images:
+        return _without_broken(data, cache_dir)
+    if raise_problems and (problems := [problem for found in data.problems.values() for problem in found]):
+        raise DataProblems(problems, spec)
+    return data
+
+
+def _check_class_names(data: TaskData) -> None:
+    """Refuses classes that nobody can tell apart by their names."""
+    seen: dict[str, str] = {}
+    for name in data.class_names:
+        # A Mac spells letters with accents otherwise than other systems do, and they look the same.
+        plain = unicodedata.normalize("NFC", name)
+        if plain in seen:
+            twice = f"{name!r} is there twice" if name == seen[plain] else f"{ascii(seen[plain])} and {ascii(name)}"
+            raise DataError(f"Classes of {data.spec!r} have the same name: {twice}. Give each a name of its own.")
+        seen[plain] = name
+
+
+def _without_broken(data: TaskData, cache_dir: str | None) -> TaskData:
+    """Returns the same data, whose sources leave out what cannot be used."""
+    sources = {}
+    for split, source in data.splits.items():
+        also = data.problems.get(split, ())
+        if also:
+            examples = ", ".join(problem.place for problem in also[:5]) + (", ..." if len(also) > 5 else "")
+            logging.warning(
+                "Left out of %s %s: %d, no images by name or place: %s.", data.spec, split, len(also), examples
+            )
+        classes = data.class_names if split == "train" else None
+        sources[split] = WithoutBroken(source, f"{data.spec} {split}", cache_dir, classes, also)
+    return dataclasses.replace(data, **sources, problems={})
 
 
 def _unknown_kind_message(spec: str, kind: str, valid: list[str]) -> str:

@@ -8,30 +8,19 @@ that starts again at an epoch sees what it would have seen.
 
 import contextlib
 import dataclasses
-import gc
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from absl import logging
 
-from piggyback_tf.data.augment import Operation, RandomOperation, Size, chain_size, leading_deterministic, parse_augment
-from piggyback_tf.data.cache import (
-    CachedImages,
-    bytes_in_memory,
-    cache_folder,
-    cache_in_memory,
-    cache_on_disk,
-    open_disk_cache,
-    room_on_disk,
-)
-from piggyback_tf.data.images import PIXELS_VERSION, DataError
-from piggyback_tf.data.sources import Source, digest
+from piggyback_tf.data.augment import Operation, RandomOperation, Size, leading_deterministic, parse_augment
+from piggyback_tf.data.cache import CachedImages
+from piggyback_tf.data.images import DataError
+from piggyback_tf.data.prepared import CacheOptions, prepare
+from piggyback_tf.data.sources import Source
 
-CACHE_CHOICES = ("auto", "memory", "disk", "none")
-# The size of a cache is estimated from this many images, spread over the source.
-PROBES = 16
 # More operations than this in one augmentation string would share random numbers.
 MAX_OPERATIONS = 64
 
@@ -47,6 +36,7 @@ def make_dataset(
     initial_epoch: int = 0,
     cache: str = "auto",
     cache_limit_mb: int = 2048,
+    cache_disk_limit_mb: int = 20480,
     cache_dir: str | None = None,
 ):
     """Makes a dataset of batches.
@@ -65,11 +55,13 @@ def make_dataset(
         epochs: Epochs `initial_epoch` to `epochs - 1` follow one another; for training only.
         initial_epoch: The first epoch, counted from 0.
         cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: in memory up to the limit, on disk if
-            there is room beyond it, otherwise none, which is logged.
+            there is room beyond it, otherwise none, which is logged. `"existing"` uses what is cached, and caches
+            nothing.
         cache_limit_mb: What `"auto"` may take of the memory, in MiB, together with all other images that the process
             has cached in memory, such as those of other splits.
-        cache_dir: The folder of disk caches; `None` for the user's. Entries stay there until a
-            person deletes them, and serve every later run on the same files.
+        cache_disk_limit_mb: What `"auto"` may take of the disk, in MiB, together with all that is in the folder.
+            Entries that were not used for longest make room; `"disk"` makes room, too, but may take more.
+        cache_dir: The folder of disk caches; `None` for the user's. Entries serve every later run on the same files.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`: uint8 `(batch, height, width, 3)`, RGB, and int32 `(batch,)`. Its
@@ -79,25 +71,9 @@ def make_dataset(
         DataError: If an argument is wrong, or the images cannot be read or do not fit the operations.
     """
     operations = parse_augment(augment)
-    _check_arguments(source, augment, operations, batch_size, training, seed, epochs, initial_epoch, cache)
-    prefix = leading_deterministic(operations)
-    suffix = operations[prefix:]
-    reader = _Reader(source, operations[:prefix])
-    images = _cached(reader, operations[:prefix], cache, cache_limit_mb, cache_dir)
-
-    if images is not None:
-        for height, width in np.unique(images.shapes, axis=0):
-            chain_size(suffix, (int(height), int(width)))
-        size = chain_size(suffix, images.image_size)
-        if size is None:
-            raise DataError(
-                f"After the augmentation {augment!r} the images have different sizes and do not fit into one batch; "
-                f"end it with a crop or with resize(height, width)."
-            )
-    else:
-        # Images of a folder may have one size even if the operations do not see to it: the first says which, and
-        # every other is checked against it when it is read.
-        size = chain_size(suffix, reader(0).shape[:2])
+    _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch)
+    options = CacheOptions(cache, cache_limit_mb, cache_disk_limit_mb, cache_dir)
+    prepared, place = prepare(source, operations, augment, options), leading_deterministic(operations)
     count = len(source)
     plan = _Plan(
         labels=source.labels,
@@ -108,11 +84,11 @@ def make_dataset(
         order=(lambda epoch: _epoch_order(count, seed, epoch))
         if training
         else (lambda epoch: np.arange(count, dtype=np.int64)),
-        images=images,
-        read=images.read if images is not None else _checked(reader, suffix, size, augment),
-        operations=suffix,
-        place=prefix,
-        size=size,
+        images=prepared.images,
+        read=prepared.read,
+        operations=operations[place:],
+        place=place,
+        size=prepared.size,
     )
     return _build(plan)
 
@@ -137,6 +113,22 @@ def surface_data_errors() -> Iterator[None]:
         if not isinstance(error, tf.errors.OpError) or found is None:
             raise
         raise DataError(found.group(1)) from None
+
+
+def stream_batches(source: Source, augment: str, *, batch_size: int, **cache: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields the batches of `make_dataset` without training; nothing is read or cached before the first is asked for.
+
+    Args:
+        source: The images.
+        augment: The augmentation string.
+        batch_size: Images a batch.
+        **cache: What `make_dataset` takes of caches.
+
+    Raises:
+        DataError: As `make_dataset`, and if an image cannot be read.
+    """
+    with surface_data_errors():
+        yield from make_dataset(source, augment, batch_size=batch_size, training=False, **cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,49 +166,7 @@ class _Plan:
         return self.images.gather(indices)
 
 
-class _Reader:
-    """Reads an image by its index and takes it through the deterministic operations at the start."""
-
-    def __init__(self, source: Source, operations: list[Operation]):
-        self.source = source
-        self._operations = operations
-
-    def __call__(self, index: int) -> np.ndarray:
-        image = self.source.read(int(index))
-        for operation in self._operations:
-            try:
-                operation.output_size(image.shape[:2])
-            except DataError as error:
-                raise DataError(f"Image {self.source.describe(int(index))!r}: {error}") from None
-            image = operation.apply(image)
-        return image
-
-    def known_size(self) -> Size | None:
-        return chain_size(self._operations, self.source.image_size)
-
-
-def _checked(reader: _Reader, suffix: list[Operation], final: Size, augment: str) -> Callable[[int], np.ndarray]:
-    """Returns a reader that refuses images which the random operations could not bring to the final size."""
-
-    def read(index: int) -> np.ndarray:
-        image = reader(index)
-        try:
-            size = chain_size(suffix, image.shape[:2])
-        except DataError as error:
-            raise DataError(f"Image {reader.source.describe(int(index))!r}: {error}") from None
-        if size != final:
-            raise DataError(
-                f"Image {reader.source.describe(int(index))!r} leaves the augmentation {augment!r} with a height and "
-                f"width of {size} where the first image has {final}; end it with a crop or with resize(height, width)."
-            )
-        return image
-
-    return read
-
-
-def _check_arguments(source, augment, operations, batch_size, training, seed, epochs, initial_epoch, cache) -> None:
-    if cache not in CACHE_CHOICES:
-        raise DataError(f"Unknown cache {cache!r}. Valid: {', '.join(CACHE_CHOICES)}.")
+def _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch) -> None:
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, but is {batch_size}.")
     if seed < 0:
@@ -233,67 +183,6 @@ def _check_arguments(source, augment, operations, batch_size, training, seed, ep
             )
         if (epochs, initial_epoch) != (1, 0):
             raise DataError("epochs and initial_epoch are for training; without training the images come once.")
-    if not len(source):
-        raise DataError("There are no images to make batches of.")
-
-
-def _cached(
-    reader: _Reader, operations: list[Operation], cache: str, limit_mb: int, cache_dir: str | None
-) -> CachedImages | None:
-    """Returns all images as they are after the deterministic operations, or `None` to read them anew each time."""
-    if cache == "none":
-        return None
-    source, steps = reader.source, "|".join(operation.source for operation in operations)
-    count, what = len(source), f"{len(source)} images" + (f" after {steps}" if steps else "")
-    if cache in ("auto", "memory"):
-        # The last images cached in memory stay with their source, for the next dataset with the same operations.
-        kept_steps, kept = getattr(source, "_kept_images", (None, None))
-        if kept_steps == steps:
-            return kept
-        # Those of other operations go first, lest both be held at once.
-        kept = source._kept_images = None, None
-    estimate = _estimate(reader, count)
-    if cache == "memory" or (cache == "auto" and _fits_in_memory(estimate, limit_mb << 20)):
-        logging.debug("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
-        source._kept_images = (steps, cache_in_memory(reader, count, estimate))
-        return source._kept_images[1]
-
-    import PIL
-
-    key = digest(PIXELS_VERSION, PIL.__version__, source.fingerprint(), steps)
-    folder = cache_folder(cache_dir) / f"images-{key[:32]}"
-    about = {"images": count, "operations": steps, "first": source.describe(0), "last": source.describe(count - 1)}
-    if (images := open_disk_cache(folder)) is not None:
-        return images
-    try:
-        if cache == "auto" and estimate > (room := room_on_disk(folder)):
-            raise OSError(f"about {estimate / 2**20:.0f} MiB are needed and {max(room, 0) / 2**20:.0f} MiB are free")
-        logging.debug("Caching %s on disk in %s, about %.0f MiB.", what, folder, estimate / 2**20)
-        return cache_on_disk(reader, count, folder, about)
-    except OSError as error:
-        if cache == "disk":
-            raise DataError(f"Cannot cache {what} in {str(folder)!r}: {error}.") from error
-        logging.warning("No cache for %s, which are decoded anew in every epoch: %s: %s.", what, folder, error)
-        return None
-
-
-def _fits_in_memory(size: int, limit: int) -> bool:
-    """Returns whether so many bytes more stay within the limit, which counts all images cached in memory."""
-    if size > limit:
-        return False
-    if size + bytes_in_memory() > limit:
-        # Images that nothing uses any more may be left in a cycle of references; they are in nobody's way.
-        gc.collect()
-    return size + bytes_in_memory() <= limit
-
-
-def _estimate(reader: _Reader, count: int) -> int:
-    """Returns about how many bytes all images take; exactly so if their size is known."""
-    size = reader.known_size()
-    if size is not None:
-        return size[0] * size[1] * 3 * count
-    probes = np.unique(np.linspace(0, count - 1, PROBES).astype(int))
-    return int(np.mean([reader(index).size for index in probes]) * count) + 1
 
 
 def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -3,15 +3,13 @@
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from absl import logging
 
-from piggyback_tf.data.cache import available_cpus, remember
-from piggyback_tf.data.images import PIXELS_VERSION, BrokenImageError, DataError
+from piggyback_tf.data.images import DataError
+from piggyback_tf.data.problems import Problem
 
 
 class Source(abc.ABC):
@@ -63,10 +61,23 @@ class Source(abc.ABC):
         del index
         return None
 
+    def check_header(self, index: int) -> None:
+        """Raises what `read` would raise, as far as that can be known without decoding; by default nothing.
+
+        Raises:
+            DataError: If something is wrong with the image.
+        """
+        del index
+
+    @property
+    def left_out(self) -> list[Problem]:
+        """What was left out, and why."""
+        return []
+
     @property
     def skipped(self) -> list[str]:
-        """Descriptions of the broken images that were left out."""
-        return []
+        """Descriptions of the images that were left out."""
+        return [problem.place for problem in self.left_out]
 
 
 class Subset(Source):
@@ -98,87 +109,11 @@ class Subset(Source):
     def stored_bytes(self, index: int) -> int | None:
         return self._source.stored_bytes(int(self._indices[index]))
 
+    def check_header(self, index: int) -> None:
+        self._source.check_header(int(self._indices[index]))
+
     def fingerprint(self) -> str:
         return digest(self._source.fingerprint(), self._indices.tobytes())
-
-
-class WithoutBroken(Source):
-    """Another source less its broken images, which are found by decoding every image once.
-
-    That happens when the source is first used, and the result is kept in the cache folder, so that
-    it does not happen again while the files stay as they are.
-
-    Args:
-        source: The source, broken images included.
-        name: What to call it in the log, for example `"folder:/data/cats train"`.
-        cache_dir: The cache folder; `None` for the user's.
-        class_names: If given, each of these classes must have an image left.
-    """
-
-    def __init__(
-        self, source: Source, name: str, cache_dir: str | None = None, class_names: tuple[str, ...] | None = None
-    ):
-        self._source = source
-        self._name = name
-        self._cache_dir = cache_dir
-        self._class_names = class_names
-        self.image_size = source.image_size
-
-    @cached_property
-    def _subset(self) -> Subset:
-        return Subset(self._source, np.flatnonzero(self._whole))
-
-    @cached_property
-    def _whole(self) -> np.ndarray:
-        def check() -> dict[str, np.ndarray]:
-            with ThreadPoolExecutor(available_cpus()) as pool:
-                return {"whole": np.array(list(pool.map(self._is_whole, range(len(self._source)))), dtype=bool)}
-
-        whole = remember("broken", digest(PIXELS_VERSION, self._source.fingerprint()), check, self._cache_dir)["whole"]
-        broken = [self._source.describe(int(i)) for i in np.flatnonzero(~whole)]
-        if len(broken) == len(whole):
-            raise DataError(f"Every image of {self._name} is broken, for example {broken[0]!r}.")
-        if broken:
-            examples = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-            logging.warning("Skipped %d broken of %d images of %s: %s.", len(broken), len(whole), self._name, examples)
-        if self._class_names is not None:
-            left = np.bincount(self._source.labels[whole], minlength=len(self._class_names))
-            empty = [name for name, count in zip(self._class_names, left, strict=True) if not count]
-            if empty:
-                raise DataError(
-                    f"Every image of class {empty[0]!r} in {self._name} is broken; none is left to train on."
-                )
-        return whole
-
-    def _is_whole(self, index: int) -> bool:
-        try:
-            self._source.read(index)
-        except BrokenImageError:
-            return False
-        return True
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self._subset.labels
-
-    def read(self, index: int) -> np.ndarray:
-        return self._subset.read(index)
-
-    def describe(self, index: int) -> str:
-        return self._subset.describe(index)
-
-    def key(self, index: int) -> str:
-        return self._subset.key(index)
-
-    def stored_bytes(self, index: int) -> int | None:
-        return self._subset.stored_bytes(index)
-
-    def fingerprint(self) -> str:
-        return self._subset.fingerprint()
-
-    @property
-    def skipped(self) -> list[str]:
-        return [self._source.describe(int(i)) for i in np.flatnonzero(~self._whole)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +128,8 @@ class TaskData:
         validation: The images to choose the best epoch on; none of them is in `train`.
         test: The images of the final score, or `None` if the data set has none. Nothing of them is
             read until they are used.
+        problems: By split, files that are where images should be and are none by their names or places. Whoever hands
+            the data on has to raise or to leave them out; see `load_data`.
     """
 
     spec: str
@@ -201,6 +138,13 @@ class TaskData:
     train: Source
     validation: Source
     test: Source | None
+    problems: Mapping[str, Sequence[Problem]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, Source]:
+        """The sources that there are, by `"train"`, `"validation"` and `"test"`."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: source for name, source in splits.items() if source is not None}
 
 
 def digest(*parts: str | bytes) -> str:

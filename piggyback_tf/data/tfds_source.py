@@ -16,7 +16,7 @@ from piggyback_tf.data.cache import remember
 from piggyback_tf.data.images import DataError, decode_image
 from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.records import READERS, Shard, shared_records
-from piggyback_tf.data.sources import Source, TaskData, WithoutBroken, carve_validation, digest
+from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.registry import unknown_name_message
 
 HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
@@ -230,11 +230,6 @@ def load_tfds(request: DataRequest) -> TaskData:
     for one, first, second, other in held_out:
         if first and second and (shared := _overlap(first, second)):
             raise DataError(f"In {request.spec!r} the {one} and the {other} splits share {shared} images.")
-    if request.skip_broken_images:
-        names = tuple(label.names) if counts.all() else None
-        train = WithoutBroken(train, f"{request.spec} train", request.cache_dir, names)
-        validation = WithoutBroken(validation, f"{request.spec} validation", request.cache_dir)
-        test = test and WithoutBroken(test, f"{request.spec} test", request.cache_dir)
     return TaskData(request.spec, builder.name, tuple(label.names), train, validation, test)
 
 

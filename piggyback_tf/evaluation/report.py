@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.evaluation.figures import COLOURS, GREY, PLOTS_MISSING, new_figure, write_plot
+from piggyback_tf.evaluation.left_out import left_out_lines
 from piggyback_tf.extras import is_installed
 from piggyback_tf.files import write_atomically
 
@@ -34,6 +35,7 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
             `"bytes"`: `"task"` and `"base"`, sizes of the task's file and of the base's weights;
             `"history"`: lists with one value an epoch, `"cross_entropy"`, `"error"`, and both with `"val_"`;
             `"seconds"`: the time it took.
+            And `"left_out"`, if there is such an entry: the files that were left out, by split; see `left_out_lines`.
 
     Returns:
         The path of the report.
@@ -64,6 +66,7 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
     else:
         (folder / CURVES_PLOT).unlink(missing_ok=True)
     lines += [] if is_installed("matplotlib") else [PLOTS_MISSING, ""]
+    lines += left_out_lines(metrics.get("left_out", {}))
     # Last, so that a report never points to plots that are not there.
     write_atomically(folder / REPORT, "\n".join(lines).rstrip("\n") + "\n")
     return folder / REPORT

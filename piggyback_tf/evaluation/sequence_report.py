@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.evaluation.figures import PLOTS_MISSING, new_figure, write_plot
+from piggyback_tf.evaluation.left_out import left_out_lines
 from piggyback_tf.evaluation.report import REPORT, format_bytes, markdown_table
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.files import write_atomically
@@ -48,7 +49,7 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
 
     Args:
         output_dir: An existing folder.
-        metrics: What `run_sequence` returns.
+        metrics: What `run_sequence` returns, and under `"left_out"` by task what was left out of its data.
 
     Returns:
         The path of the report.
@@ -74,8 +75,12 @@ def write_sequence_report(output_dir: str | os.PathLike, metrics: Mapping[str, A
         *task_agnostic_lines(metrics),
         f"![Errors by task and step]({MATRIX_PLOT})" if plotted else PLOTS_MISSING,
     ]
+    found = {
+        f"{task}, {split}": files for task, own in metrics.get("left_out", {}).items() for split, files in own.items()
+    }
+    lines += ["", *left_out_lines(found)]
     # Last, so that a report never points to a plot that is not there.
-    write_atomically(folder / REPORT, "\n".join(lines) + "\n")
+    write_atomically(folder / REPORT, "\n".join(lines).rstrip("\n") + "\n")
     return folder / REPORT
 
 

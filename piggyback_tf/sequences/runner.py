@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
+from piggyback_tf.data import TaskData, make_dataset, stream_batches
 from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.evaluation.continual import ErrorMatrix, read_matrix
 from piggyback_tf.files import write_atomically
@@ -20,9 +20,8 @@ from piggyback_tf.sequences.answers import measure, measure_task_agnostic
 from piggyback_tf.sequences.cost import multiply_adds
 from piggyback_tf.sequences.start import provenance, with_start
 from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore, Store
-from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
-
-RESULT_FILE = "result.json"
+from piggyback_tf.sequences.tasks import folders_of
+from piggyback_tf.training import RESULT_FILE, InputConfig, TrainConfig, TrainingError, finish_training, train_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _learn_in_turn(
         first: The number of the first task in the name of its folder.
     """
     kind, names = METHODS[settings.method], list(tasks)
-    folders = {task: folder / f"{place}_{task}" for place, task in enumerate(tasks, start=first)}
+    folders = folders_of(folder, tasks, first)
     store: Store = (PackStore if kind.makes_pack else MemoryStore)(backbone, folders)
     base_hash, steps = backbone.hash, []
     for place, task in enumerate(names, start=1):
@@ -233,20 +232,20 @@ def _learn(
         title=title,
     )
     started = time.perf_counter()
-    images = make_dataset(data.train, inputs.augment_eval, batch_size=settings.train.batch_size, training=False)
-    with surface_data_errors():
-        store.add(
-            method,
-            trained.model,
-            task,
-            images,
-            {
-                "method": settings.method,
-                "class_names": list(data.class_names),
-                "eval_augment": inputs.augment_eval,
-                "settings": dict(settings.settings) | provenance(method),
-            },
-        )
+    store.add(
+        method,
+        trained.model,
+        task,
+        stream_batches(
+            data.train, inputs.augment_eval, batch_size=settings.train.batch_size, **inputs.existing_cache()
+        ),
+        {
+            "method": settings.method,
+            "class_names": list(data.class_names),
+            "eval_augment": inputs.augment_eval,
+            "settings": dict(settings.settings) | provenance(method),
+        },
+    )
     return {
         "best_epoch": trained.best_epoch + 1,
         "history": trained.history,

@@ -1,6 +1,7 @@
 """The tasks of a sequence, as a command line gives them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from piggyback_tf.packs import check_task_name
 
@@ -23,3 +24,14 @@ def parse_tasks(entries: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"Task {name!r} is there twice. Give every task a name of its own.")
         tasks[name] = data
     return tasks
+
+
+def folders_of(folder: Path, tasks: Iterable[str], first: int = 1) -> dict[str, Path]:
+    """Returns the folder of each task of a sequence, by task.
+
+    Args:
+        folder: The folder of the sequence.
+        tasks: The tasks in the order of learning.
+        first: The number of the first task in the name of its folder.
+    """
+    return {task: folder / f"{place}_{task}" for place, task in enumerate(tasks, start=first)}

@@ -5,6 +5,9 @@ from typing import Any
 
 from piggyback_tf.settings.records import option
 
+CACHES = ("auto", "memory", "disk", "none", "existing")
+CHECKS = ("pixels", "headers")
+
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
@@ -12,11 +15,21 @@ class InputConfig:
 
     augment_train: str = option("", "What happens to training images; by default resize(S,S).")
     augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
-    cache: str = option(
-        "auto", "Images after the fixed operations: memory, disk, none, or auto by size.", recorded=False
-    )
+    cache: str = option("auto", "Images after fixed operations: auto, memory, disk or none.", recorded=False)
     cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.", recorded=False)
+    cache_disk_limit_mb: int = option(20480, "MiB of disk that cache=auto may take.", recorded=False)
     cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.", recorded=False)
+    check: str = option("pixels", "Before training: pixels decodes all images, headers none.", recorded=False)
+
+    def __post_init__(self) -> None:
+        for name, valid in (("cache", CACHES), ("check", CHECKS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(valid)}. Received: {name}={getattr(self, name)!r}."
+                )
+        for name in ("cache_limit_mb", "cache_disk_limit_mb"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
 
     def for_size(self, image_size: int) -> "InputConfig":
         """Returns the same settings with augmentations filled in that were left to the default."""
@@ -27,4 +40,13 @@ class InputConfig:
 
     def cache_options(self) -> dict[str, Any]:
         """Returns what `make_dataset` takes of the settings."""
-        return {"cache": self.cache, "cache_limit_mb": self.cache_limit_mb, "cache_dir": self.cache_dir or None}
+        return {
+            "cache": self.cache,
+            "cache_limit_mb": self.cache_limit_mb,
+            "cache_disk_limit_mb": self.cache_disk_limit_mb,
+            "cache_dir": self.cache_dir or None,
+        }
+
+    def existing_cache(self) -> dict[str, Any]:
+        """Returns the same for images that are used once: what is cached is taken from there, and nothing is cached."""
+        return self.cache_options() | ({} if self.cache == "none" else {"cache": "existing"})

@@ -21,7 +21,7 @@ class TrainConfig:
     batch_size: int = option(32, "Images a step, over all devices.")
     seed: int = option(0, "Seed of random starts, order of images, augmentation, dropout.")
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
-    step_epochs: int = option(0, "schedule=step: epochs between two decays; 0 for half of --epochs.")
+    step_epochs: int = option(0, "schedule=step: epochs between two decays; 0: half of all.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
     warmup_steps: int = option(
         -1,

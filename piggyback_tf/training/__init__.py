@@ -6,7 +6,13 @@ Names are looked up when they are first used: to look after the folder of a run 
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.settings import STRATEGIES, InputConfig, RunConfig, TrainConfig, complete, complete_run
 from piggyback_tf.training.errors import TrainingError
-from piggyback_tf.training.run_folder import check_settings, run_folder
+from piggyback_tf.training.run_folder import (
+    RESULT_FILE,
+    check_file_name,
+    check_settings,
+    folders_of_methods,
+    run_folder,
+)
 
 _HOMES = {
     "TrainedTask": "fit",
@@ -21,6 +27,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "RESULT_FILE",
     "STRATEGIES",
     "InputConfig",
     "RunConfig",
@@ -29,11 +36,13 @@ __all__ = [
     "TrainingError",
     "TrustRegionAdam",
     "WarmupSchedule",
+    "check_file_name",
     "check_found",
     "check_settings",
     "complete",
     "complete_run",
     "finish_training",
+    "folders_of_methods",
     "make_optimizer",
     "make_strategy",
     "mask_rate",

@@ -1,25 +1,30 @@
 """`found.json`: what a run found before it trained, and must find again to go on: its base and its data."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from piggyback_tf.backbones import Backbone, Structure
 from piggyback_tf.backbones.identity import check_same_computation
+from piggyback_tf.files import write_atomically
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.run_folder import check_settings
 
 FOUND_FILE = "found.json"
 
 
-def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any]) -> None:
+def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any], unmeasured: Collection[str] = ()) -> None:
     """Writes what a new run found, or compares it with what the run was started with.
 
     Args:
         folder: The run's folder.
         backbone: The base.
         data: What describes the data, as JSON values.
+        unmeasured: The names in it that nothing depends on yet, such as those of test images that were not measured.
+            They may have changed: a sentence in the log says so, and what is there now counts.
 
     Raises:
         TrainingError: If the folder was used with another base or other data.
@@ -34,7 +39,21 @@ def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any]) -> No
         check_same_computation(f"The run in {str(folder)!r}", kept, backbone.structure, TrainingError)
         # Answers of two machines are not the same to the last bit, and a run of before may have none.
         structure = {name: earlier[name] for name in structure if name in earlier}
-    check_settings(folder, {"base_hash": backbone.hash, **structure, **data}, file=FOUND_FILE, prefix="")
+    found = {"base_hash": backbone.hash, **structure, **data}
+    changed = []
+    if earlier is not None:
+        changed = [name for name in unmeasured if earlier.get(name) != found.get(name)]
+    kept = {name: value for name, value in found.items() if name not in changed}
+    kept |= {name: earlier[name] for name in changed if name in earlier}
+    check_settings(folder, kept, file=FOUND_FILE, prefix="")
+    if changed:
+        logging.warning(
+            "The test images are no longer those with which the run in %s began (%s). Nothing was decided or measured "
+            "by them; the images that are there now are measured.",
+            folder,
+            ", ".join(changed),
+        )
+        write_atomically(folder / FOUND_FILE, json.dumps(found, indent=2, sort_keys=True) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,13 +2,15 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from piggyback_tf.files import (
     LOCK_FILE,
     PathError,
+    atomic_file,
     folder_lock,
     is_text,
     local_path,
@@ -19,8 +21,12 @@ from piggyback_tf.files import (
 )
 from piggyback_tf.training.errors import TrainingError
 
+# What a training was found to be worth; a training that has one is not done again.
+RESULT_FILE = "result.json"
+# All that is wrong with a run's images, where that is too much for a message.
+PROBLEMS_FILE = "problems.txt"
 # What a run finds out before it trains: its settings, data and base, and with what its masks start.
-_BEFORE_TRAINING = ("settings.json", "found.json", "start.json")
+_BEFORE_TRAINING = ("settings.json", "found.json", "start.json", PROBLEMS_FILE)
 # The folders in a run's folder to which it writes: of baselines, of the tasks of a sequence, of tasks learned alone.
 _OWN_FOLDERS = ("baselines/*", "[0-9]*_*", "alone/[0-9]*_*")
 _NOT_SET = object()
@@ -56,6 +62,42 @@ def run_folder(path: str | Path) -> Iterator[Path]:
             for leftover in [each / name for each in own for name in _BEFORE_TRAINING]:
                 leftover.unlink(missing_ok=True)
         yield folder
+
+
+def folders_of_methods(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Returns the folder of each method of a run; the last is the main one.
+
+    Its files lie in the run's folder itself, and those of the baselines beside them.
+    """
+    return {name: folder if name == names[-1] else folder / "baselines" / name for name in names}
+
+
+def check_file_name(folder: Path, name: str, cure: str) -> None:
+    """Finds out whether a result could be written under a name, before hours are spent on it.
+
+    Args:
+        folder: The run's folder.
+        name: The name of the file.
+        cure: What to do if not.
+
+    Raises:
+        TrainingError: If a file of this name, or the temporary one from which it is made, cannot be written.
+    """
+    path = folder / name
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+        with contextlib.suppress(_WrittenError), atomic_file(path):
+            raise _WrittenError
+    except OSError as error:
+        raise TrainingError(
+            f"A file {name!r}, of {len(os.fsencode(name))} bytes in its name, cannot be written to {str(folder)!r}: "
+            f"{error.strerror or error}. {cure}"
+        ) from error
+
+
+class _WrittenError(Exception):
+    """Ends the writing of a file that nobody wants."""
 
 
 def check_settings(

@@ -11,17 +11,16 @@ import weakref
 import numpy as np
 import pytest
 
-from piggyback_tf.data import DataError, cache, load_data, make_dataset, pipeline
+from piggyback_tf.data import DataError, cache, disk_cache, load_data, make_dataset, prepared
 from piggyback_tf.data.cache import (
     CachedImages,
     bytes_in_memory,
     cache_in_memory,
-    cache_on_disk,
     decode_all,
     default_cache_dir,
-    open_disk_cache,
     remember,
 )
+from piggyback_tf.data.disk_cache import cache_on_disk, open_disk_cache
 
 
 def image(index: int) -> np.ndarray:
@@ -35,13 +34,13 @@ def assert_whole(images: CachedImages, count: int) -> None:
 
 @pytest.mark.parametrize("estimate", [1, 100, 10**6])
 def test_memory(estimate):
-    images = cache_in_memory(image, 700, estimate)
+    images = cache_in_memory(decode_all(image, 700), estimate)
     assert_whole(images, 700)
     assert images.image_size is None
 
 
 def test_images_of_one_size_are_gathered():
-    images = cache_in_memory(lambda i: np.full((2, 5, 3), i, np.uint8), 9, 1000)
+    images = cache_in_memory(decode_all(lambda i: np.full((2, 5, 3), i, np.uint8), 9), 1000)
     assert images.image_size == (2, 5)
     assert images.gather(np.array([7, 0, 7]))[:, 0, 0, 0].tolist() == [7, 0, 7]
 
@@ -49,9 +48,9 @@ def test_images_of_one_size_are_gathered():
 def test_disk(tmp_path):
     folder = tmp_path / "deep" / "images-1"
     assert open_disk_cache(folder) is None
-    assert_whole(cache_on_disk(image, 300, folder, {"images": 300}), 300)
+    assert_whole(cache_on_disk(decode_all(image, 300), folder, {"images": 300}), 300)
     # The second time nothing is read.
-    assert_whole(cache_on_disk(None, 300, folder, {}), 300)
+    assert_whole(cache_on_disk(None, folder, {}), 300)
     assert json.loads((folder / "about.json").read_text()) == {"images": 300}
     assert sorted(p.name for p in folder.parent.iterdir()) == ["images-1", "images-1.lock"]
 
@@ -77,19 +76,20 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
         return image(index)
 
     with pytest.raises(DataError):
-        cache_on_disk(fails, 10, tmp_path / "images-1", {})
+        cache_on_disk(decode_all(fails, 10), tmp_path / "images-1", {})
     assert [p.name for p in tmp_path.iterdir()] == ["images-1.lock"]
 
 
 FILL = r"""
 import os, sys, time, numpy as np
 from pathlib import Path
-from piggyback_tf.data.cache import cache_on_disk
+from piggyback_tf.data.cache import decode_all
+from piggyback_tf.data.disk_cache import cache_on_disk
 def image(i):
     os.write(1, f"{i}\n".encode())
     time.sleep(float(sys.argv[2]))
     return np.full((2 + i % 3, 4, 3), i % 256, np.uint8)
-cache_on_disk(image, 60, Path(sys.argv[1]), {})
+cache_on_disk(decode_all(image, 60), Path(sys.argv[1]), {})
 """
 
 
@@ -103,7 +103,7 @@ def test_a_kill_leaves_no_entry_and_no_lock(tmp_path):
     process.wait()
     process.stdout.close()
     assert open_disk_cache(folder) is None
-    assert_whole(cache_on_disk(image, 60, folder, {}), 60)
+    assert_whole(cache_on_disk(decode_all(image, 60), folder, {}), 60)
     assert not (tmp_path / "images-1.partial").exists()
 
 
@@ -117,12 +117,25 @@ def test_two_processes_make_one_entry(tmp_path):
     assert_whole(open_disk_cache(folder), 60)
 
 
-def test_a_damaged_entry_is_made_again(tmp_path, caplog):
+DAMAGE = {
+    "pixels are cut": lambda folder: os.truncate(folder / "pixels.bin", 50),
+    "pixels are gone": lambda folder: (folder / "pixels.bin").unlink(),
+    "shapes are gone": lambda folder: (folder / "shapes.npy").unlink(),
+    "shapes are cut": lambda folder: os.truncate(folder / "shapes.npy", 60),
+    "shapes are empty": lambda folder: os.truncate(folder / "shapes.npy", 0),
+    "shapes are others": lambda folder: np.save(folder / "shapes.npy", np.zeros(3)),
+    "shapes are no array": lambda folder: (folder / "shapes.npy").write_bytes(b"nonsense"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_entry_is_made_again(damage, tmp_path, caplog):
     folder = tmp_path / "images-1"
-    cache_on_disk(image, 10, folder, {})
-    os.truncate(folder / "pixels.bin", 50)
-    assert_whole(cache_on_disk(image, 10, folder, {}), 10)
-    assert "was damaged" in caplog.text
+    cache_on_disk(decode_all(image, 10), folder, {})
+    damage(folder)
+    assert_whole(cache_on_disk(decode_all(image, 10), folder, {}), 10)
+    assert f"Cache entry {folder} is damaged and is made again" in caplog.text
+    assert_whole(open_disk_cache(folder), 10)
 
 
 def entries(cache_dir) -> list[str]:
@@ -141,12 +154,12 @@ def test_auto_chooses_memory_then_disk_then_none(make_folder, cache_dir, caplog,
     assert about["operations"] == "resize(512,512)" and about["first"] == source.describe(0)
 
     assert "No cache" not in caplog.text
-    monkeypatch.setattr(pipeline, "room_on_disk", lambda folder: 1 << 20)
+    monkeypatch.setattr(disk_cache, "_free", lambda folder: 1 << 20)
     arguments["augment"] = "resize(600,600)|flip"
     dataset = make_dataset(source, cache_limit_mb=1, **arguments)
     assert sum(len(labels) for _, labels in dataset) == len(source)
     assert "No cache for 6 images after resize(600,600), which are decoded anew in every epoch" in caplog.text
-    assert "about 6 MiB are needed and 1 MiB are free" in caplog.text
+    assert "about 6 MiB are needed and 1 MiB are left of the disk and of cache_disk_limit_mb=20480" in caplog.text
     assert len(entries(cache_dir)) == 1
 
 
@@ -211,14 +224,16 @@ def test_the_key_covers_files_split_operations_and_how_files_are_decoded(make_fo
     os.utime(root / "train/a/000.png", ns=(1, 1))
     os.utime(root / "train/a/001.png", ns=(1, 1))
     assert fill() == 4
-    monkeypatch.setattr(pipeline, "PIXELS_VERSION", "1")
+    monkeypatch.setattr(prepared, "PIXELS_VERSION", "1")
     assert fill() == 5
 
 
 def test_room_on_disk_keeps_a_reserve(tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": cache.DISK_RESERVE + 5})
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
-    assert cache.room_on_disk(tmp_path / "not" / "yet") == 5
+    usage = type("Usage", (), {"free": disk_cache.DISK_RESERVE + 5, "total": 2 * disk_cache.DISK_RESERVE})
+    monkeypatch.setattr(disk_cache.shutil, "disk_usage", lambda folder: usage)
+    assert disk_cache.make_room(tmp_path / "not" / "yet", 5, None) == 5
+    usage.total = 40 * disk_cache.DISK_RESERVE
+    assert disk_cache.make_room(tmp_path, 5, None) == 0
 
 
 def test_default_cache_dir(monkeypatch, tmp_path):
@@ -246,6 +261,19 @@ def test_remember(tmp_path, caplog):
     (tmp_path / "file").write_text("x")
     assert remember("x", "f" * 64, compute, tmp_path / "file")["a"].tolist() == [0, 1, 2]
     assert "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 1, 40, 200])
+def test_a_damaged_result_is_computed_again(size, tmp_path, caplog):
+    def compute():
+        return {"a": np.arange(100)}
+
+    remember("x", "f" * 64, compute, tmp_path)
+    (path,) = tmp_path.glob("x-*.npz")
+    os.truncate(path, size)
+    for _ in range(2):
+        assert remember("x", "f" * 64, compute, tmp_path)["a"].tolist() == list(range(100))
+    assert caplog.text.count("cannot be read and is made again") == 1
 
 
 def test_available_cpus():

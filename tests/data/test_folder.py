@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback_tf.data import DataError, load_data, sources
+from piggyback_tf.data import DataError, load_data, look
 from piggyback_tf.files import shown_path
 
 
@@ -218,14 +218,14 @@ def test_broken_images_are_skipped_counted_and_logged(make_folder, caplog, cache
 
     # The result is kept: the images are not decoded a second time while the files stay as they are.
     again = load_data(f"folder:{root}", skip_broken_images=True)
-    again.train._source.read = None
+    again.train.raw.read = None
     assert len(again.train) == 5
     truncate(root / "train/a/003.png")
     assert len(load_data(f"folder:{root}", skip_broken_images=True).train) == 4
     # What counts as broken follows from how files are decoded.
-    monkeypatch.setattr(sources, "PIXELS_VERSION", "1")
+    monkeypatch.setattr(look, "PIXELS_VERSION", "1")
     again = load_data(f"folder:{root}", skip_broken_images=True)
-    again.train._source.read = None
+    again.train.raw.read = None
     with pytest.raises(TypeError):
         len(again.train)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -104,3 +105,41 @@ def test_no_validation_can_be_carved_out_of_single_images(make_folder):
         load_data(f"folder:{make_folder(train={'a': 1, 'b': 1})}")
     train, validation = carve_validation(load_data("digits").train, 0.999, 0, "digits")
     assert len(np.unique(train.labels)) == len(np.unique(validation.labels)) == 10
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a", "b", "a"), "'a' is there twice"),
+        # The letter with its accent, and the letter and the accent: both look the same.
+        (("caf\u00e9", "tea", "cafe\u0301"), r"'caf\\xe9' and 'cafe\\u0301'"),
+    ],
+)
+def test_classes_of_one_name_are_refused(names, said, make_folder):
+    @register_data("three_classes")
+    def load(request):
+        return dataclasses.replace(load_data("digits:0-2"), spec=request.spec, class_names=names)
+
+    try:
+        with pytest.raises(DataError, match=f"Classes of 'three_classes' have the same name: .*{said}"):
+            load_data("three_classes")
+    finally:
+        del DATA_KINDS._entries["three_classes"]
+    if len(set(names)) == 3:
+        with pytest.raises(DataError, match="have the same name"):
+            load_data(f"folder:{make_folder(train=dict.fromkeys(names, 2))}")
+
+
+def test_whatever_kind_leaves_broken_images_out(make_folder):
+    root = make_folder(train={"a": 3, "b": 3}, test={"a": 1})
+    (root / "train/a/000.png").write_bytes(b"")
+
+    @register_data("other_folder")
+    def load(request):
+        return load_data(f"folder:{root}")
+
+    try:
+        data = load_data("other_folder", skip_broken_images=True)
+    finally:
+        del DATA_KINDS._entries["other_folder"]
+    assert [*data.train.skipped, *data.validation.skipped] == [str(root / "train/a/000.png")]

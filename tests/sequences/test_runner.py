@@ -193,3 +193,19 @@ def test_the_command_refuses_flags_that_would_do_nothing(tmp_path):
         done = _command(tmp_path / "run", *flags.split())
         assert done.returncode == 2
         assert sentence in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("method", "again"), [("piggyback", False), ("finetune_sequential", False), ("ewc", True)])
+def test_training_images_are_read_again_only_by_methods_that_need_them(method, again, tmp_path, monkeypatch):
+    streamed = []
+
+    def stream(source, *arguments, **options):
+        streamed.append(source)
+        assert options.pop("cache") == "existing"
+        yield from real(source, *arguments, **options)
+
+    real = runner_module.stream_batches
+    monkeypatch.setattr(runner_module, "stream_batches", stream)
+    tasks = {name: _two_classes(name) for name in ("a", "b")}
+    _run(tmp_path, method, tasks, task_agnostic=False)
+    assert streamed == ([data.train for data in tasks.values()] if again else [])

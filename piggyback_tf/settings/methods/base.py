@@ -39,7 +39,7 @@ class NormConfig(MethodConfig):
     """Settings of methods that train batch norm, or can."""
 
     norm_statistics: str = option("frozen", "Mean and variance of trained batch norm. frozen: the base's; task: own.")
-    norm_momentum: float = option(0.9, "Momentum of batch norm's statistics, --norm_statistics=task.")
+    norm_momentum: float = option(0.9, "Momentum of statistics with --norm_statistics=task.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
