@@ -48,9 +48,11 @@ KINDS = {
     "extension": Kind(
         "file that is not an image by its name",
         "files that are not images by their names",
-        f"Move them away, or give them the extension that they need; valid: {', '.join(EXTENSIONS)}.",
+        f"Move such files away, or give them the extension that they need; valid: {', '.join(EXTENSIONS)}.",
     ),
-    "no_class": Kind("image in no class folder", "images in no class folder", "Move them into the folders of classes."),
+    "no_class": Kind(
+        "image in no class folder", "images in no class folder", "Move such images into the folders of classes."
+    ),
     "unfit": Kind(
         "image whose size does not fit the augmentation",
         "images whose sizes do not fit the augmentation",
