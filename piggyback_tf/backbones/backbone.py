@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 
+from piggyback_tf.backbones import own
 from piggyback_tf.backbones import weights as weight_files
 from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.hashing import model_hash
@@ -26,7 +27,7 @@ class Backbone:
     """A network that turns RGB images into features.
 
     Attributes:
-        name: Name in the registry, or the one given to `from_model`.
+        name: Name in the registry, the one given to `from_model`, or that of a `.keras` file.
         model: Functional model from float32 images `[B, S, S, 3]` in [0, 255] (uint8 is cast) to features `[B, F]`.
         image_size: Height and width S of the images.
         weights: Where the weights come from: `"imagenet"`, `"random"`, `"shipped"`, the name of a file, or `"given"`.
@@ -96,7 +97,7 @@ class Backbone:
         if isinstance(model, keras.Sequential):
             # The same layers, as a model whose inputs and outputs other layers can be put to.
             model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        return cls(name or model.name, model, int(sizes.pop()), "given", "as in the given model")
+        return cls(name or model.name, model, int(sizes.pop()), own.GIVEN, own.PREPROCESSING)
 
 
 def load_backbone(
@@ -105,12 +106,14 @@ def load_backbone(
     """Builds a network and gives it its weights.
 
     Args:
-        name: One of `list_backbones()`.
+        name: One of `list_backbones()`, or the path of a `.keras` file: a network of one's own, with its weights, from
+            RGB images in [0, 255] to features `[B, F]`. The backbone is then called as the file is.
         weights: `"imagenet"` (downloaded by Keras on first use), `"random"`, `"shipped"` (networks that come with the
             package), or the path of a file: `.weights.h5` or `.h5` of the plain `keras.applications` network, or a
             `.keras` model that contains the network under the same layer names. The network's own default if None.
             MobileNet and MobileNetV2 have ImageNet weights of their own for some image sizes; Keras picks them.
-        image_size: Height and width of the images; the network's own default if None.
+        image_size: Height and width of the images; the network's own default if None. Needed for a `.keras` file whose
+            model leaves it open.
         seed: Seed of `weights="random"`. The random states of Python, NumPy and TensorFlow are left as they are.
 
     Returns:
@@ -131,13 +134,14 @@ def load_backbone(
             model = _load_file(name, entry, weights, image_size)
             provenance = Path(weights).name
     rename_layers(model)
-    return Backbone(name, model, image_size, provenance, entry.preprocessing)
+    shown = Path(name).name if own.is_model_file(name) else name
+    return Backbone(shown, model, image_size, provenance, entry.preprocessing)
 
 
 def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) -> keras.Model:
     if weights == "shipped":
         return _load_file(name, entry, entry.shipped, image_size)
-    if weights == "random":
+    if weights in ("random", own.GIVEN):
         return entry.build(image_size)
     try:
         return entry.build(image_size, "imagenet")

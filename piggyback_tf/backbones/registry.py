@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piggyback_tf.backbones import own
 from piggyback_tf.backbones.errors import WeightsError
 from piggyback_tf.registry import Registry, import_modules
 
@@ -26,10 +27,11 @@ class BackboneEntry:
             `build(image_size, published)`, with `"imagenet"` or the path of an `.h5` file in the layout in which
             `keras.applications` publishes its weights, and returns the network with those.
         family: Networks of one family are built by the same code; tests take one of each.
-        image_size: Default height and width of the images.
+        image_size: Default height and width of the images; None if there is none.
         min_size: Smallest image size the network can take.
         preprocessing: How images are scaled inside the model, in one line.
-        weights: The named weights that exist; the first is the default. `"random"` is always among them.
+        weights: The named weights that exist; the first is the default. `"random"` is among them, or `"given"` is the
+            only one.
         max_size: Largest image size the network can take, if there is one.
         size_hint: What to use at other image sizes, as the end of an error message.
         shipped: Path of the weights file inside the package, for `"shipped"`.
@@ -37,7 +39,7 @@ class BackboneEntry:
 
     build: "Callable[..., keras.Model]"
     family: str
-    image_size: int
+    image_size: int | None
     min_size: int
     preprocessing: str
     weights: tuple[str, ...] = ("imagenet", "random")
@@ -70,9 +72,30 @@ def register_backbone(name: str, **fields) -> Callable[[Callable], Callable]:
 def get_entry(name: str) -> BackboneEntry:
     """Returns the entry of a backbone.
 
+    Args:
+        name: Its name, or the path of the `.keras` file of a network of one's own.
+
     Raises:
         ValueError: If there is no backbone of this name.
+        WeightsError: If there is no such file, or it holds no Keras model.
     """
+    if own.is_model_file(name):
+        path = own.check_model_file(name)
+        size = own.input_size(path)
+        return BackboneEntry(
+            build=functools.partial(own.read_network, path),
+            family="own",
+            image_size=size,
+            min_size=size or 1,
+            max_size=size,
+            preprocessing=own.PREPROCESSING,
+            weights=(own.GIVEN,),
+        )
+    if os.sep in name or Path(name).suffix:
+        raise ValueError(
+            f"{name!r} is no name of a backbone, and a network from a file is a Keras model whose name ends in "
+            f"{own.SUFFIX}; model.save({f'{Path(name).stem}{own.SUFFIX}'!r}) writes one."
+        )
     _import_networks()
     return _BACKBONES[name]
 
@@ -107,7 +130,11 @@ def check_request(
     entry = get_entry(name)
     image_size = entry.image_size if image_size is None else image_size
     weights = entry.weights[0] if weights is None else weights
+    if image_size is None:
+        raise ValueError(f"{name!r} does not say how large its images are; give height and width: image_size=SIZE.")
     _check_size(name, entry, image_size)
+    if own.is_model_file(name) and weights != own.GIVEN:
+        raise WeightsError(f"{name!r} holds the weights of its network; leave weights={os.fspath(weights)} out.")
     if weights not in entry.weights:
         _check_not_a_name(name, entry, weights)
     return entry, weights, image_size

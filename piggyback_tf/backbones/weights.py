@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones.errors import WeightsError, one_line
-from piggyback_tf.backbones.paths import finalize_layers, named_variables
+from piggyback_tf.backbones.own import read_model
+from piggyback_tf.backbones.paths import finalize_layers, is_container, named_variables
 from piggyback_tf.backbones.registry import FILE_KINDS
 from piggyback_tf.files import with_home
 
@@ -100,10 +101,10 @@ def load_keras_file(model: keras.Model, path: Path, name: str) -> None:
     Raises:
         WeightsError: If the file cannot be read, lacks a weight or has one of another shape.
     """
-    try:
-        saved = named_variables(keras.saving.load_model(path, compile=False))
-    except Exception as error:
-        raise WeightsError(f"Model file {str(path)!r} cannot be loaded: {one_line(error)}") from error
+    saved = read_model(path)
+    if not is_container(saved):
+        raise WeightsError(f"Model file {str(path)!r} holds no functional or sequential model, but {saved!r}.")
+    saved = named_variables(saved)
     variables = named_variables(model)
     prefix = _best_prefix(variables, saved)
     missing = [key for key in variables if prefix + key not in saved]

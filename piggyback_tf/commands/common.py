@@ -72,7 +72,11 @@ def check_output(path: str) -> None:
 
 def add_base_options(command: argparse.ArgumentParser) -> None:
     """Declares the arguments of a command that loads a base; `choose_base` reads them."""
-    command.add_argument("--backbone", metavar="NAME", help="the base; default: the one that the pack names")
+    command.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="the base, or the .keras file or URL of a network of one's own; default: the one that the pack names",
+    )
     command.add_argument(
         "--weights",
         metavar="WEIGHTS",
@@ -109,15 +113,25 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
     Raises:
         UsageError: If the base, or its weights, cannot be found.
     """
-    from piggyback_tf.backbones.registry import get_entry, list_backbones
+    from piggyback_tf.backbones.own import GIVEN, is_model_file
+    from piggyback_tf.backbones.registry import check_request, get_entry, list_backbones
 
     name = options.backbone or pack.base_name
     if options.backbone is None and name not in list_backbones():
+        if is_model_file(name):
+            raise UsageError(
+                f"Task {pack.task!r} was trained on the network in the file {name!r}; say where it is: --backbone=PATH."
+            )
         raise UsageError(
-            f"Task {pack.task!r} was trained on {name!r}, a base of its own that cannot be loaded by its name; "
-            "use it from Python: piggyback_tf.TaskBank(Backbone.from_model(model)).add(pack)."
+            f"Task {pack.task!r} was trained on {name!r}, a base of its own that cannot be loaded by its name. Save it, "
+            "model.save('PATH.keras'), and pass --backbone=PATH.keras; or use it from Python: "
+            "piggyback_tf.TaskBank(Backbone.from_model(model)).add(pack)."
         )
     try:
+        if is_model_file(name):
+            if not is_url(name):
+                check_request(name, options.weights, pack.image_size)
+            return name, options.weights or GIVEN
         entry = get_entry(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -161,11 +175,11 @@ def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
     name, weights = base
     # Random weights are those of a training with the same seed.
     seed = seed_of(pack) if weights == "random" else 0
-    with local_input(weights) as local:
+    with local_input(weights) as local, local_input(name) as network:
         try:
-            return load_backbone(name, weights=local, image_size=pack.image_size, seed=seed)
+            return load_backbone(network, weights=local, image_size=pack.image_size, seed=seed)
         except ValueError as error:
-            raise UsageError(str(error).replace(local, weights)) from error
+            raise UsageError(str(error).replace(local, weights).replace(network, name)) from error
 
 
 def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":

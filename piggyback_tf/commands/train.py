@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags, logging
 
+from piggyback_tf.backbones.own import is_model_file
 from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
 from piggyback_tf.commands.looking import look_first
@@ -99,6 +100,11 @@ def _check_flags() -> tuple[dict[str, str], list[str], InputConfig]:
         read_config(CONFIGS[name])
         read_config(TrainConfig, CONFIGS[name].recipe)
     _, _, image_size = check_request(FLAGS.backbone, FLAGS.weights, FLAGS.image_size)
+    if is_model_file(FLAGS.backbone) and FLAGS.mixed_precision != "none":
+        raise flags.IllegalFlagValueError(
+            f"--mixed_precision={FLAGS.mixed_precision}: the layers of {FLAGS.backbone!r} compute as its file says; "
+            "leave it out."
+        )
     inputs = read_config(InputConfig).for_size(image_size)
     for augment in (inputs.augment_train, inputs.augment_eval):
         check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)

@@ -157,10 +157,13 @@ def _row(file: PackFile) -> list[str]:
 
 def _example(file: str, pack: TaskPack) -> list[str]:
     """Returns the lines that load one of the packs in Python."""
+    from piggyback_tf.backbones.own import is_model_file
     from piggyback_tf.backbones.registry import get_entry, list_backbones
 
     name, size = pack.base_name, pack.image_size
-    if name not in list_backbones():
+    if is_model_file(name):
+        backbone = f"pb.load_backbone({f'FOLDER/{name}'!r}, image_size={size})"
+    elif name not in list_backbones():
         backbone = f"pb.Backbone.from_model(model)  # {_plain(name)}, as the task's author has it"
     elif pack.base_weights in get_entry(name).weights:
         seed = f", seed={pack.settings.get('seed', 0)!r}" if pack.base_weights == "random" else ""

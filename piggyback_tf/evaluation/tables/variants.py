@@ -82,7 +82,8 @@ def name_bases(records: Sequence[Record], weights: bool = False) -> dict[tuple, 
         first.setdefault(record.base.key, record)
 
     def network(record: Record) -> str:
-        return record.base.backbone or f"base {record.base.hash[:12]}"
+        # A network of one's own is given by its file.
+        return Path(record.base.backbone).name or f"base {record.base.hash[:12]}"
 
     def with_weights(record: Record) -> str:
         return f"{network(record)}, {Path(record.base.weights).name or 'unknown weights'}"
@@ -177,7 +178,7 @@ def order_sign(order: Sequence[str], tasks: Sequence[str]) -> str:
 
 def _describe(record: Record) -> str:
     base = record.base
-    known = f"{base.backbone}, {Path(base.weights).name}, " if base.backbone else ""
+    known = f"{Path(base.backbone).name}, {Path(base.weights).name}, " if base.backbone else ""
     return known + (f"{base.image_size} px, " if base.image_size else "") + f"hash {base.hash[:12]}"
 
 
