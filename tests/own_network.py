@@ -14,6 +14,6 @@ def nested_network(size: int = 32) -> keras.Model:
     inner = keras.Model(maps, layers.Add()([x, maps]), name="inner")
     images = keras.Input((size, size, 3), name="images")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(images)
-    x = layers.Conv2D(12, 3, strides=2, activation="relu", name="stem")(x)
+    x = layers.Conv2D(12, 3, strides=2, padding="same", activation="relu", name="stem")(x)
     x = layers.Conv2D(16, 3, strides=2, activation="relu", name="last")(inner(x))
     return keras.Model(images, layers.GlobalAveragePooling2D()(x), name="own")

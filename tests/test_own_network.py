@@ -1,6 +1,7 @@
 """A network of one's own, a model within it, from the command line: training, bank and exports."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -93,9 +94,24 @@ def test_a_table_calls_the_network_by_its_file(trained, capsys):
     assert json.loads((folder / "run" / "settings.json").read_text())["backbone"] == str(folder / "mine.keras")
 
 
-def test_another_network_in_the_same_file_is_no_continuation(trained, tmp_path):
-    nested_network().save(tmp_path / "mine.keras")
-    command = [*TRAIN, f"--backbone={tmp_path / 'mine.keras'}", f"--output_dir={tmp_path / 'run'}"]
+def test_the_precision_is_that_of_the_file(trained, tmp_path):
+    folder, _ = trained
+    command = [*TRAIN, f"--backbone={folder / 'mine.keras'}", f"--output_dir={tmp_path / 'run'}"]
     done = run_forked(*command, "--mixed_precision=bfloat16")
     assert done.returncode == 2
     assert "compute as its file says; leave it out." in done.stderr
+
+
+def test_another_network_in_the_same_file_is_no_continuation(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    other, kept = nested_network(), (folder / "mine.keras").read_bytes()
+    other.get_layer("stem").bias.assign(np.full(12, 0.5))
+    try:
+        other.save(folder / "mine.keras")
+        done = run_forked(*TRAIN, f"--backbone={folder / 'mine.keras'}", f"--output_dir={tmp_path / 'run'}")
+    finally:
+        (folder / "mine.keras").write_bytes(kept)
+    assert done.returncode == 2
+    assert "base_hash" in done.stderr
