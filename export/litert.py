@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
@@ -55,14 +55,13 @@ def define_flags() -> None:
     define_base_flags()
 
 
-def _run(arguments: list[str]) -> None:
-    """Does what the flags say and prints what was written."""
+def _run(arguments: list[str]) -> Answer:
+    """Does what the flags say; the answer is what was written."""
     del arguments
     need("ai_edge_litert")
     files, output, model = find_packs(FLAGS.packs), given_path("output"), given_path("base")
     if model is not None:
-        print("\n".join(_run_base(files, model, output)))
-        return
+        return _run_base(files, model, output)
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
     options, base = read_config(LiteOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
@@ -73,10 +72,11 @@ def _run(arguments: list[str]) -> None:
     load_litert()
     with filtered_stderr():  # The conversion to integers tells its settings.
         folder = export_litert(backbone, files, output, options)
-    print(folder)
+    written = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+    return Answer({"folder": str(folder), "files": written}, str(folder))
 
 
-def _run_base(files: Sequence[str], model: Path, output: Path | None) -> list[str]:
+def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
     """Adds tasks to a base; what decides the base's form is not to be given again."""
     for name in ("design", "quantize", "max_classes"):
         if FLAGS[name].present:
@@ -95,9 +95,11 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> list[st
     load_litert()
     packs = load_packs(files, backbone)
     if is_patched(model):
-        return [
-            line for task in add_tasks(backbone, packs, model, output, options) for line in _describe(task, options)
-        ]
+        added = add_tasks(backbone, packs, model, output, options)
+        text = "\n".join(line for task in added for line in _describe(task, options))
+        ranges = [None if task.saturation is None else list(map(dataclasses.asdict, task.saturation)) for task in added]
+        value = [{"file": str(task.path), "saturation": found} for task, found in zip(added, ranges, strict=True)]
+        return Answer({"files": [each["file"] for each in value], "tasks": value}, text)
     if (design := read_description(model)["design"]) == "plain":
         raise UsageError(
             f"--base={model}: this is a model of one task alone; export a new task by itself, with --design=plain "
@@ -105,7 +107,8 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> list[st
         )
     # A model that takes masks as inputs.
     check_input_design(dataclasses.replace(options, design=design))
-    return [str(path) for path in add_inputs(backbone, packs, model, output)]
+    written = [str(path) for path in add_inputs(backbone, packs, model, output)]
+    return Answer({"files": written}, "\n".join(written))
 
 
 def _describe(added: "Added", options: LiteOptions) -> list[str]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
@@ -49,8 +50,8 @@ def define_flags() -> None:
     define_base_flags()
 
 
-def _run(arguments: list[str]) -> None:
-    """Does what the flags say and prints the folder of the version."""
+def _run(arguments: list[str]) -> Answer:
+    """Does what the flags say; the answer is the folder of the version."""
     del arguments
     files, output, old = find_packs(FLAGS.packs), given_path("output"), given_path("add_to")
     if old is not None:
@@ -62,15 +63,21 @@ def _run(arguments: list[str]) -> None:
         load_tensorflow()
         from .servable.write import add_tasks
 
-        print(add_tasks(old, files, output, version=FLAGS.version, **changes))
-        return
+        return _answer(add_tasks(old, files, output, version=FLAGS.version, **changes))
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
     options, base = read_config(ExportOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base_of(*base)
     from .servable.write import export_saved_model
 
-    print(export_saved_model(backbone, files, output, options, version=FLAGS.version))
+    return _answer(export_saved_model(backbone, files, output, options, version=FLAGS.version))
+
+
+def _answer(folder: Path) -> Answer:
+    from .servable.folder import read_description
+
+    tasks = [entry["task"] for entry in read_description(folder)["tasks"]]
+    return Answer({"folder": str(folder), "version": int(Path(folder).name), "tasks": tasks}, str(folder))
 
 
 PROGRAM = Program(_TEXT, define_flags, _run, required=("packs",), errors=(ExportError,))

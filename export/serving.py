@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
 from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, given_path, read_config
@@ -46,7 +46,7 @@ def define_flags() -> None:
     define_config_flags(ServingOptions)
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> Answer:
     need("tensorflow_serving")
     options, output = read_config(ServingOptions), given_path("output")
     if not Path(arguments[0]).is_dir():
@@ -54,8 +54,8 @@ def _run(arguments: list[str]) -> None:
     load_tensorflow()
     from .deployment.deploy import write_deployment
 
-    for path in write_deployment(arguments[0], output, options, overwrite=FLAGS.overwrite):
-        print(path)
+    files = [str(path) for path in write_deployment(arguments[0], output, options, overwrite=FLAGS.overwrite)]
+    return Answer({"files": files}, "\n".join(files))
 
 
 PROGRAM = Program(_TEXT, define_flags, _run, arguments=1, errors=(ExportError,))

@@ -1,24 +1,26 @@
 """What `verify` prints of each kind of export."""
 
+import dataclasses
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.answers import UsageError
 from piggyback_tf.packs import TaskBank, TaskPack
 
 from .servable.compare import compare
 from .servable.folder import find_version, read_description
 
 
-def verify_saved_model(folder: Path, bank: TaskBank, images: Sequence[Path]) -> bool:
-    """Prints how a SavedModel compares with the bank; returns whether every task is good.
+def verify_saved_model(folder: Path, bank: TaskBank, images: Sequence[Path]) -> list[dict[str, Any]]:
+    """Prints how a SavedModel compares with the bank, and returns it for each task, and whether it is `good`.
 
     Args:
         folder: The export, or a version of it.
@@ -35,7 +37,7 @@ def verify_saved_model(folder: Path, bank: TaskBank, images: Sequence[Path]) -> 
         raise UsageError(f"The export {str(folder)!r} has no task {missing[0]!r}; it has {', '.join(sorted(known))}.")
     before, started = _memory(), time.perf_counter()
     model = tf.saved_model.load(str(folder))
-    loading, good = time.perf_counter() - started, True
+    loading, tasks = time.perf_counter() - started, []
     print(f"{folder}: {len(known)} tasks, {len(images)} images; loaded in {loading:.1f} s")
     for task in bank.names:
         found = compare(model, bank, task, images)
@@ -45,10 +47,10 @@ def verify_saved_model(folder: Path, bank: TaskBank, images: Sequence[Path]) -> 
             f"  {task}: largest difference {found.pixels:.1e} with pixels, {files} with files; labels "
             f"{'equal' if found.labels else 'NOT equal'}; {found.export_ms:.1f} ms an image (bank {found.bank_ms:.1f})"
         )
-        good &= found.good
+        tasks.append({**dataclasses.asdict(found), "good": found.good})
     print(f"memory: {_memory() - before:.0f} MB more at the most; on disk {_disk(folder) / 2**20:.1f} MB")
-    print("equal to 1e-5" if good else "NOT equal to 1e-5")
-    return good
+    print("equal to 1e-5" if all(task["good"] for task in tasks) else "NOT equal to 1e-5")
+    return tasks
 
 
 def verify_lite(
@@ -58,8 +60,8 @@ def verify_lite(
     packs: Sequence[TaskPack],
     images: Sequence[Path],
     min_agreement: float | None,
-) -> bool:
-    """Prints how a model for LiteRT compares with the bank; returns whether every task is good.
+) -> list[dict[str, Any]]:
+    """Prints how a model for LiteRT compares with the bank, and returns it for each task, and whether it is `good`.
 
     Args:
         path: The file of the model, with those of the tasks beside it.
@@ -78,7 +80,7 @@ def verify_lite(
     load_litert()
     before, started = _resident(), time.perf_counter()
     export = open_export(path, backbone)
-    loading, good = time.perf_counter() - started, True
+    loading, tasks = time.perf_counter() - started, []
     # With a task and after a prediction, before the bank takes memory for its own.
     enter_task(export, packs[0])
     export.answer(np.zeros([backbone.image_size, backbone.image_size, 3], np.float32))
@@ -90,10 +92,11 @@ def verify_lite(
     for pack in packs:
         found = compare_lite(export, bank, pack, images, min_agreement=min_agreement)
         print(describe(found))
-        good &= found.good
+        tasks.append({**dataclasses.asdict(found), "good": found.good})
     print(f"memory: {memory:.1f} MB with a task; on disk {path.stat().st_size / 2**20:.1f} MB")
-    print(f"{'holds' if good else 'does NOT hold'}: {promise(export, min_agreement)}")
-    return good
+    holds = all(task["good"] for task in tasks)
+    print(f"{'holds' if holds else 'does NOT hold'}: {promise(export, min_agreement)}")
+    return tasks
 
 
 def _memory() -> float:

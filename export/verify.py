@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from piggyback_tf.commands.common import UsageError
+from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
 from piggyback_tf.commands.program import Program
 from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.extras import need
@@ -53,8 +53,8 @@ def define_flags() -> None:
     define_base_flags()
 
 
-def _run(arguments: Sequence[str]) -> int:
-    """Prints the comparison of every task; returns 0 if all are good, else 1."""
+def _run(arguments: Sequence[str]) -> Answer:
+    """Prints the comparison of every task; the status is 0 if all are good, else 1."""
     path = Path(arguments[0])
     is_lite = _is_lite(path)
     if is_lite:
@@ -77,10 +77,12 @@ def _run(arguments: Sequence[str]) -> int:
         bank.add(pack)
     with filtered_stderr():  # oneDNN tells which types it leaves to others.
         if is_lite:
-            good = verify_lite(path, backbone, bank, packs, images, FLAGS.min_agreement)
+            tasks = verify_lite(path, backbone, bank, packs, images, FLAGS.min_agreement)
         else:
-            good = verify_saved_model(path, bank, images)
-    return 0 if good else 1
+            tasks = verify_saved_model(path, bank, images)
+    good = all(task["good"] for task in tasks)
+    value = {"export": str(path), "images": len(images), "good": good, "tasks": tasks}
+    return Answer(value, status=DONE if good else NO)
 
 
 def _is_lite(path: Path) -> bool:

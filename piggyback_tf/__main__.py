@@ -4,7 +4,6 @@ Arguments, packs and data specs are checked before TensorFlow is loaded, which t
 `convert`, `push`, `pull`, `table` and `cache` never load it.
 """
 
-import argparse
 import importlib
 import os
 import sys
@@ -23,7 +22,9 @@ from piggyback_tf.commands import (
     table,
     verify,
 )
-from piggyback_tf.commands.common import INTERRUPTED, UsageError, complain, program_name
+from piggyback_tf.commands.answers import JSON_HELP, WRONG, conclude, refuse
+from piggyback_tf.commands.common import program_name
+from piggyback_tf.commands.parser import CommandLineError, Parser
 from piggyback_tf.extras import missing_extra
 from piggyback_tf.packs import PackError
 from piggyback_tf.quiet import plain_log
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the program's name; that of the process if None.
 
     Returns:
-        The exit status: 0, or 2 if something that the caller gave is wrong.
+        The exit status, by the rule in docs/commands.md.
     """
     plain_log()
     if not sys.stderr.isatty():
@@ -59,26 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
         return _run_program("piggyback_tf.commands.train", arguments, 1)
     if arguments[:1] == ["export"] and arguments[1:2] and arguments[1] in _EXPORTS:
         return _run_program(f"piggyback_tf.export.{arguments[1]}", arguments, 2)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if not arguments:
+        print(parser.format_help(), end="", file=sys.stderr)
+        return WRONG
     try:
-        status = options.run(options)
-        sys.stdout.flush()
-        return status
-    except (UsageError, PackError) as error:
-        message = str(error)
-    except ModuleNotFoundError as error:
-        message = missing_extra(error)
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        complain(options.command, "interrupted.")
-        return INTERRUPTED
-    except OSError as error:
-        message = f"{error.filename!r}: {error.strerror}." if error.filename and error.strerror else str(error)
-    complain(options.command, message)
-    return 2
+        options = parser.parse_args(arguments)
+    except CommandLineError as error:
+        return refuse(error.program, str(error), as_json="--json" in arguments)
+    name = f"{program_name()} {options.command}"
+    return conclude(lambda: options.run(options), name, as_json=options.json, errors=(PackError,))
 
 
 def _run_program(module: str, arguments: list[str], words: int) -> int:
@@ -93,13 +84,12 @@ def _run_program(module: str, arguments: list[str], words: int) -> int:
     try:
         program = importlib.import_module(module).PROGRAM
     except ModuleNotFoundError as error:
-        print(f"{name}: {missing_extra(error)}", file=sys.stderr)
-        return 2
+        return refuse(name, missing_extra(error), as_json="--json" in arguments)
     return program.main(arguments[words:], name)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         program_name(), description="One frozen network, many tasks: train, use and export them.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"piggyback_tf {__version__}")
@@ -111,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, does in _EXPORTS.items():
         exports.add_parser(name, help=does, add_help=False)
     for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, table, backbones, cache):
-        command.add_command(commands)
+        command.add_command(commands).add_argument("--json", action="store_true", help=JSON_HELP)
     return parser
 
 

@@ -28,10 +28,13 @@ def _trained(tmp_path_factory):
     for index in range(2):
         pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
-    done = run_forked(*TRAIN, f"--backbone={folder / 'mine.keras'}", f"--output_dir={folder / 'run'}")
+    done = run_forked(*TRAIN, f"--backbone={folder / 'mine.keras'}", f"--output_dir={folder / 'run'}", "--json")
     assert done.returncode == 0, done.stderr
-    assert "piggyback trains" in done.stdout
-    assert "on mine.keras, in 2 epochs" in done.stdout
+    assert "piggyback trains" in done.stderr
+    assert "on mine.keras, in 2 epochs" in done.stderr
+    # All of stdout is the answer.
+    answer, metrics = json.loads(done.stdout), json.loads((folder / "run" / "metrics.json").read_text())
+    assert answer == {"folder": str(folder / "run"), "report": str(folder / "run" / "report.md"), **metrics}
     return folder, folder / "run" / "digits.task.safetensors"
 
 
@@ -79,11 +82,20 @@ def test_commands_take_the_file_and_ask_for_it(trained, capsys):
 def test_exports_answer_as_the_bank_does(trained, kind, tmp_path):
     folder, file = trained
     given = f"--packs={file}", f"--backbone={folder / 'mine.keras'}"
-    done = run_forked("-m", f"export.{kind}", *given, f"--output={tmp_path / 'out'}")
+    done = run_forked("-m", f"export.{kind}", *given, f"--output={tmp_path / 'out'}", "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    target = tmp_path / "out" / "base.tflite" if kind == "litert" else tmp_path / "out"
-    done = run_forked("-m", "export.verify", target, *given, f"--images={folder / 'images'}")
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    written = json.loads(done.stdout)
+    if kind == "litert":
+        target = tmp_path / "out" / "base.tflite"
+        assert {str(target), str(tmp_path / "out" / "digits.edge")} < set(written["files"])
+    else:
+        target = tmp_path / "out"
+        assert written == {"folder": str(target / "1"), "version": 1, "tasks": ["digits"]}
+    done = run_forked("-m", "export.verify", target, *given, f"--images={folder / 'images'}", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["export"], found["images"], found["good"]) == (str(target), 2, True)
+    assert [(task["task"], task["good"]) for task in found["tasks"]] == [("digits", True)]
 
 
 def test_a_table_calls_the_network_by_its_file(trained, capsys):

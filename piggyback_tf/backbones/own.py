@@ -33,7 +33,9 @@ def check_model_file(path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise WeightsError(f"There is no model file {str(path)!r}. A file that ends in {SUFFIX} is what Keras' save writes.")
+        raise WeightsError(
+            f"There is no model file {str(path)!r}. A file that ends in {SUFFIX} is what Keras' save writes."
+        )
     if not path.is_file():
         raise WeightsError(f"{str(path)!r} is not a file. A Keras model is one file, which ends in {SUFFIX}.")
     if not zipfile.is_zipfile(path):
@@ -122,8 +124,8 @@ def read_network(path: Path, image_size: int) -> "keras.Model":
 @functools.lru_cache(maxsize=64)
 def _said(path: str) -> None:
     logging.warning(
-        "%r ends in a softmax: its output are probabilities of classes, from which a task learns badly. Save it without "
-        "its classifier: keras.Model(model.input, model.layers[-2].output).save('features.keras').",
+        "%r ends in a softmax: its output are probabilities of classes, from which a task learns badly. Save it "
+        "without its classifier: keras.Model(model.input, model.layers[-2].output).save('features.keras').",
         path,
     )
 

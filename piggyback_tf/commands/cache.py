@@ -2,16 +2,16 @@
 
 import argparse
 import datetime
-import json
 import time
 from typing import Any
 
-from piggyback_tf.commands.common import UsageError, printable
+from piggyback_tf.commands.answers import Answer, UsageError
+from piggyback_tf.commands.common import printable
 from piggyback_tf.evaluation.report import format_bytes, markdown_table
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "cache",
         help="list or clear the decoded images that trainings keep on disk",
@@ -25,7 +25,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--unused_days", type=_days, metavar="N", help="with --clear: only what was not used for so many days"
     )
-    command.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    return command
 
 
 def _days(text: str) -> float:
@@ -38,7 +38,7 @@ def _days(text: str) -> float:
     return value
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.cache import cache_folder
     from piggyback_tf.data.disk_cache import list_entries, list_results, remove_entry, remove_leftovers
 
@@ -55,16 +55,11 @@ def _run(options: argparse.Namespace) -> int:
             result.path.unlink(missing_ok=True)
         freed = remove_leftovers(folder) + sum(entry.size for entry in (*removed, *small))
         kept = [entry for entry in old if entry not in removed]
-        if options.json:
-            print(json.dumps([_describe(entry) for entry in removed], indent=2))
-        else:
-            print(f"Removed {len(removed)} sets of images and {len(small)} small results, {format_bytes(freed)}.")
-        if kept and not options.json:
-            print(f"{len(kept)} are in use by other processes and stay: {', '.join(e.path.name for e in kept)}.")
-        return 0
-    if options.json:
-        print(json.dumps([_describe(entry) for entry in entries], indent=2))
-        return 0
+        text = f"Removed {len(removed)} sets of images and {len(small)} small results, {format_bytes(freed)}."
+        if kept:
+            text += f"\n{len(kept)} are in use by other processes and stay: {', '.join(e.path.name for e in kept)}."
+        return Answer([_describe(entry) for entry in removed], text)
+    lines = []
     if entries:
         rows = [
             [
@@ -77,13 +72,13 @@ def _run(options: argparse.Namespace) -> int:
             ]
             for entry in entries
         ]
-        print("\n".join(markdown_table(["entry", "size", "last used", "images", "after", "first image"], rows)))
+        lines += markdown_table(["entry", "size", "last used", "images", "after", "first image"], rows)
     total = sum(entry.size for entry in (*entries, *results))
-    print(
+    lines.append(
         f"{len(entries)} sets of decoded images and {len(results)} small results in {folder}: {format_bytes(total)}. "
         "--clear removes them."
     )
-    return 0
+    return Answer([_describe(entry) for entry in entries], "\n".join(lines))
 
 
 def _describe(entry: Any) -> dict[str, Any]:

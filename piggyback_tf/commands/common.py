@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piggyback_tf.commands.answers import UsageError
 from piggyback_tf.files import check_target, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.fileformat import LARGEST_FILE
@@ -15,13 +16,7 @@ if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
     from piggyback_tf.packs import TaskBank
 
-# The status of a process that Ctrl-C ended, as shells have it.
-INTERRUPTED = 130
 PACK_HELP = "file of a task (.task.safetensors), or the URL of one, such as hf://OWNER/NAME/birds.task.safetensors"
-
-
-class UsageError(Exception):
-    """Something the caller has to change; the message says what."""
 
 
 def program_name() -> str:
@@ -123,8 +118,8 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
                 f"Task {pack.task!r} was trained on the network in the file {name!r}; say where it is: --backbone=PATH."
             )
         raise UsageError(
-            f"Task {pack.task!r} was trained on {name!r}, a base of its own that cannot be loaded by its name. Save it, "
-            "model.save('PATH.keras'), and pass --backbone=PATH.keras; or use it from Python: "
+            f"Task {pack.task!r} was trained on {name!r}, a base of its own that cannot be loaded by its name. Save "
+            "it, model.save('PATH.keras'), and pass --backbone=PATH.keras; or use it from Python: "
             "piggyback_tf.TaskBank(Backbone.from_model(model)).add(pack)."
         )
     try:

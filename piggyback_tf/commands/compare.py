@@ -1,8 +1,10 @@
 """compare: what the masks of two packs have in common, without TensorFlow."""
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from piggyback_tf.commands.answers import Answer
 from piggyback_tf.commands.common import PACK_HELP, load_pack, printable
 from piggyback_tf.evaluation import format_table
 
@@ -15,8 +17,8 @@ _LEGEND = (
 )
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "compare",
         help="show how much the masks of two tasks have in common; needs no TensorFlow",
@@ -25,26 +27,36 @@ def add_command(commands: Any) -> None:
     )
     command.set_defaults(run=_run)
     command.add_argument("packs", metavar="PACK", nargs=2, help=PACK_HELP)
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.packs.compare import MaskOverlap, compare_masks
 
     a, b = (load_pack(path)[0] for path in options.packs)
     overlaps = compare_masks(a, b)
-    for letter, pack, path in zip("AB", (a, b), options.packs, strict=True):
-        print(f"{letter}  {printable(pack.task)}  {path}")
+    named = list(zip("AB", (a, b), options.packs, strict=True))
+    value = {
+        **{letter.lower(): {"file": path, "task": pack.task} for letter, pack, path in named},
+        "layers": [{"path": path, **_json(overlap)} for path, overlap in overlaps.items()],
+        "total": _json(MaskOverlap.total(overlaps.values())) if overlaps else None,
+    }
+    text = "\n".join(f"{letter}  {printable(pack.task)}  {path}" for letter, pack, path in named)
     if not overlaps:
-        print("\nNeither task has masks.")
-        return 0
+        return Answer(value, f"{text}\n\nNeither task has masks.")
     ternary = "ternary" in (a.mask_kind, b.mask_kind)
     header = ["weight", "weights", "zeros A", "zeros B", "both drop", "same", "shared", *(["negated"] * ternary)]
     rows = [_row(path, overlap, ternary) for path, overlap in overlaps.items()]
     rows.append(_row("all", MaskOverlap.total(overlaps.values()), ternary))
-    print(f"\n{format_table(header, rows)}\n\n{_LEGEND}")
+    text += f"\n\n{format_table(header, rows)}\n\n{_LEGEND}"
     if ternary:
-        print("negated: weights that both keep, one with the opposite sign.")
-    return 0
+        text += "\nnegated: weights that both keep, one with the opposite sign."
+    return Answer(value, text)
+
+
+def _json(overlap: "MaskOverlap") -> dict[str, Any]:
+    shares = {"agreement": overlap.agreement, "zeros_jaccard": overlap.zeros_jaccard}
+    return {"weights": overlap.weights, **dataclasses.asdict(overlap), **shares}
 
 
 def _row(name: str, overlap: "MaskOverlap", ternary: bool) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from piggyback_tf.commands.answers import Answer
 from piggyback_tf.commands.common import PACK_HELP, check_output, load_pack
 from piggyback_tf.files import with_home
 from piggyback_tf.packs import TaskPack
@@ -11,8 +12,8 @@ from piggyback_tf.packs.fileformat import FORMAT_VERSION
 from piggyback_tf.packs.remote import write_bytes
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "convert",
         help="write a pack in another coding, or from an older format; needs no TensorFlow",
@@ -33,9 +34,10 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--float16", action="store_true", help="round batch norm and head to float16, which halves their bytes"
     )
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     check_output(options.output)
     pack, before = load_pack(options.pack)
     converted = pack.astype("float16") if options.float16 else pack
@@ -43,11 +45,26 @@ def _run(options: argparse.Namespace) -> int:
     # The checksum is that of the pack: nothing is written that would not come back as it was.
     TaskPack.from_bytes(after, options.output)
     write_bytes(options.output, after)
-    print(
+    text = (
         f"{options.pack}: {len(before):,} bytes, format version {pack.format_version}, {pack.dtype}\n"
         f"{options.output}: {len(after):,} bytes, format version {FORMAT_VERSION}, {converted.dtype}, codec "
         f"{options.codec} ({100 * len(after) / len(before):.1f} %)"
     )
     if converted.dtype != pack.dtype and pack.errors:
-        print("The errors in the pack are those that were measured before rounding.")
-    return 0
+        text += "\nThe errors in the pack are those that were measured before rounding."
+    value = {
+        "from": {
+            "file": options.pack,
+            "bytes": len(before),
+            "format_version": pack.format_version,
+            "dtype": pack.dtype,
+        },
+        "to": {
+            "file": options.output,
+            "bytes": len(after),
+            "format_version": FORMAT_VERSION,
+            "dtype": converted.dtype,
+            "codec": options.codec,
+        },
+    }
+    return Answer(value, text)

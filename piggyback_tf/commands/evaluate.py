@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import (
     PACK_HELP,
-    UsageError,
     add_base_options,
     add_batch_size,
     check_size,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from piggyback_tf.data import Source, TaskData
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "evaluate", help="measure top-1 and top-5 error of a pack on a data set", allow_abbrev=False
     )
@@ -49,9 +49,10 @@ def add_command(commands: Any) -> None:
     )
     add_base_options(command)
     add_batch_size(command)
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data import DataError, make_dataset, surface_data_errors
     from piggyback_tf.data.images import PIXELS_VERSION
 
@@ -87,8 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.split in pack.errors:
         rows.append(["as of training", format_error(pack.errors[options.split])])
     width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
-    print("In brackets: 95 % Wilson score interval.")
+    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
     if pack.versions.get("pixels") != PIXELS_VERSION:
         complain(
             options.command,
@@ -96,7 +96,16 @@ def _run(options: argparse.Namespace) -> int:
             "profile than sRGB, with an orientation that XMP alone names, or with transparency of an unusual kind may "
             "look other than in its training.",
         )
-    return 0
+    value = {
+        "file": options.pack,
+        "task": pack.task,
+        "data": options.data,
+        "split": options.split,
+        **result,
+        "skipped_images": len(source.skipped),
+        "as_of_training": pack.errors.get(options.split),
+    }
+    return Answer(value, "\n".join([*lines, "In brackets: 95 % Wilson score interval."]))
 
 
 def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":

@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors.numpy import load as load_tensors
 
+from piggyback_tf.commands.answers import DONE, WRONG, Answer
 from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack, printable
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
 from piggyback_tf.packs import PackError, TaskPack
@@ -14,42 +15,37 @@ from piggyback_tf.packs import PackError, TaskPack
 _WIDTH = 100
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser("inspect", help="show what is in packs; needs no TensorFlow", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
-    form = command.add_mutually_exclusive_group()
-    form.add_argument(
+    command.add_argument(
         "--details", action="store_true", help="print everything else that a pack says of its task, settings included"
     )
-    form.add_argument(
-        "--json", action="store_true", help="print all that as a JSON list, an object a pack; see docs/commands.md"
-    )
     command.add_argument("--layers", action="store_true", help="list the zeros of every mask too")
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
-    status, packs = 0, []
+def _run(options: argparse.Namespace) -> Answer:
+    status, packs = DONE, []
     for path in options.packs:
         try:
             pack, data = load_pack(path)
             packs.append((path, pack, len(data), _mask_bytes(data)))
         except (PackError, OSError) as error:
-            status = 2
+            status = WRONG
             complain(options.command, file_error(path, error))
-    if options.json:
-        print(json.dumps([_json(*pack, layers=options.layers) for pack in packs], indent=2))
-        return status
+    parts = []
     if packs:
         header = ["task", "method", "base", "hash", "mask", "classes", "error %", "bytes", "bits/weight", "zeros"]
-        print(format_table(header, [_row(*pack) for _, *pack in packs], left=5))
+        parts.append(format_table(header, [_row(*pack) for _, *pack in packs], left=5))
     for path, pack, *_ in packs:
         if options.details:
-            print(f"\n{path}:\n{_details(pack)}")
+            parts.append(f"\n{path}:\n{_details(pack)}")
         if options.layers:
-            print(f"\n{printable(pack.task)}:\n{format_zeros(pack) if pack.masks else 'no masks'}")
-    return status
+            parts.append(f"\n{printable(pack.task)}:\n{format_zeros(pack) if pack.masks else 'no masks'}")
+    return Answer([_json(*pack, layers=options.layers) for pack in packs], "\n".join(parts), status)
 
 
 def _mask_bytes(data: bytes) -> int:

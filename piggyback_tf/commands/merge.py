@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import (
     PACK_HELP,
-    UsageError,
     add_base_options,
     check_output,
     choose_base,
@@ -17,8 +17,8 @@ from piggyback_tf.files import with_home
 from piggyback_tf.packs.remote import is_url, local_output
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "merge",
         help="write a task and its base as one plain Keras model",
@@ -31,9 +31,10 @@ def add_command(commands: Any) -> None:
     output = "the file to write (.keras), or a URL"
     command.add_argument("--output", required=True, type=with_home, metavar="FILE", help=output)
     add_base_options(command)
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     if not options.output.endswith(".keras"):
         raise UsageError(f"--output={options.output}: the name of a Keras model must end in .keras.")
     check_output(options.output)
@@ -46,9 +47,16 @@ def _run(options: argparse.Namespace) -> int:
     remote = is_url(options.output)
     copied, name = ("Copy it here and load", Path(options.output).name) if remote else ("Load", options.output)
     images = f"[N, {pack.image_size}, {pack.image_size}, 3]"
-    print(
+    text = (
         f"{options.output}: {size:,} bytes.\n"
         f"{copied} it with keras.models.load_model({name!r}). It takes RGB images {images} in "
         f"[0, 255] and gives the probabilities of {len(pack.class_names)} classes, in the pack's order."
     )
-    return 0
+    value = {
+        "file": options.output,
+        "bytes": size,
+        "task": pack.task,
+        "image_size": pack.image_size,
+        "classes": pack.class_names,
+    }
+    return Answer(value, text)

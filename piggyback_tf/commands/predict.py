@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
 from piggyback_tf.commands.common import (
     PACK_HELP,
-    UsageError,
     add_base_options,
     add_batch_size,
     check_size,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from piggyback_tf.data import Operation
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser("predict", help="classify image files", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
@@ -37,9 +37,10 @@ def add_command(commands: Any) -> None:
     )
     add_base_options(command)
     add_batch_size(command)
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data import DataError, parse_augment
     from piggyback_tf.data.augment import RandomOperation
 
@@ -56,26 +57,34 @@ def _run(options: argparse.Namespace) -> int:
             f"The pack's augmentation {pack.eval_augment!r} draws random numbers, in {', '.join(drawn)}; images can be "
             "prepared for a prediction only by one that draws none."
         )
-    bank, status = None, 0
+    bank, status = None, DONE
+    answers: list[dict[str, Any]] = []
     for start in range(0, len(options.images), options.batch_size):
-        paths, images = [], []
+        places, images = [], []
         for path in options.images[start : start + options.batch_size]:
             try:
                 images.append(_read_prepared(path, operations, pack))
-                paths.append(path)
+                places.append(len(answers))
+                answers.append({"image": path, "classes": []})
             except (DataError, RemoteError) as error:
-                status = 2
+                status = WRONG
+                answers.append({"image": path, "error": str(error)})
                 complain(options.command, str(error))
         if not images:
             continue
         bank = bank or load_bank(pack, base)
         scores = bank.predict(images, task=pack.task, batch_size=options.batch_size)
-        for path, probabilities in zip(paths, scores, strict=True):
-            print(path)
+        for answer, probabilities in zip((answers[place] for place in places), scores, strict=True):
             # Of equal probabilities the first class comes first, as in the errors.
-            for place in (-probabilities).argsort(kind="stable")[: options.top_k]:
-                print(f"  {100 * probabilities[place]:6.2f} %  {printable(pack.class_names[place])}")
-    return status
+            best = (-probabilities).argsort(kind="stable")[: options.top_k]
+            answer["classes"] = [
+                {"class": pack.class_names[place], "probability": float(probabilities[place])} for place in best
+            ]
+            if not options.json:  # A batch at a time, since there may be many.
+                print(answer["image"])
+                for found in answer["classes"]:
+                    print(f"  {100 * found['probability']:6.2f} %  {printable(found['class'])}")
+    return Answer(answers, status=status)
 
 
 def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "np.ndarray":

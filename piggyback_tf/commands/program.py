@@ -1,7 +1,6 @@
 """Commands whose settings are flags: `train` and the exports. How they are called, what they answer, how they end."""
 
 import dataclasses
-import os
 import re
 import shutil
 import sys
@@ -11,9 +10,8 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from piggyback_tf.commands.common import INTERRUPTED, UsageError
-from piggyback_tf.extras import missing_extra
-from piggyback_tf.flags import HEADINGS, MORE
+from piggyback_tf.commands.answers import JSON_HELP, WRONG, Answer, UsageError, conclude
+from piggyback_tf.flags import HEADINGS, MORE, define
 from piggyback_tf.quiet import plain_log
 
 _HELP = {"help": "List the flags that matter.", "helpshort": "The same.", "helpfull": "List all flags."}
@@ -27,7 +25,7 @@ class Program:
     Attributes:
         text: What it does, and examples of how it is called, in which `{call}` stands for the call without arguments.
         define: Defines its flags.
-        run: Does what the flags say; gets the arguments that are none, and returns the exit status or None.
+        run: Does what the flags say; gets the arguments that are none, and returns the answer.
         required: The flags that must be given.
         arguments: How many arguments it takes that are no flags.
         errors: What it raises beside `UsageError`, `ValueError`, `OSError` and errors of flags if something that the
@@ -37,14 +35,14 @@ class Program:
 
     text: str
     define: Callable[[], None]
-    run: Callable[[list[str]], int | None]
+    run: Callable[[list[str]], Answer]
     required: tuple[str, ...] = ()
     arguments: int = 0
     errors: tuple[type[Exception], ...] = ()
     interrupted: str = "interrupted."
 
     def __call__(self, arguments: Sequence[str], name: str) -> NoReturn:
-        """Runs the program and ends the process: with 0, or 2 if something that the caller gave is wrong.
+        """Runs the program and ends the process, with a status by the rule in docs/commands.md.
 
         Args:
             arguments: The command line without the program's name.
@@ -56,29 +54,30 @@ class Program:
         """Runs the program and returns the exit status; see `__call__`."""
         plain_log()
         self.define()
+        define(flags.DEFINE_bool, "json", False, f"{JSON_HELP[0].upper()}{JSON_HELP[1:]}.", "Answer")
         listing = _Listing(self, _call(name))
         _define_help(listing)
-        try:
-            if not arguments and (self.required or self.arguments):
-                print(listing.least(), file=sys.stderr)
-                return 2
-            rest = flags.FLAGS([name, *arguments])[1:]
-            self._check(rest)
-            return self.run(rest) or 0
-        except BrokenPipeError:
-            # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except KeyboardInterrupt:
-            print(f"\n{name}: {self.interrupted}", file=sys.stderr)
-            return INTERRUPTED
-        except flags.Error as error:
-            print(f"{name}: {_sentence(error)} ({_call(name)} --help)", file=sys.stderr)
-        except (UsageError, ValueError, OSError, *self.errors) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-        except ModuleNotFoundError as error:
-            print(f"{name}: {missing_extra(error)}", file=sys.stderr)
-        return 2
+        if not arguments and (self.required or self.arguments):
+            print(listing.least(), file=sys.stderr)
+            return WRONG
+
+        def run() -> Answer:
+            try:
+                rest = flags.FLAGS([name, *arguments])[1:]
+                self._check(rest)
+                return self.run(rest)
+            except flags.Error as error:
+                raise UsageError(f"{_sentence(error)} ({_call(name)} --help)") from error
+
+        # Flags that cannot be read do not say whether this one was given.
+        as_json = {"--json": True, "--json=true": True, "--nojson": False}
+        return conclude(
+            run,
+            name,
+            as_json=next((as_json[each] for each in reversed(arguments) if each in as_json), False),
+            errors=(ValueError, *self.errors),
+            interrupted=self.interrupted,
+        )
 
     def _check(self, rest: Sequence[str]) -> None:
         """Refuses a command line on which something is missing or superfluous."""

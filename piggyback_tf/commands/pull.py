@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.commands.common import UsageError, complain, printable
+from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
+from piggyback_tf.commands.common import complain, printable
 from piggyback_tf.evaluation import format_bytes, format_error, format_table
 from piggyback_tf.files import local_path, make_folder
 from piggyback_tf.packs import PackError, TaskPack
@@ -13,8 +14,8 @@ from piggyback_tf.packs.remote import is_url, write_bytes
 from piggyback_tf.registry import unknown_name_message
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "pull",
         help="download packs from a repository on the Hugging Face Hub; needs no TensorFlow",
@@ -33,9 +34,10 @@ def add_command(commands: Any) -> None:
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository")
     command.add_argument("--output_dir", default=".", metavar="DIR", help="a folder, or a URL; default: this one")
     command.add_argument("--revision", metavar="REVISION", help="a branch, tag or commit; default: main")
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.packs.hub import HubRepository
 
     remote = is_url(options.output_dir)
@@ -51,20 +53,31 @@ def _run(options: argparse.Namespace) -> int:
     if unknown := [task for task in options.tasks if task not in files]:
         message = unknown_name_message("task", unknown[0], list(map(printable, files)))
         raise UsageError(f"In the repository {options.repo!r}: {message}")
-    status, rows = 0, []
+    status, rows, value = DONE, [], []
     for task in dict.fromkeys(options.tasks or files):
         name = files[task]
         try:
             data = repository.read(name)
             pack = TaskPack.from_bytes(data, f"hf://{options.repo}/{name}")
         except PackError as error:
-            status = 2
+            status = WRONG
+            value.append({"task": task, "error": str(error)})
             complain(options.command, str(error))
             continue
         if isinstance(folder, Path):
             make_folder(folder)
         path = folder / name if isinstance(folder, Path) else f"{folder}/{name}"
         write_bytes(path, data)
+        value.append(
+            {
+                "task": pack.task,
+                "file": str(path),
+                "bytes": len(data),
+                "base": {"name": pack.base_name, "weights": pack.base_weights, "hash": pack.base_hash},
+                "classes": pack.class_names,
+                "errors": pack.errors,
+            }
+        )
         rows.append(
             [
                 printable(pack.task),
@@ -75,9 +88,10 @@ def _run(options: argparse.Namespace) -> int:
                 printable(path),
             ]
         )
+    text = ""
     if rows:
         # The path last, and to the left as text is.
         width = max(len(row[-1]) for row in rows)
         header = ["task", "base", "classes", "error %", "bytes", "file".ljust(width)]
-        print(format_table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows], left=2))
-    return status
+        text = format_table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows], left=2)
+    return Answer(value, text, status)

@@ -3,15 +3,16 @@
 import argparse
 from typing import Any
 
-from piggyback_tf.commands.common import PACK_HELP, UsageError, complain, load_pack, printable
+from piggyback_tf.commands.answers import Answer, UsageError
+from piggyback_tf.commands.common import PACK_HELP, complain, load_pack, printable
 from piggyback_tf.evaluation import format_bytes
 from piggyback_tf.packs import PackError, TaskPack
 
 _CARD = "README.md"
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "push",
         help="upload packs to a repository on the Hugging Face Hub; needs no TensorFlow",
@@ -27,9 +28,10 @@ def add_command(commands: Any) -> None:
     command.add_argument("--private", action="store_true", help="if the repository is created, only you shall see it")
     command.add_argument("--revision", metavar="BRANCH", help="a branch, created if there is none; default: main")
     command.add_argument("--message", metavar="TEXT", help="of the commit; default: names the tasks")
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.evaluation.model_card import CardError, PackFile, model_card
     from piggyback_tf.packs.hub import HubRepository, check_repository_name, pack_file
 
@@ -55,10 +57,14 @@ def _run(options: argparse.Namespace) -> int:
     message = options.message or f"Add {', '.join(repr(pack.task) for pack, _ in packs.values())}"
     uploads = {name: data for name, (_, data) in packs.items()} | {_CARD: card.encode()}
     address = repository.commit(uploads, message)
-    for name, (_, data) in packs.items():
-        print(f"{printable(name)}: {format_bytes(len(data))}")
-    print(f"{_CARD}: lists {len(files)} task{'s' * (len(files) > 1)}\n{address}")
-    return 0
+    lines = [f"{printable(name)}: {format_bytes(len(data))}" for name, (_, data) in packs.items()]
+    lines += [f"{_CARD}: lists {len(files)} task{'s' * (len(files) > 1)}", address]
+    value = {
+        "files": [{"file": name, "task": pack.task, "bytes": len(data)} for name, (pack, data) in packs.items()],
+        "listed": sorted(files),
+        "commit": address,
+    }
+    return Answer(value, "\n".join(lines))
 
 
 def _read(command: str, name: str, data: bytes) -> TaskPack | None:

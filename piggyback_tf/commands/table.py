@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.commands.common import UsageError, complain, printable
-from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Table, TableError, make_table, read_runs
+from piggyback_tf.commands.answers import Answer, UsageError
+from piggyback_tf.commands.common import complain, printable
+from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Number, Table, TableError, make_table, read_runs
+from piggyback_tf.evaluation.tables.cells import Cell
 from piggyback_tf.extras import extra_sentence, is_installed
 from piggyback_tf.files import local_path, write_atomically
 
@@ -17,8 +19,8 @@ _LAYOUTS_HELP = (
 )
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "table",
         help="print the results of runs in the layout of the paper's tables, or as a survey",
@@ -41,9 +43,10 @@ def add_command(commands: Any) -> None:
         metavar="DIR",
         help="write plots to this folder: zeros by layer, matrices of errors, error against bytes",
     )
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Answer:
     output, plots = (_folder(options, name) for name in ("output", "plots"))
     if plots and not is_installed("matplotlib"):
         raise UsageError(f"--plots: {extra_sentence('matplotlib')}")
@@ -62,8 +65,12 @@ def _run(options: argparse.Namespace) -> int:
         output.mkdir(exist_ok=True)
         for ending, write in FORMATS.values():
             write_atomically(output / f"{table.name}{ending}", write(table))
-    _print(table, options)
-    return 0
+    names = list(FORMATS) if options.format == "all" else [options.format]
+    if options.format == "csv" and not options.json:
+        # They would be no CSV.
+        for note in table.notes:
+            print(printable(note), file=sys.stderr)
+    return Answer(_json(table), "\n".join(FORMATS[name][1](table) for name in names).rstrip("\n"))
 
 
 def _folder(options: argparse.Namespace, name: str) -> Path | None:
@@ -78,10 +85,21 @@ def _folder(options: argparse.Namespace, name: str) -> Path | None:
     return folder
 
 
-def _print(table: Table, options: argparse.Namespace) -> None:
-    names = list(FORMATS) if options.format == "all" else [options.format]
-    print("\n".join(FORMATS[name][1](table) for name in names), end="")
-    if options.format == "csv":
-        # They would be no CSV.
-        for note in table.notes:
-            print(printable(note), file=sys.stderr)
+def _json(table: Table) -> dict[str, Any]:
+    return {
+        "layout": table.name,
+        "caption": table.caption,
+        "header": table.header,
+        "rows": [[_cell(cell) for cell in row] for row in table.rows],
+        "notes": table.notes,
+    }
+
+
+def _cell(cell: Cell) -> Any:
+    """Returns a cell as JSON values: a number with what belongs to it, a text, or null."""
+    if not isinstance(cell, Number):
+        return cell
+    found: dict[str, Any] = {"value": cell.plain(), "style": cell.style}
+    if cell.spread is not None:
+        found["spread"] = cell.spread
+    return found if cell.second is None else found | {"second": _cell(cell.second)}

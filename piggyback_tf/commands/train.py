@@ -11,6 +11,7 @@ from absl import flags, logging
 
 from piggyback_tf.backbones.own import is_model_file
 from piggyback_tf.backbones.registry import check_request
+from piggyback_tf.commands.answers import Answer
 from piggyback_tf.commands.common import prepare_for
 from piggyback_tf.commands.looking import look_first
 from piggyback_tf.commands.program import Program
@@ -45,7 +46,7 @@ same command goes on where the last completed epoch ended.
 """
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> Answer:
     del arguments
     logging.set_verbosity(logging.INFO)
     specs, names, inputs = _check_flags()
@@ -67,10 +68,11 @@ def _run(arguments: list[str]) -> None:
 
             metrics = run_tasks(folder, tasks) if FLAGS.tasks else run_single(folder, tasks, names)
     if FLAGS.tasks:
-        print("\n".join([*sequence_table(metrics), "", *task_agnostic_lines(metrics)]).rstrip())
+        text = "\n".join([*sequence_table(metrics), "", *task_agnostic_lines(metrics)]).rstrip()
     else:
-        print("\n".join([*results_table(metrics["methods"]), *idle_masks(metrics["methods"])]))
-    print(f"\nReport: {folder / 'report.md'}")
+        text = "\n".join([*results_table(metrics["methods"]), *idle_masks(metrics["methods"])])
+    report = folder / "report.md"
+    return Answer({"folder": str(folder), "report": str(report), **metrics}, f"{text}\n\nReport: {report}")
 
 
 def _check_flags() -> tuple[dict[str, str], list[str], InputConfig]:

@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
+from piggyback_tf.commands.answers import DONE, NO, WRONG, Answer, UsageError
 from piggyback_tf.commands.common import (
     PACK_HELP,
-    UsageError,
     add_base_options,
     choose_base,
     complain,
@@ -17,29 +17,31 @@ from piggyback_tf.commands.common import (
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 
 
-def add_command(commands: Any) -> None:
-    """Declares the command's arguments; `commands` is what `ArgumentParser.add_subparsers` returns."""
+def add_command(commands: Any) -> argparse.ArgumentParser:
+    """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "verify",
         help="check that packs are whole and fit their base",
         description="Checks files of tasks (format, checksum, masks), then loads the base and compares its hash, "
-        "what it computes, and the shapes of its weights. Exit status: 0 if all packs are good, else 2.",
+        "what it computes, and the shapes of its weights. Exit status: 0 if all packs are good, 1 if one is "
+        "not, 2 if a file or the base is not found.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
     command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
     add_base_options(command)
+    return command
 
 
-def _run(options: argparse.Namespace) -> int:
-    status, packs = 0, []
+def _run(options: argparse.Namespace) -> Answer:
+    packs, answers = [], {}
     # All files first: what is wrong with one is said before TensorFlow is loaded.
     for path in options.packs:
         try:
             pack, data = load_pack(path)
             packs.append((path, pack, len(data), choose_base(pack, options)))
         except (PackError, UsageError, OSError) as error:
-            status = 2
+            answers[path] = _bad(error)
             complain(options.command, file_error(path, error))
     loaded: dict[tuple, BaseSpec] = {}
     for path, pack, size, base in packs:
@@ -48,10 +50,18 @@ def _run(options: argparse.Namespace) -> int:
             if key not in loaded:
                 loaded[key] = BaseSpec.of(load_base(pack, base))
             print(f"{path}:\n{_check(pack, size, loaded[key])}")
+            answers[path] = DONE, {"task": pack.task, "good": True, "error": None}
         except (PackError, UsageError, OSError) as error:
-            status = 2
+            answers[path] = _bad(error)
             complain(options.command, f"{path!r}: {error}")
-    return status
+    value = [{"file": path, **answers[path][1]} for path in options.packs]
+    return Answer(value, status=max(status for status, _ in answers.values()))
+
+
+def _bad(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Returns status and answer for a pack that is not good, or of which that cannot be said."""
+    known = isinstance(error, PackError)
+    return NO if known else WRONG, {"task": None, "good": False if known else None, "error": str(error)}
 
 
 def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:

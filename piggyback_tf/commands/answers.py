@@ -1,0 +1,117 @@
+"""How every command ends: what it answers, as text or as JSON, and its exit status, by one rule (docs/commands.md)."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from piggyback_tf.extras import missing_extra
+
+DONE = 0
+# Of a command that answers a question, such as `verify`: what was given is right, and the answer is no.
+NO = 1
+# Something that was given is wrong: an argument, a file, a setting.
+WRONG = 2
+# The program itself is wrong; a stack trace says where.
+FAULT = 70
+# A signal ended it, as shells have it: 128 + SIGINT, and 128 + SIGPIPE where nobody reads the output.
+INTERRUPTED = 130
+UNREAD = 141
+
+JSON_HELP = "print the answer as one JSON document, and all else on stderr; see docs/commands.md"
+
+
+class UsageError(Exception):
+    """Something the caller has to change; the message says what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command answers at its end.
+
+    Attributes:
+        value: The answer as JSON values; keys may be added in later versions.
+        text: The same for a person; empty if that was printed on the way.
+        status: The exit status.
+    """
+
+    value: Any
+    text: str = ""
+    status: int = DONE
+
+
+def conclude(
+    run: Callable[[], Answer],
+    name: str,
+    *,
+    as_json: bool,
+    errors: tuple[type[Exception], ...],
+    interrupted: str = "interrupted.",
+) -> int:
+    """Runs a command, prints its answer, or says in a sentence on stderr why there is none, and returns the status.
+
+    With `as_json`, stdout holds nothing but one JSON document: the answer, or `{"error": SENTENCE}`.
+
+    Args:
+        run: The command.
+        name: What it was called as, for what is said on stderr.
+        as_json: Whether the answer is printed as JSON.
+        errors: What it raises if something that the caller gave is wrong, beside `UsageError` and `OSError`.
+        interrupted: What a caller is told who ended it with Ctrl-C.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            answer = run()
+        if as_json:
+            print(to_json(answer.value))
+        elif answer.text:
+            print(answer.text)
+        sys.stdout.flush()
+        return answer.status
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except KeyboardInterrupt:
+        print(f"\n{name}: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        message = f"{error.filename!r}: {error.strerror}." if error.filename and error.strerror else str(error)
+    except (UsageError, *errors) as error:
+        message = str(error)
+    except ModuleNotFoundError as error:
+        try:
+            message = missing_extra(error)
+        except ModuleNotFoundError:
+            traceback.print_exc()
+            return FAULT
+    except Exception:  # A status of its own: Python's, 1, would be the answer no.
+        traceback.print_exc()
+        return FAULT
+    return refuse(name, message, as_json=as_json)
+
+
+def refuse(name: str, message: str, *, as_json: bool) -> int:
+    """Says why there is no answer, since something that was given is wrong, and returns the status for that."""
+    print(f"{name}: {message}", file=sys.stderr)
+    if as_json:
+        print(to_json({"error": message}), flush=True)
+    return WRONG
+
+
+def to_json(value: Any) -> str:
+    """Returns an answer as text; numbers that are not finite, which JSON does not have, are null."""
+    return json.dumps(_finite(value), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
