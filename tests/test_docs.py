@@ -94,6 +94,27 @@ def test_the_examples_of_data_and_augmentation(tmp_path):
         load_data("npz:nothing")
 
 
+@pytest.mark.parametrize("heading", ["fit, with callbacks", "GradientTape"])
+def test_training_loops_of_ones_own(heading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = _code("docs/own-loops.md", heading)
+    assert '"resize(32,32)", 8\n' in code
+    names = {"__name__": "example"}
+    # Fewer epochs than a reader takes.
+    exec(compile(code.replace('"resize(32,32)", 8\n', '"resize(32,32)", 3\n'), "own-loops.md", "exec"), names)
+    data, pack = names["data"], names["pack"]
+    assert (pack.task, pack.method, pack.mask_kind) == ("digits", "own", "binary")
+    assert len(pack.masks) > 10
+    assert 0 < pack.zeros_total < 0.1
+    test = make_dataset(data.test, pack.eval_augment, batch_size=len(data.test), training=False)
+    images, labels = next(iter(test))
+    found = names["bank"].predict(images, task="digits")
+    assert np.mean(np.argmax(found, axis=1) == labels) > 0.7
+    # The pack is what was trained.
+    logits = keras.ops.softmax(names["model"](images, training=False))
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+
+
 PACKS = {
     **{f"{kind} {codec}": (structured_pack(kind), codec) for kind in ("binary", "ternary") for codec in CODECS},
     "random": (make_pack("ternary"), "best"),

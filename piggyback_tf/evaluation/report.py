@@ -47,16 +47,13 @@ def write_report(output_dir: str | os.PathLike, metrics: dict[str, Any]) -> Path
     folder, methods = Path(output_dir), metrics["methods"]
     if not methods:
         raise ValueError("A report needs the metrics of at least one method.")
-    sparse = {name: m["zeros"] for name, m in methods.items() if m.get("zeros")}
+    # A plot of nothing but zeros would show nothing; a sentence says that there are none.
+    sparse = {name: m["zeros"] for name, m in methods.items() if any((m.get("zeros") or {}).values())}
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
     curves = {name: m["history"] for name, m in methods.items() if any((m.get("history") or {}).values())}
     lines = [f"# Task {metrics['task']}", "", *results_table(methods), ""]
     lines += [line for sentence in idle_masks(methods) for line in (sentence, "")]
-    lines += [
-        "Errors are top-1 and top-5 in percent with 95 % Wilson score intervals in brackets. *Zeros* is the part of "
-        "the masked weights that the task does not use; *task* is what the task adds to the base.",
-        "",
-    ]
+    lines += [_legend(methods), ""]
     if sparse and write_plot(folder / ZEROS_PLOT, lambda: _plot_zeros(sparse, colours)):
         lines += ["## Zeros per layer", "", f"![Zeros per layer, from input to output]({ZEROS_PLOT})", ""]
     else:
@@ -128,11 +125,31 @@ def idle_masks(methods: dict[str, dict[str, Any]]) -> list[str]:
         methods: As under `"methods"` in `write_report`.
     """
     return [
-        f"The masks of {name} drop {100 * m['zeros_total']:.4f} % of the weights: what was learned is the head. More "
-        "--epochs, a smaller --batch_size or a higher --mask_lr let masks learn more."
+        f"The masks of {name} drop {_dropped(m['zeros_total'])}: what was learned is the head. More --epochs, a "
+        "smaller --batch_size or a higher --mask_lr let masks learn more."
         for name, m in methods.items()
         if m.get("zeros_total") is not None and m["zeros_total"] < _IDLE
     ]
+
+
+def _dropped(zeros: float) -> str:
+    """Returns how many weights masks drop that drop hardly any."""
+    if zeros == 0:
+        return "no weight"
+    return f"{100 * zeros:.4f} % of the weights" if zeros >= 5e-7 else "less than 0.0001 % of the weights"
+
+
+def _legend(methods: dict[str, dict[str, Any]]) -> str:
+    """Returns what the columns of the results mean that are there."""
+    top5 = any("top5_error" in (m.get("test") or {}) for m in methods.values())
+    sentences = [
+        f"Errors are {'top-1 and top-5' if top5 else 'top-1'} in percent with 95 % Wilson score intervals in brackets."
+    ]
+    if any(m.get("zeros_total") is not None for m in methods.values()):
+        sentences.append("*Zeros* is the part of the masked weights that the task does not use.")
+    if any((m.get("bytes") or {}).get("task") for m in methods.values()):
+        sentences.append("*Task* is what the task adds to the base.")
+    return " ".join(sentences)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -5,9 +5,17 @@ from typing import Any
 
 import keras
 
+from piggyback_tf.backbones.errors import one_line
 from piggyback_tf.backbones.paths import finalize_layers, layer_weights, named_layers
 from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
 from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, check_kernel
+
+# Layers with vocabularies, which Keras keeps in tables and not in weights.
+_WITH_TABLES = (
+    keras.layers.TextVectorization,
+    keras.layers.StringLookup,
+    keras.layers.IntegerLookup,
+)
 
 
 def copy_layers(
@@ -25,6 +33,9 @@ def copy_layers(
 
     Returns:
         The new model, and all pairs of a copy and the layer it stands for.
+
+    Raises:
+        ValueError: If a layer cannot be copied.
     """
     paths = {id(layer): path for path, layer in named_layers(model)}
     copies = []
@@ -40,9 +51,22 @@ def copy_layers(
         if kind is keras.layers.Lambda:
             # Its function is here; its config would have to be trusted as if it came from a file.
             return _copy_lambda(layer, {"name": name, **changes})
-        # A base class is told nothing of what its subclass added to the config.
-        config = kind.get_config(layer) if isinstance(layer, kind) else layer.get_config()
-        copy = kind.from_config({**config, "name": name, **changes})
+        if tables := next((each for each in type(layer).__mro__ if each in _WITH_TABLES), None):
+            raise ValueError(
+                f"Layer {layer.name!r} ({tables.__name__}) keeps what it was adapted to outside of its weights, so that "
+                "a copy of the network would be without it. Call it before the network, as a step of the data, and give "
+                "the network its results."
+            )
+        try:
+            # A base class is told nothing of what its subclass added to the config.
+            config = kind.get_config(layer) if isinstance(layer, kind) else layer.get_config()
+            copy = kind.from_config({**config, "name": name, **changes})
+        except Exception as error:  # A layer of somebody else's may raise anything.
+            raise ValueError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {one_line(error)} The copy is made "
+                "of what `get_config` returns, by `from_config`; a class of your own needs both for the arguments of its "
+                "constructor."
+            ) from error
         copies.append((copy, layer))
         return copy
 

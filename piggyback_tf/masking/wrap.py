@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.paths import batch_norm_paths, copy_weights, is_batch_norm, is_container, named_layers
 from piggyback_tf.backbones.settings import changed_kernel
 from piggyback_tf.masking.batch_norm import TrainedNorm
@@ -68,7 +69,9 @@ def mask(
             matches has weights of a kind that cannot be masked, is quantised or has LoRA enabled, if a pattern matches
             nothing, if there is no batch norm to train, or if a setting is not valid.
     """
-    config = config or MaskConfig()
+    config = MaskConfig() if config is None else config
+    if not isinstance(config, MaskConfig):
+        raise ValueError(f"`config` must be a piggyback_tf.MaskConfig. Received: {config!r}.")
     trained_norm = TrainedNorm(norm_statistics, norm_momentum)
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}.")
@@ -154,6 +157,15 @@ def _as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_model(model: keras.Model) -> None:
+    if isinstance(model, str):
+        raise ValueError(
+            f"A Keras model is masked, not its name: {model!r}. Load it first, as in "
+            f"piggyback_tf.mask(piggyback_tf.load_backbone({model!r}).model)."
+        )
+    if isinstance(model, Backbone):
+        raise ValueError(f"A Keras model is masked; that of backbone {model.name!r} is its attribute `model`.")
+    if not isinstance(model, keras.Layer):
+        raise ValueError(f"Only a Keras model can be masked. Received: {model!r}.")
     if not is_container(model):
         raise ValueError(
             f"Only functional and sequential models can be masked; {type(model).__name__} {model.name!r} is neither."
@@ -182,6 +194,11 @@ def _choose_layers(model: keras.Model, include: tuple[str, ...], exclude: tuple[
             f"{', '.join(kind.__name__ for kind in MASKED_LAYERS)}; leave other layers out with `exclude`."
         )
     chosen = {id(layer) for layer in wanted.values() if type(layer) in MASKED_LAYERS}
+    if not any(type(layer) in MASKED_LAYERS for layer in layers.values()):
+        raise ValueError(
+            f"Model {model.name!r} has no layer with a kernel that can be masked; masks exist for "
+            f"{', '.join(kind.__name__ for kind in MASKED_LAYERS)}."
+        )
     if not chosen:
         raise ValueError(f"No layer of model {model.name!r} that can be masked matches {include} without {exclude}.")
     return chosen

@@ -1,13 +1,14 @@
 """From a trained Keras model to the arrays of a task pack."""
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
-from piggyback_tf.backbones.paths import batch_norm_paths, named_layers, named_variables
+from piggyback_tf.backbones.paths import batch_norm_paths, is_container, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME
-from piggyback_tf.masking import mask_config, read_masks
+from piggyback_tf.masking import mask_config, masked_weights, read_masks
 from piggyback_tf.packs.bits import MaskBits, pack_bits
 from piggyback_tf.packs.fileformat import PackError
 
@@ -16,27 +17,34 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     """Returns what a task model adds to its base.
 
     Args:
-        model: The layers of `base`, masked or not, and a Dense layer named `"head"`.
+        model: The layers of `base`, masked or not, and on its features a Dense layer named `"head"`. They may be a
+            model within it, as in `Sequential([masked, head])`.
         base: The frozen base.
 
     Returns:
         The fields `mask_kind`, `threshold`, `masks`, `norm` and `head` of a `TaskPack`.
 
     Raises:
-        PackError: If the model has no such head, lacks weights of the base, or changed others than batch norm.
+        PackError: If the model has no such head, lacks weights of the base, changed others than batch norm, or has
+            weights that a pack cannot hold.
     """
-    layers = dict(named_layers(model))
-    head = layers.get(HEAD_NAME)
-    if not isinstance(head, keras.layers.Dense) or head.bias is None:
-        raise PackError(f"The model has no Dense layer named {HEAD_NAME!r} with a bias.")
+    if not (isinstance(model, keras.Model) and is_container(model) and model.built):
+        raise PackError(
+            f"A task is taken out of a functional or sequential Keras model that is built. Received: {model!r}."
+        )
+    base_variables = named_variables(base)
+    whole, model = model, _unwrapped(model, base_variables)
+    head = _head(whole, base.output_shape[-1])
     variables = named_variables(model)
     norm_layers = batch_norm_paths(base)
     norm_changed, norm = set(), {}
-    base_variables = named_variables(base)
     for path, base_variable in base_variables.items():
         layer = path.rpartition("/")[0]
         if path not in variables:
-            raise PackError(f"The model lacks the base's weight {path!r}; is it a model of another base?")
+            raise PackError(
+                f"The model lacks the base's weight {path!r}, or has its layer under another name. A task's model is "
+                "made of piggyback_tf.mask(backbone.model), or of the layers of backbone.model under their names."
+            )
         # A masked model reads the base's storage, and there is nothing to compare.
         if variables[path].value is base_variable.value or _same(variables[path], base_variable):
             continue
@@ -46,6 +54,7 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     for path in base_variables:
         if path.rpartition("/")[0] in norm_changed:
             norm[path] = np.asarray(variables[path].numpy(), np.float32)
+    _check_nothing_else(whole, [*(variables[path] for path in base_variables), *head.weights])
     config = mask_config(model)
     found = read_masks(model)
     masks = {
@@ -62,6 +71,49 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         "norm": norm,
         "head": {name: np.asarray(getattr(head, name).numpy(), np.float32) for name in ("kernel", "bias")},
     }
+
+
+def _unwrapped(model: keras.Model, paths: Collection[str]) -> keras.Model:
+    """Returns the model within `model` that holds the base's weights under their paths, or `model` itself."""
+    if named_variables(model).keys() >= set(paths):
+        return model
+    inner = (_unwrapped(layer, paths) for layer in model.layers if is_container(layer))
+    return next((layer for layer in inner if named_variables(layer).keys() >= set(paths)), model)
+
+
+def _head(model: keras.Model, features: int) -> keras.layers.Dense:
+    """Returns a task's head.
+
+    Raises:
+        PackError: If there is none that stands on the base's features and gives logits.
+    """
+    head = dict(named_layers(model)).get(HEAD_NAME)
+    if not isinstance(head, keras.layers.Dense) or head.bias is None:
+        raise PackError(
+            f"The model has no Dense layer named {HEAD_NAME!r} with a bias: keras.layers.Dense(CLASSES, "
+            f"name={HEAD_NAME!r}) on the base's features."
+        )
+    if head.activation not in (keras.activations.linear, keras.activations.softmax):
+        raise PackError(
+            f"The model's head has the activation {keras.activations.serialize(head.activation)!r}; the head of a pack "
+            "gives logits, of which softmax makes probabilities."
+        )
+    if head.kernel.shape[0] != features:
+        raise PackError(
+            f"The model's head stands on {head.kernel.shape[0]} values, and the base has {features} features. Between "
+            "them a pack holds nothing: it is the masks and batch norm of the base, and the head."
+        )
+    return head
+
+
+def _check_nothing_else(model: keras.Model, held: Iterable[keras.Variable]) -> None:
+    """Raises a `PackError` if a model has weights beside those that a pack, or its base, holds."""
+    known = {id(variable) for variable in held} | {id(weight.mask_real) for weight in masked_weights(model).values()}
+    if more := [path for path, variable in named_variables(model).items() if id(variable) not in known]:
+        raise PackError(
+            f"The model has the weight {more[0]!r}, which is none of the base and none of the head; a pack holds masks "
+            "and batch norm of the base, and the head."
+        )
 
 
 def _same(first: keras.Variable, second: keras.Variable) -> bool:

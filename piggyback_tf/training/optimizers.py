@@ -16,6 +16,8 @@ from piggyback_tf.training.trust_region import TrustRegionAdam, WatchedLossScale
 # A weight whose gradient keeps its direction comes to the threshold so many times in a training whose rate falls by a
 # cosine: half of this, as the mean of a cosine is.
 _CROSSINGS = 16
+# Rates above these are doubted. Adam moves each weight by about its rate, and weights are rarely as large as 1.
+_LARGEST_ADAM, _LARGEST_SGD = 0.5, 100.0
 
 
 def make_optimizer(
@@ -67,6 +69,8 @@ def _group_optimizer(
 
     peak = getattr(config, f"{group}_lr")
     kind = getattr(config, f"{group}_optimizer")
+    if doubt := _doubt(group, kind, peak, masks):
+        logging.warning("--%s_lr=%g: %s", group, peak, doubt)
     if group == "mask" and not peak:
         if kind == "sgd":
             raise ValueError("With mask_optimizer='sgd' set mask_lr, which follows from the steps for Adam alone.")
@@ -97,6 +101,24 @@ def _group_optimizer(
     return keras.optimizers.Adam(
         schedule(peak), epsilon=config.mask_epsilon if group == "mask" else config.adam_epsilon
     )
+
+
+def _doubt(group: str, kind: str, peak: float | None, masks: MaskConfig | None) -> str | None:
+    """Returns what is to be said of a rate that was given and is out of all proportion; None if it is not."""
+    if not peak or kind == "sgd":
+        # How far that goes depends on the gradients.
+        return None if not peak or peak <= _LARGEST_SGD else f"usual rates of SGD are below {_LARGEST_SGD:g}."
+    if group == "mask":
+        distance = abs(masks.scale - masks.threshold) or masks.scale
+        if peak > distance:
+            return (
+                f"masks start {distance:g} from the threshold, so that a single step of Adam carries any of them over "
+                "it, whatever its gradient is. Leave the flag out: the rate then follows from the number of steps."
+            )
+        return None
+    if peak > _LARGEST_ADAM:
+        return f"a step of Adam moves every weight by up to that much; usual rates are below {_LARGEST_ADAM:g}."
+    return None
 
 
 def _reaches_threshold(rate: WarmupSchedule, masks: MaskConfig, total_steps: int) -> bool:

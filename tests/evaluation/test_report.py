@@ -78,6 +78,29 @@ def test_masks_that_drop_nothing_are_named(tmp_path):
     assert "classifier_only drop" not in text
 
 
+def test_no_zeros_and_no_top_5(tmp_path):
+    metrics = _metrics()
+    text = write_report(tmp_path, metrics).read_text()
+    assert "Errors are top-1 and top-5 in percent" in text
+    masks = metrics["methods"]["piggyback"]
+    masks["zeros"], masks["zeros_total"] = dict.fromkeys(masks["zeros"], 0.0), 0.0
+    del masks["test"]["top5_error"]
+    text = write_report(tmp_path, metrics).read_text()
+    assert "The masks of piggyback drop no weight: what was learned is the head." in text
+    row = next(line for line in text.splitlines() if line.startswith("| piggyback "))
+    assert "0.00" in [cell.strip() for cell in row.split("|")]
+    assert "Errors are top-1 in percent" in text
+    assert "top-5" not in text
+    assert "zeros.png" not in text, "a plot of nothing"
+    assert not (tmp_path / "zeros.png").exists()
+    masks["zeros_total"] = 1e-9
+    assert "drop less than 0.0001 % of the weights" in write_report(tmp_path, metrics).read_text()
+    del metrics["methods"]["piggyback"]
+    text = write_report(tmp_path, metrics).read_text()
+    assert "*Zeros*" not in text
+    assert "*Task* is what the task adds to the base." in text
+
+
 def test_both_methods_are_drawn_in_colours_of_their_own(tmp_path):
     metrics = _metrics()
     metrics["methods"]["other"] = {**metrics["methods"]["piggyback"]}
@@ -118,7 +141,7 @@ def test_plots_of_any_size(tmp_path, layers, epochs):
         "task": "x",
         "methods": {
             "piggyback": {
-                "zeros": {f"a_rather_long_layer_name_{i}/pointwise_kernel": 0.0 for i in range(layers)},
+                "zeros": {f"a_rather_long_layer_name_{i}/pointwise_kernel": 0.01 for i in range(layers)},
                 "history": {"val_cross_entropy": [0.5] * epochs, "cross_entropy": [float("nan")] * epochs},
             }
         },

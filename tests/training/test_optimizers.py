@@ -114,6 +114,28 @@ def test_a_training_that_is_too_short_for_its_masks_says_so(settings, warned, ca
     assert ("only the head will learn" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mask_lr": 1e9}, "--mask_lr=1e+09: masks start 0.005 from the threshold, so that a single step of Adam"),
+        ({"mask_lr": 5.1e-3}, "--mask_lr=0.0051: masks start 0.005 from the threshold"),
+        ({"mask_lr": 5e-3}, None),
+        ({"head_lr": 3.0}, "--head_lr=3: a step of Adam moves every weight by up to that much"),
+        ({"head_optimizer": "sgd", "head_lr": 3.0}, None),
+        ({"head_optimizer": "sgd", "head_lr": 1e9}, "--head_lr=1e+09: usual rates of SGD are below 100."),
+        # What follows from the number of steps is not doubted, even in very few.
+        ({"epochs": 1}, None),
+    ],
+)
+def test_rates_out_of_all_proportion_are_doubted(settings, sentence, caplog):
+    method = Piggyback()
+    model = method.build(_backbone(), 3)
+    with caplog.at_level("WARNING"):
+        make_optimizer(method, model, TrainConfig(**{"epochs": 40} | settings), 2)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("--")]
+    assert [each[: len(sentence)] for each in said] == [sentence] if sentence else not said
+
+
 def test_the_rate_follows_from_the_way_to_the_threshold():
     assert mask_rate(MaskConfig(), 1000) == pytest.approx(8e-5)
     assert mask_rate(MaskConfig(scale=2e-2), 1000) == pytest.approx(2.4e-4)

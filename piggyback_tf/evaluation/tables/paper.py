@@ -1,5 +1,6 @@
 """Tables in the layout of those of the Piggyback paper (Mallya, Davis, Lazebnik, ECCV 2018), from one's own runs."""
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -34,8 +35,8 @@ def large_scale(records: Sequence[Record]) -> Table:
     methods = ("joint", "classifier_only", "packnet", "piggyback", "finetune")
     chosen, notes = _choose(records, methods, "paper3")
     one_base(chosen, "Layout paper3 is a table of one network", "Give runs on one, or use --layout=paper4.")
-    notes = [*notes, "In brackets: top-5 errors."]
-    return _errors("paper3", "Errors (%) with large data sets", chosen, notes, methods, top5=True)
+    table = _errors("paper3", "Errors (%) with large data sets", chosen, notes, methods, top5=True)
+    return _with_top5_note(table)
 
 
 def networks(records: Sequence[Record]) -> Table:
@@ -51,9 +52,16 @@ def initialisations(records: Sequence[Record]) -> Table:
     columns = _by_base(chosen, weights=True)
     tasks = all_tasks(chosen)
     rows = [[task, *(_error(runs, task, top5=True) for runs in columns.values())] for task in tasks]
-    notes = [*notes, "In brackets: top-5 errors."]
     caption = "Errors (%) of masks by initialisation"
-    return Table("paper5", caption, ["task", *columns], rows, notes=[*notes, _SPREAD]).without_empty_columns()
+    table = Table("paper5", caption, ["task", *columns], rows, notes=[*notes, _SPREAD]).without_empty_columns()
+    return _with_top5_note(table)
+
+
+def _with_top5_note(table: Table) -> Table:
+    """Returns a table with what its brackets are, if it has any: tasks of few classes have no top-5 error."""
+    if not any(isinstance(cell, Number) and cell.second for row in table.rows for cell in row):
+        return table
+    return dataclasses.replace(table, notes=["In brackets: top-5 errors.", *table.notes])
 
 
 def zeros(records: Sequence[Record]) -> Table:
