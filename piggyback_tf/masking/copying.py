@@ -53,9 +53,9 @@ def copy_layers(
             return _copy_lambda(layer, {"name": name, **changes})
         if tables := next((each for each in type(layer).__mro__ if each in _WITH_TABLES), None):
             raise ValueError(
-                f"Layer {layer.name!r} ({tables.__name__}) keeps what it was adapted to outside of its weights, so that "
-                "a copy of the network would be without it. Call it before the network, as a step of the data, and give "
-                "the network its results."
+                f"Layer {layer.name!r} ({tables.__name__}) keeps what it was adapted to outside of its weights, so "
+                "that a copy of the network would be without it. Call it before the network, as a step of the data, "
+                "and give the network its results."
             )
         try:
             # A base class is told nothing of what its subclass added to the config.
@@ -64,8 +64,8 @@ def copy_layers(
         except Exception as error:  # A layer of somebody else's may raise anything.
             raise ValueError(
                 f"Layer {layer.name!r} ({type(layer).__name__}) cannot be copied: {one_line(error)} The copy is made "
-                "of what `get_config` returns, by `from_config`; a class of your own needs both for the arguments of its "
-                "constructor."
+                "of what `get_config` returns, by `from_config`; a class of your own needs both for the arguments of "
+                "its constructor."
             ) from error
         copies.append((copy, layer))
         return copy
