@@ -15,8 +15,8 @@ image_ok; what could not be answered is flagged there, and an image file that ca
 the file --list is a path, or a path, a tab and a task. A server that does not answer is asked again until --deadline,
 which is said on stderr at once.
 
-Exit status: 0 all was answered; 1 some lines are flagged, or nobody reads them; 2 the command, a file or the request is
-wrong, and asking again would not help; 3 the server gave no answer until --deadline.
+Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking again
+would not help; 3 the server gave no answer until --deadline; 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -775,7 +775,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 141
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_the_output_may_be_closed_early(folder):
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-    assert process.returncode == 1
+    assert process.returncode == 141
 
 
 def test_tasks_and_versions_are_listed(ask, small, server):
