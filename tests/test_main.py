@@ -233,7 +233,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "Unknown command 'trian'. Did you mean 'train'? Valid: backbones, compare, convert, evaluate, "),
+        (["trian"], "Unknown command 'trian'. Did you mean 'train'? Valid: backbones, cache, compare, convert, "),
         (["evaluate", "PACK"], "The following arguments are required: --data"),
         (["evaluate", "PACK", "--dat=digits"], "The following arguments are required: --data"),
         (["evaluate", "PACK", "--data=digits", "--split=dev"], "invalid choice: 'dev'"),

@@ -15,8 +15,8 @@ image_ok; what could not be answered is flagged there, and an image file that ca
 the file --list is a path, or a path, a tab and a task. A server that does not answer is asked again until --deadline,
 which is said on stderr at once.
 
-Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking again
-would not help; 3 the server gave no answer until --deadline; 141 nobody reads the output.
+Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
+again would not help; 3 the server gave no answer until --deadline; 141 nobody reads the output.
 """
 
 from __future__ import annotations

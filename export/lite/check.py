@@ -65,9 +65,15 @@ def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -
     difference = float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
     # Not "greater than": NaN is no number that is small enough.
     if not difference <= _FEATURE_LIMITS[quantize]:
+        cure = (
+            "Conversion has made a constant of a kernel and of something else, such as the offset of a Rescaling "
+            "before a convolution without padding. Use --design=switch or --design=input."
+            if quantize == "none"
+            else "Try another quantisation, or --design=switch."
+        )
         raise ExportError(
             f"The converted base does not give the features of {backbone.name!r}: with constants of type {quantize!r} "
-            f"they differ by {difference:.1%} of their length; try another quantisation, or --design=switch."
+            f"they differ by {difference:.1%} of their length. {cure}"
         )
 
 
