@@ -34,7 +34,7 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         )
     base_variables = named_variables(base)
     whole, model = model, _unwrapped(model, base_variables)
-    head = _head(whole, base.output_shape[-1])
+    head = _head(whole)
     variables = named_variables(model)
     norm_layers = batch_norm_paths(base)
     norm_changed, norm = set(), {}
@@ -54,6 +54,7 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     for path in base_variables:
         if path.rpartition("/")[0] in norm_changed:
             norm[path] = np.asarray(variables[path].numpy(), np.float32)
+    _check_features(head, base.output_shape[-1])
     _check_nothing_else(whole, [*(variables[path] for path in base_variables), *head.weights])
     config = mask_config(model)
     found = read_masks(model)
@@ -81,11 +82,11 @@ def _unwrapped(model: keras.Model, paths: Collection[str]) -> keras.Model:
     return next((layer for layer in inner if named_variables(layer).keys() >= set(paths)), model)
 
 
-def _head(model: keras.Model, features: int) -> keras.layers.Dense:
+def _head(model: keras.Model) -> keras.layers.Dense:
     """Returns a task's head.
 
     Raises:
-        PackError: If there is none that stands on the base's features and gives logits.
+        PackError: If there is none that gives logits.
     """
     head = dict(named_layers(model)).get(HEAD_NAME)
     if not isinstance(head, keras.layers.Dense) or head.bias is None:
@@ -98,12 +99,16 @@ def _head(model: keras.Model, features: int) -> keras.layers.Dense:
             f"The model's head has the activation {keras.activations.serialize(head.activation)!r}; the head of a pack "
             "gives logits, of which softmax makes probabilities."
         )
+    return head
+
+
+def _check_features(head: keras.layers.Dense, features: int) -> None:
+    """Raises a `PackError` if a head does not stand on so many features."""
     if head.kernel.shape[0] != features:
         raise PackError(
             f"The model's head stands on {head.kernel.shape[0]} values, and the base has {features} features. Between "
             "them a pack holds nothing: it is the masks and batch norm of the base, and the head."
         )
-    return head
 
 
 def _check_nothing_else(model: keras.Model, held: Iterable[keras.Variable]) -> None:
