@@ -46,6 +46,18 @@ def test_formats(runs, capsys):
     assert printed["all"].out == "\n".join(printed[name].out for name in ("markdown", "csv", "latex"))
 
 
+def test_json(runs, capsys):
+    assert main(["table", "--layout=paper2", *runs, "--json"]) == 0
+    output = capsys.readouterr()
+    table = json.loads(output.out)
+    assert (table["layout"], output.err) == ("paper2", "")
+    assert table["header"] == ["task", "Classifier Only", "PackNet ↓", "Piggyback"]
+    numbers = [{"value": value, "style": "percent"} for value in (40.0, 22.0, 20.0)]
+    assert table["rows"][0] == ["cubs", *numbers]
+    assert table["rows"][1][1] is None
+    assert any("PackNet prunes the base" in note for note in table["notes"])
+
+
 def test_a_file_of_the_benchmark(tmp_path, capsys):
     rows = {"piggyback_norm/forward/1": sequence("piggyback", {"a": {"a": 10}, "b": {"a": 10, "b": 20}})}
     (tmp_path / "methods.json").write_text(json.dumps({"machine": {}, "rows": rows}))

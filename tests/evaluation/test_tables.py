@@ -91,6 +91,9 @@ def test_paper3_has_joint_training_and_top5_errors(tmp_path):
     cells = cells_of(table)
     assert cells["imagenet"] == {"Joint Training": "33.50 (12.25)", "Piggyback": ""}
     assert cells["places"] == {"Joint Training": "50.00", "Piggyback": "46.70 (16.00)"}
+    assert "In brackets: top-5 errors." in table.notes
+    few_classes = table_of("paper3", write_single(tmp_path / "few", "cubs", {"piggyback": 20.0}))
+    assert not any("top-5" in note for note in few_classes.notes), "there are no brackets"
 
 
 def test_paper4_has_a_block_for_each_network(tmp_path):

@@ -115,6 +115,27 @@ def test_push_and_pull(hub, run, packs, tmp_path):
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["fish and chips.task.safetensors"]
 
 
+def test_answers_as_json(hub, run, packs, tmp_path):
+    one, two = packs
+    pushed, pulled = run(
+        ["push", one, two, "--repo=me/packs", "--json"],
+        ["pull", "--repo=me/packs", f"--output_dir={tmp_path / 'out'}", "--json"],
+    )
+    assert (pushed.status, pushed.err, pulled.status, pulled.err) == (0, [], 0, [])
+    answer = json.loads("\n".join(pushed.out))
+    names = ["birds.task.safetensors", "fish and chips.task.safetensors"]
+    assert answer["files"] == [
+        {"file": names[0], "task": "birds", "bytes": one.stat().st_size},
+        {"file": names[1], "task": "fish and chips", "bytes": two.stat().st_size},
+    ]
+    assert answer["listed"] == names
+    assert answer["commit"].startswith(f"{hub.address}/me/packs/commit/")
+    birds, fish = json.loads("\n".join(pulled.out))
+    assert birds["file"] == str(tmp_path / "out" / names[0])
+    assert (birds["task"], fish["task"], birds["classes"]) == ("birds", "fish and chips", ["wren", "rook", "tüvö"])
+    assert (birds["base"]["hash"], birds["errors"]["test"]["top1_error"], fish["errors"]) == ("ab" * 32, 12.5, {})
+
+
 def test_what_has_not_changed_is_not_committed_again(hub, run, packs):
     first, second = run(["push", *packs, "--repo=me/packs"], ["push", *packs, "--repo=me/packs"])
     assert (first.status, first.out[2]) == (0, "README.md: lists 2 tasks")
