@@ -15,7 +15,7 @@ from piggyback_tf.training.trust_region import TrustRegionAdam, WatchedLossScale
 
 # A weight whose gradient keeps its direction comes to the threshold so many times in a training whose rate falls by a
 # cosine: half of this, as the mean of a cosine is.
-_CROSSINGS = 16
+_CROSSINGS = 32
 # Rates above these are doubted. Adam moves each weight by about its rate, and weights are rarely as large as 1.
 _LARGEST_ADAM, _LARGEST_SGD = 0.5, 100.0
 
