@@ -53,7 +53,7 @@ class PackMaker:
 
     def __call__(self, number: int) -> Any:
         """Returns the pack of the task `task<number>`."""
-        from piggyback_tf.packs import MaskBits, TaskPack
+        from piggyback_tf.packs import MaskBits, TaskArrays, TaskPack
 
         rng = np.random.default_rng(number)
         masks = {}
@@ -72,14 +72,16 @@ class PackMaker:
             **self._structure.to_json(),
             base_weights=base.weights,
             method="piggyback",
-            mask_kind="binary",
             threshold=5e-3,
-            masks=masks,
-            norm={},
-            head={
-                "kernel": rng.normal(0, 0.02, (base.feature_dim, CLASSES)).astype("float32"),
-                "bias": rng.normal(0, 0.02, CLASSES).astype("float32"),
-            },
+            arrays=TaskArrays(
+                mask_kind="binary",
+                masks=masks,
+                norm={},
+                head={
+                    "kernel": rng.normal(0, 0.02, (base.feature_dim, CLASSES)).astype("float32"),
+                    "bias": rng.normal(0, 0.02, CLASSES).astype("float32"),
+                },
+            ),
             preprocessing=base.preprocessing,
             image_size=base.image_size,
             eval_augment=f"resize({base.image_size},{base.image_size})",

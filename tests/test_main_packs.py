@@ -1,6 +1,5 @@
 """The commands that compare, check, convert and merge packs, and packs that are given by URLs."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from piggyback_tf.__main__ import main
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.packs.compare import MaskOverlap, compare_masks
 from piggyback_tf.packs.remote import read_bytes, write_bytes
-from tests.packs.helpers import make_pack, pack_of, renamed, trained_model
+from tests.packs.helpers import make_pack, pack_of, renamed, trained_model, with_arrays
 from tests.run_command import run_command
 
 GOLDEN = Path(__file__).parent / "packs" / "golden"
@@ -253,7 +252,7 @@ def test_verify(trained, backbone, tmp_path, capsys):
     assert lines[4] == f"{misfit}:"
     # Another base, a file that is cut off, and a mask for a weight that the base does not have.
     moved = {f"x{name}" if place == 0 else name: mask for place, (name, mask) in enumerate(pack.masks.items())}
-    pack.masks = moved
+    pack = with_arrays(pack, masks=moved)
     pack.save(misfit)
     assert main(["verify", str(broken), str(misfit), str(path)]) == 1
     output = capsys.readouterr()
@@ -336,7 +335,7 @@ def test_what_a_pack_says_reaches_no_terminal_as_a_command(tmp_path, capsys):
     path = tmp_path / "pack"
     pack = make_pack(settings={"seed": [1]}, base_name="shapesnet", base_weights="random", image_size=32)
     masks = {f"{name}\x9b1m": mask for name, mask in pack.masks.items()}
-    dataclasses.replace(pack, masks=masks).save(path)
+    with_arrays(pack, masks=masks).save(path)
     assert main(["inspect", "--layers", str(path)]) == 0
     assert main(["compare", str(path), str(path)]) == 0
     assert "\x9b" not in capsys.readouterr().out

@@ -155,7 +155,7 @@ class TaskBank:
             ValueError: If the bank has no such task.
         """
         first, second = self._find_all([a, b])
-        return compare_bits(first.masks(), second.masks())
+        return compare_bits(first.arrays().masks, second.arrays().masks)
 
     def predict(self, images: Any, task: str | Sequence[str], batch_size: int = 32) -> "np.ndarray | list[np.ndarray]":
         """Returns the probabilities of a task's classes.

@@ -9,6 +9,7 @@ import numpy as np
 from piggyback_tf.backbones.paths import batch_norm_paths, is_container, named_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import mask_config, masked_weights, read_masks
+from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits, pack_bits
 from piggyback_tf.packs.fileformat import PackError
 
@@ -22,7 +23,7 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         base: The frozen base.
 
     Returns:
-        The fields `mask_kind`, `threshold`, `masks`, `norm` and `head` of a `TaskPack`.
+        The fields `arrays` and `threshold` of a `TaskPack`.
 
     Raises:
         PackError: If the model has no such head, lacks weights of the base, changed others than batch norm, or has
@@ -65,13 +66,13 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     }
     if left_out := sorted(found.keys() - masks.keys()):
         raise PackError(f"The model has a mask for {left_out[0]!r}, which is no weight of the base.")
-    return {
-        "mask_kind": config.kind if masks else "none",
-        "threshold": float(config.threshold) if masks else None,
-        "masks": masks,
-        "norm": norm,
-        "head": {name: np.asarray(getattr(head, name).numpy(), np.float32) for name in ("kernel", "bias")},
-    }
+    arrays = TaskArrays(
+        mask_kind=config.kind if masks else "none",
+        masks=masks,
+        norm=norm,
+        head={name: np.asarray(getattr(head, name).numpy(), np.float32) for name in ("kernel", "bias")},
+    )
+    return {"arrays": arrays, "threshold": float(config.threshold) if masks else None}
 
 
 def _unwrapped(model: keras.Model, paths: Collection[str]) -> keras.Model:

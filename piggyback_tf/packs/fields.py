@@ -7,11 +7,11 @@ from typing import Any
 
 from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.files import is_text
+from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, check_json, shown
 
 MASK_KINDS = ("none", *MASK_VALUES)
-DTYPES = ("float32", "float16")
 # Those that hold whatever is written into them.
 DICTS = ("settings", "errors", "versions")
 # The format version since which the description has an entry, where that is not the first, and what older files mean.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.codec import EncodedMasks, encode
 from piggyback_tf.packs.pack import TaskPack
@@ -106,8 +107,11 @@ class HeldTask:
         """Bytes of the arrays."""
         return self.bits.nbytes + self.floats.nbytes
 
-    def masks(self) -> dict[str, MaskBits]:
-        """Returns the packed masks by path: views, or decoded for this call if they are held compressed."""
+    def arrays(self) -> TaskArrays:
+        """Returns the task's arrays: views, but for masks that are held compressed, which are decoded for this call."""
+        return TaskArrays(mask_kind=self.mask_kind, masks=self._masks(), norm=self._norm(), head=self._head())
+
+    def _masks(self) -> dict[str, MaskBits]:
         if not isinstance(self.bits, np.ndarray):
             return self.bits.decode()
         starts = itertools.pairwise(self.layout.mask_starts)
@@ -116,19 +120,17 @@ class HeldTask:
             for (path, shape), (start, end) in zip(self.layout.masks, starts, strict=True)
         }
 
-    def norm(self) -> dict[str, np.ndarray]:
-        """Returns batch norm by path, float32; views."""
+    def _norm(self) -> dict[str, np.ndarray]:
         starts = itertools.pairwise(self.layout.norm_starts)
         return {
             path: self.floats[start:end].reshape(shape)
             for (path, shape), (start, end) in zip(self.layout.norm, starts, strict=True)
         }
 
-    def head(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns kernel `[F, C]` and bias `[C]` of the head, float32; views."""
+    def _head(self) -> dict[str, np.ndarray]:
         classes = len(self.class_names)
         numbers = self.floats[self.layout.norm_starts[-1] :]
-        return numbers[:-classes].reshape(-1, classes), numbers[-classes:]
+        return {"kernel": numbers[:-classes].reshape(-1, classes), "bias": numbers[-classes:]}
 
     def info(self) -> dict[str, Any]:
         """Returns what a bank tells about a task."""

@@ -62,7 +62,9 @@ class BaseTensors:
         Masked kernels, batch norm and head lie one behind another in one piece of memory, which is free when the last
         tensor goes.
         """
-        masks, norm, head = task.masks(), task.norm(), task.head()
+        arrays = task.arrays()
+        masks, norm = arrays.masks, arrays.norm
+        head = [arrays.head[name] for name in ("kernel", "bias")]
         paths = [*masks, *norm]
         like = [*(self._arrays[path] for path in paths), *head]
         buffers = self._allocate(like)

@@ -9,14 +9,16 @@ import importlib.metadata
 import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from piggyback_tf.packs import bits, fileformat, remote, version1, version2
+from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fields import DICTS, DTYPES, check_fields
+from piggyback_tf.packs.fields import DICTS, check_fields
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, PackFileError
 from piggyback_tf.packs.fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.version import __version__
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
 
 PACK_SUFFIX = ".task.safetensors"
-_FLOAT32 = np.dtype("float32")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -44,11 +45,8 @@ class TaskPack:
         base_answers: What the backbone makes of two images, if `base_structure` does not say all; see `Structure`.
         base_weights: Where the backbone's weights came from, for example `"imagenet"`.
         method: The method that trained the task.
-        mask_kind: `"binary"`, `"ternary"`, or `"none"` if the task has no masks.
         threshold: The threshold that made the masks; None without masks.
-        masks: Packed masks by the weight's canonical path, in layer order.
-        norm: The variables, float32, of batch norm layers trained for the task, by canonical path.
-        head: `"kernel"`, float32 `[F, C]`, and `"bias"`, float32 `[C]`; softmax of its logits gives probabilities.
+        arrays: Masks, batch norm and head; `mask_kind`, `masks`, `norm` and `head` are theirs.
         preprocessing: What the backbone does to RGB values of 0 to 255, for the record: it is part of the backbone.
         image_size: Side of the square input images in pixels.
         eval_augment: The augmentation string that prepares an image for evaluation.
@@ -69,11 +67,8 @@ class TaskPack:
     base_hash: str
     base_weights: str
     method: str
-    mask_kind: str
     threshold: float | None
-    masks: dict[str, MaskBits]
-    norm: dict[str, np.ndarray]
-    head: dict[str, np.ndarray]
+    arrays: TaskArrays
     preprocessing: str
     image_size: int
     eval_augment: str
@@ -152,6 +147,26 @@ class TaskPack:
         )
 
     @property
+    def mask_kind(self) -> str:
+        """`"binary"`, `"ternary"`, or `"none"` if the task has no masks."""
+        return self.arrays.mask_kind
+
+    @property
+    def masks(self) -> Mapping[str, MaskBits]:
+        """Packed masks by the weight's canonical path, in layer order."""
+        return self.arrays.masks
+
+    @property
+    def norm(self) -> Mapping[str, np.ndarray]:
+        """The variables, float32, of batch norm layers trained for the task, by canonical path."""
+        return self.arrays.norm
+
+    @property
+    def head(self) -> Mapping[str, np.ndarray]:
+        """`"kernel"`, float32 `[F, C]`, and `"bias"`, float32 `[C]`; softmax of its logits gives probabilities."""
+        return self.arrays.head
+
+    @property
     def zeros(self) -> dict[str, float]:
         """The fraction of dropped weights by the weight's canonical path."""
         return {path: mask.zeros for path, mask in self.masks.items()}
@@ -159,8 +174,7 @@ class TaskPack:
     @property
     def zeros_total(self) -> float:
         """The fraction of dropped weights over all masks; 0 without masks."""
-        weights = self.masked_weights
-        return sum(bits.count_zeros(m.packed, m.shape) for m in self.masks.values()) / weights if weights else 0.0
+        return self.arrays.zeros_total
 
     @property
     def masked_weights(self) -> int:
@@ -186,22 +200,7 @@ class TaskPack:
         Raises:
             PackError: If there is no such type, or a number is too large for it.
         """
-        if dtype not in DTYPES:
-            raise PackError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}.")
-
-        def rounded(name: str, value: np.ndarray) -> np.ndarray:
-            with np.errstate(over="ignore"):
-                result = value.astype(dtype).astype(np.float32)
-            if not np.isfinite(result).all():
-                raise PackError(f"{name!r} holds {np.abs(value).max()}, which is too large for {dtype}.")
-            return result
-
-        return dataclasses.replace(
-            self,
-            norm={path: rounded(path, value) for path, value in self.norm.items()},
-            head={name: rounded(f"head/{name}", value) for name, value in self.head.items()},
-            dtype=dtype,
-        )
+        return dataclasses.replace(self, arrays=self.arrays.astype(dtype), dtype=dtype)
 
     def content_digest(self) -> str:
         """Returns the SHA-256 of everything in the pack but its date, as hexadecimal digits.
@@ -215,9 +214,7 @@ class TaskPack:
         del content["format_version"]
         # What was digested before these were recorded has the same digest.
         content = {key: value for key, value in content.items() if value is not None or key not in _MAY_BE_MISSING}
-        arrays = {f"mask/{path}": mask.packed for path, mask in self.masks.items()}
-        arrays |= {f"norm/{path}": value for path, value in self.norm.items()}
-        return fileformat.digest(content, arrays | {f"head/{name}": value for name, value in self.head.items()})
+        return fileformat.digest(content, self.arrays.named())
 
     def to_bytes(self, codec: str = "best") -> bytes:
         """Returns the pack as the bytes of its file; equal packs of one date give equal bytes.
@@ -231,7 +228,7 @@ class TaskPack:
             ValueError: If there is no such codec.
         """
         self.check()
-        return version2.write(self, self._plain(), self.content_digest(), codec)
+        return version2.write(self.arrays, self._plain(), self.content_digest(), codec)
 
     def save(self, path: str | os.PathLike, codec: str = "best") -> None:
         """Writes the pack to a file, whole or not at all.
@@ -307,33 +304,7 @@ class TaskPack:
                 "A pack with masks has a mask kind and a threshold, one without has none. Received: "
                 f"{len(self.masks)} masks, mask_kind={self.mask_kind!r}, threshold={self.threshold!r}."
             )
-        for path in (*self.masks, *self.norm):
-            fileformat.check_path(path)
-        if twice := sorted(self.masks.keys() & self.norm.keys()):
-            raise PackError(f"{twice[0]!r} has a mask, and is a variable of batch norm.")
-        for path, mask in self.masks.items():
-            try:
-                fileformat.check_shape(mask.shape)
-                bits.check_bits(mask.packed, mask.shape, self.mask_kind)
-            except ValueError as error:
-                raise PackError(f"The mask of {path!r} is wrong: {error}") from error
-        classes = len(self.class_names)
-        if self.head.keys() != {"kernel", "bias"}:
-            raise PackError(f"The head must hold 'kernel' and 'bias'. Received: {sorted(self.head)}.")
-        kernel, bias = self.head["kernel"], self.head["bias"]
-        if kernel.ndim != 2 or kernel.shape[1] != classes or bias.shape != (classes,):
-            raise PackError(
-                f"The head of a task with {classes} classes has a kernel [F, {classes}] and a bias [{classes}]. "
-                f"Received: {list(kernel.shape)} and {list(bias.shape)}."
-            )
-        for name, value in [(f"head/{k}", v) for k, v in self.head.items()] + list(self.norm.items()):
-            if value.dtype != _FLOAT32 or not value.size:
-                raise PackError(f"{name!r} must be float32 and not empty. Received: {value.dtype} {value.shape}.")
-            if not np.isfinite(value).all():
-                raise PackError(f"{name!r} holds NaN or infinite values.")
-            with np.errstate(over="ignore"):
-                if not np.array_equal(value.astype(self.dtype).astype(np.float32), value):
-                    raise PackError(f"{name!r} holds numbers that are none of {self.dtype}; see TaskPack.astype.")
+        self.arrays.check(len(self.class_names), self.dtype)
 
     def _plain(self) -> dict[str, Any]:
         """Returns all but the arrays, as JSON values."""
@@ -342,7 +313,7 @@ class TaskPack:
 
 _MAY_BE_MISSING = ("base_structure", "base_answers")
 # The fields that are JSON values as they are.
-_PLAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TaskPack) if f.name not in ("masks", "norm", "head"))
+_PLAIN_FIELDS = ("mask_kind", *(field.name for field in dataclasses.fields(TaskPack) if field.name != "arrays"))
 
 
 def _package_versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits, packed_shape
 from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
 from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest, shown
@@ -49,12 +50,13 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
     for path, mask in packed.items():
         if mask.zeros != masks[path]["zeros"]:
             raise PackError(f"its fraction of zeros of {shown(path)} is not that of the mask.")
-    return {
-        "masks": packed,
-        "norm": {path: tensors[f"norm/{path}"] for path in norm},
-        "head": {name: tensors[f"head/{name}"] for name in ("kernel", "bias")},
-        **{field: document[field] for field in fields},
-    }
+    arrays = TaskArrays(
+        mask_kind=kind,
+        masks=packed,
+        norm={path: tensors[f"norm/{path}"] for path in norm},
+        head={name: tensors[f"head/{name}"] for name in ("kernel", "bias")},
+    )
+    return {field: document[field] for field in fields if field != "mask_kind"} | {"arrays": arrays}
 
 
 def _read_table(document: dict[str, Any], table: str) -> dict[str, dict[str, Any]]:

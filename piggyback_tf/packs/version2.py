@@ -5,19 +5,17 @@ Version 3 has more entries in the description, and is what is written.
 
 import math
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from piggyback_tf.packs import codec, fileformat
+from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
 from piggyback_tf.packs.fileformat import PackError, PackReader, Shape, shown
 from piggyback_tf.packs.fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.partition import MAX_CLASSES
-
-if TYPE_CHECKING:
-    from piggyback_tf.packs.pack import TaskPack
 
 # Without a base to compare with, a file is believed so many weights (VGG19 has 140 million), or so many for each of its
 # bytes: larger networks, of which it drops more than next to nothing.
@@ -32,23 +30,23 @@ _UINT8, _UINT32 = np.dtype("uint8"), np.dtype("<u4")
 _FLOAT = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
-def write(pack: "TaskPack", plain: dict[str, Any], checksum: str, codec_name: str) -> bytes:
+def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: str) -> bytes:
     """Returns the bytes of a pack's file.
 
     Args:
-        pack: The pack; only its arrays are looked at.
-        plain: Its other fields, as JSON values.
+        arrays: What it holds.
+        plain: What it says of them, as JSON values.
         checksum: The digest of its content.
         codec_name: How to code the masks, see `codec.encode`.
 
     Raises:
         PackError: If there is more to describe than can be read.
     """
-    masks = codec.encode(pack.masks, pack.mask_kind, codec_name)
-    dtype = _FLOAT[pack.dtype]
+    masks = codec.encode(arrays.masks, arrays.mask_kind, codec_name)
+    dtype = _FLOAT[plain["dtype"]]
     index = {
         "masks": [codec.layer_entry(layer) for layer in masks.layers],
-        "norm": [{"path": path, "shape": list(value.shape)} for path, value in pack.norm.items()],
+        "norm": [{"path": path, "shape": list(value.shape)} for path, value in arrays.norm.items()],
     }
     text = fileformat.canonical_json(index).encode("ascii")
     for what, size, most in (
@@ -57,13 +55,13 @@ def write(pack: "TaskPack", plain: dict[str, Any], checksum: str, codec_name: st
     ):
         if size > most:
             raise PackError(f"The pack takes {size:,} {what}; at most {most:,} can be read.")
-    tensors = {f"head/{name}": value.astype(dtype) for name, value in pack.head.items()}
+    tensors = {f"head/{name}": value.astype(dtype) for name, value in arrays.head.items()}
     tensors["index"] = np.frombuffer(zlib.compress(text, 9), np.uint8)
     for name, array in _mask_arrays(masks).items():
         if array.size:
             tensors[name] = array
-    if pack.norm:
-        tensors["norm"] = np.concatenate([value.reshape(-1) for value in pack.norm.values()]).astype(dtype)
+    if arrays.norm:
+        tensors["norm"] = np.concatenate([value.reshape(-1) for value in arrays.norm.values()]).astype(dtype)
     return fileformat.to_bytes({**plain, "format_version": fileformat.FORMAT_VERSION, "checksum": checksum}, tensors)
 
 
@@ -98,10 +96,10 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
             f"it has masks for {weights:,} weights. More than {believed:,} are read from a file of its size only when "
             "the base is given, with which they are compared first."
         )
-    fields = {field: document[field] for field in plain_fields}
-    masks = _decode(tensors, layers, kind)
     norm = _split(tensors.get("norm"), norm_shapes)
-    return {**fields, "masks": masks, "norm": norm, "head": head}, document["checksum"]
+    arrays = TaskArrays(mask_kind=kind, masks=_decode(tensors, layers, kind), norm=norm, head=head)
+    described = {field: document[field] for field in plain_fields if field != "mask_kind"}
+    return {**described, "arrays": arrays}, document["checksum"]
 
 
 def _limits(reader: PackReader, base: BaseSpec | None, planes: int) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """Masks in the order of the flat vector."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +9,7 @@ from export.servable.network import split_section, unpack_kernels, unpack_vector
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import MaskBits, PackError
 from piggyback_tf.packs.bits import pack_bits
+from tests.packs.helpers import with_arrays
 
 
 def test_unpacked_kernels_are_the_masked_ones_to_the_bit(small):
@@ -60,4 +59,4 @@ def test_a_mask_of_a_weight_that_no_export_masks_is_refused(small):
     path, shape = next(iter(layout.norm.shapes.items()))
     bits = MaskBits(shape, pack_bits(np.ones(shape, np.int8), "binary"))
     with pytest.raises(PackError, match="belongs to no kind of layer that an export masks"):
-        layout.pack_mask(dataclasses.replace(pack, masks={**pack.masks, path: bits}))
+        layout.pack_mask(with_arrays(pack, masks={**pack.masks, path: bits}))

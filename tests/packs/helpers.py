@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as load_tensors
 
-from piggyback_tf.packs import BaseSpec, MaskBits, TaskPack, fileformat
+from piggyback_tf.packs import BaseSpec, MaskBits, TaskArrays, TaskPack, fileformat
 from piggyback_tf.packs.bits import MASK_VALUES, pack_bits
 from piggyback_tf.packs.partition import channel_view_shape
 
@@ -52,7 +52,14 @@ def make_pack(kind="binary", seed=0, **changes):
         "versions": {"keras": "3.15.1"},
         "created": "2026-01-02T03:04:05+00:00",
     }
-    return TaskPack(**fields | changes)
+    fields |= changes
+    arrays = TaskArrays(**{name: fields.pop(name) for name in ("mask_kind", "masks", "norm", "head")})
+    return TaskPack(**{"arrays": arrays} | fields)
+
+
+def with_arrays(pack, **changes):
+    """Returns a pack with other arrays."""
+    return dataclasses.replace(pack, arrays=dataclasses.replace(pack.arrays, **changes))
 
 
 def channel_mask(shape, kind="binary", seed=0, spread=2.0):

@@ -8,7 +8,15 @@ import tensorflow as tf
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.masking import read_masks
 from piggyback_tf.packs import MaskBits, PackError, TaskBank
-from tests.packs.helpers import VARIANTS, pack_of, packs_of_all_kinds, renamed, small_backbone, trained_model
+from tests.packs.helpers import (
+    VARIANTS,
+    pack_of,
+    packs_of_all_kinds,
+    renamed,
+    small_backbone,
+    trained_model,
+    with_arrays,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
@@ -192,8 +200,7 @@ def test_packs_with_wrong_parts_are_refused(backbone):
         ("norm", {"batch_normalization/beta": np.zeros(9, "float32")}, r"which has shape \[6\]"),
         ("head", {"kernel": kernel[1:], "bias": pack.head["bias"]}, "takes 8 features, and 'small' gives 9"),
     ):
-        wrong = renamed(pack, "wrong")
-        setattr(wrong, field, value)
+        wrong = with_arrays(renamed(pack, "wrong"), **{field: value})
         with pytest.raises(PackError, match=message):
             fresh.add(wrong)
     wrong = renamed(pack, "wrong")

@@ -1,6 +1,5 @@
 """What counts as a good export, and that a wrong one is found."""
 
-import dataclasses
 import types
 
 import numpy as np
@@ -18,7 +17,7 @@ from piggyback_tf.packs import TaskBank
 from piggyback_tf.packs.bits import MaskBits
 from tests.export.helpers import encode, picture
 from tests.forked import run_forked
-from tests.packs.helpers import pack_of, trained_model
+from tests.packs.helpers import pack_of, trained_model, with_arrays
 
 
 def _flipped(pack, path):
@@ -26,7 +25,7 @@ def _flipped(pack, path):
     mask = pack.masks[path]
     packed = mask.packed.copy()
     packed[:, 0] ^= 1
-    return dataclasses.replace(pack, masks={**pack.masks, path: MaskBits(mask.shape, packed)})
+    return with_arrays(pack, masks={**pack.masks, path: MaskBits(mask.shape, packed)})
 
 
 @pytest.mark.parametrize("quantize", ["dynamic", "int8"])
@@ -55,7 +54,7 @@ def test_a_pack_of_another_task_is_found(patched, tmp_path, quantize):
     loaded = PatchedExport(export.folder / "base.tflite", export.backbone)
     found = compare_lite(loaded, export.bank, pack, files, batch_size=3)
     assert (found.good, found.fault, found.error, found.images) == (True, None, None, 8)
-    other = dataclasses.replace(
+    other = with_arrays(
         _flipped(pack, "fc/kernel"), head={**pack.head, "kernel": -pack.head["kernel"], "bias": -pack.head["bias"]}
     )
     bad = compare_lite(loaded, TaskBank(export.backbone).add(other), other, files)
@@ -112,7 +111,7 @@ def _separable(tmp_path_factory):
     pack = pack_of(trained_model(backbone, classes=10, kind="none"), backbone, classes=10)
     # The logit of a class is minus the squared distance to its image's features.
     features = np.asarray(backbone.model(images))
-    pack = dataclasses.replace(pack, head={"kernel": 2 * features.T, "bias": -(features**2).sum(axis=1)})
+    pack = with_arrays(pack, head={"kernel": 2 * features.T, "bias": -(features**2).sum(axis=1)})
     return types.SimpleNamespace(backbone=backbone, pack=pack, images=images, files=files)
 
 

@@ -27,7 +27,7 @@ from export.servable.folder import ExportError
 from piggyback_tf.backbones import Backbone, load_backbone, rename_layers
 from piggyback_tf.packs import PackError, TaskBank
 from tests.export.lite.conftest import noise
-from tests.packs.helpers import VARIANTS, pack_of, renamed, small_backbone, trained_model
+from tests.packs.helpers import VARIANTS, pack_of, renamed, small_backbone, trained_model, with_arrays
 
 # The largest difference of a probability, by quantisation. With "dynamic" it is of a larger network in integers, for
 # tasks of random batch norm too.
@@ -189,7 +189,7 @@ def test_a_task_is_added_to_a_base_in_the_field(patched, tmp_path, quantize, mon
         return
     assert added.saturation == []
     wild = {path: value * 30 if path.endswith("gamma") else value for path, value in export.packs[3].norm.items()}
-    assert add(dataclasses.replace(export.packs[3], norm=wild), noise(8, 4)).saturation
+    assert add(with_arrays(export.packs[3], norm=wild), noise(8, 4)).saturation
 
 
 def test_what_is_refused(patched, tmp_path):
@@ -252,7 +252,7 @@ def test_another_task_of_the_same_name_is_not_replaced(patched, tmp_path):
     assert add(first, compress=True) != kept
     assert add(first) == kept
     head = {name: value + 1 for name, value in first.head.items()}
-    for other in (renamed(second, first.task), dataclasses.replace(first, head=head)):
+    for other in (renamed(second, first.task), with_arrays(first, head=head)):
         # Nor is another task written that comes before it.
         with pytest.raises(ExportError, match=r"binary.edge' is there already and holds another task of this name, or"):
             add(renamed(second, "before"), other)

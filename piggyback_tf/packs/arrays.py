@@ -1,0 +1,103 @@
+"""The numbers of a task: what packs, banks, exports and Keras models share."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from piggyback_tf.packs import bits
+from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.fileformat import PackError, check_path, check_shape
+
+DTYPES = ("float32", "float16")
+_FLOAT32 = np.dtype("float32")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TaskArrays:
+    """Masks, batch norm and head of a task.
+
+    Attributes:
+        mask_kind: `"binary"`, `"ternary"`, or `"none"` if the task has no masks.
+        masks: Packed masks by the weight's canonical path, in layer order.
+        norm: The variables, float32, of batch norm layers trained for the task, by canonical path.
+        head: `"kernel"`, float32 `[F, C]`, and `"bias"`, float32 `[C]`; softmax of its logits gives probabilities.
+    """
+
+    mask_kind: str
+    masks: Mapping[str, MaskBits]
+    norm: Mapping[str, np.ndarray]
+    head: Mapping[str, np.ndarray]
+
+    @property
+    def zeros_total(self) -> float:
+        """The fraction of dropped weights over all masks; 0 without masks."""
+        weights = sum(mask.size for mask in self.masks.values())
+        return sum(bits.count_zeros(m.packed, m.shape) for m in self.masks.values()) / weights if weights else 0.0
+
+    def named(self) -> dict[str, np.ndarray]:
+        """Returns all of them by names that differ: `mask/PATH`, as packed bits, `norm/PATH` and `head/NAME`."""
+        return (
+            {f"mask/{path}": mask.packed for path, mask in self.masks.items()}
+            | {f"norm/{path}": value for path, value in self.norm.items()}
+            | {f"head/{name}": value for name, value in self.head.items()}
+        )
+
+    def astype(self, dtype: str) -> "TaskArrays":
+        """Returns them with batch norm and head rounded to a type, one of `DTYPES`; they are float32 in any case.
+
+        Raises:
+            PackError: If there is no such type, or a number is too large for it.
+        """
+        if dtype not in DTYPES:
+            raise PackError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}.")
+
+        def rounded(name: str, value: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):
+                result = value.astype(dtype).astype(np.float32)
+            if not np.isfinite(result).all():
+                raise PackError(f"{name!r} holds {np.abs(value).max()}, which is too large for {dtype}.")
+            return result
+
+        return dataclasses.replace(
+            self,
+            norm={path: rounded(path, value) for path, value in self.norm.items()},
+            head={name: rounded(f"head/{name}", value) for name, value in self.head.items()},
+        )
+
+    def check(self, classes: int, dtype: str) -> None:
+        """Checks that the parts fit together.
+
+        Args:
+            classes: How many classes the task has.
+            dtype: One of `DTYPES`, in which batch norm and head must lose nothing.
+
+        Raises:
+            PackError: With the first thing that does not fit.
+        """
+        for path in (*self.masks, *self.norm):
+            check_path(path)
+        if twice := sorted(self.masks.keys() & self.norm.keys()):
+            raise PackError(f"{twice[0]!r} has a mask, and is a variable of batch norm.")
+        for path, mask in self.masks.items():
+            try:
+                check_shape(mask.shape)
+                bits.check_bits(mask.packed, mask.shape, self.mask_kind)
+            except ValueError as error:
+                raise PackError(f"The mask of {path!r} is wrong: {error}") from error
+        if self.head.keys() != {"kernel", "bias"}:
+            raise PackError(f"The head must hold 'kernel' and 'bias'. Received: {sorted(self.head)}.")
+        kernel, bias = self.head["kernel"], self.head["bias"]
+        if kernel.ndim != 2 or kernel.shape[1] != classes or bias.shape != (classes,):
+            raise PackError(
+                f"The head of a task with {classes} classes has a kernel [F, {classes}] and a bias [{classes}]. "
+                f"Received: {list(kernel.shape)} and {list(bias.shape)}."
+            )
+        for name, value in [(f"head/{k}", v) for k, v in self.head.items()] + list(self.norm.items()):
+            if value.dtype != _FLOAT32 or not value.size:
+                raise PackError(f"{name!r} must be float32 and not empty. Received: {value.dtype} {value.shape}.")
+            if not np.isfinite(value).all():
+                raise PackError(f"{name!r} holds NaN or infinite values.")
+            with np.errstate(over="ignore"):
+                if not np.array_equal(value.astype(dtype).astype(np.float32), value):
+                    raise PackError(f"{name!r} holds numbers that are none of {dtype}; see TaskPack.astype.")
