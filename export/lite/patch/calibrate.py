@@ -8,10 +8,10 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tensorflow.lite.python.convert import mlir_quantize
 
+from ..flatbuffer import LiteFile, pack_objects, read_objects
+from ..weights import Network, Weights
 from .constants import Constant
 from .elements import Encoder, write_elements
-from .flatbuffer import LiteFile, pack_objects, read_objects
-from .weights import Network, Weights
 
 Ranges = dict[int, tuple[float, float]]
 

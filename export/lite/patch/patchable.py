@@ -1,4 +1,4 @@
-"""A base whose constants tasks change: made by conversion, or read again from an export."""
+"""A base.tflite whose constants tasks change: made by conversion, or read again from an export."""
 
 import dataclasses
 import functools
@@ -10,10 +10,14 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone
 
-from ..edge.manifest import KIND_CODES
-from ..edge.piggyback_edge import Entry, Manifest
+from ...edge.manifest import KIND_CODES
+from ...edge.piggyback_edge import Entry, Manifest
+from ..answers import check_features
+from ..convert import convert
+from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
+from ..metadata import TASK_NAME, add_metadata, add_task_place
+from ..weights import Network, Weights
 from .calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
-from .check import check_features
 from .constants import (
     BIAS,
     FACTOR,
@@ -24,11 +28,7 @@ from .constants import (
     Constant,
     identify,
 )
-from .convert import convert
 from .elements import Encoder, bias_elements, filter_inputs, write_elements
-from .flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
-from .metadata import TASK_NAME, add_metadata, add_task_place
-from .weights import Network, Weights
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]
@@ -55,7 +55,7 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PatchBase:
+class Patchable:
     """A base.tflite with its constants.
 
     Attributes:
@@ -78,7 +78,7 @@ class PatchBase:
         return Encoder(self.file, self.constants, self.network)
 
     @classmethod
-    def make(cls, backbone: Backbone, network: Network, quantize: str, max_classes: int, tasks: Tasks) -> "PatchBase":
+    def make(cls, backbone: Backbone, network: Network, quantize: str, max_classes: int, tasks: Tasks) -> "Patchable":
         """Converts a base.
 
         Args:
@@ -115,7 +115,7 @@ class PatchBase:
         backbone: Backbone,
         quantize: str,
         max_classes: int,
-    ) -> "PatchBase":
+    ) -> "Patchable":
         """Returns a base of which the file is ready."""
         slots = sorted(
             (slot for constant in constants for slot in _slots(file, constant, network)), key=lambda s: s.entry.offset

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ..flatbuffer import LiteFile, Operator, Span, Tensor
+from ..weights import Network, Weights
 from .constants import BIAS, FACTOR, FILTER, HEAD_KERNEL_ROLE, OFFSET, Constant
-from .flatbuffer import LiteFile, Operator, Span, Tensor
-from .weights import Network, Weights
 
 _FLOAT16_MAX = 65504.0
 # How much a weight in float16 may differ, which is rounded twice where batch norm is a task's own: as a share of
