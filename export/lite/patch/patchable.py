@@ -28,7 +28,7 @@ from .constants import (
     Constant,
     identify,
 )
-from .elements import Encoder, bias_elements, filter_inputs, write_elements
+from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]
@@ -95,15 +95,11 @@ class Patchable:
         if quantize == "int8":
             marked = bytes(file.data)
             if not max_classes:
-                encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
-                for constant in constants:
-                    write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, network.weights))
+                write_constants(file, constants, network, network.weights)
                 check_features(file.data, backbone, "none")
             ranges = find_ranges(file, constants, network, tasks())
             file, constants = _quantised(file, marked, ranges, constants, backbone, network)
-        encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
-        for constant in constants:
-            write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, network.weights))
+        write_constants(file, constants, network, network.weights)
         return cls.of(file, network, constants, backbone, quantize, max_classes)
 
     @classmethod
@@ -139,12 +135,17 @@ class Patchable:
 def make_float_file(backbone: Backbone, network: Network, quantize: str) -> tuple[LiteFile, list[Constant]]:
     """Returns a file with marked weights, and which of its constants tasks change."""
     marks = network.marked()
-    model = read_objects(convert(backbone, marks, quantize))
+    file = _with_places(convert(backbone, marks, quantize), backbone)
+    return file, identify(file, network, marks)
+
+
+def _with_places(content: bytes, backbone: Backbone) -> LiteFile:
+    """Returns a converted file with metadata, a place that says which task is on it, and a buffer for each constant."""
+    model = read_objects(content)
     add_metadata(model, backbone.name, backbone.preprocessing)
     add_task_place(model)
     separate_buffers(model)
-    file = LiteFile(pack_objects(model))
-    return file, identify(file, network, marks)
+    return LiteFile(pack_objects(model))
 
 
 def constants_from_json(entries: list[Mapping[str, Any]], file: LiteFile, network: Network) -> list[Constant]:
@@ -188,11 +189,7 @@ def _quantised(
     file: LiteFile, marked: bytes, ranges: Ranges, constants: list[Constant], backbone: Backbone, network: Network
 ) -> tuple[LiteFile, list[Constant]]:
     """Returns an int8 file, and its constants; biases that no task changes are those of the base."""
-    model = read_objects(quantise(marked, ranges))
-    add_metadata(model, backbone.name, backbone.preprocessing)
-    add_task_place(model)
-    separate_buffers(model)
-    new = LiteFile(pack_objects(model))
+    new = _with_places(quantise(marked, ranges), backbone)
     pairs = corresponding(file, new)
     moved = move_constants(constants, pairs)
     encoder = Encoder(new, {constant.tensor: constant for constant in moved}, network)

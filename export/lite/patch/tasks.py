@@ -3,10 +3,10 @@
 import numpy as np
 
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.bits import pack_bits
 
 from ...edge.piggyback_edge import DIGEST, TERNARY, Task
 from ...edge.piggyback_edge import FILTER as FILTER_KIND
-from ...edge.task_file import pack_mask
 from ...errors import ExportError
 from ..weights import HEAD_KERNEL, Network, Weights, own_weights
 from .constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
@@ -49,7 +49,7 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
     for place, slot in enumerate(base.slots):
         constant = slot.constant
         if slot.entry.kind == FILTER_KIND and constant.kernel in pack.masks:
-            masks[place] = pack_mask(pack.mask(constant.kernel), constant.order, ternary)
+            masks[place] = pack_bits(pack.mask(constant.kernel).transpose(constant.order), pack.mask_kind)
         if constant.role in _HEAD_ROLES:
             new_bytes[place] = _head_bytes(base, slot, weights, len(pack.class_names))
         elif constant.norm in changed:

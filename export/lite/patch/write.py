@@ -99,9 +99,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         bank = TaskBank(backbone)
         for pack in tasks:
-            content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
-            model.install(Task.from_bytes(content, base.manifest, pack.task))
-            check_task(base, model, bank, pack)
+            content = _task_content(base, model, bank, pack, options)
             (folder / f"{pack.task}{TASK_SUFFIX}").write_bytes(content)
     return Path(output)
 
@@ -133,9 +131,7 @@ def add_tasks(
     model, bank = Model(Base(bytes(base.file.data), base.manifest, verify=False)), TaskBank(backbone)
     folder, contents, added = base_file.parent if output is None else Path(output), [], []
     for task, spec in zip(tasks, specs, strict=True):
-        content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
-        model.install(Task.from_bytes(content, base.manifest, task.task))
-        check_task(base, model, bank, task)
+        content = _task_content(base, model, bank, task, options)
         saturation = None
         if spec:
             images = representative_images(spec, [task], options.representative_images)
@@ -189,6 +185,14 @@ def _fitting(packs: Sequence[PackSource], backbone: Backbone, network: Network) 
         check_room(pack, network)
         found.append(pack)
     return found
+
+
+def _task_content(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack, options: LiteOptions) -> bytes:
+    """Returns the content of a task's file, by which `model` was changed and answers as the bank does."""
+    content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
+    model.install(Task.from_bytes(content, base.manifest, pack.task))
+    check_task(base, model, bank, pack)
+    return content
 
 
 def _holds(path: Path, content: bytes, manifest: Manifest) -> bool:
