@@ -107,8 +107,8 @@ def inputs(name: str) -> dict[str, Any]:
     """Times the designs that take masks as inputs, and a model of one task alone."""
     import keras
 
+    from export.lite.inputs.run import StatelessModel, SwitchModel
     from export.lite.options import LiteOptions
-    from export.lite.run import StatelessModel, SwitchModel
     from export.litert import export_litert
     from piggyback_tf.backbones import named_layers
 
@@ -215,12 +215,13 @@ def compared(base: Any, packs: list[Any], design: str, quantize: str) -> dict[st
 
 def usual_error(base: Any, pack: Any, quantize: str, files: list[Path]) -> float:
     """Returns the test error in percent of a model of one task that was quantised in the usual way."""
-    from export.servable.compare import prepare
+    from export.images import prepare_image
+    from piggyback_tf.data import parse_augment
 
-    model = interpreter(usual_model(base, pack, quantize))
+    model, operations = interpreter(usual_model(base, pack, quantize)), parse_augment(pack.eval_augment)
     wrong = 0
     for file in files:
-        image = prepare(file.read_bytes(), file, pack.eval_augment).astype(np.float32)
+        image = prepare_image(file.read_bytes(), str(file), operations).astype(np.float32)
         wrong += pack.class_names[answer(model, image[None])[0].argmax()] != file.parent.name
     return 100 * wrong / len(files)
 
@@ -281,7 +282,7 @@ def usual_model(base: Any, pack: Any, quantize: str, images_of: str = "", count:
     """
     import tensorflow as tf
 
-    from export.lite.images import representative_images
+    from export.lite.convert import representative_images
     from piggyback_tf.packs import TaskBank
 
     model = TaskBank(base).add(pack).to_keras(pack.task)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from piggyback_tf.commands.answers import Answer, UsageError
+from piggyback_tf.commands.common import load_base
 from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
@@ -16,19 +17,19 @@ from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
 
-from .base import check_base_of, load_base_of
 from .edge.piggyback_edge import EdgeError
 from .errors import ExportError
 from .lite.options import LiteOptions
+from .packs import find_base
 
 if TYPE_CHECKING:
-    from .lite.patch import Added
-    from .lite.write import export_litert
+    from .lite.designs import export_litert
+    from .lite.patch.write import Added
 
 __all__ = ["export_litert"]
 
 # A command line is checked before TensorFlow is loaded.
-__getattr__, __dir__ = lazy_names(__package__, {"export_litert": "lite.write"}, __name__)
+__getattr__, __dir__ = lazy_names(__package__, {"export_litert": "lite.designs"}, __name__)
 
 FLAGS = flags.FLAGS
 _TEXT = """One base and any number of tasks for a device, as LiteRT models.
@@ -64,10 +65,10 @@ def _run(arguments: list[str]) -> Answer:
         return _run_base(files, model, output)
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
-    options, base = read_config(LiteOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
-    backbone = load_base_of(*base)
+    options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
+    backbone = load_base(*base)
+    from .lite.designs import export_litert
     from .lite.runtime import load_litert
-    from .lite.write import export_litert
 
     load_litert()
     with filtered_stderr():  # The conversion to integers tells its settings.
@@ -83,19 +84,18 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
             raise UsageError(f"--{name} is decided by the base; leave it out with --base.")
     if not model.is_file():
         raise UsageError(f"--base={model}: there is no such file.")
-    options, base = read_config(LiteOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
-    backbone = load_base_of(*base)
-    from .lite.device_file import add_inputs
+    options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
+    backbone = load_base(*base)
+    from .lite.designs import check_design
     from .lite.folder import is_patched
+    from .lite.inputs.write import add_inputs
     from .lite.model_description import read_description
-    from .lite.patch import add_tasks
+    from .lite.patch.write import add_tasks
     from .lite.runtime import load_litert
-    from .lite.write import check_input_design, load_packs
 
     load_litert()
-    packs = load_packs(files, backbone)
     if is_patched(model):
-        added = add_tasks(backbone, packs, model, output, options)
+        added = add_tasks(backbone, files, model, output, options)
         text = "\n".join(line for task in added for line in _describe(task, options))
         ranges = [None if task.saturation is None else list(map(dataclasses.asdict, task.saturation)) for task in added]
         value = [{"file": str(task.path), "saturation": found} for task, found in zip(added, ranges, strict=True)]
@@ -106,8 +106,8 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
             "and --output."
         )
     # A model that takes masks as inputs.
-    check_input_design(dataclasses.replace(options, design=design))
-    written = [str(path) for path in add_inputs(backbone, packs, model, output)]
+    check_design(dataclasses.replace(options, design=design))
+    written = [str(path) for path in add_inputs(backbone, files, model, output)]
     return Answer({"files": written}, "\n".join(written))
 
 

@@ -1,13 +1,34 @@
-"""The packs that an export is made of."""
+"""The packs that an export is made of, and their base."""
 
 import os
 from collections.abc import Collection, Iterable, Iterator
 
+from piggyback_tf.commands.common import choose_base
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.fit import check_fits
 
+from .errors import ExportError
+
 PackSource = TaskPack | str | os.PathLike
-NO_TASKS = "An export needs at least one task."
+
+
+def find_base(file: str, backbone: str | None, weights: str | None) -> tuple[TaskPack, tuple[str, str]]:
+    """Reads a pack and finds its base, as far as that goes without TensorFlow.
+
+    Args:
+        file: The pack's file or URL.
+        backbone: Name of the base; that in the pack if None.
+        weights: Its weights; those that the pack names if None.
+
+    Returns:
+        What `piggyback_tf.commands.common.load_base` takes.
+
+    Raises:
+        UsageError: If the base or its weights cannot be found.
+        PackError: If the file is no good pack.
+    """
+    pack = TaskPack.load(file)
+    return pack, choose_base(pack, backbone, weights)
 
 
 def fitting_packs(packs: Iterable[PackSource], spec: BaseSpec, taken: Collection[str] = ()) -> Iterator[TaskPack]:
@@ -20,6 +41,7 @@ def fitting_packs(packs: Iterable[PackSource], spec: BaseSpec, taken: Collection
 
     Raises:
         PackError: If a pack cannot be read or does not fit, or two tasks have one name.
+        ExportError: If there is no pack, and no task in the export already.
     """
     names = set(taken)
     for source in packs:
@@ -31,3 +53,5 @@ def fitting_packs(packs: Iterable[PackSource], spec: BaseSpec, taken: Collection
             raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
         names.add(pack.task)
         yield pack
+    if not names:
+        raise ExportError("An export needs at least one task.")

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from piggyback_tf.commands.answers import Answer, UsageError
+from piggyback_tf.commands.common import load_base
 from piggyback_tf.commands.program import Program
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
 
-from .base import check_base_of, load_base_of
 from .errors import ExportError
+from .packs import find_base
 from .servable.options import ExportOptions
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def _run(arguments: list[str]) -> Answer:
         return _answer(add_tasks(old, files, output, version=FLAGS.version, **changes))
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
-    options, base = read_config(ExportOptions), check_base_of(files[0], FLAGS.backbone, FLAGS.weights)
-    backbone = load_base_of(*base)
+    options, base = read_config(ExportOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
+    backbone = load_base(*base)
     from .servable.write import export_saved_model
 
     return _answer(export_saved_model(backbone, files, output, options, version=FLAGS.version))

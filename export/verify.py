@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
+from piggyback_tf.commands.common import load_base
 from piggyback_tf.commands.program import Program
 from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.extras import need
@@ -16,9 +17,9 @@ from piggyback_tf.packs import BaseSpec, TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
 
-from .base import check_base_of, load_base_of
 from .edge.piggyback_edge import EdgeError
 from .errors import ExportError
+from .packs import find_base
 
 FLAGS = flags.FLAGS
 _TEXT = """Compares an export with the task bank, task by task.
@@ -66,7 +67,7 @@ def _run(arguments: Sequence[str]) -> Answer:
     if not images:
         raise UsageError(f"--images={folder}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)
-    backbone = load_base_of(*check_base_of(files[0], FLAGS.backbone, FLAGS.weights))
+    backbone = load_base(*find_base(files[0], FLAGS.backbone, FLAGS.weights))
     from piggyback_tf.packs import TaskBank
 
     from .verification import verify_lite, verify_saved_model

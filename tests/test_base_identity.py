@@ -9,16 +9,16 @@ import keras
 import pytest
 
 from export.deployment.sent_pack import SentPack, SentPackError
-from export.lite import patch
-from export.lite.device_file import add_inputs
+from export.errors import ExportError
+from export.lite.inputs.run import StatelessModel
+from export.lite.inputs.task_inputs import TaskInputs
+from export.lite.inputs.write import add_inputs, export_inputs
 from export.lite.model_description import append_files, read_description
 from export.lite.options import LiteOptions
-from export.lite.run import StatelessModel
-from export.lite.stateless import export_stateless
-from export.lite.task_inputs import TaskInputs
+from export.lite.patch import write
 from export.litert import export_litert
 from export.saved_model import add_tasks, export_saved_model
-from export.servable.folder import ExportError, read_export
+from export.servable.read import read_export
 from piggyback_tf.backbones import Backbone, identity
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
@@ -169,29 +169,29 @@ def test_a_device_gets_no_task_of_a_twin(base, twin, pack, tmp_path, caplog):
     export_litert(base, [pack], tmp_path / "device")
     file, own = tmp_path / "device" / "base.tflite", pack_of(trained_model(twin, seed=1), twin, "fish")
     with pytest.raises(ExportError, match=f"base.tflite' {ELSE}"):
-        patch.add_tasks(twin, [own], file, tmp_path, LiteOptions())
+        write.add_tasks(twin, [own], file, tmp_path, LiteOptions())
     assert not list(tmp_path.glob("*.edge")) and not caplog.messages
     _without_structure(tmp_path / "device" / "manifest.json")
-    patch.add_tasks(base, [renamed(pack, "again")], file, tmp_path, LiteOptions())
+    write.add_tasks(base, [renamed(pack, "again")], file, tmp_path, LiteOptions())
     assert (tmp_path / "again.edge").is_file()
     assert [NOT_COMPARED in message for message in caplog.messages] == [True]
 
 
 def test_a_model_that_takes_masks_gets_no_task_of_a_twin(base, twin, pack, tmp_path):
-    (inputs,) = export_stateless(base, [pack], tmp_path / "a", max_classes=None, float16=False)[1:]
+    (inputs,) = export_inputs(base, [pack], tmp_path / "a", LiteOptions(design="input"))[1:]
     own = pack_of(trained_model(twin, seed=1), twin, "fish")
     with pytest.raises(PackError, match=f"The model '.*model.tflite' {ELSE}"):
         add_inputs(twin, [own], tmp_path / "a" / "model.tflite")
     assert add_inputs(base, [renamed(pack, "again")], tmp_path / "a" / "model.tflite")[0].is_file()
     # Nor are the inputs of a task of one of them those of a model of the other.
-    export_stateless(twin, [own], tmp_path / "b", max_classes=None, float16=False)
+    export_inputs(twin, [own], tmp_path / "b", LiteOptions(design="input"))
     with pytest.raises(PackError, match="were made for another model"):
         StatelessModel(tmp_path / "b" / "model.tflite").set_task(inputs)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_model_of_before_that_takes_masks_takes_more_tasks(base, pack, tmp_path, caplog):
-    model, _ = export_stateless(base, [pack], tmp_path / "a", max_classes=None, float16=False)
+    model, _ = export_inputs(base, [pack], tmp_path / "a", LiteOptions(design="input"))
     found = read_description(model)
     description = {key: found[key] for key in ("design", "quantize")}
     layout = {key: value for key, value in found["layout"].items() if key != "base_structure"}

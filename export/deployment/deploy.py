@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from ..errors import ExportError
+from ..servable.additions import BATCHING_FILE, WARMUP_FILE
 from ..servable.folder import SECOND, is_version, read_description, versions_in
 from . import texts
-from .additions import BATCHING_FILE, WARMUP_FILE
 from .memory import memory_of
 from .options import ServingOptions
 from .warmup import warm_up_records, warm_up_requests

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..servable.cache import memory_needed
 from ..servable.decode import BYTES_PER_PIXEL
-from ..servable.folder import read_description, read_export
+from ..servable.folder import read_description
+from ..servable.read import read_export
 from .options import ServingOptions
 
 _MEGABYTE = 2**20

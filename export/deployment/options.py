@@ -5,6 +5,8 @@ import re
 
 from piggyback_tf.settings import option
 
+from ..checks import check_integer
+
 # A model's name stands in addresses and, in lower case and with hyphens, names what is made in Kubernetes, where 63
 # characters are allowed with what is added.
 _NAME = re.compile(r"[A-Za-z]([A-Za-z0-9._-]{0,38}[A-Za-z0-9])?")
@@ -49,9 +51,7 @@ class ServingOptions:
         if not _IMAGE.fullmatch(self.image):
             raise ValueError(f"image must name a Docker image, such as REPOSITORY:TAG. Received: image={self.image!r}.")
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}. Received: {name}={value!r}.")
+            check_integer(name, getattr(self, name), least)
 
     @property
     def second_name(self) -> str:

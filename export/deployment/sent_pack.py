@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from piggyback_tf.backbones.identity import Structure, check_same_computation
-from piggyback_tf.data import DataError, decode_image, parse_augment
+from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 
+from ..images import prepare_image
+from ..servable.folder import DESCRIPTION
 from ..servable.layout import Layout
-
-DESCRIPTION = "assets/export.json"
 
 
 class SentPackError(Exception):
@@ -84,7 +84,7 @@ class SentPack:
         images = {}
         for index, data in enumerate(files):
             try:
-                image = self._prepare(data)
+                image = prepare_image(data, "the image", self._operations)
             except DataError:
                 continue
             # A preparation that keeps the ratio of the sides fits images of some sizes alone.
@@ -101,9 +101,3 @@ class SentPack:
                 "image_ok": bool(class_id >= 0),
             }
         return rows
-
-    def _prepare(self, data: bytes) -> np.ndarray:
-        image = decode_image(data, "the image")
-        for operation in self._operations:
-            image = operation.apply(image)
-        return image

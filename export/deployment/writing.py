@@ -10,7 +10,7 @@ from pathlib import Path
 from piggyback_tf.files import atomic_file
 
 from ..errors import ExportError
-from ..servable.folder import made_folder
+from ..folders import made_folder
 
 # What was written last, to tell whether somebody changed it since.
 RECORD = ".written.json"

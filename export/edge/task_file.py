@@ -4,8 +4,6 @@ import hashlib
 import struct
 from collections.abc import Iterable
 
-import numpy as np
-
 from piggyback_tf.packs import codec
 from piggyback_tf.packs.bits import MaskBits
 
@@ -98,16 +96,3 @@ def _lay_out(sections: list[bytes]) -> tuple[bytes, list[int]]:
 
 def _padded(data: bytes) -> bytes:
     return data.ljust(-(-len(data) // 8) * 8, b"\0")
-
-
-def pack_mask(mask: np.ndarray, order: tuple[int, ...], ternary: bool) -> np.ndarray:
-    """Returns the bits of a mask in the order of its filter, uint8 `[planes, ceil(n / 8)]`.
-
-    Args:
-        mask: The mask, int8, of the shape of the kernel.
-        order: The order of the kernel's dimensions in the filter.
-        ternary: Whether there is a second plane, of negated weights.
-    """
-    flat = mask.transpose(order).reshape(-1)
-    planes = [flat != 0, flat < 0] if ternary else [flat != 0]
-    return np.stack([np.packbits(plane, bitorder="little") for plane in planes])

@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.data import parse_augment
 from piggyback_tf.packs import TaskBank, TaskPack
 
 from ..edge.piggyback_edge import Base, Model, Task
 from ..errors import ExportError
-from ..servable.compare import prepare
-from .base import PatchBase
-from .check import check_constants
+from ..images import prepare_image
 from .folder import TASK_SUFFIX, is_patched
+from .inputs.run import load_model
+from .inputs.task_inputs import SUFFIX, TaskInputs
 from .model_description import read_description
-from .patch import read_base
+from .patch.check import check_constants
+from .patch.patchable import Patchable
+from .patch.write import read_base
 from .plain import DESIGN, MODEL_SUFFIX, check_is_plain
-from .run import load_model
-from .task_inputs import SUFFIX, TaskInputs
+from .runtime import ImageModel
 
 # The least share of images on which the most probable class must be the bank's, unless another is asked for. What
 # integers cost depends on the task, from nothing to some percent of the images; on a base whose ranges do not hold a
@@ -87,7 +88,7 @@ class PatchedExport:
         self._task: Task | None = None
 
     @functools.cached_property
-    def _base(self) -> PatchBase:
+    def _base(self) -> Patchable:
         return read_base(self._backbone, self.path)
 
     def file_of(self, task: str) -> Path:
@@ -97,10 +98,7 @@ class PatchedExport:
         self._task = Task.load(path, self._model.base.manifest)
         self.change()
         self._content = bytes(self._model.data)
-        self._interpreter = Interpreter(model_content=self._content, num_threads=1)
-        self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._answer = ImageModel(self._content)
         return self._task.labels
 
     def change(self) -> None:
@@ -111,9 +109,7 @@ class PatchedExport:
             check_constants(self._base, self._model.data, pack)
 
     def answer(self, image: np.ndarray) -> np.ndarray:
-        self._interpreter.set_tensor(self._input, image[None])
-        self._interpreter.invoke()
-        return self._task.probabilities(self._interpreter.get_tensor(self._output), self._content)[0]
+        return self._task.probabilities(self._answer(image), self._content)[0]
 
 
 class InputsExport:
@@ -180,16 +176,13 @@ class PlainExport:
         return found["labels"]
 
     def change(self) -> None:
-        self._interpreter = Interpreter(model_path=str(self._current), num_threads=1)
-        self._interpreter.allocate_tensors()
+        self._answer = ImageModel(self._current)
 
     def check(self, pack: TaskPack) -> None:
         pass
 
     def answer(self, image: np.ndarray) -> np.ndarray:
-        self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], image[None])
-        self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._interpreter.get_output_details()[0]["index"])[0]
+        return self._answer(image)[0]
 
 
 def open_export(path: Path, backbone: Backbone) -> LiteExport:
@@ -283,13 +276,13 @@ def compare_lite(
         EdgeError, PackError: If the file is damaged, or for another export.
         DataError: If an image file is none, or cannot be prepared for the task.
     """
-    info, labels = bank.info(pack.task), enter_task(export, pack)
+    operations, labels = parse_augment(bank.info(pack.task)["eval_augment"]), enter_task(export, pack)
     # Entering was the first time, which fills caches.
     change_ms = _milliseconds(export.change)
     best, bank_best, times, difference = [], [], [], 0.0
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
-        images = np.stack([prepare(file.read_bytes(), file, info["eval_augment"]) for file in part])
+        images = np.stack([prepare_image(file.read_bytes(), str(file), operations) for file in part])
         expected = bank.predict(images, task=pack.task)
         for image, row in zip(images.astype(np.float32), expected, strict=True):
             found: list[np.ndarray] = []

@@ -6,11 +6,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from piggyback_tf.files import flush, make_folder, temporary_folder
 from piggyback_tf.packs import PackError
 
 from ..edge.piggyback_edge import EdgeError
 from ..errors import ExportError
+from ..folders import new_folders
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 # A copy of `piggyback_tf/data/images.py`, which `piggyback_edge.py` imports by this name.
@@ -67,17 +67,14 @@ def new_folder(output: Path) -> Iterator[Path]:
         ExportError: If there is something at this place that is no empty folder.
         OSError: If the folder cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError(
-            f"--output={output}: this is there already, and a base that devices may have is never overwritten. Name a "
-            "new folder, or add tasks to what is there with --base."
-        )
-    output = Path(os.path.realpath(output))
-    with temporary_folder(make_folder(output.parent)) as temporary:
-        folder = temporary / output.name
+
+    def check_free() -> None:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ExportError(
+                f"--output={output}: this is there already, and a base that devices may have is never overwritten. "
+                "Name a new folder, or add tasks to what is there with --base."
+            )
+
+    with new_folders([Path(os.path.realpath(output))], check_free) as (folder,):
         folder.mkdir()
         yield folder
-        for path in (*folder.iterdir(), folder):
-            flush(path)
-        folder.replace(output)
-        flush(output.parent)

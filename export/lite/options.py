@@ -5,6 +5,7 @@ import dataclasses
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
 
+from ..checks import check_integer
 from ..edge.piggyback_edge import QUANTIZATIONS
 
 DESIGNS = ("patch", "switch", "input", "plain")
@@ -34,9 +35,7 @@ class LiteOptions:
         if self.quantize not in QUANTIZATIONS:
             raise ValueError(unknown_name_message("quantisation", str(self.quantize), list(QUANTIZATIONS)))
         for name, least in (("max_classes", 0), ("representative_images", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
-                raise ValueError(f"{name} must be an integer from {least} to {_MOST}. Received: {name}={value!r}.")
+            check_integer(name, getattr(self, name), least, _MOST)
         if self.quantize == "int8" and not self.representative_data:
             raise ValueError("quantize=int8 needs images to find the ranges: representative_data is missing.")
         if self.representative_images != _IMAGES and not self.representative_data:

@@ -10,16 +10,14 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
 from ..errors import ExportError
-from ..packs import NO_TASKS, PackSource, fitting_packs
-from .check import check_answers, check_images, run_model
-from .convert import convert
+from ..packs import PackSource, fitting_packs
+from .answers import check_answers, probe_images, run_model
+from .convert import convert, representative_images
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
-from .images import representative_images
 from .metadata import LABELS_FILE, add_metadata
 from .model_description import append_files
 from .options import LiteOptions
-from .tasks import check_pack
 from .weights import Network, own_weights
 
 DESIGN, MODEL_SUFFIX = "plain", ".tflite"
@@ -45,8 +43,6 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         OSError: If the files cannot be written.
     """
     packs = list(fitting_packs(packs, BaseSpec.of(backbone)))
-    if not packs:
-        raise ExportError(NO_TASKS)
     for pack in packs:
         check_labels(pack)
     images = [None] * len(packs)
@@ -56,13 +52,12 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     with new_folder(output) as folder:
         for pack, own in zip(packs, images, strict=True):
             network = Network.of(backbone, len(pack.class_names))
-            check_pack(pack, network)
             model = read_objects(
                 convert(backbone, own_weights(network, pack), options.quantize, softmax=True, images=own)
             )
             add_metadata(model, f"{pack.task} on {backbone.name}", backbone.preprocessing, labels=True)
             content = pack_objects(model)
-            check_answers(run_model(content, check_images(backbone.image_size)), bank, pack, options.quantize)
+            check_answers(run_model(content, probe_images(backbone.image_size)), bank, pack, options.quantize)
             names.append(f"{pack.task}{MODEL_SUFFIX}")
             (folder / names[-1]).write_bytes(content)
             description = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}

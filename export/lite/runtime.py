@@ -1,10 +1,34 @@
-"""LiteRT's interpreter without the line that it writes about itself."""
+"""LiteRT's interpreter: for models of one input and one output, and without the line that it writes about itself."""
+
+from pathlib import Path
 
 import flatbuffers
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from piggyback_tf.quiet import filtered_stderr
+
+
+class ImageModel:
+    """A model of one input and one output in LiteRT's interpreter, on one thread.
+
+    Args:
+        model: Its file, or its content.
+    """
+
+    def __init__(self, model: Path | bytes):
+        given = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
+        self._interpreter = Interpreter(**given, num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Returns the output, float32 `[1, ...]`, for an image, float32 `[S, S, 3]`."""
+        self._interpreter.set_tensor(self._input, image[None])
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output)
 
 
 def load_litert() -> None:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from piggyback_tf.backbones import Backbone, named_layers, named_variables
-from piggyback_tf.masking.kernels import check_kernel
-from piggyback_tf.masking.layers import MASKED_LAYERS
+from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import TaskPack
 
-from .convert import HEAD_BIAS, HEAD_KERNEL
+from ..task_weights import TaskWeights
 
+HEAD_KERNEL, HEAD_BIAS = "head/kernel", "head/bias"
 Weights = Mapping[str, np.ndarray]
 
 
@@ -92,23 +91,13 @@ class Network:
             ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
                 kernel.
         """
+        found = TaskWeights.of(backbone)
         weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
-        kernels, norms = {}, {}
-        for path, layer in named_layers(backbone.model):
-            if type(layer) in MASKED_LAYERS:
-                check_kernel(layer)
-                for name in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS:
-                    if (kernel := f"{path}/{name}") in weights:
-                        kernels[kernel] = _kernel(kernel, path, layer, name, weights)
-            elif isinstance(layer, keras.layers.BatchNormalization) and f"{path}/moving_mean" in weights:
-                names = frozenset(key.rpartition("/")[2] for key in weights if key.rpartition("/")[0] == path)
-                norms[path] = Norm(path, layer.epsilon, names)
-        for path in (*kernels, *(f"{norm.path}/{name}" for norm in norms.values() for name in norm.names)):
-            if weights[path].dtype != np.float32:
-                raise ValueError(
-                    f"Weight {path!r} of {backbone.name!r} is {weights[path].dtype}; a base is exported if its kernels "
-                    "and batch norm are float32."
-                )
+        kernels = {path: _kernel(path, layer, weights) for path, layer in found.kernels.items()}
+        norms = {}
+        for path, layer in found.norms.items():
+            names = frozenset(key.rpartition("/")[2] for key in weights if key.rpartition("/")[0] == path)
+            norms[path] = Norm(path, layer.epsilon, names)
         if max_classes:
             weights[HEAD_KERNEL] = np.zeros((backbone.feature_dim, max_classes), np.float32)
             weights[HEAD_BIAS] = np.zeros(max_classes, np.float32)
@@ -154,8 +143,9 @@ def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dic
     return weights
 
 
-def _kernel(path: str, owner: str, layer: keras.Layer, name: str, weights: Weights) -> Kernel:
-    """Returns the kernel `name` of a layer."""
+def _kernel(path: str, layer: keras.Layer, weights: Weights) -> Kernel:
+    """Returns the kernel of a layer."""
+    owner, _, name = path.rpartition("/")
     last = len(weights[path].shape) - 1
     if isinstance(layer, keras.layers.DepthwiseConv2D) or name == "depthwise_kernel":
         outputs = (last - 1, last)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.data import decode_image, parse_augment
+from piggyback_tf.data import parse_augment
 from piggyback_tf.packs import TaskBank
+
+from ..images import prepare_image
 
 LIMIT = 1e-5
 _ENCODED = (".jpg", ".jpeg", ".png")
@@ -62,11 +64,12 @@ def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_
     dtype = by_name.structured_input_signature[1]["images"].dtype
     k = encoded.structured_outputs["scores"].shape[1]
     pixels, scores, labels, refused = 0.0, None, True, 0
-    seconds = {"export": [], "bank": []}
+    seconds, operations = {"export": [], "bank": []}, parse_augment(bank.info(task)["eval_augment"])
     for start in range(0, len(files), batch_size):
         part = list(files[start : start + batch_size])
         data = [path.read_bytes() for path in part]
-        images = np.stack([prepare(*each, bank.info(task)["eval_augment"]) for each in zip(data, part, strict=True)])
+        pairs = zip(data, part, strict=True)
+        images = np.stack([prepare_image(content, str(path), operations) for content, path in pairs])
         expected = timed(seconds["bank"], lambda images=images: bank.predict(images, task=task, batch_size=batch_size))
         inputs = tf.constant(images, dtype), tf.constant([task] * len(images))
         found = timed(seconds["export"], lambda pair=inputs: by_name(images=pair[0], task=pair[1])["probabilities"])
@@ -96,13 +99,6 @@ def timed(seconds: list[float], call: Callable[[], Any]) -> Any:
     result = call()
     seconds.append(time.perf_counter() - started)
     return result
-
-
-def prepare(data: bytes, path: Path, augment: str) -> np.ndarray:
-    image = decode_image(data, str(path))
-    for operation in parse_augment(augment):
-        image = operation.apply(image)
-    return image
 
 
 def _compare_best(labels: np.ndarray, scores: np.ndarray, best: list[list[tuple[str, float]]]) -> tuple[float, bool]:

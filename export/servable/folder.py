@@ -1,7 +1,7 @@
-"""The folder of an export: versions that are written whole or not at all, and read again to add tasks.
+"""The folder of an export: versions that are written whole or not at all, each with what is known of it.
 
 `DIR/<version>` is the servable; `DIR/with_mask/<version>` is the second one, beside it. A server takes no notice of
-subfolders whose names are no numbers.
+subfolders whose names are no numbers. Nothing here needs TensorFlow.
 """
 
 import contextlib
@@ -12,17 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
-from piggyback_tf.backbones import Structure
-from piggyback_tf.files import flush, make_folder, temporary_folder
 from piggyback_tf.packs import BaseSpec
 
 from ..errors import ExportError
+from ..folders import new_folders
 from .layout import Layout
-from .network import ExportedBase
-from .options import ExportOptions
-from .tables import ARRAYS, TaskTables
+from .tables import TaskTables
 
 FORMAT = 1
 SECOND = "with_mask"
@@ -58,7 +53,7 @@ def find_version(path: Path) -> Path:
 
 @contextlib.contextmanager
 def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
-    """Yields temporary folders for both servables, which become those of a version when the block ends well.
+    """Yields where both servables are made, whose folders become those of a version when the block ends well.
 
     Args:
         output: The export's folder; made if need be.
@@ -66,44 +61,19 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
 
     Raises:
         ExportError: If the version is there already, or somebody else wrote it meanwhile.
+        OSError: If the folders cannot be written.
     """
-    targets = output / str(version), output / SECOND / str(version)
-    _check_free(targets, version)
-    with made_folder(targets[1].parent), temporary_folder(output) as temporary:
-        yield temporary / "main", temporary / SECOND
-        for path in temporary.rglob("*"):
-            flush(path)
-        _check_free(targets, version)
-        # The second first: where a server sees the one that is listed, the other is there.
-        (temporary / SECOND).rename(targets[1])
-        try:
-            (temporary / "main").rename(targets[0])
-        except OSError:
-            shutil.rmtree(targets[1])
-            raise
-        flush(targets[1].parent)
-        flush(output)
+    first, second = output / str(version), output / SECOND / str(version)
 
+    def check_free() -> None:
+        if taken := [target for target in (first, second) if target.exists()]:
+            raise ExportError(
+                f"There is a version {version} already: {str(taken[0])!r}. Versions are never overwritten."
+            )
 
-def _check_free(targets: tuple[Path, Path], version: int) -> None:
-    """Raises an `ExportError` if one of the folders of a version is there."""
-    if taken := [target for target in targets if target.exists()]:
-        raise ExportError(f"There is a version {version} already: {str(taken[0])!r}. Versions are never overwritten.")
-
-
-@contextlib.contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder with those above it, and removes what it made if the block fails."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder)
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            # Another file of ours may be in it still; then it is left to the context that made it.
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
+    # The second first: where a server sees the one that is listed, the other is there.
+    with new_folders([second, first], check_free) as folders:
+        yield folders[1], folders[0]
 
 
 def share_variables(first: Path, second: Path) -> None:
@@ -152,36 +122,6 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{str(folder)!r} is no export, or is damaged: {error}.") from error
     return content
-
-
-def read_export(folder: Path) -> tuple[ExportedBase, TaskTables, ExportOptions]:
-    """Reads an export: its base, its tasks, and what was chosen for it.
-
-    Raises:
-        ExportError: If the folder is no whole export.
-    """
-    content = read_description(folder)
-    try:
-        layout = Layout.from_json(content["layout"])
-        shapes = {p: s for part in (layout.kernels, layout.norm, layout.rest) for p, s in part.shapes.items()}
-        spec = BaseSpec(
-            **content["base"],
-            shapes=shapes,
-            norm_paths=frozenset(layout.norm.shapes),
-            structure=Structure.from_json(content),
-            maskable=frozenset(layout.kernels.shapes),
-        )
-        options = ExportOptions(**content["options"])
-        # From the file: loading the SavedModel would unpack the kernels of every task.
-        reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-        arrays = {
-            name: reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE") for name in (*ARRAYS, "kernels", "rest")
-        }
-        network = tf.saved_model.load(str(folder / NETWORK))
-        base = ExportedBase(spec, layout, network.features, arrays["kernels"], arrays["rest"])
-        return base, TaskTables.restore(arrays, content), options
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, tf.errors.OpError) as error:
-        raise ExportError(f"{str(folder)!r} is no whole export: {error}") from error
 
 
 def versions_in(folder: Path) -> list[int]:

@@ -90,25 +90,16 @@ class Layout:
         """
         import keras
 
-        from piggyback_tf.backbones import batch_norm_paths, named_layers, named_variables
-        from piggyback_tf.masking.kernels import check_kernel
-        from piggyback_tf.masking.layers import MASKED_LAYERS
+        from piggyback_tf.backbones import named_variables
 
-        masked, norm = set(), batch_norm_paths(backbone.model)
-        for path, layer in named_layers(backbone.model):
-            if type(layer) in MASKED_LAYERS:
-                check_kernel(layer)
-                masked |= {f"{path}/{weight}" for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS}
+        from ..task_weights import TaskWeights
+
+        found = TaskWeights.of(backbone)
         parts: dict[str, dict[str, tuple[int, ...]]] = {"kernels": {}, "norm": {}, "rest": {}}
         for path, variable in named_variables(backbone.model).items():
-            part = "kernels" if path in masked else "norm" if path.rpartition("/")[0] in norm else "rest"
+            part = "kernels" if path in found.kernels else "norm" if path.rpartition("/")[0] in found.norms else "rest"
             if keras.backend.standardize_dtype(variable.dtype) == "float32":
                 parts[part][path] = tuple(variable.shape)
-            elif part != "rest":
-                raise ValueError(
-                    f"Weight {path!r} of {backbone.name!r} is {variable.dtype}; a base is exported if its kernels and "
-                    "batch norm are float32."
-                )
         return cls.from_json(parts)
 
     @classmethod

@@ -5,19 +5,19 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
 
+from ..graph import features_with
 from .layout import Layout, Section
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ExportedBase:
-    """A base as exports hold it; batch norm is with that of the tasks.
+class ServedNetwork:
+    """A base as a SavedModel holds it; batch norm is with that of the tasks.
 
     Attributes:
         spec: What packs have to agree with.
@@ -56,9 +56,7 @@ def save_network(backbone: Backbone, layout: Layout, folder: Path) -> None:
         weights = dict(zip(layout.kernels.shapes, kernels, strict=True))
         weights |= split_section(layout.norm, norm) | split_section(layout.rest, rest)
         mapping += [(variables[path], value) for path, value in weights.items()]
-        # Within the scope Keras reads these tensors in the place of the variables.
-        with keras.StatelessScope(state_mapping=mapping):
-            return tf.cast(backbone.model(images, training=False), tf.float32)
+        return features_with(backbone.model, mapping, images)
 
     module = tf.Module()
     module.features = tf.function(

@@ -5,6 +5,8 @@ import dataclasses
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
 
+from ..checks import check_integer
+
 CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")
 # Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
@@ -39,9 +41,7 @@ class ExportOptions:
         if self.image_dtype not in IMAGE_DTYPES:
             raise ValueError(unknown_name_message("image_dtype", str(self.image_dtype), list(IMAGE_DTYPES)))
         for name in ("memory_limit", "top_k", "max_image_pixels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1. Received: {name}={value!r}.")
+            check_integer(name, getattr(self, name), 1)
         if self.max_image_pixels > MAX_PIXELS:
             raise ValueError(
                 f"max_image_pixels must be at most {MAX_PIXELS}, which is what training takes. Received: "

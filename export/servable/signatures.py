@@ -5,9 +5,10 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
+from ..graph import good_images
 from .cache import UnpackedKernels
 from .decode import decode_batch
-from .network import ExportedBase, split_section, unpack_kernels, unpack_vector
+from .network import ServedNetwork, split_section, unpack_kernels, unpack_vector
 from .options import ExportOptions
 from .tables import ARRAYS, TaskTables
 
@@ -27,7 +28,7 @@ class Servable(tf.Module):
         unpacked: Whether kernels are unpacked once.
     """
 
-    def __init__(self, base: ExportedBase, tables: TaskTables, options: ExportOptions, *, unpacked: bool):
+    def __init__(self, base: ServedNetwork, tables: TaskTables, options: ExportOptions, *, unpacked: bool):
         super().__init__(name="servable")
         self._features, self._section = base.features, base.layout.kernels
         self._size, self._dtype = base.spec.image_size, tf.as_dtype(options.image_dtype)
@@ -172,14 +173,6 @@ def class_labels(tables: tf.Module, tasks: tf.Tensor, classes: tf.Tensor) -> tf.
     there = classes < tf.gather(tables.classes, tasks)[:, None]
     places = tf.gather(tables.label_start, tasks)[:, None] + tf.cast(classes, tf.int64)
     return tf.where(there, tf.gather(tables.labels, tf.where(there, places, 0)), "")
-
-
-def good_images(images: tf.Tensor) -> tf.Tensor:
-    """Returns which images hold nothing but numbers in [0, 255], bool `[B]`."""
-    if not images.dtype.is_floating:
-        return tf.fill(tf.shape(images)[:1], True)
-    # NaN compares as false.
-    return tf.reduce_all((images >= 0) & (images <= 255), axis=[1, 2, 3])
 
 
 def head_probabilities(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:

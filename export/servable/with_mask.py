@@ -6,14 +6,14 @@ served without batching.
 
 import tensorflow as tf
 
-from .network import ExportedBase, unpack_kernels
+from ..graph import good_images
+from .network import ServedNetwork, unpack_kernels
 from .options import ExportOptions
 from .signatures import (
     Outputs,
     any_shape,
     check_images,
     class_labels,
-    good_images,
     head_probabilities,
     table_variable,
 )
@@ -33,7 +33,7 @@ class WithMask(tf.Module):
         options: What images come as.
     """
 
-    def __init__(self, base: ExportedBase, tables: TaskTables, options: ExportOptions):
+    def __init__(self, base: ServedNetwork, tables: TaskTables, options: ExportOptions):
         super().__init__(name="with_mask")
         self._features, self._layout, self._feature_count = base.features, base.layout, base.spec.features
         self._size, self._dtype = base.spec.image_size, tf.as_dtype(options.image_dtype)

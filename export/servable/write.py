@@ -12,9 +12,9 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec, TaskPack
 
-from ..deployment.additions import carry_over
 from ..errors import ExportError
-from ..packs import NO_TASKS, PackSource, fitting_packs
+from ..packs import PackSource, fitting_packs
+from .additions import carry_over
 from .cache import choose_cache
 from .folder import (
     NETWORK,
@@ -22,13 +22,13 @@ from .folder import (
     is_version,
     new_version,
     next_version,
-    read_export,
     share_variables,
     write_description,
 )
 from .layout import Layout
-from .network import ExportedBase, save_network
+from .network import ServedNetwork, save_network
 from .options import ExportOptions
+from .read import read_export
 from .resize import check_preparation
 from .signatures import Servable
 from .tables import TaskTables
@@ -66,9 +66,9 @@ def export_saved_model(
     arrays = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
     kernels, norm, rest = (part.flatten(arrays) for part in (layout.kernels, layout.norm, layout.rest))
 
-    def write_network(folder: Path) -> ExportedBase:
+    def write_network(folder: Path) -> ServedNetwork:
         save_network(backbone, layout, folder)
-        return ExportedBase(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
+        return ServedNetwork(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
 
     tables = TaskTables.empty(layout, norm)
     tables = tables.with_tasks(_checked(packs, spec, tables), layout)
@@ -109,7 +109,7 @@ def add_tasks(
     source = find_version(path)
     base, tables, options = read_export(source)
 
-    def copy_network(folder: Path) -> ExportedBase:
+    def copy_network(folder: Path) -> ServedNetwork:
         shutil.copytree(source / NETWORK, folder)
         return base
 
@@ -126,7 +126,7 @@ def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables) ->
 
 
 def _write(
-    make_base: Callable[[Path], ExportedBase],
+    make_base: Callable[[Path], ServedNetwork],
     spec: BaseSpec,
     layout: Layout,
     tables: TaskTables,
@@ -143,8 +143,6 @@ def _write(
         version: The version; if None the next one.
         source: The version that tasks are added to, if there is one.
     """
-    if not len(tables.names):
-        raise ExportError(NO_TASKS)
     kernels = choose_cache(options.cache, options.memory_limit, layout, tables)
     version = next_version(output) if version is None else version
     try:

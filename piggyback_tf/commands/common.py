@@ -102,8 +102,13 @@ def prepare_for(spec: str) -> None:
         load_tensorflow()
 
 
-def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
+def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tuple[str, str]:
     """Returns name and weights of the base, checked as far as that goes without TensorFlow.
+
+    Args:
+        pack: The task.
+        backbone: Name of the base; that in the pack if None.
+        weights: Its weights; those that the pack names if None.
 
     Raises:
         UsageError: If the base, or its weights, cannot be found.
@@ -111,8 +116,8 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
     from piggyback_tf.backbones.own import GIVEN, is_model_file
     from piggyback_tf.backbones.registry import check_request, get_entry, list_backbones
 
-    name = options.backbone or pack.base_name
-    if options.backbone is None and name not in list_backbones():
+    name = backbone or pack.base_name
+    if backbone is None and name not in list_backbones():
         if is_model_file(name):
             raise UsageError(
                 f"Task {pack.task!r} was trained on the network in the file {name!r}; say where it is: --backbone=PATH."
@@ -125,12 +130,12 @@ def choose_base(pack: TaskPack, options: argparse.Namespace) -> tuple[str, str]:
     try:
         if is_model_file(name):
             if not is_url(name):
-                check_request(name, options.weights, pack.image_size)
-            return name, options.weights or GIVEN
+                check_request(name, weights, pack.image_size)
+            return name, weights or GIVEN
         entry = get_entry(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    weights = None if options.weights is None else with_home(options.weights)
+    weights = None if weights is None else with_home(weights)
     if weights is None:
         weights = pack.base_weights
         if weights not in entry.weights:

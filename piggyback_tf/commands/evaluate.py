@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.images import PIXELS_VERSION
 
     pack, _ = load_pack(options.pack)
-    base = choose_base(pack, options)
+    base = choose_base(pack, options.backbone, options.weights)
     try:
         data = _load_data(pack, options)
         source = getattr(data, options.split)

@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> Answer:
         raise UsageError(f"--output={options.output}: the name of a Keras model must end in .keras.")
     check_output(options.output)
     pack, _ = load_pack(options.pack)
-    model = load_bank(pack, choose_base(pack, options)).to_keras(pack.task)
+    model = load_bank(pack, choose_base(pack, options.backbone, options.weights)).to_keras(pack.task)
     with local_output(options.output) as path:
         model.save(path)
         size = path.stat().st_size

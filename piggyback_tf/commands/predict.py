@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.augment import RandomOperation
 
     pack, _ = load_pack(options.pack)
-    base = choose_base(pack, options)
+    base = choose_base(pack, options.backbone, options.weights)
     if missing := [path for path in options.images if not is_url(path) and not Path(path).is_file()]:
         raise UsageError(f"There is no image file {missing[0]!r}.")
     try:

@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> Answer:
     for path in options.packs:
         try:
             pack, data = load_pack(path)
-            packs.append((path, pack, len(data), choose_base(pack, options)))
+            packs.append((path, pack, len(data), choose_base(pack, options.backbone, options.weights)))
         except (PackError, UsageError, OSError) as error:
             answers[path] = _bad(error)
             complain(options.command, file_error(path, error))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from export.deployment.additions import WARMUP_FILE
+from export.servable.additions import WARMUP_FILE
 
 ROOT = Path(__file__).parents[2]
 LOADERS = ("v2", "v1", "c_api")

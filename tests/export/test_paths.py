@@ -46,3 +46,16 @@ def test_a_device_folder_appears_whole_and_what_a_killed_export_left_goes(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "link"]
     with pytest.raises(ExportError, match="this is there already"), new_folder(tmp_path / "device"):
         pass
+
+
+def test_a_device_folder_that_fails_leaves_nothing_and_takes_no_place(tmp_path):
+    with pytest.raises(KeyError), new_folder(tmp_path / "a" / "b" / "device") as folder:
+        (folder / "base.tflite").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    # Somebody else wrote there meanwhile.
+    with pytest.raises(ExportError, match="this is there already"), new_folder(tmp_path / "device"):
+        (tmp_path / "device").mkdir()
+        (tmp_path / "device" / "base.tflite").write_text("other")
+    assert [path.name for path in tmp_path.iterdir()] == ["device"]
+    assert (tmp_path / "device" / "base.tflite").read_text() == "other"

@@ -12,12 +12,14 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
-from export.deployment.additions import BATCHING_FILE
+from export.errors import ExportError
 from export.saved_model import add_tasks, export_saved_model
 from export.servable import write
+from export.servable.additions import BATCHING_FILE
 from export.servable.cache import choose_cache, memory_needed
-from export.servable.folder import ExportError, find_version, new_version, next_version, read_description, read_export
+from export.servable.folder import find_version, new_version, next_version, read_description
 from export.servable.options import ExportOptions
+from export.servable.read import read_export
 from export.servable.tables import TaskTables
 from piggyback_tf.data import DataError
 from piggyback_tf.packs import PackError
@@ -190,32 +192,32 @@ def test_a_version_may_be_given_from_within(small, monkeypatch):
 
 def test_the_second_servable_is_there_before_the_first_is_listed(tmp_path, monkeypatch):
     """A server that sees the version in the folder finds both."""
-    seen, rename = [], Path.rename
+    seen, replace = [], Path.replace
 
     def watched(path, target):
-        done = rename(path, target)
+        done = replace(path, target)
         seen.append([(tmp_path / name).is_dir() for name in ("with_mask/1", "1")])
         return done
 
     with new_version(tmp_path, 1) as folders:
         for folder in folders:
             folder.mkdir()
-        monkeypatch.setattr(Path, "rename", watched)
+        monkeypatch.setattr(Path, "replace", watched)
     assert seen == [[True, False], [True, True]]
 
 
 def test_a_first_servable_that_cannot_be_renamed_leaves_nothing(tmp_path, monkeypatch):
-    rename = Path.rename
+    replace = Path.replace
 
     def failing(path, target):
-        if path.name == "main":
+        if target == tmp_path / "1":
             raise OSError("no room")
-        return rename(path, target)
+        return replace(path, target)
 
     with pytest.raises(OSError, match="no room"), new_version(tmp_path, 1) as folders:
         for folder in folders:
             folder.mkdir()
-        monkeypatch.setattr(Path, "rename", failing)
+        monkeypatch.setattr(Path, "replace", failing)
     assert not list(tmp_path.iterdir())
 
 

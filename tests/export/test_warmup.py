@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from export.deployment.additions import WARMUP_FILE
+from export.servable.additions import WARMUP_FILE
 from tests.export.helpers import BATCH, replay
 
 

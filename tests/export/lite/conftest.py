@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from export.lite import patch
 from export.lite.options import LiteOptions
+from export.lite.patch import write
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
@@ -47,8 +47,8 @@ def _patched(tmp_path_factory):
         data = "images" if quantize == "int8" else ""
         options = LiteOptions(quantize=quantize, max_classes=max_classes, representative_data=data)
         with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(patch, "representative_images", lambda spec, packs, count: [noise(size, 32) for _ in packs])
-            patch.export_patch(backbone, packs, folder, options)
+            patches.setattr(write, "representative_images", lambda spec, packs, count: [noise(size, 32) for _ in packs])
+            write.export_patch(backbone, packs, folder, options)
         return types.SimpleNamespace(folder=folder, backbone=backbone, packs=packs, bank=bank, size=size)
 
     return make

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from export.lite.calibrate import Saturation
 from export.lite.options import LiteOptions
-from export.lite.patch import Added
+from export.lite.patch.calibrate import Saturation
+from export.lite.patch.write import Added
 from export.litert import _describe
 from piggyback_tf.backbones import load_backbone
 from tests.export.helpers import encode, picture

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from export.edge.piggyback_edge import Base, Model, Task
-from export.lite import patch
-from export.lite.check import check_constants
+from export.errors import ExportError
 from export.lite.compare import MIN_AGREEMENT, LiteComparison, PatchedExport, compare_lite, describe
 from export.lite.options import LiteOptions
-from export.lite.patch import read_base
-from export.servable.folder import ExportError
+from export.lite.patch import write
+from export.lite.patch.check import check_constants
+from export.lite.patch.write import read_base
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
 from piggyback_tf.packs.bits import MaskBits
@@ -119,9 +119,9 @@ def _separable(tmp_path_factory):
 def test_an_int8_base_whose_ranges_do_not_hold_a_task_is_not_good(separable, ruined, tmp_path, monkeypatch):
     """Its constants are those of the task, and its answers are not."""
     images = separable.images * (0 if ruined else 1)
-    monkeypatch.setattr(patch, "representative_images", lambda spec, packs, count: [images for _ in packs])
+    monkeypatch.setattr(write, "representative_images", lambda spec, packs, count: [images for _ in packs])
     options = LiteOptions(quantize="int8", representative_data="images")
-    patch.export_patch(separable.backbone, [separable.pack], tmp_path / "out", options)
+    write.export_patch(separable.backbone, [separable.pack], tmp_path / "out", options)
     export = PatchedExport(tmp_path / "out" / "base.tflite", separable.backbone)
     bank = TaskBank(separable.backbone).add(separable.pack)
     found = compare_lite(export, bank, separable.pack, separable.files)
@@ -132,9 +132,9 @@ def test_an_int8_base_whose_ranges_do_not_hold_a_task_is_not_good(separable, rui
 
 
 def test_the_command_fails_for_a_ruined_base(separable, tmp_path, monkeypatch):
-    monkeypatch.setattr(patch, "representative_images", lambda spec, packs, count: [0 * separable.images])
+    monkeypatch.setattr(write, "representative_images", lambda spec, packs, count: [0 * separable.images])
     options = LiteOptions(quantize="int8", representative_data="images")
-    patch.export_patch(separable.backbone, [separable.pack], tmp_path / "out", options)
+    write.export_patch(separable.backbone, [separable.pack], tmp_path / "out", options)
     separable.pack.save(tmp_path / "birds.task.safetensors")
     packs, images = f"--packs={tmp_path}/birds.task.safetensors", f"--images={separable.files[0].parents[1]}"
     done = run_forked("-m", "export.verify", tmp_path / "out" / "base.tflite", packs, images)

@@ -4,9 +4,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from export.edge.piggyback_edge import Base, Task
-from export.lite.stateless import export_stateless
-from export.lite.switch import export_switch
-from export.lite.task_inputs import TaskInputs
+from export.lite.inputs.task_inputs import TaskInputs
+from export.lite.inputs.write import export_inputs
+from export.lite.options import LiteOptions
 from tests.export.lite.metadata import read_metadata
 
 # Places of fields in the schema, and what some numbers stand for.
@@ -45,10 +45,10 @@ def test_a_base(patched, quantize, max_classes, output):
         assert list(Task.load(export.folder / f"{pack.task}.edge", base.manifest).labels) == pack.class_names
 
 
-@pytest.mark.parametrize("export", [export_switch, export_stateless])
-def test_a_model_that_takes_masks(patched, tmp_path, export):
+@pytest.mark.parametrize("design", ["switch", "input"])
+def test_a_model_that_takes_masks(patched, tmp_path, design):
     backbone, pack = patched("none").backbone, patched("none").packs[2]
-    model, inputs = export(backbone, [pack], tmp_path, max_classes=None, float16=False)
+    model, inputs = export_inputs(backbone, [pack], tmp_path, LiteOptions(design=design))
     graphs = _check(model.read_bytes(), backbone)
     # Tensors are told by their places: those that LiteRT has.
     runners = Interpreter(model_path=str(model)).get_signature_list()

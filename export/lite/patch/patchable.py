@@ -1,4 +1,4 @@
-"""A base whose constants tasks change: made by conversion, or read again from an export."""
+"""A base.tflite whose constants tasks change: made by conversion, or read again from an export."""
 
 import dataclasses
 import functools
@@ -10,10 +10,14 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone
 
-from ..edge.manifest import KIND_CODES
-from ..edge.piggyback_edge import Entry, Manifest
+from ...edge.manifest import KIND_CODES
+from ...edge.piggyback_edge import Entry, Manifest
+from ..answers import check_features
+from ..convert import convert
+from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
+from ..metadata import TASK_NAME, add_metadata, add_task_place
+from ..weights import Network, Weights
 from .calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
-from .check import check_features
 from .constants import (
     BIAS,
     FACTOR,
@@ -24,11 +28,7 @@ from .constants import (
     Constant,
     identify,
 )
-from .convert import convert
-from .elements import Encoder, bias_elements, filter_inputs, write_elements
-from .flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
-from .metadata import TASK_NAME, add_metadata, add_task_place
-from .weights import Network, Weights
+from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]
@@ -55,7 +55,7 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PatchBase:
+class Patchable:
     """A base.tflite with its constants.
 
     Attributes:
@@ -78,7 +78,7 @@ class PatchBase:
         return Encoder(self.file, self.constants, self.network)
 
     @classmethod
-    def make(cls, backbone: Backbone, network: Network, quantize: str, max_classes: int, tasks: Tasks) -> "PatchBase":
+    def make(cls, backbone: Backbone, network: Network, quantize: str, max_classes: int, tasks: Tasks) -> "Patchable":
         """Converts a base.
 
         Args:
@@ -95,15 +95,11 @@ class PatchBase:
         if quantize == "int8":
             marked = bytes(file.data)
             if not max_classes:
-                encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
-                for constant in constants:
-                    write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, network.weights))
+                write_constants(file, constants, network, network.weights)
                 check_features(file.data, backbone, "none")
             ranges = find_ranges(file, constants, network, tasks())
             file, constants = _quantised(file, marked, ranges, constants, backbone, network)
-        encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
-        for constant in constants:
-            write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, network.weights))
+        write_constants(file, constants, network, network.weights)
         return cls.of(file, network, constants, backbone, quantize, max_classes)
 
     @classmethod
@@ -115,7 +111,7 @@ class PatchBase:
         backbone: Backbone,
         quantize: str,
         max_classes: int,
-    ) -> "PatchBase":
+    ) -> "Patchable":
         """Returns a base of which the file is ready."""
         slots = sorted(
             (slot for constant in constants for slot in _slots(file, constant, network)), key=lambda s: s.entry.offset
@@ -139,12 +135,17 @@ class PatchBase:
 def make_float_file(backbone: Backbone, network: Network, quantize: str) -> tuple[LiteFile, list[Constant]]:
     """Returns a file with marked weights, and which of its constants tasks change."""
     marks = network.marked()
-    model = read_objects(convert(backbone, marks, quantize))
+    file = _with_places(convert(backbone, marks, quantize), backbone)
+    return file, identify(file, network, marks)
+
+
+def _with_places(content: bytes, backbone: Backbone) -> LiteFile:
+    """Returns a converted file with metadata, a place that says which task is on it, and a buffer for each constant."""
+    model = read_objects(content)
     add_metadata(model, backbone.name, backbone.preprocessing)
     add_task_place(model)
     separate_buffers(model)
-    file = LiteFile(pack_objects(model))
-    return file, identify(file, network, marks)
+    return LiteFile(pack_objects(model))
 
 
 def constants_from_json(entries: list[Mapping[str, Any]], file: LiteFile, network: Network) -> list[Constant]:
@@ -188,11 +189,7 @@ def _quantised(
     file: LiteFile, marked: bytes, ranges: Ranges, constants: list[Constant], backbone: Backbone, network: Network
 ) -> tuple[LiteFile, list[Constant]]:
     """Returns an int8 file, and its constants; biases that no task changes are those of the base."""
-    model = read_objects(quantise(marked, ranges))
-    add_metadata(model, backbone.name, backbone.preprocessing)
-    add_task_place(model)
-    separate_buffers(model)
-    new = LiteFile(pack_objects(model))
+    new = _with_places(quantise(marked, ranges), backbone)
     pairs = corresponding(file, new)
     moved = move_constants(constants, pairs)
     encoder = Encoder(new, {constant.tensor: constant for constant in moved}, network)

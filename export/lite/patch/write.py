@@ -1,10 +1,10 @@
-"""The design `patch`: one base.tflite, and for each task a file by which its constants are changed on the device."""
+"""Writes a base.tflite, and for each task a file by which its constants are changed on the device."""
 
 import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,15 @@ from piggyback_tf.data import images as images_module
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
-from ..edge import piggyback_edge
-from ..edge.manifest import manifest_bytes, manifest_json
-from ..edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
-from ..edge.task_file import task_bytes
-from ..errors import ExportError
-from ..packs import NO_TASKS, PackSource, fitting_packs
-from .base import PatchBase, constants_from_json, make_float_file
-from .calibrate import Saturation, corresponding, find_ranges, find_saturation
-from .check import check_base, check_task
-from .flatbuffer import LiteFile
-from .folder import (
+from ...edge import piggyback_edge
+from ...edge.manifest import manifest_bytes, manifest_json
+from ...edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
+from ...edge.task_file import task_bytes
+from ...errors import ExportError
+from ...packs import PackSource, fitting_packs
+from ..convert import representative_images, split_specs
+from ..flatbuffer import LiteFile
+from ..folder import (
     BASE_FILE,
     IMAGES_FILE,
     MANIFEST_FILE,
@@ -34,10 +32,12 @@ from .folder import (
     new_folder,
     refuse_other_task,
 )
-from .images import representative_images, split_specs
-from .options import LiteOptions
-from .tasks import check_pack, make_task, task_weights
-from .weights import Network
+from ..options import LiteOptions
+from ..weights import Network, Weights, own_weights
+from .calibrate import Saturation, corresponding, find_ranges, find_saturation
+from .check import check_base, check_task
+from .patchable import Patchable, constants_from_json, make_float_file
+from .tasks import check_room, make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +75,14 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         ValueError: If what conversion makes of the base cannot be patched.
         OSError: If the files cannot be written.
     """
-    if options.representative_data and options.quantize != "int8":
-        raise ExportError(
-            f"--representative_data is for --quantize=int8; leave it out with --quantize={options.quantize}."
-        )
     network = Network.of(backbone, options.max_classes)
-    tasks = load_packs(packs, backbone, network)
+    tasks = _fitting(packs, backbone, network)
     with new_folder(Path(output)) as folder:
         images = []
         if options.quantize == "int8":
             images = representative_images(options.representative_data, tasks, options.representative_images)
-        base = PatchBase.make(
-            backbone, network, options.quantize, options.max_classes, lambda: task_weights(network, tasks, images)
+        base = Patchable.make(
+            backbone, network, options.quantize, options.max_classes, lambda: _with_images(network, tasks, images)
         )
         check_base(base, backbone)
         device = Base(bytes(base.file.data), base.manifest)
@@ -103,9 +99,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         bank = TaskBank(backbone)
         for pack in tasks:
-            content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
-            model.install(Task.from_bytes(content, base.manifest, pack.task))
-            check_task(base, model, bank, pack)
+            content = _task_content(base, model, bank, pack, options)
             (folder / f"{pack.task}{TASK_SUFFIX}").write_bytes(content)
     return Path(output)
 
@@ -132,14 +126,12 @@ def add_tasks(
             f"--representative_data is for bases of int8; leave it out: the quantisation of {str(base_file)!r} is "
             f"{base.manifest.quantize!r}."
         )
-    tasks = load_packs(packs, backbone, base.network)
+    tasks = _fitting(packs, backbone, base.network)
     specs = split_specs(options.representative_data, len(tasks))
     model, bank = Model(Base(bytes(base.file.data), base.manifest, verify=False)), TaskBank(backbone)
     folder, contents, added = base_file.parent if output is None else Path(output), [], []
     for task, spec in zip(tasks, specs, strict=True):
-        content = task_bytes(make_task(base, task), base.manifest, compress=options.compress)
-        model.install(Task.from_bytes(content, base.manifest, task.task))
-        check_task(base, model, bank, task)
+        content = _task_content(base, model, bank, task, options)
         saturation = None
         if spec:
             images = representative_images(spec, [task], options.representative_images)
@@ -154,7 +146,7 @@ def add_tasks(
     return added
 
 
-def read_base(backbone: Backbone, base_file: Path) -> PatchBase:
+def read_base(backbone: Backbone, base_file: Path) -> Patchable:
     """Reads what `export_patch` wrote of a base.
 
     Raises:
@@ -180,26 +172,27 @@ def read_base(backbone: Backbone, base_file: Path) -> PatchBase:
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
     check_same_computation(repr(str(base_file)), structure, backbone.structure, ExportError)
-    base = PatchBase.of(file, network, constants, backbone, manifest.quantize, manifest.max_classes)
+    base = Patchable.of(file, network, constants, backbone, manifest.quantize, manifest.max_classes)
     if base.manifest != manifest:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} does not fit {MANIFEST_FILE}.")
     return base
 
 
-def load_packs(packs: Sequence[PackSource], backbone: Backbone, network: Network) -> list[TaskPack]:
-    """Returns packs that fit a base and can be put on a device.
-
-    Raises:
-        PackError: If one does not fit, or two tasks have one name.
-        ExportError: If there are none, or one has too many classes.
-    """
+def _fitting(packs: Sequence[PackSource], backbone: Backbone, network: Network) -> list[TaskPack]:
+    """Returns packs that fit a base, and its head if it has one."""
     found = []
     for pack in fitting_packs(packs, BaseSpec.of(backbone)):
-        check_pack(pack, network)
+        check_room(pack, network)
         found.append(pack)
-    if not found:
-        raise ExportError(NO_TASKS)
     return found
+
+
+def _task_content(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack, options: LiteOptions) -> bytes:
+    """Returns the content of a task's file, by which `model` was changed and answers as the bank does."""
+    content = task_bytes(make_task(base, pack), base.manifest, compress=options.compress)
+    model.install(Task.from_bytes(content, base.manifest, pack.task))
+    check_task(base, model, bank, pack)
+    return content
 
 
 def _holds(path: Path, content: bytes, manifest: Manifest) -> bool:
@@ -207,9 +200,17 @@ def _holds(path: Path, content: bytes, manifest: Manifest) -> bool:
     return Task.load(path, manifest).digest == Task.from_bytes(content, manifest).digest
 
 
-def _saturation(base: PatchBase, backbone: Backbone, pack: TaskPack, images: list[np.ndarray]) -> list[Saturation]:
+def _saturation(base: Patchable, backbone: Backbone, pack: TaskPack, images: list[np.ndarray]) -> list[Saturation]:
     """Returns the activations of a task that the ranges of an int8 base do not hold."""
     file, constants = make_float_file(backbone, base.network, "none")
     pairs = corresponding(file, base.file)
-    ranges = find_ranges(file, constants, base.network, task_weights(base.network, [pack], images))
+    ranges = find_ranges(file, constants, base.network, _with_images(base.network, [pack], images))
     return find_saturation(base.file, pairs, ranges)
+
+
+def _with_images(
+    network: Network, packs: Sequence[TaskPack], images: Sequence[np.ndarray]
+) -> Iterator[tuple[Weights, np.ndarray]]:
+    """Yields for each task all its weights, and its images."""
+    for pack, own in zip(packs, images, strict=True):
+        yield own_weights(network, pack), own

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .convert import HEAD_BIAS, HEAD_KERNEL
-from .flatbuffer import LiteFile, Tensor
-from .weights import Kernel, Network, Weights
+from ..flatbuffer import LiteFile, Tensor
+from ..weights import HEAD_BIAS, HEAD_KERNEL, Kernel, Network, Weights
 
 FILTER, BIAS, FACTOR, OFFSET, HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE = (
     "filter",

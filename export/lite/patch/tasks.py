@@ -1,45 +1,36 @@
 """From a task's pack to what it changes in a base."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.bits import pack_bits
 
-from ..edge.piggyback_edge import DIGEST, TERNARY, Task
-from ..edge.piggyback_edge import FILTER as FILTER_KIND
-from ..edge.task_file import pack_mask
-from ..errors import ExportError
-from .base import PatchBase, Slot
+from ...edge.piggyback_edge import DIGEST, TERNARY, Task
+from ...edge.piggyback_edge import FILTER as FILTER_KIND
+from ...errors import ExportError
+from ..weights import HEAD_KERNEL, Network, Weights, own_weights
 from .constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
-from .convert import HEAD_KERNEL
 from .elements import describe, float16_tolerance
-from .weights import Network, Weights, own_weights
+from .patchable import Patchable, Slot
 
 # By how much more than the base's a task's batch norm may multiply a channel; beyond, the base's is as good as zero.
 _LARGEST_RATIO = 1e6
 _HEAD_ROLES = (HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE)
 
 
-def check_pack(pack: TaskPack, network: Network) -> None:
-    """Checks that a pack, which fits the base, can be put on a device.
+def check_room(pack: TaskPack, network: Network) -> None:
+    """Checks that the head of a task fits into a base that ends in a head.
 
     Raises:
-        PackError: If it masks what is no kernel.
-        ExportError: If it has too many classes.
+        ExportError: If the task has too many classes.
     """
-    if foreign := [path for path in pack.masks if path not in network.kernels]:
-        raise PackError(
-            f"Task {pack.task!r} has a mask for {foreign[0]!r}, which belongs to no kind of layer that an export "
-            "masks: Dense, Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose."
-        )
     if HEAD_KERNEL in network.weights:
         room = network.weights[HEAD_KERNEL].shape[1]
         if len(pack.class_names) > room:
             raise ExportError(f"Task {pack.task!r} has {len(pack.class_names)} classes; the base has room for {room}.")
 
 
-def make_task(base: PatchBase, pack: TaskPack) -> Task:
+def make_task(base: Patchable, pack: TaskPack) -> Task:
     """Returns what a task changes in a base.
 
     Raises:
@@ -58,7 +49,7 @@ def make_task(base: PatchBase, pack: TaskPack) -> Task:
     for place, slot in enumerate(base.slots):
         constant = slot.constant
         if slot.entry.kind == FILTER_KIND and constant.kernel in pack.masks:
-            masks[place] = pack_mask(pack.mask(constant.kernel), constant.order, ternary)
+            masks[place] = pack_bits(pack.mask(constant.kernel).transpose(constant.order), pack.mask_kind)
         if constant.role in _HEAD_ROLES:
             new_bytes[place] = _head_bytes(base, slot, weights, len(pack.class_names))
         elif constant.norm in changed:
@@ -85,14 +76,14 @@ def make_task(base: PatchBase, pack: TaskPack) -> Task:
     )
 
 
-def _part(base: PatchBase, slot: Slot, weights: Weights) -> np.ndarray:
+def _part(base: Patchable, slot: Slot, weights: Weights) -> np.ndarray:
     """Returns what belongs into an entry that is no filter."""
     if slot.constant.role == FILTER:
         return _scales_of(base, slot, weights)
     return getattr(base.encoder.encode(slot.constant, weights), slot.part)
 
 
-def _scales_of(base: PatchBase, slot: Slot, weights: Weights) -> np.ndarray:
+def _scales_of(base: Patchable, slot: Slot, weights: Weights) -> np.ndarray:
     """Returns the scales of a quantised filter, which keeps its numbers."""
     if slot.entry.size != slot.constant.channels(base.network)[0]:
         raise ExportError(
@@ -102,7 +93,7 @@ def _scales_of(base: PatchBase, slot: Slot, weights: Weights) -> np.ndarray:
     return base.encoder.filter_scales(slot.constant, slot.constant.value(base.network, weights))
 
 
-def _head_bytes(base: PatchBase, slot: Slot, weights: Weights, classes: int) -> bytes:
+def _head_bytes(base: Patchable, slot: Slot, weights: Weights, classes: int) -> bytes:
     """Returns what belongs into an entry of the head: of its numbers only those of the task's classes."""
     values = _part(base, slot, weights)
     if slot.part == "data":
@@ -110,7 +101,7 @@ def _head_bytes(base: PatchBase, slot: Slot, weights: Weights, classes: int) -> 
     return values.tobytes()
 
 
-def _ratios(base: PatchBase, slot: Slot, weights: Weights, pack: TaskPack) -> np.ndarray | None:
+def _ratios(base: Patchable, slot: Slot, weights: Weights, pack: TaskPack) -> np.ndarray | None:
     """Returns by what a task's batch norm multiplies the channels of a filter; None if by nothing."""
     constant = slot.constant
     norm = base.network.norms[constant.norm]
@@ -134,18 +125,10 @@ def _ratios(base: PatchBase, slot: Slot, weights: Weights, pack: TaskPack) -> np
     return ratios
 
 
-def _lost_in_float16(base: PatchBase, slot: Slot, ratios: np.ndarray, weights: Weights) -> np.ndarray:
+def _lost_in_float16(base: Patchable, slot: Slot, ratios: np.ndarray, weights: Weights) -> np.ndarray:
     """Returns for each channel whether the base's numbers times its ratio are far from a task's, bool `[channels]`."""
     shape = (-1, slot.entry.channels, slot.entry.inner)
     held = base.file.floats(base.file.tensors[slot.constant.tensor]).reshape(shape) * ratios[:, None]
     distance = np.abs(held - slot.constant.value(base.network, weights).reshape(shape))
     allowed = float16_tolerance(slot.constant, base.network, weights).reshape(shape)
     return (distance > allowed).any(axis=(0, 2))
-
-
-def task_weights(
-    network: Network, packs: list[TaskPack], images: list[np.ndarray]
-) -> Iterator[tuple[Weights, np.ndarray]]:
-    """Yields for each task all its weights, and its images."""
-    for pack, own in zip(packs, images, strict=True):
-        yield own_weights(network, pack), own

@@ -16,7 +16,7 @@ from piggyback_tf.data.images import check_pixels
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
 
-from .model_description import read_description
+from ..model_description import read_description
 from .task_inputs import TaskInputs
 
 RUNTIMES = ("interpreter", "compiled")

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from ..servable.folder import SECOND, read_description
+from .folder import SECOND, read_description
 
 BATCHING_FILE = Path("batching_params.pbtxt")
 WARMUP_FILE = Path("assets.extra/tf_serving_warmup_requests")

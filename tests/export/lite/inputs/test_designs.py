@@ -13,17 +13,16 @@ from ai_edge_litert.interpreter import Interpreter
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from export.lite.device_file import add_inputs
+from export.errors import ExportError
+from export.lite.inputs.run import RUNTIMES, StatelessModel, SwitchModel
+from export.lite.inputs.task_inputs import METADATA_KEY, TaskInputs
+from export.lite.inputs.write import add_inputs, export_inputs
 from export.lite.model_description import DESCRIPTION, read_description
-from export.lite.run import RUNTIMES, StatelessModel, SwitchModel
-from export.lite.stateless import export_stateless
-from export.lite.switch import export_switch
-from export.lite.task_inputs import METADATA_KEY, TaskInputs
-from export.servable.folder import ExportError
+from export.lite.options import LiteOptions
 from piggyback_tf.packs import PackError, TaskBank
 from tests.packs.helpers import pack_of, packs_of_all_kinds, renamed, small_backbone, trained_model
 
-DESIGNS = {"switch": (export_switch, SwitchModel), "input": (export_stateless, StatelessModel)}
+DESIGNS = {"switch": SwitchModel, "input": StatelessModel}
 IMAGES = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
 
 
@@ -35,13 +34,13 @@ def _small(tmp_path_factory):
     for pack in packs:
         bank.add(pack)
     folders = {design: tmp_path_factory.mktemp(design) for design in DESIGNS}
-    for design, (export, _) in DESIGNS.items():
-        export(backbone, packs, folders[design], max_classes=9, float16=False)
+    for design, folder in folders.items():
+        export_inputs(backbone, packs, folder, LiteOptions(design=design, max_classes=9))
     return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, **folders)
 
 
 def _model(folder, design, **options):
-    return DESIGNS[design][1](folder / "model.tflite", **options)
+    return DESIGNS[design](folder / "model.tflite", **options)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -81,7 +80,8 @@ def test_impossible_pixels_are_flagged_by_the_model_and_refused_before_it(small,
 )
 def test_what_no_task_changes_is_constant(small, tmp_path, design, only):
     pack = next(pack for pack in small.packs if pack.task == only)
-    model_file, inputs = DESIGNS[design][0](small.backbone, [pack], tmp_path, max_classes=None, float16=True)
+    options = LiteOptions(design=design, quantize="float16")
+    model_file, inputs = export_inputs(small.backbone, [pack], tmp_path, options)
     arrays = load_file(inputs)
     assert set(arrays) == ({"mask", "head", "bias"} if pack.masks else {"head", "bias"})
     assert arrays["bias"].shape == (len(pack.class_names),)
@@ -152,7 +152,7 @@ def test_a_damaged_description_of_a_model(small, tmp_path, damage):
 
 
 def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
-    files = export_stateless(small.backbone, small.packs, tmp_path, max_classes=9, float16=False)
+    files = export_inputs(small.backbone, small.packs, tmp_path, LiteOptions(design="input", max_classes=9))
     for path in files[1:]:
         assert path.read_bytes() == (small.input / path.name).read_bytes()
     # A task's file fits a model of either design.
@@ -162,7 +162,7 @@ def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
 def test_tasks_are_added_to_a_model(small, tmp_path):
     backbone, (binary, ternary, norm) = small.backbone, small.packs[:3]
     folder = tmp_path / "switch"
-    export_switch(backbone, [binary], folder, max_classes=4, float16=False)
+    export_inputs(backbone, [binary], folder, LiteOptions(design="switch", max_classes=4))
     before = (folder / "model.tflite").read_bytes()
     new = renamed(pack_of(trained_model(backbone, classes=4, seed=9), backbone, classes=4), "new")
     [path] = add_inputs(backbone, [new], folder / "model.tflite", tmp_path / "new")
@@ -191,17 +191,17 @@ def test_tasks_are_added_to_a_model(small, tmp_path):
 def test_refusals(small, tmp_path):
     backbone, packs = small.backbone, small.packs
     with pytest.raises(ExportError, match="at least one task"):
-        export_switch(backbone, [], tmp_path, max_classes=None, float16=False)
+        export_inputs(backbone, [], tmp_path, LiteOptions(design="switch"))
     with pytest.raises(PackError, match="two tasks named"):
-        export_switch(backbone, [packs[0], packs[0]], tmp_path, max_classes=None, float16=False)
+        export_inputs(backbone, [packs[0], packs[0]], tmp_path, LiteOptions(design="switch"))
     with pytest.raises(PackError, match="3 classes, and the model has room for 2"):
-        export_switch(backbone, packs[:2], tmp_path, max_classes=2, float16=False)
+        export_inputs(backbone, packs[:2], tmp_path, LiteOptions(design="switch", max_classes=2))
     with pytest.raises(PackError, match="another base"):
-        export_switch(small_backbone(seed=1), packs, tmp_path, max_classes=None, float16=False)
+        export_inputs(small_backbone(seed=1), packs, tmp_path, LiteOptions(design="switch"))
     assert not list(tmp_path.iterdir())
     before = {path.name: path.read_bytes() for path in small.switch.iterdir()}
     with pytest.raises(ExportError, match="is there already"):
-        export_switch(backbone, packs[:1], small.switch, max_classes=None, float16=False)
+        export_inputs(backbone, packs[:1], small.switch, LiteOptions(design="switch"))
     assert {path.name: path.read_bytes() for path in small.switch.iterdir()} == before
     with pytest.raises(PackError, match="is of design 'switch', not 'input'"):
         _model(small.switch, "input")
@@ -217,14 +217,14 @@ def test_refusals(small, tmp_path):
     assert model.predict(IMAGES[:0]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("export", [export_switch, export_stateless])
-def test_a_model_that_does_not_answer_as_the_bank_is_not_left_behind(tmp_path, export):
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_model_that_does_not_answer_as_the_bank_is_not_left_behind(tmp_path, design):
     backbone = small_backbone()
     kernel = backbone.model.get_layer("fc").kernel
     kernel.assign(np.where(np.arange(9) == 3, np.nan, kernel.numpy()))
     pack = pack_of(trained_model(backbone), backbone)
     with pytest.raises(ExportError, match="results that are no numbers"):
-        export(backbone, [pack], tmp_path / "out", max_classes=None, float16=False)
+        export_inputs(backbone, [pack], tmp_path / "out", LiteOptions(design=design))
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from piggyback_tf.masking.layers import MASKED_LAYERS
 
-from .taps import conv_taps, transpose_taps
+Pair = tuple[int, int]
 
 # From this width on, every row of an image is multiplied by itself, which saves two copies of the image.
 _WIDE = 28
@@ -159,7 +159,7 @@ class DeviceConv2D(DeviceLayer):
         if single:
             rows = tf.reshape(inputs, [1, height * width, inputs.shape[-1]])
         else:
-            rows = _side_by_side(inputs, layer, (height, width), conv_taps, sum(self.filters[0].shape[2:]))
+            rows = _side_by_side(inputs, layer, (height, width), _conv_taps, sum(self.filters[0].shape[2:]))
         return tf.reshape(self._finish(self._multiply(rows)), [1, height, width, -1])
 
     def _multiply(self, rows: tf.Tensor) -> tf.Tensor:
@@ -183,7 +183,7 @@ class DeviceConv2DTranspose(DeviceLayer):
 
     def compute(self, inputs: tf.Tensor) -> tf.Tensor:
         height, width = self._source.compute_output_shape(inputs.shape)[1:3]
-        rows = _gather(inputs, self._source, (height, width), transpose_taps)
+        rows = _gather(inputs, self._source, (height, width), _transpose_taps)
         return tf.reshape(self._finish(tf.matmul(rows, self.filters[0].variable.value)), [1, height, width, -1])
 
 
@@ -296,3 +296,53 @@ def _gather(inputs: tf.Tensor, layer: Any, output: tuple[int, int], taps: Any) -
     if (places == height * width).any():
         rows = tf.pad(rows, [[0, 1], [0, 0]])
     return tf.reshape(tf.gather(rows, places.reshape(-1)), [1, len(places), places.shape[1] * channels])
+
+
+def _conv_taps(size: Pair, output: Pair, kernel: Pair, strides: Pair, dilation: Pair, padding: str) -> np.ndarray:
+    """Returns which places of the input each place of a convolution's output is made of.
+
+    Args:
+        size: Height and width of the input.
+        output: Height and width of the output.
+        kernel: Height and width of the kernel.
+        strides: Strides along both.
+        dilation: Dilations along both.
+        padding: `"valid"` or `"same"`.
+
+    Returns:
+        int32 `[output height * width, kernel height * width]`: the number `y * width + x` of the place of the input;
+        `height * width` for one outside, where the input is taken to be 0.
+    """
+    axes = []
+    for length, out, taps, stride, step in zip(size, output, kernel, strides, dilation, strict=True):
+        before = _before(length, out, taps, stride, step, padding)
+        place = np.arange(out)[:, None] * stride + np.arange(taps) * step - before
+        axes.append(np.where((place >= 0) & (place < length), place, -1))
+    return _combine(*axes, size)
+
+
+def _transpose_taps(size: Pair, output: Pair, kernel: Pair, strides: Pair, dilation: Pair, padding: str) -> np.ndarray:
+    """Returns the same of a transposed convolution, which reads `size` and writes `output`; see `_conv_taps`."""
+    axes = []
+    for length, out, taps, stride, step in zip(size, output, kernel, strides, dilation, strict=True):
+        # The convolution whose gradient it is goes from the output to the input.
+        before = _before(out, length, taps, stride, step, padding)
+        place = np.arange(out)[:, None] + before - np.arange(taps) * step
+        inside = (place >= 0) & (place % stride == 0) & (place < length * stride)
+        axes.append(np.where(inside, place // stride, -1))
+    return _combine(*axes, size)
+
+
+def _before(length: int, output: int, taps: int, stride: int, step: int, padding: str) -> int:
+    """Returns how many zeros a convolution puts before its input along one dimension."""
+    if padding == "valid":
+        return 0
+    return max((output - 1) * stride + (taps - 1) * step + 1 - length, 0) // 2
+
+
+def _combine(rows: np.ndarray, columns: np.ndarray, size: Pair) -> np.ndarray:
+    """Returns the places for all outputs and taps, from those along each dimension, -1 being outside."""
+    height, width = size
+    y, x = rows[:, None, :, None], columns[None, :, None, :]
+    places = np.where((y >= 0) & (x >= 0), y * width + x, height * width)
+    return places.reshape(len(rows) * len(columns), -1).astype(np.int32)

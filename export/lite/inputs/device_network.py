@@ -1,9 +1,7 @@
 """A base whose masks, and perhaps batch norm, are arguments of its forward pass."""
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,108 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers
-from piggyback_tf.backbones.paths import layer_weights
+from piggyback_tf.backbones.paths import is_container, layer_weights
 from piggyback_tf.masking import share
-from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs import TaskPack
 
-from .chains import followers
+from ...graph import features_with
+from ..weights import Network
 from .device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
-from .mask_bytes import MaskCode
-from .weights import Network
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What a task hands over to a model, and in which order.
-
-    Attributes:
-        code: How masks are written.
-        filters: The masked kernels by path, each with its shape on the device.
-        norms: The batch norm layers by path, each with its number of channels; none if all tasks have the base's.
-        classes: For how many classes the head is.
-        features: How many features it takes.
-        image_size: Side of the images in pixels.
-        base_hash: The hash of the base.
-        base_structure: The digest of what the base computes; None in models of before that was recorded.
-    """
-
-    code: MaskCode
-    filters: Mapping[str, tuple[int, ...]]
-    norms: Mapping[str, int]
-    classes: int
-    features: int
-    image_size: int
-    base_hash: str
-    base_structure: str | None
-
-    @property
-    def mask_bytes(self) -> int:
-        """Bytes of a mask; every kernel begins with a byte of its own."""
-        return sum(self.code.length(int(np.prod(shape))) for shape in self.filters.values())
-
-    @property
-    def norm_length(self) -> int:
-        """Numbers in `norm`: for each layer its factors, then its offsets."""
-        return 2 * sum(self.norms.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the layout as JSON values."""
-        return {
-            "bits": self.code.bits,
-            "filters": [[path, list(shape)] for path, shape in self.filters.items()],
-            "norms": [[path, channels] for path, channels in self.norms.items()],
-            "classes": self.classes,
-            "features": self.features,
-            "image_size": self.image_size,
-            "base_hash": self.base_hash,
-        } | ({} if self.base_structure is None else {"base_structure": self.base_structure})
-
-    def digest(self) -> str:
-        """Returns a SHA-256 that is the same if what a task hands over means the same."""
-        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Changes:
-    """What tasks may change in a model; the rest are constants of it, which is cheaper.
-
-    Attributes:
-        masked: The paths of the kernels that have masks.
-        norm: Whether tasks have batch norm of their own.
-        bits: Bits of a number of a mask; see `MaskCode`.
-        classes: For how many classes heads are.
-    """
-
-    masked: frozenset[str]
-    norm: bool
-    bits: int
-    classes: int
-
-    @classmethod
-    def of(cls, packs: Sequence[TaskPack], max_classes: int | None = None) -> "Changes":
-        """Returns what these tasks change, with room for `max_classes`, or as many as the largest task has if None."""
-        return cls(
-            masked=frozenset(path for pack in packs for path in pack.masks),
-            norm=any(pack.norm for pack in packs),
-            bits=2 if any(pack.mask_kind == "ternary" for pack in packs) else 1,
-            classes=max(len(pack.class_names) for pack in packs) if max_classes is None else max_classes,
-        )
-
-    def check(self, pack: TaskPack) -> None:
-        """Checks that a task changes no more than that.
-
-        Raises:
-            PackError: If it does.
-        """
-        own, task = Changes.of([pack]), f"Task {pack.task!r}"
-        if own.classes > self.classes:
-            raise PackError(f"{task} has {own.classes} classes, and the model has room for {self.classes}.")
-        if more := sorted(own.masked - self.masked):
-            raise PackError(f"{task} has a mask for {more[0]!r}, which is a constant of the model; export it anew.")
-        if own.norm > self.norm:
-            raise PackError(f"{task} has batch norm of its own, which is constant in the model; export it anew.")
-        if own.bits > self.bits:
-            raise PackError(f"{task} has ternary masks, and the model takes binary ones; export it anew.")
+from .input_format import Changes, InputFormat, MaskCode
 
 
 class DeviceNetwork:
@@ -121,11 +25,11 @@ class DeviceNetwork:
     Args:
         backbone: The base; not changed.
         changes: What tasks may change.
-        base_structure: The digest of what the base computes, which becomes a part of the layout; None for models of
+        base_structure: The digest of what the base computes, which becomes a part of the format; None for models of
             before that was recorded.
 
     Attributes:
-        layout: What tasks hand over.
+        format: What tasks hand over.
         variables: The variables that stand for what tasks change, in order; their values are not used.
 
     Raises:
@@ -137,7 +41,7 @@ class DeviceNetwork:
         self._model, layers, self._norms = _rebuild(backbone.model, changes, self._network)
         self._filters = [(layer, each) for layer in layers for each in layer.filters]
         norms = self._network.norms if changes.norm else {}
-        self.layout = Layout(
+        self.format = InputFormat(
             code=MaskCode(changes.bits),
             filters={filter_.path: filter_.shape for _, filter_ in self._filters},
             norms={path: norm.offset(self._network.weights).size for path, norm in norms.items()},
@@ -171,7 +75,7 @@ class DeviceNetwork:
             norm: float32 `[norm_length]`; None if that is 0.
         """
         factors, offsets = self._split_norm(norm)
-        code, values, start = self.layout.code, [], 0
+        code, values, start = self.format.code, [], 0
         for layer, filter_ in self._filters:
             kernel = self._kernel(layer, filter_)
             length = code.length(kernel.size)
@@ -198,9 +102,7 @@ class DeviceNetwork:
         """
         mapping = list(zip(self.variables, values, strict=True))
         mapping += [(variable, tf.constant(value)) for variable, value in self._constants]
-        # Within the scope Keras reads these tensors in the place of the variables.
-        with keras.StatelessScope(state_mapping=mapping):
-            return tf.cast(self._model(images, training=False), tf.float32)
+        return features_with(self._model, mapping, images)
 
     def mask_of(self, pack: TaskPack) -> np.ndarray:
         """Returns a task's mask, uint8 `[mask_bytes]`; kernels that it does not mask are kept whole."""
@@ -208,13 +110,13 @@ class DeviceNetwork:
         for _, filter_ in self._filters:
             shape = self._network.kernels[filter_.path].shape
             mask = pack.mask(filter_.path) if filter_.path in pack.masks else np.ones(shape, np.int8)
-            parts.append(self.layout.code.write(filter_.arrange(mask)))
+            parts.append(self.format.code.write(filter_.arrange(mask)))
         return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
     def norm_of(self, pack: TaskPack) -> np.ndarray:
         """Returns a task's batch norm as factors and offsets, float32 `[norm_length]`."""
         weights = self._network.weights | pack.norm
-        layers = [self._network.norms[path] for path in self.layout.norms]
+        layers = [self._network.norms[path] for path in self.format.norms]
         parts = [part for layer in layers for part in (layer.factor(weights), layer.offset(weights))]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
@@ -238,7 +140,7 @@ class DeviceNetwork:
     def _split_norm(self, norm: tf.Tensor | None) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Returns the factors and the offsets of each batch norm layer by path."""
         factors, offsets, start = {}, {}, 0
-        for path, channels in self.layout.norms.items():
+        for path, channels in self.format.norms.items():
             factors[path], offsets[path] = (norm[start + i * channels :][:channels] for i in range(2))
             start += 2 * channels
         return factors, offsets
@@ -292,3 +194,36 @@ def _is_rectifier(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Activation):
         return layer.activation in (keras.activations.relu, keras.activations.relu6)
     return type(layer) is keras.layers.ReLU
+
+
+def followers(model: keras.Model) -> dict[int, keras.Layer]:
+    """Returns for a layer the one that alone reads its result, by the first one's `id`.
+
+    Both are called once, in the same model or nested model, and no one else reads what the first one returns.
+
+    Args:
+        model: A functional or sequential model whose layers belong to no other model.
+    """
+    pairs, calls = [], Counter()
+    for container in _containers(model):
+        readers: dict[int, list[keras.Layer]] = {}
+        # What a model returns has a reader outside.
+        ends = {id(tensor._keras_history.operation) for tensor in container.outputs}
+        for layer in container.operations:
+            # Keras has no public list of who is called on what; the model has been made anew, so all nodes are its own.
+            for node in layer._inbound_nodes:
+                calls[id(layer)] += 1
+                for parent in node.parent_nodes:
+                    readers.setdefault(id(parent.operation), []).append(layer)
+        by_id = {id(layer): layer for layer in container.operations}
+        pairs += [(by_id[key], found[0]) for key, found in readers.items() if len(found) == 1 and key not in ends]
+    return {id(first): second for first, second in pairs if calls[id(first)] == calls[id(second)] == 1}
+
+
+def _containers(model: keras.Model) -> Iterator[keras.Function]:
+    """Yields the graphs of a model and of all models in it, each as often as it occurs."""
+    # The layers of a sequential model have their nodes in a functional one within it.
+    yield model._functional if isinstance(model, keras.Sequential) else model
+    for layer in model.layers:
+        if is_container(layer):
+            yield from _containers(layer)

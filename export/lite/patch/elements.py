@@ -1,14 +1,14 @@
 """From weights to the elements of constants: float32, float16, or integers with scales."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ..flatbuffer import LiteFile, Operator, Span, Tensor
+from ..weights import Network, Weights
 from .constants import BIAS, FACTOR, FILTER, HEAD_KERNEL_ROLE, OFFSET, Constant
-from .flatbuffer import LiteFile, Operator, Span, Tensor
-from .weights import Network, Weights
 
 _FLOAT16_MAX = 65504.0
 # How much a weight in float16 may differ, which is rounded twice where batch norm is a task's own: as a share of
@@ -141,6 +141,13 @@ def write_elements(file: LiteFile, tensor: Tensor, elements: Elements) -> None:
     """Writes a constant, and scales and zero points if it has some."""
     for span, values in elements_of(tensor, elements):
         file.write(span, values)
+
+
+def write_constants(file: LiteFile, constants: Sequence[Constant], network: Network, weights: Weights) -> None:
+    """Writes all constants that tasks change as they are for some weights."""
+    encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
+    for constant in constants:
+        write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, weights))
 
 
 def elements_of(tensor: Tensor, elements: Elements) -> list[tuple[Span, np.ndarray]]:

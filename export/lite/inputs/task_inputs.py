@@ -31,8 +31,8 @@ class TaskInputs:
     Attributes:
         arrays: `mask` uint8, `norm` float32, `head` float32 `[F, C]`, `bias` float32 `[C]`, C being the classes that
             the model has room for; without `mask` or `norm` if the model takes none.
-        description: The task's name, labels, base, how its images are prepared, the layout's digest, and the SHA-256
-            of the mask.
+        description: The task's name, labels, base, how its images are prepared, the digest of the format, and the
+            SHA-256 of the mask.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -52,7 +52,7 @@ class TaskInputs:
             mask: Its mask as the model takes it, uint8; empty if it takes none.
             norm: Its batch norm as the model takes it, float32; empty if it takes none.
             classes: How many classes the model has room for.
-            layout: The digest of the model's layout.
+            layout: The digest of the model's `InputFormat`.
         """
         room = classes - len(pack.class_names)
         arrays = {

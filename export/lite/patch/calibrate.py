@@ -8,10 +8,10 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tensorflow.lite.python.convert import mlir_quantize
 
+from ..flatbuffer import LiteFile, pack_objects, read_objects
+from ..weights import Network, Weights
 from .constants import Constant
-from .elements import Encoder, write_elements
-from .flatbuffer import LiteFile, pack_objects, read_objects
-from .weights import Network, Weights
+from .elements import write_constants
 
 Ranges = dict[int, tuple[float, float]]
 
@@ -42,11 +42,9 @@ def find_ranges(
         network: The base.
         tasks: For each task all its weights, and images, float32 `[N, S, S, 3]`.
     """
-    encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
     ranges: Ranges = {}
     for weights, images in tasks:
-        for constant in constants:
-            write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, weights))
+        write_constants(file, constants, network, weights)
         for index, (low, high) in _ranges_of(file, images).items():
             old = ranges.get(index, (low, high))
             ranges[index] = min(low, old[0]), max(high, old[1])
@@ -91,6 +89,10 @@ def quantise(data: bytes, ranges: Ranges) -> bytes:
         quantization = schema.QuantizationParametersT()
         quantization.min, quantization.max = [low], [high]
         model.subgraphs[0].tensors[index].quantization = quantization
+    # A private function of TensorFlow, whose version is pinned. litert-quantizer 0.11 was tried in its place, with the
+    # same ranges. MobileNetV2 gets the same scales. The features of DenseNet-121 (random weights, 32 px, 24 images) get
+    # further from the network's: 0.0226 of their length instead of 0.0200, with five operators more. It also needs one
+    # exact version of ai-edge-litert, and puts constants outside of the flatbuffer.
     return mlir_quantize(pack_objects(model))
 
 

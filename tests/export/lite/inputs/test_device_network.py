@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from export.lite.chains import followers
-from export.lite.device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, check_layer
-from export.lite.device_network import Changes, DeviceNetwork
-from export.lite.mask_bytes import MaskCode
-from export.lite.run import StatelessModel
-from export.lite.stateless import export_stateless
+from export.lite.inputs.device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, check_layer
+from export.lite.inputs.device_network import DeviceNetwork, followers
+from export.lite.inputs.input_format import Changes, MaskCode
+from export.lite.inputs.run import StatelessModel
+from export.lite.inputs.write import export_inputs
+from export.lite.options import LiteOptions
 from piggyback_tf.backbones import Backbone, load_backbone
 from piggyback_tf.masking import share
 from piggyback_tf.packs import TaskBank
@@ -60,13 +60,13 @@ def test_dilated_depthwise_and_groups_are_builtin(tmp_path):
     x = layers.Conv2D(4, 3, groups=2)(x)
     x = layers.SeparableConv2D(4, 3, dilation_rate=2, padding="same")(x)
     backbone = Backbone.from_model(keras.Model(inputs, layers.GlobalAveragePooling2D()(x), name="odd"))
-    _compare(backbone, tmp_path, float16=False, limit=1e-6)
+    _compare(backbone, tmp_path, limit=1e-6)
 
 
-def _compare(backbone, folder, float16, limit, **variant):
+def _compare(backbone, folder, limit, **variant):
     """Exports a task of a base for `input` and compares its answers with the bank's."""
     pack = pack_of(trained_model(backbone, **variant), backbone)
-    _, inputs = export_stateless(backbone, [pack], folder, max_classes=None, float16=float16)
+    _, inputs = export_inputs(backbone, [pack], folder, LiteOptions(design="input"))
     model = StatelessModel(folder / "model.tflite")
     model.set_task(inputs)
     size = backbone.image_size
@@ -79,7 +79,7 @@ def _compare(backbone, folder, float16, limit, **variant):
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "densenet121", "efficientnet_b0", "shapesnet"])
 def test_networks(tmp_path, name):
     backbone = load_backbone(name, weights="shipped" if name == "shapesnet" else "random", image_size=32)
-    _compare(backbone, tmp_path, float16=False, limit=1e-4, norm="task")
+    _compare(backbone, tmp_path, limit=1e-4, norm="task")
 
 
 def _folded(backbone, **changes):

@@ -1,0 +1,25 @@
+"""Sources of exports are short enough to be read at once, and load no more than they need."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXPORT = ROOT / "export"
+# Each is one file that runs by itself, on a device or on the machine of a client.
+WHOLE = {"edge/piggyback_edge.py", "deployment/client.py", "edge/cpp/piggyback_edge.cc"}
+
+
+def test_no_source_but_those_that_go_elsewhere_has_more_than_400_lines():
+    sources = (path for path in EXPORT.rglob("*") if path.suffix in (".py", ".cc", ".h", ".sh"))
+    lines = {path.relative_to(EXPORT).as_posix(): len(path.read_text().splitlines()) for path in sources}
+    assert len(lines) > 50
+    assert {name for name, count in lines.items() if count > 400} == WHOLE
+
+
+def test_what_clients_and_devices_import_loads_no_tensorflow():
+    modules = ("deployment.sent_pack", "servable.folder", "lite.inputs.run", "lite.inputs.input_format")
+    program = "".join(f"import export.{module}\n" for module in modules)
+    program += "import sys\nprint(sorted({name.partition('.')[0] for name in sys.modules} & {'tensorflow', 'keras'}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
