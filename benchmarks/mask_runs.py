@@ -39,7 +39,7 @@ def learn_masks(backbone: Backbone, name: str, seed: int, config: PiggybackConfi
     return {
         "test_error": step["errors"][name]["top1_error"],
         "test_images": step["errors"][name]["images"],
-        "val_errors": [100 * error for error in step["history"]["val_error"]],
+        "val_errors": step["history"]["val_error"],
         "best_epoch": step["best_epoch"],
         "zeros_percent": 100 * pack.zeros_total,
         "mask_bytes": encode(pack.masks, pack.mask_kind).nbytes,

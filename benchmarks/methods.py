@@ -23,6 +23,7 @@ from tasks import INPUTS, MASKS, SETS, Recipe, mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
+from piggyback_tf.evaluation.results import FORMAT
 from piggyback_tf.evaluation.tables import make_table, read_benchmark, to_markdown
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import SequenceSettings, run_sequence
@@ -67,7 +68,7 @@ def learn(backbone: Backbone, label: str, order: str, seed: int) -> dict[str, An
         return {"method": variant.method, "refused": str(error)}
     for step in metrics["steps"]:
         step.pop("history", None)
-    return metrics
+    return {"format": FORMAT, **metrics}
 
 
 def main() -> None:

@@ -113,8 +113,8 @@ def train_on(
     except TrainingError as error:
         return row | {"stopped": str(error)}
     row |= {
-        "val_error": 100 * min(trained.history["val_error"]),
-        "last_val_error": 100 * trained.history["val_error"][-1],
+        "val_error": min(trained.history["val_error"]),
+        "last_val_error": trained.history["val_error"][-1],
         "val_loss": trained.history["val_loss"][trained.best_epoch],
         "best_epoch": trained.best_epoch + 1,
         "loss": trained.history["loss"][-1],

@@ -123,7 +123,8 @@ def test_reports_do_without_plots_and_say_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     (tmp_path / "zeros.png").write_bytes(b"of before")
     errors = {"images": 5, "top1_error": 1.0}
-    write_report(tmp_path, {"task": "t", "methods": {"piggyback": {"test": errors, "zeros": {"a": 0.5}}}})
+    sequence = {"tasks": ["t"], "steps": [{"errors": {"t": errors}, "zeros": {"a": 0.5}}]}
+    write_report(tmp_path, {"methods": {"piggyback": sequence}})
     report = (tmp_path / "report.md").read_text()
     assert "There are no plots. The package matplotlib is needed" in report
     assert ".png" not in report

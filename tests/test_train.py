@@ -14,7 +14,7 @@ import pytest
 
 from piggyback_tf.data import load_data
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.run import describe_data
+from piggyback_tf.training.found import describe_data
 from tests.forked import run_forked, start_forked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,17 +55,18 @@ def test_the_result_is_a_pack_with_all_that_belongs_to_it(finished):
     assert "| piggyback " in printed
     assert "| finetune " in printed
     assert list(metrics["methods"]) == ["finetune", "piggyback"]
-    row = metrics["methods"]["piggyback"]
+    (row,) = metrics["methods"]["piggyback"]["steps"]
     pack = TaskPack.load(folder / "digits.task.safetensors")
     assert pack.errors["test"]["images"] == 359
-    assert pack.errors["test"]["top1_error"] == row["test"]["top1_error"] < 80
-    assert pack.base_hash == metrics["base_hash"]
+    assert pack.errors["test"]["top1_error"] == row["errors"]["digits"]["top1_error"] < 80
+    assert pack.errors["validation"] == row["validation"]["digits"]
+    assert pack.base_hash == metrics["methods"]["piggyback"]["base_hash"]
     assert pack.class_names == list("0123456789")
     assert pack.settings["head_dropout"] == 0.3
     assert pack.zeros == row["zeros"]
     assert 0 < pack.zeros_total < 0.1
-    assert row["bytes"]["task"] == (folder / "digits.task.safetensors").stat().st_size
-    assert row["bytes"]["task"] < row["bytes"]["base"] / 8
+    assert row["bytes"]["compressed"] == (folder / "digits.task.safetensors").stat().st_size
+    assert row["bytes"]["compressed"] < row["bytes"]["base"] / 8
     assert len(row["history"]["val_error"]) == 3
     for file in ("report.md", "zeros.png", "learning_curves.png"):
         assert (folder / file).stat().st_size > 500
@@ -81,11 +82,9 @@ def test_finetune_writes_a_keras_model_that_loads_without_training_code(finished
     )
     done = run_forked("-c", script, path)
     assert done.returncode == 0, done.stderr[-2000:]
+    (step,) = json.loads((finished[0] / "metrics.json").read_text())["methods"]["finetune"]["steps"]
     # Weights only, without the moments of an optimiser.
-    assert (
-        path.stat().st_size
-        < 2 * json.loads((finished[0] / "metrics.json").read_text())["methods"]["finetune"]["bytes"]["base"]
-    )
+    assert path.stat().st_size < 2 * step["bytes"]["base"]
 
 
 def test_a_finished_run_is_not_done_again(finished):
@@ -194,9 +193,10 @@ def test_tasks_are_learned_one_after_another(tmp_path):
     flags = ["--data=", "--tasks=first=digits,second=digits", "--epochs=1", "--verbose=0"]
     done = _train(tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    run = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (metrics,) = run["methods"].values()
     assert metrics["tasks"] == ["first", "second"]
-    assert metrics["skipped_images"]["second"] == {"train": 0, "validation": 0, "test": 0}
+    assert run["skipped_images"]["second"] == {"train": 0, "validation": 0, "test": 0}
     assert list((tmp_path / "run" / "2_second" / "tensorboard").iterdir())
     assert metrics["measures"]["old_answers_identical"]
     assert list(metrics["steps"][1]["errors"]) == ["first", "second"]

@@ -58,9 +58,9 @@ def test_all_problems_are_told_before_the_first_step_and_left_out_by_one_flag(ph
     done = _train(tmp_path / "run", photos, "--skip_broken_images")
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["skipped_images"] == {"train": 1, "validation": 12, "test": 1}
-    assert metrics["left_out"]["test"] == [{"place": str(photos / "test/light/3.png"), "kind": "damaged"}]
-    assert metrics["methods"]["classifier_only"]["test"]["images"] == 23
+    assert metrics["skipped_images"] == {"photos": {"train": 1, "validation": 12, "test": 1}}
+    assert metrics["left_out"]["photos"]["test"] == [{"place": str(photos / "test/light/3.png"), "kind": "damaged"}]
+    assert metrics["methods"]["classifier_only"]["steps"][0]["errors"]["photos"]["images"] == 23
     report = (tmp_path / "run/report.md").read_text()
     assert "- train: 1 photo in HEIC" in report and f"`{photos / 'train/dark/IMG_7.HEIC'}`" in report
     assert all(f"`{photos / f'val/dark/notes{number}.txt'}`" in report for number in range(12))
@@ -80,7 +80,7 @@ def test_a_finished_training_is_used_though_its_test_images_had_to_change(photos
     assert TRAINED not in done.stdout
     assert "The test images are no longer those with which the run in" in done.stderr
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["methods"]["classifier_only"]["test"]["images"] == 23
+    assert metrics["methods"]["classifier_only"]["steps"][0]["errors"]["photos"]["images"] == 23
     # They were measured: from now on others would be measured twice.
     (tmp_path / "run/metrics.json").unlink()
     (photos / "test/light/4.png").unlink()

@@ -1,23 +1,24 @@
 """Errors with their intervals, zeros per layer, and the report of a training. Nothing here imports TensorFlow."""
 
 from piggyback_tf.evaluation.metrics import evaluate, top_k_error, top_k_hits, wilson_interval
-from piggyback_tf.evaluation.report import format_bytes, format_error, idle_masks, results_table, write_report
-from piggyback_tf.evaluation.sequence_report import sequence_table, write_sequence_report
+from piggyback_tf.evaluation.report import summary, write_report
+from piggyback_tf.evaluation.results import METRICS_FILE, RESULT_FILE, ResultsError
 from piggyback_tf.evaluation.sparsity import format_table, format_zeros, zeros_table
+from piggyback_tf.evaluation.text import format_bytes, format_error
 
 __all__ = [
+    "METRICS_FILE",
+    "RESULT_FILE",
+    "ResultsError",
     "evaluate",
     "format_bytes",
     "format_error",
     "format_table",
     "format_zeros",
-    "idle_masks",
-    "results_table",
-    "sequence_table",
+    "summary",
     "top_k_error",
     "top_k_hits",
     "wilson_interval",
     "write_report",
-    "write_sequence_report",
     "zeros_table",
 ]

@@ -2,7 +2,10 @@
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
+
+from piggyback_tf.settings import CONFIGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +80,49 @@ class ErrorMatrix:
         return statistics.fmean(gains) if gains else None
 
 
-def read_matrix(metrics: Mapping[str, object]) -> ErrorMatrix:
-    """Returns the matrix of what a sequence wrote as `metrics.json`."""
-    steps: Sequence[Mapping[str, Mapping[str, float]]] = [step["errors"] for step in metrics["steps"]]
-    return ErrorMatrix(
-        tuple(metrics["tasks"]), tuple({task: found["top1_error"] for task, found in step.items()} for step in steps)
+def read_errors(sequence: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Returns the top-1 error of each task that was measured, after each step of a sequence."""
+    return [{task: found["top1_error"] for task, found in step["errors"].items()} for step in sequence["steps"]]
+
+
+def read_matrix(sequence: Mapping[str, Any]) -> ErrorMatrix:
+    """Returns the matrix of errors of a sequence."""
+    return ErrorMatrix(tuple(sequence["tasks"]), tuple(read_errors(sequence)))
+
+
+def measures(sequence: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns average error, forgetting, transfer of a sequence, and whether old answers stayed the same.
+
+    Forward transfer is 0 for methods whose tasks know nothing of one another, since each is learned as if it were
+    alone. For sequential methods it is None unless their tasks were trained alone, too, and always for methods that
+    learn all tasks at once. The seconds are those of the sequence, without what was trained alone.
+
+    Args:
+        sequence: What `run_sequence` returns, without the measures. Of a task without a test split, which is learned
+            by itself, all measures of errors are None.
+    """
+    steps = sequence["steps"]
+    matrix = read_matrix(sequence) if steps[-1]["errors"] else None
+    same: dict[str, set[str]] = {}
+    for step in steps:
+        for task, digest in step.get("answers", {}).items():
+            same.setdefault(task, set()).add(digest)
+    return {
+        "average_error": matrix and matrix.average_error(),
+        "forgetting": matrix and matrix.forgetting(),
+        "backward_transfer": matrix and matrix.backward_transfer(),
+        "forward_transfer": matrix and _forward_transfer(sequence, matrix),
+        "old_answers_identical": all(len(digests) == 1 for digests in same.values()),
+        "seconds": sum(step.get("seconds", 0.0) for step in steps),
+    }
+
+
+def _forward_transfer(sequence: Mapping[str, Any], matrix: ErrorMatrix) -> float | None:
+    """Returns the forward transfer of a sequence, where it is known; see `measures`."""
+    if len(matrix.tasks) < 2 or CONFIGS[sequence["method"]].at_once:
+        return None
+    if not sequence["sequential"]:
+        return 0.0
+    return matrix.forward_transfer(
+        {task: found["errors"][task]["top1_error"] for task, found in sequence.get("alone", {}).items()}
     )

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones.errors import one_line
-from piggyback_tf.evaluation.report import format_bytes, format_error, markdown_table
+from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
 from piggyback_tf.packs import TaskPack
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.evaluation.report import markdown_table
+from piggyback_tf.evaluation.text import markdown_table
 
 
 def normalised_entropy(logits: np.ndarray) -> np.ndarray:

@@ -26,12 +26,12 @@ def parse_tasks(entries: Sequence[str]) -> dict[str, str]:
     return tasks
 
 
-def folders_of(folder: Path, tasks: Iterable[str], first: int = 1) -> dict[str, Path]:
+def folders_of(folder: Path, tasks: Iterable[str], *, in_turn: bool = True) -> dict[str, Path]:
     """Returns the folder of each task of a sequence, by task.
 
     Args:
         folder: The folder of the sequence.
         tasks: The tasks in the order of learning.
-        first: The number of the first task in the name of its folder.
+        in_turn: Whether each has a folder of its own; the files of one task by itself are in the folder itself.
     """
-    return {task: folder / f"{place}_{task}" for place, task in enumerate(tasks, start=first)}
+    return {task: folder / f"{place}_{task}" if in_turn else folder for place, task in enumerate(tasks, start=1)}

@@ -6,13 +6,7 @@ Names are looked up when they are first used: to look after the folder of a run 
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.settings import STRATEGIES, InputConfig, RunConfig, TrainConfig, complete, complete_run
 from piggyback_tf.training.errors import TrainingError
-from piggyback_tf.training.run_folder import (
-    RESULT_FILE,
-    check_file_name,
-    check_settings,
-    folders_of_methods,
-    run_folder,
-)
+from piggyback_tf.training.run_folder import check_file_name, check_settings, folders_of_methods, run_folder
 
 _HOMES = {
     "TrainedTask": "fit",
@@ -23,11 +17,11 @@ _HOMES = {
     "make_optimizer": "optimizers",
     "make_strategy": "strategies",
     "mask_rate": "optimizers",
+    "prepare_devices": "strategies",
     "train_task": "fit",
 }
 
 __all__ = [
-    "RESULT_FILE",
     "STRATEGIES",
     "InputConfig",
     "RunConfig",
@@ -46,6 +40,7 @@ __all__ = [
     "make_optimizer",
     "make_strategy",
     "mask_rate",
+    "prepare_devices",
     "run_folder",
     "train_task",
 ]

@@ -28,7 +28,7 @@ class TrainedTask:
 
     Attributes:
         model: The task's model, images to logits, with the weights of the best epoch.
-        history: Values per epoch by name: `loss`, `cross_entropy`, `error` (a fraction), and each with `val_` of the
+        history: Values per epoch by name: `loss`, `cross_entropy`, `error` (in percent), and each with `val_` of the
             validation split.
         best_epoch: The epoch, counted from 0, whose weights the model has.
         seconds: Time of the epochs, over all starts of the training.
@@ -147,7 +147,12 @@ def train_task(
             )
     backup.restore_best()
     done = backup.progress
-    return TrainedTask(model, done.history, done.best_epoch, done.seconds)
+    # The state of a training keeps what Keras' metrics give, which are fractions.
+    history = {
+        name: [100 * value for value in values] if name.endswith("error") else values
+        for name, values in done.history.items()
+    }
+    return TrainedTask(model, history, done.best_epoch, done.seconds)
 
 
 def _size(variable: keras.Variable) -> int:

@@ -1,5 +1,6 @@
 """`found.json`: what a run found before it trained, and must find again to go on: its base and its data."""
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,26 +10,49 @@ from absl import logging
 
 from piggyback_tf.backbones import Backbone, Structure
 from piggyback_tf.backbones.identity import check_same_computation
+from piggyback_tf.data import TaskData
 from piggyback_tf.files import write_atomically
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.run_folder import check_settings
 
 FOUND_FILE = "found.json"
+# What `describe_data` says of the images that no decision uses.
+_TEST_IMAGES = ("test_images", "test_digest")
 
 
-def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any], unmeasured: Collection[str] = ()) -> None:
+def describe_data(data: TaskData) -> dict[str, Any]:
+    """Returns what a resumed run must find again: classes, and labels, names and sizes of the images of all splits.
+
+    Not their dates and their folder: a copy of the data on another machine is the same data.
+    """
+    found: dict[str, Any] = {"class_names": list(data.class_names)}
+    for split, source in data.splits.items():
+        digest = hashlib.sha256(source.labels.tobytes())
+        for index in range(len(source)):
+            digest.update(f"{source.key(index)}\0{source.stored_bytes(index)}\0".encode("utf-8", "surrogateescape"))
+        found |= {f"{split}_images": len(source), f"{split}_digest": digest.hexdigest()}
+    return found
+
+
+def check_found(
+    folder: Path, backbone: Backbone, tasks: Mapping[str, TaskData], measured: Collection[str], *, in_turn: bool
+) -> None:
     """Writes what a new run found, or compares it with what the run was started with.
 
     Args:
         folder: The run's folder.
         backbone: The base.
-        data: What describes the data, as JSON values.
-        unmeasured: The names in it that nothing depends on yet, such as those of test images that were not measured.
-            They may have changed: a sentence in the log says so, and what is there now counts.
+        tasks: The data, by task.
+        measured: The tasks whose test images were measured. Those of the others may have changed, since nothing depends
+            on them yet: a sentence in the log says so, and what is there now counts.
+        in_turn: Whether the run is one of tasks in turn, whose names stand in front of what was found of them.
 
     Raises:
         TrainingError: If the folder was used with another base or other data.
     """
+    prefixes = {task: f"{task}: " if in_turn else "" for task in tasks}
+    data = {prefixes[task] + name: value for task in tasks for name, value in describe_data(tasks[task]).items()}
+    unmeasured = [prefixes[task] + name for task in tasks if task not in measured for name in _TEST_IMAGES]
     structure = backbone.structure.to_json()
     earlier = _read(folder / FOUND_FILE)
     if earlier is not None and earlier.get("base_hash") == backbone.hash:

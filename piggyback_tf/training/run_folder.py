@@ -21,8 +21,6 @@ from piggyback_tf.files import (
 )
 from piggyback_tf.training.errors import TrainingError
 
-# What a training was found to be worth; a training that has one is not done again.
-RESULT_FILE = "result.json"
 # All that is wrong with a run's images, where that is too much for a message.
 PROBLEMS_FILE = "problems.txt"
 # What a run finds out before it trains: its settings, data and base, and with what its masks start.

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import tensorflow as tf
 
 from piggyback_tf.registry import unknown_name_message
@@ -25,6 +26,21 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         devices = gpus or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
+
+
+def prepare_devices(strategy: str, precision: str, *, deterministic: bool) -> tf.distribute.Strategy:
+    """Sets precision and determinism for the whole process, and returns the strategy to build and train in.
+
+    Args:
+        strategy: As for `make_strategy`.
+        precision: Half precision of the computation, one of `PRECISIONS`.
+        deterministic: Whether runs are to be equal bit for bit on GPUs, too.
+    """
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{precision}")
+    return make_strategy(strategy)
 
 
 def weight_for_replicas(

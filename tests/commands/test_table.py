@@ -111,13 +111,15 @@ def test_runs_of_train_py(tmp_path, capsys):
         assert (
             main(["table", f"--layout={layout}", *runs, f"--output={tmp_path}", f"--plots={tmp_path / 'plots'}"]) == 0
         )
-    single = json.loads((tmp_path / "single" / "metrics.json").read_text())["methods"]
-    inferred = json.loads((tmp_path / "piggyback" / "metrics.json").read_text())
-    means = (single["piggyback"]["test"]["top1_error"] + inferred["steps"][-1]["errors"]["a"]["top1_error"]) / 2
+    steps = [
+        json.loads((tmp_path / name / "metrics.json").read_text())["methods"]["piggyback"]["steps"]
+        for name in ("single", "piggyback")
+    ]
+    means = sum(own[-1]["errors"]["a"]["top1_error"] for own in steps) / 2
     rows = [line.split(",") for line in (tmp_path / "paper2.csv").read_text().splitlines()]
     assert rows[0] == ["task", "Classifier Only", "PackNet ↓", "Piggyback", "Piggyback std", "Individual Networks"]
     assert float(rows[1][3]) == pytest.approx(means, abs=1e-5)
     # The sequence's own sizes: masks as plain bits.
-    assert rows[3][3] == f"1 ({inferred['steps'][-1]['bytes']['system'] / 1e6:.3g} MB)"
+    assert rows[3][3] == f"1 ({steps[1][-1]['bytes']['system'] / 1e6:.3g} MB)"
     assert (tmp_path / "plots" / "zeros.png").is_file()
     capsys.readouterr()

@@ -1,6 +1,6 @@
 """What reports say of images that were left out."""
 
-from piggyback_tf.evaluation import write_report, write_sequence_report
+from piggyback_tf.evaluation import write_report
 from piggyback_tf.evaluation.left_out import left_out_lines
 
 
@@ -30,15 +30,13 @@ def test_of_very_many_the_first_are_named():
 
 
 def test_both_reports_have_them(tmp_path):
-    single = {"task": "t", "methods": {"piggyback": {}}, "left_out": {"test": _files("gone.png")}}
-    assert "- test: 1 empty file\n  - `gone.png`\n" in write_report(tmp_path, single).read_text()
+    left_out = {"t": {"train": [], "test": _files("gone.png")}}
+    single = {"method": "piggyback", "tasks": ["t"], "steps": [{"errors": {}}]}
+    metrics = {"methods": {"piggyback": single}, "left_out": left_out}
+    assert "- test: 1 empty file\n  - `gone.png`\n" in write_report(tmp_path, metrics).read_text()
     step = {"errors": {"t": {"top1_error": 10.0}}, "bytes": dict.fromkeys(("system", "added", "compressed"), 1000)}
+    step |= {"trained_parameters": 10, "seconds": 1.0}
     measures = {"average_error": 10.0, "old_answers_identical": True}
-    sequence = {
-        "method": "hat",
-        "tasks": ["t"],
-        "steps": [step | {"trained_parameters": 10, "seconds": 1.0}],
-        "measures": measures,
-        "left_out": {"t": {"train": [], "test": _files("gone.png")}},
-    }
-    assert write_sequence_report(tmp_path, sequence).read_text().endswith("- t, test: 1 empty file\n  - `gone.png`\n")
+    sequence = {"method": "hat", "tasks": ["t", "u"], "steps": [step, {"errors": {}}], "measures": measures}
+    metrics = {"methods": {"hat": sequence}, "left_out": left_out}
+    assert write_report(tmp_path, metrics).read_text().endswith("- t, test: 1 empty file\n  - `gone.png`\n")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback_tf.evaluation import format_bytes, format_error, format_zeros, results_table, write_report, zeros_table
+from piggyback_tf.evaluation import format_bytes, format_error, format_zeros, summary, write_report, zeros_table
 from tests.packs.helpers import make_pack
 
 
@@ -18,27 +18,33 @@ def _metrics():
     history = {"cross_entropy": [1.5, 0.7, 0.3], "val_cross_entropy": [1.4, 0.9, 0.6]}
     history |= {"error": [40, 20, 9], "val_error": [38, 22, 15]}
     zeros = {f"block{i}/conv/kernel": 0.01 * i for i in range(20)}
-    return {
-        "task": "birds",
-        "methods": {
-            "classifier_only": {
-                "test": _errors(30.0),
-                "validation": _errors(29.0),
-                "bytes": {"task": 812, "base": 8_000_000},
-                "history": history,
-                "seconds": 61.4,
-            },
-            "piggyback": {
-                "test": _errors(12.5) | {"top5_error": 2.25},
-                "validation": _errors(12.0),
-                "zeros": zeros,
-                "zeros_total": 0.0712,
-                "bytes": {"task": 300_000, "base": 8_000_000},
-                "history": history,
-                "seconds": 171.2,
-            },
+    return _run(
+        classifier_only={
+            "errors": {"birds": _errors(30.0)},
+            "validation": {"birds": _errors(29.0)},
+            "bytes": {"compressed": 812, "base": 8_000_000},
+            "history": history,
+            "seconds": 61.4,
         },
-    }
+        piggyback={
+            "errors": {"birds": _errors(12.5) | {"top5_error": 2.25}},
+            "validation": {"birds": _errors(12.0)},
+            "zeros": zeros,
+            "zeros_total": 0.0712,
+            "bytes": {"compressed": 300_000, "base": 8_000_000},
+            "history": history,
+            "seconds": 171.2,
+        },
+    )
+
+
+def _run(**steps):
+    """Returns the metrics of a run of one task, from what each method measured."""
+    return {"methods": {name: {"method": name, "tasks": ["birds"], "steps": [step]} for name, step in steps.items()}}
+
+
+def _step(metrics):
+    return metrics["methods"]["piggyback"]["steps"][0]
 
 
 def test_the_report(tmp_path):
@@ -72,7 +78,7 @@ def test_the_report(tmp_path):
 def test_masks_that_drop_nothing_are_named(tmp_path):
     metrics = _metrics()
     assert "what was learned is the head" not in write_report(tmp_path, metrics).read_text()
-    metrics["methods"]["piggyback"]["zeros_total"] = 5e-5
+    _step(metrics)["zeros_total"] = 5e-5
     text = write_report(tmp_path, metrics).read_text()
     assert "The masks of piggyback drop 0.0050 % of the weights: what was learned is the head." in text
     assert "classifier_only drop" not in text
@@ -82,9 +88,9 @@ def test_no_zeros_and_no_top_5(tmp_path):
     metrics = _metrics()
     text = write_report(tmp_path, metrics).read_text()
     assert "Errors are top-1 and top-5 in percent" in text
-    masks = metrics["methods"]["piggyback"]
+    masks = _step(metrics)
     masks["zeros"], masks["zeros_total"] = dict.fromkeys(masks["zeros"], 0.0), 0.0
-    del masks["test"]["top5_error"]
+    del masks["errors"]["birds"]["top5_error"]
     text = write_report(tmp_path, metrics).read_text()
     assert "The masks of piggyback drop no weight: what was learned is the head." in text
     row = next(line for line in text.splitlines() if line.startswith("| piggyback "))
@@ -123,7 +129,7 @@ def test_equal_metrics_give_equal_files(tmp_path):
 
 def test_what_was_not_measured_is_left_out(tmp_path):
     write_report(tmp_path, _metrics())
-    path = write_report(tmp_path, {"task": "birds", "methods": {"a|b": {"test": _errors(3.0), "history": {}}}})
+    path = write_report(tmp_path, _run(**{"a|b": {"errors": {"birds": _errors(3.0)}, "history": {}}}))
     text = path.read_text()
     assert "| method | " in text
     assert "zeros" not in text.splitlines()[2]
@@ -131,22 +137,18 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert ".png" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"], "plots of an earlier report would mislead"
     with pytest.raises(ValueError, match="at least one method"):
-        write_report(tmp_path, {"task": "birds", "methods": {}})
+        write_report(tmp_path, _run())
 
 
 @pytest.mark.parametrize("layers", [1, 8, 150])
 @pytest.mark.parametrize("epochs", [1, 40])
 def test_plots_of_any_size(tmp_path, layers, epochs):
-    metrics = {
-        "task": "x",
-        "methods": {
-            "piggyback": {
-                "zeros": {f"a_rather_long_layer_name_{i}/pointwise_kernel": 0.01 for i in range(layers)},
-                "history": {"val_cross_entropy": [0.5] * epochs, "cross_entropy": [float("nan")] * epochs},
-            }
-        },
+    step = {
+        "errors": {},
+        "zeros": {f"a_rather_long_layer_name_{i}/pointwise_kernel": 0.01 for i in range(layers)},
+        "history": {"val_cross_entropy": [0.5] * epochs, "cross_entropy": [float("nan")] * epochs},
     }
-    write_report(tmp_path, metrics)
+    write_report(tmp_path, _run(piggyback=step))
     with Image.open(tmp_path / "zeros.png") as image:
         assert image.width < 2400
         # Something is drawn besides the background: axes, names.
@@ -154,7 +156,7 @@ def test_plots_of_any_size(tmp_path, layers, epochs):
 
 
 def test_the_table_is_aligned_in_a_terminal():
-    lines = results_table(_metrics()["methods"])
+    lines = summary(_metrics())
     assert len({len(line) for line in lines}) == 1
     assert lines[1].startswith("| ---")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from piggyback_tf.data import TaskData
-from piggyback_tf.evaluation.sequence_report import sequence_table
+from piggyback_tf.evaluation.report import matrix_table
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
@@ -88,7 +88,7 @@ def test_a_task_with_a_bar_in_its_name_has_one_cell():
     errors = {"cats|dogs": {"top1_error": 10.0}}
     step = {"errors": errors, "bytes": dict.fromkeys(("system", "added", "compressed"), 1000)}
     metrics = {"tasks": ["cats|dogs"], "steps": [step | {"trained_parameters": 10, "seconds": 1.0}]}
-    assert {line.replace("\\|", "").count("|") for line in sequence_table(metrics)} == {7}
+    assert {line.replace("\\|", "").count("|") for line in matrix_table(metrics)} == {7}
 
 
 def test_the_check_for_chance_of_joint_training_is_within_the_own_head(tmp_path):
@@ -154,7 +154,7 @@ def test_the_command_prints_and_reports_it(tmp_path):
         tmp_path / "run", *SHORT, "--method=classifier_only", "--augment_train=resize(32,32)", "--forward_transfer"
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (metrics,) = json.loads((tmp_path / "run" / "metrics.json").read_text())["methods"].values()
     # Both tasks are the same, and so are their networks: the first is always taken.
     measured = metrics["task_agnostic"]["entropy"]
     assert measured["task_id_accuracy"] == 50.0
@@ -170,7 +170,7 @@ def test_forward_transfer_can_be_measured_later(tmp_path):
         flags = (*SHORT, "--method=finetune_sequential", "--augment_train=resize(32,32)", *flags)
         done = _command(tmp_path / "run", *flags)
         assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads((tmp_path / "run" / "metrics.json").read_text())
+        return json.loads((tmp_path / "run" / "metrics.json").read_text())["methods"]["finetune_sequential"]
 
     before, after = run("--notask_agnostic"), run("--notask_agnostic", "--forward_transfer")
     assert before["steps"] == after["steps"] and "task_agnostic" not in after

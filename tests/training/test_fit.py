@@ -53,7 +53,7 @@ def _pack(trained, backbone, data):
 
 # All methods: tests/methods/test_contract.py.
 # With masks that do not move it would be the error of the other one, which is above that.
-@pytest.mark.parametrize(("method", "highest"), [("classifier_only", 0.25), ("piggyback", 0.15)])
+@pytest.mark.parametrize(("method", "highest"), [("classifier_only", 25), ("piggyback", 15)])
 def test_methods_learn_and_leave_the_base_alone(method, highest, backbone, data):
     digest, flags = backbone.hash, [v.trainable for v in backbone.model.variables]
     trained = _train(method, backbone, data)
@@ -83,11 +83,11 @@ def test_the_model_has_the_weights_of_the_best_epoch(method, backbone, data):
     scores = list(zip(trained.history["val_error"], trained.history["val_loss"], strict=True))
     assert trained.best_epoch == scores.index(min(scores)) < 2
     best, last = min(trained.history["val_error"]), trained.history["val_error"][-1]
-    assert last > best + 0.2
+    assert last > best + 20
     images = np.stack([data.validation.read(i) for i in range(len(data.validation))])
     images = tf.cast(tf.round(tf.image.resize(images, (32, 32), antialias=True)), tf.float32)
-    error = np.mean(trained.model.predict(images, verbose=0).argmax(1) != data.validation.labels)
-    assert error == pytest.approx(best, abs=0.02)
+    error = 100 * np.mean(trained.model.predict(images, verbose=0).argmax(1) != data.validation.labels)
+    assert error == pytest.approx(best, abs=2)
 
 
 def test_two_runs_and_another_order_of_tasks_give_the_same_pack(backbone, data):
@@ -232,7 +232,7 @@ for name in ("none", "mirrored"):
     losses[name] = [trained.history[key] for key in ("loss", "val_loss", "error", "val_error")]
     weights[name] = [v.numpy() for v in trained.model.trainable_variables]
 np.testing.assert_allclose(losses["none"][1], losses["mirrored"][1], rtol=1e-3)
-np.testing.assert_allclose(losses["none"][3], losses["mirrored"][3], atol=1e-6)
+np.testing.assert_allclose(losses["none"][3], losses["mirrored"][3], atol=1e-4)
 print(max(np.abs(a - b).max() for a, b in zip(weights["none"], weights["mirrored"], strict=True)))
 """
 

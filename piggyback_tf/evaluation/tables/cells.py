@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 
-from piggyback_tf.evaluation.report import format_bytes
+from piggyback_tf.evaluation.text import format_bytes
 
 
 def _signed_bytes(count: float) -> str:

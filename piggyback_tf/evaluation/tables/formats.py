@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 
-from piggyback_tf.evaluation.report import markdown_table
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table
+from piggyback_tf.evaluation.text import markdown_table
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -101,7 +101,7 @@ def _choose(records: Sequence[Record], methods: Sequence[str], layout: str) -> t
     """Returns the runs of a layout's methods, and sentences about the others."""
     # PackNet packs tasks into one network in turn: runs with a task each say nothing of that.
     fits = [record for record in records if record.method in methods]
-    packed = [record for record in fits if record.method != "packnet" or record.sequence or record.refused]
+    packed = [record for record in fits if record.method != "packnet" or record.in_turn]
     chosen = [record for record in packed if not record.refused]
     notes = []
     if other := list(dict.fromkeys(record.method for record in records if record not in fits)):

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from piggyback_tf.evaluation.continual import read_errors
 from piggyback_tf.evaluation.figures import COLOURS, GREY, new_figure, write_plot
-from piggyback_tf.evaluation.report import format_bytes
-from piggyback_tf.evaluation.sequence_report import plot_matrix, read_errors
+from piggyback_tf.evaluation.report_plots import plot_matrix
 from piggyback_tf.evaluation.tables.runs import Record
 from piggyback_tf.evaluation.tables.survey import Row, survey_rows
 from piggyback_tf.evaluation.tables.variants import (
@@ -17,6 +17,7 @@ from piggyback_tf.evaluation.tables.variants import (
     name_bases,
     name_variants,
 )
+from piggyback_tf.evaluation.text import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from piggyback_tf.evaluation.results import METRICS_FILE, ResultsError, learned_steps, read_metrics, read_sequence
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.settings import complete
@@ -50,14 +51,13 @@ class Record:
         seed: Of the run; None if not known.
         base: What it was learned on.
         tasks: In the order of learning.
-        errors: Errors as from `evaluate` on the test split, by task, after all tasks were learned.
+        sequence: What `run_sequence` returned; None if the method refused.
+        in_turn: Whether the run was one of tasks in turn, and not of a task by itself.
         settings: What is recorded of its settings; empty if not known.
         classes: Names of the classes, by task, where known.
         packs: File of each task's pack, where there is one.
         name: A name for the method with its settings, for a run whose settings are not known.
         baseline: Whether it was trained as a `--baseline` of another method.
-        sequence: What `run_sequence` returned, of a sequence.
-        single: The method's entry in `metrics.json`, of a run with one task.
         refused: Why the method cannot learn on this base; empty if it did.
     """
 
@@ -66,20 +66,24 @@ class Record:
     seed: int | None
     base: Base
     tasks: tuple[str, ...]
-    errors: Mapping[str, Mapping[str, Any]]
+    sequence: Mapping[str, Any] | None
+    in_turn: bool = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     packs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     name: str = ""
     baseline: bool = False
-    sequence: Mapping[str, Any] | None = None
-    single: Mapping[str, Any] | None = None
     refused: str = ""
+
+    @property
+    def errors(self) -> Mapping[str, Mapping[str, Any]]:
+        """Errors as from `evaluate` on the test split, by task, after all tasks were learned."""
+        return self.sequence["steps"][-1]["errors"] if self.sequence else {}
 
     @property
     def seconds(self) -> float | None:
         """How long learning took."""
-        return self.sequence["measures"]["seconds"] if self.sequence else (self.single or {}).get("seconds")
+        return self.sequence["measures"]["seconds"] if self.sequence else None
 
     @functools.cached_property
     def all_settings(self) -> Mapping[str, Any]:
@@ -92,11 +96,10 @@ class Record:
         Raises:
             PackError: If the task's pack is damaged.
         """
-        if self.single and "zeros" in self.single:
-            return self.single["zeros_total"], self.single["zeros"]
-        if self.single or task not in self.packs:
-            return None
-        return _zeros(self.packs[task])
+        step = dict(learned_steps(self.sequence)).get(task, {}) if self.sequence else {}
+        if "zeros" in step:
+            return step["zeros_total"], step["zeros"]
+        return _zeros(self.packs[task]) if task in self.packs else None
 
     @functools.cached_property
     def sizes(self) -> dict[str, int | None] | None:
@@ -105,23 +108,15 @@ class Record:
         A base that the method replaces is in `"base"` only. `"system"` is None if a task's pack is gone; all is None if
         the run does not say.
         """
-        if self.sequence:
-            size = self.sequence["steps"][-1]["bytes"]
-            kept = size["system"] - size["added"]
-            return {"base": size["base"], "system": size["system"], "compressed": kept + size["compressed"]}
-        size = (self.single or {}).get("bytes")
+        size = self.sequence["steps"][-1].get("bytes") if self.sequence else None
         if not size:
             return None
-        plain: int | None = size["task"]
-        if str(self.single.get("file", "")).endswith(PACK_SUFFIX):
-            pack = self.packs.get(self.tasks[0])
-            plain = _plain_bytes(pack) if pack else None
-        kept = size.get("kept", size["base"])
-        return {
-            "base": size["base"],
-            "system": None if plain is None else kept + plain,
-            "compressed": kept + size["task"],
-        }
+        base, system, kept = size["base"], size["system"], size["base"]
+        if system is not None:
+            kept = system - size["added"]
+        elif pack := self.packs.get(self.tasks[-1]):  # Its run measured the file alone.
+            system = kept + _plain_bytes(pack)
+        return {"base": base, "system": system, "compressed": kept + size["compressed"]}
 
 
 def read_runs(paths: list[str]) -> list[Record]:
@@ -146,6 +141,8 @@ def read_runs(paths: list[str]) -> list[Record]:
             for record in found:
                 _check(record)
             records += found
+        except ResultsError as error:
+            raise TableError(str(error)) from None
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             what = "what train.py or benchmarks/methods.py writes"
             raise TableError(f"{path!r} does not hold {what}: {error!r}.") from None
@@ -183,9 +180,8 @@ def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchma
                 seed=int(seed),
                 base=Base(row["base_hash"] if done else hashes[0]),
                 tasks=orders[order],
-                errors=row["steps"][-1]["errors"] if done else {},
+                sequence=read_sequence(row) if done else None,
                 name=label,
-                sequence=row if done else None,
                 refused="" if done else row["refused"],
             )
         )
@@ -195,47 +191,32 @@ def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchma
 def _read_folder(folder: Path, source: str) -> list[Record]:
     if not (folder / "settings.json").is_file():
         raise TableError(f"{source!r} is no folder of a run of train.py: there is no settings.json in it.")
-    if not (folder / "metrics.json").is_file():
+    if not (folder / METRICS_FILE).is_file():
         raise TableError(
             f"The run in {source!r} is not finished: there is no metrics.json in it. Its command, given again, goes on."
         )
-    settings, metrics = _read_json(folder / "settings.json"), _read_json(folder / "metrics.json")
+    settings, metrics = _read_json(folder / "settings.json"), read_metrics(folder / METRICS_FILE)
     found = _read_json(folder / "found.json") if (folder / "found.json").is_file() else {}
-    base = _base(metrics["base_hash"], settings)
-    if "steps" in metrics:
-        tasks = tuple(metrics["tasks"])
-        files = {task: folder / f"{place}_{task}" / f"{task}{PACK_SUFFIX}" for place, task in enumerate(tasks, start=1)}
-        return [
-            Record(
-                source=source,
-                method=metrics["method"],
-                seed=settings.get("seed"),
-                base=base,
-                tasks=tasks,
-                errors=metrics["steps"][-1]["errors"],
-                settings=settings,
-                classes={task: found[f"{task}: class_names"] for task in tasks if f"{task}: class_names" in found},
-                packs={task: path for task, path in files.items() if path.is_file()},
-                sequence=metrics,
-            )
-        ]
-    records = []
-    for method, single in metrics["methods"].items():
-        task, baseline = metrics["task"], method != settings.get("method")
-        pack = (folder / "baselines" / method if baseline else folder) / f"{task}{PACK_SUFFIX}"
+    in_turn, records = bool(settings.get("tasks")), []
+    for method, sequence in metrics["methods"].items():
+        tasks, baseline = tuple(sequence["tasks"]), method != settings.get("method")
+        own = folder / "baselines" / method if baseline else folder
+        folders = {task: own / f"{place}_{task}" if in_turn else own for place, task in enumerate(tasks, start=1)}
+        files = {task: place / f"{task}{PACK_SUFFIX}" for task, place in folders.items()}
+        classes = {task: f"{task}: class_names" if in_turn else "class_names" for task in tasks}
         records.append(
             Record(
                 source=source,
                 method=method,
                 seed=settings.get("seed"),
-                base=base,
-                tasks=(task,),
-                errors={task: single["test"]} if "test" in single else {},
+                base=_base(sequence["base_hash"], settings),
+                tasks=tasks,
+                sequence=sequence,
+                in_turn=in_turn,
                 settings=own_record(settings, method),
-                classes={task: found["class_names"]} if "class_names" in found else {},
-                packs={task: pack} if pack.is_file() else {},
+                classes={task: found[name] for task, name in classes.items() if name in found},
+                packs={task: path for task, path in files.items() if path.is_file()},
                 baseline=baseline,
-                single=single,
             )
         )
     return records
@@ -245,7 +226,7 @@ def _check(record: Record) -> None:
     """Reads what tables are made of once, so that what is missing is missed here."""
     for errors in record.errors.values():
         float(errors["top1_error"]), int(errors["images"])
-    if record.sequence:
+    if record.sequence and record.in_turn:
         last = record.sequence["steps"][-1]
         missing = [task for task in record.tasks if task not in record.errors]
         if missing or any(task not in last["multiply_adds"] for task in record.tasks):

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from piggyback_tf.evaluation.results import learned_steps
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table, mean
 from piggyback_tf.evaluation.tables.runs import Record, TableError
 from piggyback_tf.evaluation.tables.variants import all_tasks, by_seed, name_bases, name_variants, one_base, order_sign
@@ -39,7 +40,7 @@ class Outcome:
     @property
     def sequence(self) -> Mapping[str, Any]:
         """What `run_sequence` returned; empty if the tasks were learned in runs of their own."""
-        return self.records[0].sequence or {}
+        return self.records[0].sequence if self.records[0].in_turn else {}
 
     def error(self, task: str) -> float | None:
         """Returns the top-1 test error of a task."""
@@ -75,14 +76,15 @@ class Outcome:
     @property
     def trained_parameters(self) -> int | None:
         """How many parameters were trained, all trainings together."""
-        counts = [step["trained_parameters"] for step in self.sequence.get("steps", []) if step["errors"]]
-        return sum(counts) if counts else None
+        steps = [step for record in self.records for _, step in learned_steps(record.sequence)]
+        counts = [step.get("trained_parameters") for step in steps]
+        return None if None in counts else sum(counts)
 
     @property
     def multiply_adds(self) -> float | None:
         """Multiplications with an addition for an image, the mean of the tasks."""
-        steps = self.sequence.get("steps", [])
-        return statistics.fmean(steps[-1]["multiply_adds"].values()) if steps else None
+        costs = [record.sequence["steps"][-1].get("multiply_adds") for record in self.records]
+        return None if None in costs else statistics.fmean(count for cost in costs for count in cost.values())
 
     @property
     def seconds(self) -> float | None:
@@ -145,7 +147,7 @@ def survey_rows(records: Sequence[Record]) -> list[Row]:
     names, tasks = name_variants(records), all_tasks(records)
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        order = order_sign(record.tasks, tasks) if record.sequence or record.refused else ""
+        order = order_sign(record.tasks, tasks) if record.in_turn else ""
         groups.setdefault((names[record], order), []).append(record)
     rows = []
     for (name, order), members in groups.items():
