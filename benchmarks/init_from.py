@@ -18,7 +18,7 @@ from tasks import INPUTS, MASKS, SETS, mobilenet
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
-from piggyback_tf.sequences import provenance, with_start
+from piggyback_tf.sequences import with_start
 
 SOURCES = {
     "pacs_sketch": ("pacs_art_painting",),
@@ -50,7 +50,7 @@ def choose(backbone: Backbone, name: str, seed: int) -> dict[str, Any]:
         learned[source] = pack_file(source, state_of(source, USUAL, seed))
     data = load_data(f"folder:{realdata() / name}", seed=seed)
     method, began = Piggyback(PiggybackConfig(**MASKS.settings, init_from="auto")), time.perf_counter()
-    found = provenance(with_start(method, backbone, data, INPUTS, seed=seed, learned=learned))["start"]
+    found = with_start(method, backbone, data, INPUTS, seed=seed, learned=learned).provenance["start"]
     scores = {start or USUAL: score for start, score in found["scores"]}
     return {"chosen": found["pack"] or USUAL, "scores": scores, "seconds": round(time.perf_counter() - began, 1)}
 

@@ -17,12 +17,16 @@ class MaskStart:
     """Where the masks of a task start.
 
     Attributes:
+        task: The task that they are of; empty if there is none.
+        kind: The kind of its masks, `"binary"` or `"ternary"`.
         masks: The masks to start from by the weight's canonical path, int8 of the kernel's shape, values {-1, 0, 1}.
             Masks that are not named start as their config says; so all of them do if this is empty.
         norm: The variables of batch norm to start from, float32, by canonical path.
         origin: What they were taken from, as JSON values, for the record.
     """
 
+    task: str = ""
+    kind: str = "binary"
     masks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     norm: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -15,10 +15,12 @@ from piggyback_tf.backbones import (
     named_layers,
     named_variables,
 )
+from piggyback_tf.data import TaskData
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.masking import MaskedLayer, TrainedNorm
+from piggyback_tf.masking import MaskedLayer, MaskStart, TrainedNorm
 from piggyback_tf.masking.copying import bake_kernels, copy_layers
 from piggyback_tf.masking.sharing import BaseVariable
+from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
@@ -47,6 +49,8 @@ class MethodRegistry(Registry[type["Method"]]):
 
 
 METHODS = MethodRegistry("method")
+# Of `start_source`: the best of the tasks learned before; followed by `:`, the best of some packs.
+AUTO = "auto"
 
 
 class Method(abc.ABC):
@@ -55,6 +59,17 @@ class Method(abc.ABC):
 
     A method turns a backbone into a Keras model to be trained, and says of each trainable variable which group it is
     in, and so which optimiser it gets. All else (data, schedule, resume, evaluation) is the same for all methods.
+
+    What it needs besides it says by hooks, which do nothing for most. They are called in this order:
+
+    1. `check_room`, before the first task of a sequence;
+    2. `training_data`: which images are learned from;
+    3. `start_source` and `starting_from`: whether the task starts from the pack of another;
+    4. `build`, which asks for `features` and `added_loss`: what a step adds to the loss of the labels, such as what
+       other targets ask for;
+    5. `phases`, `begin_training`, and for each phase `begin_phase`, `groups` and `callbacks`;
+    6. `end_training`;
+    7. `remember` and `recall`, of a method that makes no packs.
 
     A method never changes the backbone it is given. What it adds to it for a task is a task pack, if `makes_pack`;
     otherwise a `Memory`, which `remember` extends by the trained task and from which `recall` makes the network of any
@@ -77,6 +92,9 @@ class Method(abc.ABC):
     keeps_old_tasks: ClassVar[bool] = True
     # Whether the memory holds a network in place of the base, which is then no longer needed.
     replaces_base: ClassVar[bool] = False
+    # Whether a training can make the features the same for all images. They are then looked at after each epoch, beside
+    # those of the base, as which the network starts.
+    watches_features: bool = False
     # How the head starts where the config leaves it to the method, one of `HEAD_INITS`.
     own_head_init: ClassVar[str] = "zeros"
 
@@ -107,18 +125,68 @@ class Method(abc.ABC):
             num_classes: Number of classes of the task.
             seed: Seed of the initial values of everything that is new.
         """
-        return add_classification_head(
+        model = add_classification_head(
             self.features(backbone, seed),
             num_classes,
             dropout=self.config.head_dropout,
             init=self.head_init,
             seed=seed,
         )
+        term = self.added_loss(model, backbone)
+        if term is None:
+            return model
+        return ExtendedModel(inputs=model.input, outputs=model.output, name=model.name, added_loss=term)
+
+    def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
+        """Returns what a training step adds to the loss of the labels; None, nothing, for most.
+
+        It is a price for weights, or what other targets ask for: it gets the images as they are augmented, and what
+        the model answered to them, and may compare that with anything it knows of them.
+
+        Args:
+            model: The task's model, from images to logits.
+            backbone: The network that it was built on; not changed.
+        """
+        del model, backbone
+        return None
+
+    def training_data(self, tasks: Mapping[str, TaskData]) -> TaskData:
+        """Returns what a training learns from: the images of the task that is learned, for most.
+
+        Here other images come in, such as those of other tasks or remembered ones, with the classes that the model has.
+
+        Args:
+            tasks: The data of the tasks that are learned in this training, in order: one, or all, of a method that
+                learns them `at_once`.
+        """
+        (data,) = tasks.values()
+        return data
 
     @property
     def head_init(self) -> str:
         """How the head of a task starts, one of `HEAD_INITS`."""
         return self.own_head_init if self.config.head_init == "auto" else self.config.head_init
+
+    @property
+    def start_source(self) -> str:
+        """Which pack the task starts from, `PACK`, `auto` or `auto:PACKS`; empty, none, for most."""
+        return ""
+
+    def starting_from(self, start: MaskStart) -> "Method":
+        """Returns the same method, with what its task starts from; of one with a `start_source`.
+
+        Args:
+            start: What a pack holds, or nothing, with a record of where it comes from.
+
+        Raises:
+            ValueError: If the method cannot start from it.
+        """
+        raise ValueError(f"{type(self).__name__} starts from no pack. Received: {dict(start.origin)}.")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is recorded of where a task comes from, as JSON values by name; nothing, for most."""
+        return {}
 
     def check_room(self, backbone: Backbone, tasks: int) -> None:
         """Refuses a sequence with more tasks than a network has room for, before its first training.
@@ -145,16 +213,39 @@ class Method(abc.ABC):
         """
         return (epochs,)
 
-    def begin_phase(self, model: keras.Model, phase: int) -> None:
-        """Changes a model, what of it is trainable too, before a phase; nothing, for most.
+    def begin_training(self, model: keras.Model) -> None:
+        """Changes a model before its training; nothing, for most.
 
-        A training that goes on calls this for all phases up to its own, and puts the values back afterwards.
+        A training that goes on calls this, too, and puts the values back afterwards.
 
         Args:
             model: What `build` returned.
+        """
+        del model
+
+    def begin_phase(self, model: keras.Model, phase: int) -> keras.Model:
+        """Returns the network that a phase trains: for most the same, perhaps with other parts of it trainable.
+
+        It may be a new one, which takes over what it keeps of the values of the network before, and has no
+        `added_loss` unless it is an `ExtendedModel` itself. A training that goes on calls this for all phases up to its
+        own, and puts the values back afterwards: which variables there are must not depend on values.
+
+        Args:
+            model: What `build` returned, or this for the phase before.
             phase: Number of the phase, from 0.
         """
-        del model, phase
+        del phase
+        return model
+
+    def end_training(self, model: keras.Model) -> None:
+        """Changes a trained model, which has the weights of its best epoch, before it is measured; nothing, for most.
+
+        It is called once more if a training is killed before its result is written, for the same weights.
+
+        Args:
+            model: What `begin_phase` returned for the last phase.
+        """
+        del model
 
     def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:
         """Returns what the method does between the steps of a training; nothing, for most."""

@@ -19,7 +19,7 @@ it has; the paper's are for small perceptrons.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -27,10 +27,10 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.heads import HEAD_NAME
+from piggyback_tf.methods.added_loss import AddedLoss
 from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.fisher import diagonal_fisher, sample_images
 from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.penalty import PenalisedModel
 from piggyback_tf.methods.shared_network import SharedNetwork
 from piggyback_tf.settings.methods.ewc import EWCConfig
 
@@ -40,13 +40,6 @@ class EWC(SharedNetwork):
     """Trains one network on task after task, and holds the weights that earlier tasks need."""
 
     Config = EWCConfig
-
-    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
-        model = super().build(backbone, num_classes, seed)
-        if not self.memory.tasks:
-            return model
-        penalty = self._penalty(penalised_variables(model))
-        return PenalisedModel(inputs=model.input, outputs=model.output, name=model.name, penalty=penalty)
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         variables = penalised_variables(model)
@@ -61,9 +54,12 @@ class EWC(SharedNetwork):
             kept |= {f"{number}/fisher/{path}": fisher[path], f"{number}/weights/{path}": memory.shared[path]}
         return dataclasses.replace(memory, learning=kept)
 
-    def _penalty(self, variables: dict[str, keras.Variable]) -> Callable[[], tf.Tensor]:
+    def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
         """Returns what computes `lambda / 2 * sum of F * (weight - old) ** 2`, from what is remembered."""
-        learning = self.memory.learning
+        del backbone
+        if not self.memory.tasks:
+            return None
+        variables, learning = penalised_variables(model), self.memory.learning
         numbers = range(1 if self.config.ewc_online else len(self.memory.tasks))
         keys = {f"{number}/{part}/{path}" for number in numbers for part in ("fisher", "weights") for path in variables}
         if different := sorted(keys ^ learning.keys()):
@@ -78,7 +74,8 @@ class EWC(SharedNetwork):
                 fisher, old = (tf.constant(learning[f"{number}/{part}/{path}"]) for part in ("fisher", "weights"))
                 terms.append((variable, fisher, old))
 
-        def penalty() -> tf.Tensor:
+        def penalty(images: tf.Tensor, answers: tf.Tensor) -> tf.Tensor:
+            del images, answers
             moved = [tf.reduce_sum(fisher * tf.square(variable.value - old)) for variable, fisher, old in terms]
             return 0.5 * self.config.ewc_lambda * tf.add_n(moved)
 

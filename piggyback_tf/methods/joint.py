@@ -7,7 +7,7 @@ the images of a batch, whatever their tasks, each by the head of its own task. T
 and schedule are those of `finetune`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.data import TaskData
+from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods.base import METHODS, own_arrays
 from piggyback_tf.methods.many_heads import split_heads
@@ -90,6 +92,9 @@ class Joint(SharedNetwork):
             raise ValueError(f"A classification head needs at least 2 classes; task {small[0]!r} has fewer.")
         model = super().build(backbone, num_classes, seed)
         return JointModel(inputs=model.input, outputs=model.output, name=model.name, classes=classes)
+
+    def training_data(self, tasks: Mapping[str, TaskData]) -> TaskData:
+        return join_tasks(tasks)
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         del task, images  # All tasks were learned, not this one alone.

@@ -27,6 +27,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import share
+from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.base import METHODS, own_arrays
 from piggyback_tf.methods.many_heads import join_heads, split_heads
 from piggyback_tf.methods.memory import Memory
@@ -36,76 +37,66 @@ from piggyback_tf.settings.methods.lwf import LwFConfig
 OLD_HEADS_NAME = "old_heads"
 
 
-class Distillation(keras.losses.Loss):
-    """How far the answers of several heads are from recorded ones (equations 2 to 4 of the paper).
-
-    Called with recorded logits `[B, C]` and logits `[B, C]` of all heads, side by side.
+class Distillation:
+    """How far the answers of several heads are from recorded ones (equations 2 to 4 of the paper): an `AddedLoss`.
 
     Args:
-        classes: The number of classes of each head, `C` together.
-        temperature: By what logits are divided.
-        **kwargs: As for `keras.losses.Loss`.
-    """
-
-    def __init__(self, classes: Sequence[int], temperature: float, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.classes = list(classes)
-        self.temperature = temperature
-
-    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        recorded, now = (
-            [tf.nn.log_softmax(part) for part in tf.split(logits / self.temperature, self.classes, axis=1)]
-            for logits in (y_true, y_pred)
-        )
-        divergences = [tf.reduce_sum(tf.exp(old) * (old - new), axis=1) for old, new in zip(recorded, now, strict=True)]
-        return tf.add_n(divergences)
-
-
-class DistilledModel(keras.Model):
-    """A functional model that in training is held to recorded answers of old heads.
-
-    Its graph ends in the logits of the new head and, behind them, those of the old heads, `[B, C + O]`. Outside of
-    training it answers with the new head's alone, `[B, C]`, and its loss is that of the new task.
-
-    Args:
-        *args: As for a functional `keras.Model`.
-        old_classes: The number of classes of each old head, `O` together.
         record: Returns the recorded logits `[B, O]` of images.
+        classes: The number of classes of each old head, `O` together.
+        old_heads: The layer of the old heads. While it is not trained, as in the warm-up, nothing that old answers
+            depend on is, and there is no loss.
         config: Temperature and weight.
-        **kwargs: As for a functional `keras.Model`.
     """
 
     def __init__(
         self,
-        *args: Any,
-        old_classes: Sequence[int],
         record: Callable[[tf.Tensor], tf.Tensor],
+        classes: Sequence[int],
+        old_heads: keras.layers.Layer,
         config: LwFConfig,
-        **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
-        self.old_classes = tuple(old_classes)
         self.record = record
+        self.classes = list(classes)
+        self.old_heads = old_heads
         self.config = config
-        self.new_classes = self.output_shape[1] - sum(old_classes)
+
+    def __call__(self, images: tf.Tensor, answers: tf.Tensor) -> tf.Tensor | None:
+        """Returns the weighted divergence of each image, `[B]`; of answers `[B, C + O]` the last are the old heads'."""
+        if not self.old_heads.trainable:
+            return None
+        recorded, now = (
+            [tf.nn.log_softmax(part) for part in tf.split(logits / self.config.lwf_temperature, self.classes, axis=1)]
+            for logits in (self.record(images), answers[:, -sum(self.classes) :])
+        )
+        divergences = [tf.reduce_sum(tf.exp(old) * (old - new), axis=1) for old, new in zip(recorded, now, strict=True)]
+        return self.config.lwf_weight * tf.add_n(divergences)
+
+
+class DistilledModel(ExtendedModel):
+    """A functional model that in training also answers with old heads.
+
+    Its graph ends in the logits of the new head and, behind them, those of the old heads, `[B, C + O]`. Outside of
+    training it answers with the new head's alone, `[B, C]`. Labels are those of the new task.
+
+    Args:
+        *args: As for a functional `keras.Model`.
+        new_classes: The number of classes of the new head, `C`.
+        **kwargs: As for `ExtendedModel`.
+    """
+
+    def __init__(self, *args: Any, new_classes: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.new_classes = new_classes
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> tf.Tensor:
         logits = super().call(inputs, training=training, mask=mask)
         return logits if training else logits[:, : self.new_classes]
 
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        loss = super().compute_loss(x, y, y_pred[:, : self.new_classes], sample_weight, training)
-        # In the warm-up nothing that the old answers depend on is trained.
-        if not training or not self.get_layer(OLD_HEADS_NAME).trainable:
-            return loss
-        distillation = Distillation(self.old_classes, self.config.lwf_temperature, reduction=self.loss.reduction)
-        old = distillation(self.record(x), y_pred[:, self.new_classes :], sample_weight=sample_weight)
-        return loss + self.config.lwf_weight * old
+    def answers_to_labels(self, answers: tf.Tensor) -> tf.Tensor:
+        return answers[:, : self.new_classes]
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        return super().compute_metrics(x, y, y_pred[:, : self.new_classes], sample_weight)
+        return super().compute_metrics(x, y, self.answers_to_labels(y_pred), sample_weight)
 
 
 @METHODS.register("lwf")
@@ -117,27 +108,32 @@ class LwF(SharedNetwork):
     def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
         if not self.memory.tasks:
             return super().build(backbone, num_classes, seed)
-        classes = [self.memory.classes(task) for task in self.memory.tasks]
-        weights = join_heads(self.memory)
         features = self.features(backbone, seed)
         model = add_classification_head(
             features, num_classes, dropout=self.config.head_dropout, init=self.head_init, seed=seed
         )
-        old_heads = keras.layers.Dense(sum(classes), dtype="float32", name=OLD_HEADS_NAME)
+        weights = join_heads(self.memory)
+        old_heads = keras.layers.Dense(len(weights[1]), dtype="float32", name=OLD_HEADS_NAME)
         logits = keras.layers.Concatenate(name="all_heads", dtype="float32")([model.output, old_heads(features.output)])
         old_heads.set_weights(weights)
-        before = add_classification_head(self.features(backbone, seed), sum(classes))
-        before.get_layer(HEAD_NAME).set_weights(weights)
-        # Nothing of the shared copy can be trained, and it is no part of the model: a training state leaves it out.
-        record = functools.partial(share(before), training=False)
+        model = keras.Model(model.input, logits, name=model.name)
         return DistilledModel(
             inputs=model.input,
             outputs=logits,
             name=model.name,
-            old_classes=classes,
-            record=record,
-            config=self.config,
+            new_classes=num_classes,
+            added_loss=self.added_loss(model, backbone),
         )
+
+    def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
+        if not self.memory.tasks:
+            return None
+        classes = [self.memory.classes(task) for task in self.memory.tasks]
+        before = add_classification_head(self.features(backbone, seed=0), sum(classes))
+        before.get_layer(HEAD_NAME).set_weights(join_heads(self.memory))
+        # Nothing of the shared copy can be trained, and it is no part of the model: a training state leaves it out.
+        record = functools.partial(share(before), training=False)
+        return Distillation(record, classes, model.get_layer(OLD_HEADS_NAME), self.config)
 
     def phases(self, epochs: int) -> tuple[int, ...]:
         if not self.config.lwf_warmup:
@@ -150,13 +146,14 @@ class LwF(SharedNetwork):
             )
         return warmup, epochs - warmup
 
-    def begin_phase(self, model: keras.Model, phase: int) -> None:
+    def begin_phase(self, model: keras.Model, phase: int) -> keras.Model:
         warmup = self.config.lwf_warmup > 0 and phase == 0
         for path, layer in named_layers(model):
             if warmup:
                 layer.trainable = path == HEAD_NAME
             else:
                 layer.trainable = self.config.norm == "task" or not is_batch_norm(layer)
+        return model
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         memory = super().remember(model, backbone, task, images)

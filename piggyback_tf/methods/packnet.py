@@ -173,10 +173,14 @@ class PackNet(Method):
         retrain = min(max(1, round(epochs * self.config.packnet_retrain)), epochs - 1)
         return (epochs - retrain, retrain)
 
-    def begin_phase(self, model: keras.Model, phase: int) -> None:
-        if phase == 1 or self._starts_pruned:
-            for weight in packed_weights(model).values():
-                weight.prune(self._fraction)
+    def begin_training(self, model: keras.Model) -> None:
+        if self._starts_pruned:
+            self._prune(model)
+
+    def begin_phase(self, model: keras.Model, phase: int) -> keras.Model:
+        if phase == 1:
+            self._prune(model)
+        return model
 
     def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:
         del model
@@ -222,6 +226,10 @@ class PackNet(Method):
     def _starts_pruned(self) -> bool:
         """Whether there is nothing to train before pruning: the weights of the base are trained already."""
         return self._task == 1 and self.config.packnet_schedule == "one_shot"
+
+    def _prune(self, model: keras.Model) -> None:
+        for weight in packed_weights(model).values():
+            weight.prune(self._fraction)
 
     def _take_free(self, arrays: Arrays) -> Arrays:
         """Returns weights and owners with the task that is learned as the owner of all that is free."""

@@ -10,7 +10,8 @@ the loss by more than `sparsity_weight / N`, as far as its gradient tells.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,12 +19,10 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.masking import MaskStart, mask, masked_weights, start_masks
 from piggyback_tf.masking.threshold import count_dropped
-from piggyback_tf.methods.base import METHODS, Method
+from piggyback_tf.methods.added_loss import AddedLoss
+from piggyback_tf.methods.base import AUTO, METHODS, Method
 from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.penalty import PenalisedModel
 from piggyback_tf.settings.methods.piggyback import PiggybackConfig
-
-AUTO = "auto"  # Of `init_from`: the best of the tasks learned before; followed by `:`, the best of some packs.
 
 
 @METHODS.register("piggyback")
@@ -51,12 +50,34 @@ class Piggyback(Method):
         # What the class says holds for masks that start on their own.
         self.sequential = self.config.init_from == AUTO
 
-    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
-        model = super().build(backbone, num_classes, seed)
-        if not self.config.sparsity_weight:
-            return model
-        penalty = self._price(model)
-        return PenalisedModel(inputs=model.input, outputs=model.output, name=model.name, penalty=penalty)
+    @property
+    def watches_features(self) -> bool:
+        """Masks that start otherwise may drop most of the network at once, as they are told to."""
+        return self.config.mask_init == "constant"
+
+    @property
+    def start_source(self) -> str:
+        return self.config.init_from
+
+    def starting_from(self, start: MaskStart) -> "Piggyback":
+        if start.kind == "ternary" and self.config.mask_kind != "ternary":
+            raise ValueError(
+                f"Task {start.task!r} has ternary masks, from which {self.config.mask_kind} ones cannot start. Use "
+                "mask_kind='ternary', or the pack of a task with binary masks."
+            )
+        if start.norm and self.config.norm != "task":
+            raise ValueError(
+                f"Task {start.task!r} has batch norm of its own, without which its masks are not what they were, and "
+                f"norm={self.config.norm!r} keeps that of the base. Use norm='task', or the pack of a task with the "
+                "base's batch norm."
+            )
+        return type(self)(self.config, self.memory, self.heads, start)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Under `"start"`: `"pack"`, None if masks started as usual; `"digest"` of its content; and `"scores"`, if it
+        was chosen: the LogME of each pack, the first being that of none."""
+        return {} if self.start is None else {"start": dict(self.start.origin)}
 
     def features(self, backbone: Backbone, seed: int) -> keras.Model:
         config = self.config
@@ -80,13 +101,17 @@ class Piggyback(Method):
                 variables[path].assign(value)
         return model
 
-    def _price(self, model: keras.Model) -> Callable[[], tf.Tensor]:
+    def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
         """Returns what computes `sparsity_weight * D / N`."""
+        del backbone
+        if not self.config.sparsity_weight:
+            return None
         masks = [weight.mask_real for weight in masked_weights(model).values()]
         price = self.config.sparsity_weight / sum(math.prod(mask_real.shape) for mask_real in masks)
         limits = self.config.mask_threshold, self.config.mask_scale
 
-        def penalty() -> tf.Tensor:
+        def penalty(images: tf.Tensor, answers: tf.Tensor) -> tf.Tensor:
+            del images, answers
             return price * tf.add_n([count_dropped(tf.convert_to_tensor(v.value), *limits) for v in masks])
 
         return penalty

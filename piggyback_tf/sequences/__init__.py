@@ -6,8 +6,8 @@ Names are looked up when they are first used: to read the list of tasks needs no
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.sequences.tasks import folders_of, parse_tasks
 
-_HOMES = {"SequenceSettings": "runner", "provenance": "start", "run_sequence": "runner", "with_start": "start"}
+_HOMES = {"SequenceSettings": "runner", "run_sequence": "runner", "with_start": "start"}
 
-__all__ = ["SequenceSettings", "folders_of", "parse_tasks", "provenance", "run_sequence", "with_start"]
+__all__ = ["SequenceSettings", "folders_of", "parse_tasks", "run_sequence", "with_start"]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

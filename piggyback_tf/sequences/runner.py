@@ -14,13 +14,12 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Source, TaskData, make_dataset, stream_batches
-from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.evaluation.continual import measures
 from piggyback_tf.evaluation.results import RESULT_FILE, read_result, write_result
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
 from piggyback_tf.sequences.answers import measure, measure_task_agnostic
 from piggyback_tf.sequences.cost import multiply_adds
-from piggyback_tf.sequences.start import provenance, with_start
+from piggyback_tf.sequences.start import with_start
 from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, NetworkStore, PackStore, Store
 from piggyback_tf.sequences.tasks import folders_of
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
@@ -193,7 +192,7 @@ class _Learner:
         heads = {name: len(self.tasks[name].class_names) for name in together} if at_once else None
         # Tasks that are learned at once have no files of their own before.
         method = kind(settings.config, Memory() if at_once else self.store.memory(task), heads)
-        data = join_tasks(self.tasks) if at_once else self.tasks[task]
+        data = method.training_data({name: self.tasks[name] for name in together})
         learned = self.store.earlier_packs(task)
         method = with_start(
             method, self.backbone, data, inputs, seed=settings.train.seed, folder=folder, learned=learned
@@ -216,7 +215,7 @@ class _Learner:
             "method": settings.method,
             "class_names": list(data.class_names),
             "eval_augment": inputs.augment_eval,
-            "settings": dict(settings.settings) | provenance(method),
+            "settings": dict(settings.settings) | method.provenance,
         }
         images = stream_batches(
             data.train, inputs.augment_eval, batch_size=settings.train.batch_size, **inputs.existing_cache()
@@ -239,7 +238,7 @@ class _Learner:
             "history": trained.history,
             "seconds": seconds,
             "trained_parameters": sum(int(np.prod(v.shape)) for v in trained.model.trainable_variables),
-            **provenance(method),
+            **method.provenance,
             **file,
             "bytes": {"base": self.backbone.nbytes, "system": kept + sizes["added"], **sizes},
         }

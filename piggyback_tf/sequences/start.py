@@ -1,4 +1,4 @@
-"""Where the masks of a task start, with `init_from`: which pack that is, and how it is chosen."""
+"""Where a task starts that starts from another: which pack that is, and how it is chosen."""
 
 import json
 from collections.abc import Mapping
@@ -15,8 +15,7 @@ from piggyback_tf.data import Subset, TaskData, make_dataset, surface_data_error
 from piggyback_tf.evaluation.transferability import log_me
 from piggyback_tf.files import with_home
 from piggyback_tf.masking import MaskStart
-from piggyback_tf.methods import Method
-from piggyback_tf.methods.piggyback import AUTO, Piggyback
+from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
@@ -39,7 +38,7 @@ def with_start(
     folder: Path | None = None,
     learned: Mapping[str, Path] | None = None,
 ) -> Method:
-    """Returns a method that starts as its setting `init_from` says; the method itself if it has none.
+    """Returns a method that starts as its `start_source` says; the method itself if it has none.
 
     With `PACK`, masks start from that pack. With `auto`, they start from one of the packs of the tasks learned before,
     or as usual: from what has features with the highest LogME on training images of the new task. With `auto:PACKS`,
@@ -57,12 +56,12 @@ def with_start(
 
     Raises:
         PackError: If a pack cannot be read, is of another base, or its masks are none to start from.
-        ValueError: If `auto` is asked for without a sequence.
+        ValueError: If `auto` is asked for without a sequence, or the method cannot start from the pack.
         TrainingError: If the pack is no longer what it was when the training in the folder began.
     """
-    if not isinstance(method, Piggyback) or not method.config.init_from:
+    source, kept = method.start_source, folder / START_FILE if folder else None
+    if not source:
         return method
-    source, kept = method.config.init_from, folder / START_FILE if folder else None
     automatic = source == AUTO or source.startswith(f"{AUTO}:")
     candidates = _candidates(source, learned) if automatic else {source: source}
     if automatic and kept and kept.exists():
@@ -81,17 +80,7 @@ def with_start(
         start = _load(method, BaseSpec.of(backbone), candidates[origin["pack"]], origin)
     if folder:
         check_settings(folder, dict(start.origin), file=START_FILE, prefix="")
-    return _started(method, start)
-
-
-def provenance(method: Method) -> dict[str, Any]:
-    """Returns what is recorded of a task's start under `"start"`; nothing if its masks start on their own.
-
-    `"pack"`: the pack, None if masks started as usual; `"digest"` of its content; `"scores"`, if it was chosen: the
-    LogME of each pack, the first being that of none.
-    """
-    start = method.start if isinstance(method, Piggyback) else None
-    return {} if start is None else {"start": dict(start.origin)}
+    return method.starting_from(start)
 
 
 class _Sample:
@@ -115,14 +104,14 @@ class _Sample:
 
 
 def _choose(
-    method: Piggyback, backbone: Backbone, candidates: Mapping[str, str | Path], sample: _Sample
+    method: Method, backbone: Backbone, candidates: Mapping[str, str | Path], sample: _Sample
 ) -> dict[str, Any]:
     """Returns the name of the best candidate, None if it is to start as usual, and the scores of all."""
     base, scores = BaseSpec.of(backbone), []
     for name in (None, *candidates) if candidates else ():
         start = MaskStart() if name is None else _load(method, base, candidates[name], {})
         # As training would start, whatever is masked and however batch norm is learned.
-        network = _started(method, start).features(backbone, sample.seed)
+        network = method.starting_from(start).features(backbone, sample.seed)
         scores.append([name, log_me(sample.features(network), sample.labels)])
     best = max(scores, key=lambda entry: entry[1])[0] if scores else None
     if scores:
@@ -144,7 +133,7 @@ def _candidates(source: str, learned: Mapping[str, Path] | None) -> dict[str, st
     return {file: file for file in find_packs([*sources], f"init_from={AUTO}:")}
 
 
-def _load(method: Piggyback, base: BaseSpec, path: str | Path, origin: Mapping[str, Any]) -> MaskStart:
+def _load(method: Method, base: BaseSpec, path: str | Path, origin: Mapping[str, Any]) -> MaskStart:
     """Reads a pack and returns the start it gives to the method's masks."""
     path = with_home(path)
     if not is_url(path) and Path(path).is_dir():
@@ -152,13 +141,8 @@ def _load(method: Piggyback, base: BaseSpec, path: str | Path, origin: Mapping[s
     try:
         pack = TaskPack.load(path, base)
     except FileNotFoundError as error:
-        raise PackError(f"There is no pack {str(path)!r}, named by init_from={method.config.init_from!r}.") from error
-    record = {**origin, "digest": pack.content_digest()}
-    return mask_start(pack, method.config.mask_kind, method.config.norm, record)
-
-
-def _started(method: Piggyback, start: MaskStart) -> Piggyback:
-    return type(method)(method.config, method.memory, method.heads, start)
+        raise PackError(f"There is no pack {str(path)!r}, named by init_from={method.start_source!r}.") from error
+    return mask_start(pack, {**origin, "digest": pack.content_digest()})
 
 
 def _read(path: Path) -> dict[str, Any]:

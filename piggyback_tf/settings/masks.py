@@ -3,6 +3,7 @@
 import dataclasses
 
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings.records import option
 
 MASK_KINDS = ("binary", "ternary")
 GRADIENT_SCALINGS = ("none", "average", "individual")
@@ -11,7 +12,9 @@ MASK_INITS = ("constant", "magnitude", "uniform")
 
 @dataclasses.dataclass(frozen=True)
 class MaskConfig:
-    """Settings of a weight mask.
+    """Settings of a weight mask; the defaults are the paper's.
+
+    A method has those that are an `option` with `mask_` in front; see `prefixed`.
 
     Attributes:
         kind: `"binary"` masks in {0, 1} or `"ternary"` masks in {-1, 0, 1}.
@@ -27,11 +30,15 @@ class MaskConfig:
         ValueError: If a value is none of the valid ones.
     """
 
-    kind: str = "binary"
-    threshold: float = 5e-3
-    init: str = "constant"
-    scale: float = 1e-2
-    gradient_scaling: str = "none"
+    kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
+    threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")
+    init: str = option(
+        "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
+    )
+    scale: float = option(1e-2, "Size of mask_real at the start.")
+    gradient_scaling: str = option(
+        "none", "none: dE/dW' * W; average: divided by the layer's mean |W|; individual: divided by each |W|."
+    )
     seed: int = 0
 
     def __post_init__(self) -> None:

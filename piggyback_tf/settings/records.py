@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 # In the record of a run, beside the settings of its own method: what is otherwise with its baselines, by method.
 BASELINE_SETTINGS = "baseline_settings"
@@ -41,6 +41,33 @@ def option(
         raise TypeError(f"`before` must be a {type(default).__name__}, as the default is. Received: {before!r}.")
     metadata = {"help": help, "before": before, "recorded": recorded, "groups": tuple(groups)}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def prefixed(config: type, prefix: str, base: type) -> type:
+    """Returns a frozen dataclass with the settings of another one, their names with a prefix, behind those of `base`.
+
+    So a setting stands in one place, and a method that has it has it as a flag.
+
+    Args:
+        config: The dataclass; its fields that are no `option` are left out.
+        prefix: What stands in front of each name.
+        base: The dataclass to inherit from.
+    """
+    kinds = get_type_hints(config)
+    fields = [
+        (prefix + name, kinds[name], dataclasses.field(default=field.default, metadata=field.metadata))
+        for name, field in _options(config).items()
+    ]
+    return dataclasses.make_dataclass(f"Prefixed{config.__name__}", fields, bases=(base,), frozen=True)
+
+
+def without_prefix(settings: Any, config: type, prefix: str) -> dict[str, Any]:
+    """Returns the values that an object with `prefixed` settings has for another config, by the names there."""
+    return {name: getattr(settings, prefix + name) for name in _options(config)}
+
+
+def _options(config: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(config) if "help" in field.metadata}
 
 
 def check_finite(config: Any) -> None:

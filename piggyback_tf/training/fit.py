@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
-from piggyback_tf.masking import mask_config
 from piggyback_tf.methods import Method
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training.backup import BackupAndRestore
@@ -93,8 +92,10 @@ def train_task(
     done = backup.epochs_done()
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
     progress = None
+    method.begin_training(model)
     for phase, (epochs, end) in enumerate(zip(phases, ends, strict=True)):
-        method.begin_phase(model, phase)
+        model = method.begin_phase(model, phase)
+        backup.set_model(model)
         # The state after the last epoch of a phase is one of that phase: the next one changes the model.
         if end < done:
             continue
@@ -106,9 +107,7 @@ def train_task(
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
             watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
-            masks = mask_config(model)
-            # Masks that start otherwise may drop most of the network at once, as they are told to.
-            if masks and masks.init == "constant":
+            if method.watches_features:
                 images = _some_images(data, config, inputs.for_size(backbone.image_size), backbone)
                 watches.append(StopWhenDead(images, backbone.model))
         if end == done:
@@ -146,6 +145,7 @@ def train_task(
                 verbose=0,
             )
     backup.restore_best()
+    method.end_training(model)
     done = backup.progress
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = {

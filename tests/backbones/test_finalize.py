@@ -44,8 +44,9 @@ def test_networks_of_every_method_normalise_as_the_base(name):
     method = kind(heads={"a": 3} if kind.Config.at_once else None)
     networks = [method.build(backbone, 3)]
     if not kind.makes_pack:
+        method.begin_training(networks[0])
         for phase in range(len(method.phases(4))):
-            method.begin_phase(networks[0], phase)
+            networks[0] = method.begin_phase(networks[0], phase)
         memory = method.remember(networks[0], backbone, "a", [(IMAGES, np.arange(6) % 3)])
         networks.append(kind(method.config, memory).recall(backbone, "a"))
         if kind.sequential:

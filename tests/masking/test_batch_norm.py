@@ -94,7 +94,7 @@ def test_every_method_trains_batch_norm_with_the_statistics_that_it_is_told(name
     method = kind(kind.Config(norm_statistics=statistics, **own), heads=heads)
     model = method.build(backbone, 3)
     for phase in range(len(method.phases(6))):
-        method.begin_phase(model, phase)
+        model = method.begin_phase(model, phase)
     before = {path: v.numpy() for path, v in named_variables(model).items() if "_norm/" in path}
     assert len(before) >= 8
     logits = model.output

@@ -37,13 +37,15 @@ def learn(
     head.assign(keras.initializers.GlorotUniform(seed=number)(head.shape))
     images = noise_images(backbone.image_size, seed=number + 1)
     labels = np.arange(len(images)) % 3
+    method.begin_training(model)
     for phase in range(len(method.phases(3))):
-        method.begin_phase(model, phase)
+        model = method.begin_phase(model, phase)
         optimizer_ = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": 0.05}})
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer_, loss, run_eagerly=True)
         for _ in range(3):
             model.train_on_batch(images, labels)
+    method.end_training(model)
     method.remember(model, backbone, task, []).save(file)
     return Memory.load(file), answers(model)
 

@@ -11,7 +11,9 @@ import tensorflow as tf
 from safetensors import safe_open
 
 from piggyback_tf.backbones import Backbone, model_hash
-from piggyback_tf.methods import METHODS, Memory
+from piggyback_tf.masking import MaskStart
+from piggyback_tf.methods import METHODS, Memory, Method
+from piggyback_tf.methods.added_loss import ExtendedModel
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
 from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore
@@ -73,7 +75,7 @@ def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
     for memory in memories:
         model = kind(None, memory, heads).build(backbone, sum(CLASSES.values()) if heads else 3)
         for phase in range(len(kind().phases(6))):
-            kind(None, memory, heads).begin_phase(model, phase)
+            model = kind(None, memory, heads).begin_phase(model, phase)
         with tf.GradientTape() as tape:
             loss = sum(tf.reduce_sum(tf.square(output)) for output in tf.nest.flatten(model(IMAGES, training=True)))
         gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
@@ -96,7 +98,7 @@ def test_it_says_which_groups_of_variables_it_trains(method, sequences):
         learner = kind(config, memory, heads)
         model = learner.build(backbone, sum(CLASSES.values()) if heads else 3)
         for phase in range(len(learner.phases(6))):
-            learner.begin_phase(model, phase)
+            model = learner.begin_phase(model, phase)
             found |= learner.groups(model).keys()
     assert found == set(kind.Config.trains)
 
@@ -228,6 +230,49 @@ def test_a_finished_task_is_not_learned_again(sequences):
     again = run_sequence(folder, backbone, toy_tasks(), toy_settings("classifier_only"))
     assert again["steps"][0]["seconds"] == 12345.0
     assert again["steps"][1] == metrics["steps"][1]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_hooks_keep_their_word(method):
+    backbone, tasks, kind = toy_backbone(), toy_tasks(), METHODS[method]
+    heads = CLASSES if kind.Config.at_once else None
+    learner = kind(heads=heads)
+    learner.check_room(backbone, 2)
+    # Images of several tasks are joined, and those of one are its own.
+    if kind.Config.at_once:
+        data = learner.training_data(tasks)
+        assert len(data.class_names) == sum(CLASSES.values())
+        assert len(data.train) == sum(len(task.train) for task in tasks.values())
+    else:
+        data = learner.training_data({"spots": tasks["spots"]})
+        assert data is tasks["spots"]
+    # Nothing starts from a pack unless its settings say so.
+    assert (learner.start_source, learner.provenance) == ("", {})
+    if kind.starting_from is Method.starting_from:
+        with pytest.raises(ValueError, match=f"{kind.__name__} starts from no pack"):
+            learner.starting_from(MaskStart())
+    else:
+        start = MaskStart(origin={"pack": None})
+        assert learner.starting_from(start).provenance == {"start": {"pack": None}}
+        assert learner.start is None, "a method is not changed"
+    model = learner.build(backbone, len(data.class_names))
+    if learner.watches_features:
+        features = keras.Model(model.input, model.get_layer("head").input)
+        assert np.array_equal(features(IMAGES), backbone.model(IMAGES)), "they start as those of the base"
+    assert learner.begin_training(model) is None
+    for phase in range(len(learner.phases(6))):
+        begun = learner.begin_phase(model, phase)
+        assert (begun.input_shape, begun.output_shape) == (model.input_shape, model.output_shape)
+        assert begun.trainable_variables
+        model = begun
+    assert learner.end_training(model) is None
+    # What a step adds to the loss is a number, or one for each image.
+    later = kind(memory=learner.remember(model, backbone, "spots", [(IMAGES, np.arange(4) % 3)]), heads=heads)
+    if later.memory.tasks and not kind.Config.at_once and not kind.makes_pack:
+        again = later.build(backbone, 2)
+        if isinstance(again, ExtendedModel):
+            term = again.added_loss(IMAGES, again(IMAGES, training=True))
+            assert tuple(term.shape) in ((), (4,)) and np.isfinite(term).all()
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -118,7 +118,7 @@ def test_the_penalty_of_two_earlier_tasks(online):
         expected = penalty(both, weights[1])
     else:
         expected = penalty(fishers[0], weights[0]) + penalty(fishers[1], weights[1])
-    np.testing.assert_allclose(float(model.penalty()), expected, rtol=1e-4)
+    np.testing.assert_allclose(float(model.added_loss(None, None)), expected, rtol=1e-4)
     assert len(memory.learning) == 2 * len(fishers[0]) * (1 if online else 2)
     # It is part of the loss in training, and of no other.
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -12,7 +12,7 @@ from piggyback_tf.masking import read_masks
 from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.sequences import SequenceSettings, provenance, run_sequence, with_start
+from piggyback_tf.sequences import SequenceSettings, run_sequence, with_start
 from piggyback_tf.sequences import start as start_module
 from piggyback_tf.sequences.start import START_FILE
 from piggyback_tf.training import TrainingError
@@ -68,7 +68,7 @@ def test_training_starts_with_the_packs_network_and_a_new_head(norm, backbone, t
     usual = named_variables(Piggyback(PiggybackConfig(norm=norm, head_init="glorot")).build(backbone, 3, seed=5))
     assert np.array_equal(variables["head/kernel"], usual["head/kernel"])
     assert not np.array_equal(variables["head/kernel"], pack.head["kernel"])
-    assert provenance(method) == {"start": {"pack": str(path), "digest": pack.content_digest()}}
+    assert method.provenance == {"start": {"pack": str(path), "digest": pack.content_digest()}}
 
 
 def test_layers_without_a_mask_in_the_pack_start_as_usual(backbone, tmp_path):
@@ -157,13 +157,13 @@ def test_auto_takes_the_pack_with_the_best_features_or_none(worth, best, backbon
     files = {name: _save(tmp_path, backbone, name, drop=drop) for name, drop in (("some", 0.4), ("most", 0.9))}
     monkeypatch.setattr(Piggyback, "features", _features(worth))
     method = _start("auto", backbone, learned=files)
-    origin = provenance(method)["start"]
+    origin = method.provenance["start"]
     assert [name for name, _ in origin["scores"]] == [None, "some", "most"]
     assert origin["pack"] == best
     assert bool(method.start.masks) == (best is not None)
     # A folder, and files one by one, are the same packs.
     for packs in (str(tmp_path), ",".join(map(str, files.values()))):
-        chosen = provenance(_start(f"auto:{packs}", backbone))["start"]
+        chosen = _start(f"auto:{packs}", backbone).provenance["start"]
         assert chosen["pack"] == (best and str(files[best]))
         assert sorted(score for _, score in chosen["scores"]) == sorted(score for _, score in origin["scores"])
 
@@ -182,7 +182,7 @@ def test_the_choice_is_made_once_and_the_pack_must_stay_the_same(backbone, tmp_p
         _start("auto", backbone, run, files)
     record = json.loads((run / START_FILE).read_text()) | {"digest": TaskPack.load(files["two"]).content_digest()}
     (run / START_FILE).write_text(json.dumps(record))
-    assert provenance(_start("auto", backbone, run, files)) == {"start": record}
+    assert _start("auto", backbone, run, files).provenance == {"start": record}
     _save(tmp_path, backbone, "two", 7)
     with pytest.raises(TrainingError, match="digest was"):
         _start("auto", backbone, run, files)

@@ -34,8 +34,9 @@ def test_two_tasks_are_learned_and_the_base_is_not(method, network):
         config = kind.Config(head_init="glorot")
         learner = kind(config, heads={task: 3}) if kind.Config.at_once else kind(config, memory)
         model = learner.build(backbone, 3, seed=number)
+        learner.begin_training(model)
         for phase in range(len(learner.phases(3))):
-            learner.begin_phase(model, phase)
+            model = learner.begin_phase(model, phase)
             # Plain steps, with which no method moves what it holds.
             model.compile(keras.optimizers.SGD(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
             before = {id(variable): variable.numpy() for variable in model.trainable_variables}

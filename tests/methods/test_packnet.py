@@ -27,6 +27,7 @@ def _learn(memory, backbone, config, seed=0):
     """Stands for a training: moves every weight that is trainable, and prunes in between."""
     method, rng = PackNet(config, memory), np.random.default_rng(seed)
     model = method.build(backbone, 2)
+    method.begin_training(model)
     for phase in range(len(method.phases(2))):
         method.begin_phase(model, phase)
         for weight in packed_weights(model).values():
@@ -87,7 +88,7 @@ def test_the_base_is_pruned_by_magnitude_before_the_first_task(backbone):
     assert method.phases(6) == (6,)
     model = method.features(backbone, 0)
     assert np.array_equal(model(noise_images(SIZE)), backbone.model(noise_images(SIZE)))
-    method.begin_phase(model, 0)
+    method.begin_training(model)
     base = named_variables(backbone.model)
     for path, weight in packed_weights(model).items():
         size, kept = np.abs(np.asarray(base[path])), np.asarray(weight.owner) == 1

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from piggyback_tf.masking import masked_weights, read_masks
 from piggyback_tf.masking.threshold import count_dropped
-from piggyback_tf.methods.penalty import PenalisedModel
+from piggyback_tf.methods.added_loss import ExtendedModel
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.training import train_task
 from tests.methods.toy import INPUTS, SIZE, toy_backbone, toy_settings, toy_tasks
@@ -44,7 +44,7 @@ def test_training_pays_for_the_fraction_of_dropped_weights_and_evaluation_does_n
 
 
 def test_without_a_price_the_model_is_as_ever():
-    assert not isinstance(Piggyback().build(toy_backbone(), 3), PenalisedModel)
+    assert not isinstance(Piggyback().build(toy_backbone(), 3), ExtendedModel)
 
 
 def _train(weight, **config):

@@ -4,25 +4,18 @@ import dataclasses
 
 from piggyback_tf.settings.masks import MaskConfig
 from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
-from piggyback_tf.settings.records import option
+from piggyback_tf.settings.records import option, prefixed, without_prefix
+
+_PREFIX = "mask_"
 
 
 @CONFIGS.register("piggyback")
 @dataclasses.dataclass(frozen=True)
-class PiggybackConfig(NormConfig):
-    """Settings of the masks; the defaults are the paper's, but for `norm_statistics`."""
+class PiggybackConfig(prefixed(MaskConfig, _PREFIX, NormConfig)):
+    """Settings of the masks, those of `MaskConfig` too; the defaults are the paper's, but for `norm_statistics`."""
 
     trains = ("mask", "norm", "head")
 
-    mask_kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
-    mask_threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")
-    mask_init: str = option(
-        "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
-    )
-    mask_scale: float = option(1e-2, "Size of mask_real at the start.")
-    mask_gradient_scaling: str = option(
-        "none", "none: dE/dW' * W; average: divided by the layer's mean |W|; individual: divided by each |W|."
-    )
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
@@ -51,11 +44,4 @@ class PiggybackConfig(NormConfig):
         Raises:
             ValueError: If one is not valid.
         """
-        return MaskConfig(
-            kind=self.mask_kind,
-            threshold=self.mask_threshold,
-            init=self.mask_init,
-            scale=self.mask_scale,
-            gradient_scaling=self.mask_gradient_scaling,
-            seed=seed,
-        )
+        return MaskConfig(**without_prefix(self, MaskConfig, _PREFIX), seed=seed)
