@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from piggyback_tf.commands.common import choose_base
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.fit import check_fits
+from piggyback_tf.packs.base_fit import check_fits
 
 from .errors import ExportError
 

@@ -22,7 +22,7 @@ from export.servable.read import read_export
 from piggyback_tf.backbones import Backbone, identity
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
-from piggyback_tf.packs.fit import MisfitError
+from piggyback_tf.packs.base_fit import MisfitError
 from piggyback_tf.sequences import with_start
 from piggyback_tf.training import TrainingError, check_found
 from tests.methods.toy import INPUTS, toy_tasks

@@ -65,7 +65,7 @@ def _bad(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:
-    from piggyback_tf.packs.fit import check_fits
+    from piggyback_tf.packs.base_fit import check_fits
 
     check_fits(pack.claims, base)
     computed = ", and computes the same" if pack.base_structure else "; what that one computed is not recorded"

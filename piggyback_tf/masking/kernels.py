@@ -120,7 +120,7 @@ def derived_layers(
 
     Args:
         mixin: What derives the kernels.
-        prefix: What the names of the classes start with: `"Packed"` gives `PackedConv2D`.
+        prefix: What the names of the classes start with: `"Owned"` gives `OwnedConv2D`.
         kinds: Keys of `KERNELS`.
     """
 

@@ -65,8 +65,8 @@ class Method(abc.ABC):
     1. `check_room`, before the first task of a sequence;
     2. `training_data`: which images are learned from;
     3. `start_source` and `starting_from`: whether the task starts from the pack of another;
-    4. `build`, which asks for `features` and `added_loss`: what a step adds to the loss of the labels, such as what
-       other targets ask for;
+    4. `build`, which asks for `feature_model` and `added_loss`: what a step adds to the loss of the labels, such as
+       what other targets ask for;
     5. `phases`, `begin_training`, and for each phase `begin_phase`, `groups` and `callbacks`;
     6. `end_training`;
     7. `remember` and `recall`, of a method that makes no packs.
@@ -109,7 +109,7 @@ class Method(abc.ABC):
         self.heads = dict(heads or {})
 
     @abc.abstractmethod
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         """Returns the model from images `[B, S, S, 3]` to features `[B, F]` whose trainable variables are learned.
 
         Args:
@@ -126,7 +126,7 @@ class Method(abc.ABC):
             seed: Seed of the initial values of everything that is new.
         """
         model = add_classification_head(
-            self.features(backbone, seed),
+            self.feature_model(backbone, seed),
             num_classes,
             dropout=self.config.head_dropout,
             init=self.head_init,

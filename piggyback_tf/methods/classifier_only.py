@@ -14,6 +14,6 @@ class ClassifierOnly(Method):
 
     Config = ClassifierOnlyConfig
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         return share(backbone.model)

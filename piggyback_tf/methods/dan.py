@@ -85,7 +85,7 @@ class DAN(Method):
     Config = DANConfig
     makes_pack = False
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         paths = {id(layer): path for path, layer in named_layers(backbone.model)}
         if foreign := foreign_kernels(dict(named_layers(backbone.model)), OUTPUT_AXES):
             raise ValueError(

@@ -15,7 +15,7 @@ class Finetune(Method):
     Config = FinetuneConfig
     makes_pack = False
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         return trainable_network(backbone, self.config)
 

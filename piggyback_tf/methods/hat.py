@@ -228,7 +228,7 @@ class HAT(Method):
     # Plain SGD hardly moves a head of zeros on features that gates have damped, and gates and weights get no gradient.
     own_head_init = "glorot"
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         graph = UnitGraph(backbone.model)
         held = held_units(self.memory, graph)
         free = {path: 1.0 - units.astype(np.float32) for path, units in held.items()}

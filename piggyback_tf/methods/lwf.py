@@ -108,7 +108,7 @@ class LwF(SharedNetwork):
     def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
         if not self.memory.tasks:
             return super().build(backbone, num_classes, seed)
-        features = self.features(backbone, seed)
+        features = self.feature_model(backbone, seed)
         model = add_classification_head(
             features, num_classes, dropout=self.config.head_dropout, init=self.head_init, seed=seed
         )
@@ -129,7 +129,7 @@ class LwF(SharedNetwork):
         if not self.memory.tasks:
             return None
         classes = [self.memory.classes(task) for task in self.memory.tasks]
-        before = add_classification_head(self.features(backbone, seed=0), sum(classes))
+        before = add_classification_head(self.feature_model(backbone, seed=0), sum(classes))
         before.get_layer(HEAD_NAME).set_weights(join_heads(self.memory))
         # Nothing of the shared copy can be trained, and it is no part of the model: a training state leaves it out.
         record = functools.partial(share(before), training=False)

@@ -43,7 +43,7 @@ MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
 _TOO_MANY = f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight."
 
 
-class PackedKernels(DerivedKernels):
+class OwnedKernels(DerivedKernels):
     """Computes with the weights of tasks up to its own, of which it trains its own.
 
     Beside each kernel lies its owner, uint8 of the same shape: the number of a task, from 1, or 0 where a weight is
@@ -79,10 +79,10 @@ class PackedKernels(DerivedKernels):
         earlier = tf.where(owner == 0, tf.zeros([], kernel.dtype), tf.stop_gradient(kernel))
         return tf.where(owner == self.task, kernel, earlier)
 
-    def packed_weights(self) -> dict[str, "PackedWeight"]:
+    def owned_weights(self) -> dict[str, "OwnedWeight"]:
         """Returns the kernels with their owners by name."""
         return {
-            weight: PackedWeight(self.task, getattr(self, f"_{weight}"), getattr(self, f"_{weight}_owner"))
+            weight: OwnedWeight(self.task, getattr(self, f"_{weight}"), getattr(self, f"_{weight}_owner"))
             for weight in self.kernel_names
         }
 
@@ -90,11 +90,11 @@ class PackedKernels(DerivedKernels):
         return {**super().get_config(), "task": self.task}
 
 
-PACKED_LAYERS = derived_layers(PackedKernels, "Packed")
+OWNED_LAYERS = derived_layers(OwnedKernels, "Owned")
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedWeight:
+class OwnedWeight:
     """A kernel, the owners of its weights, and the task that is learned."""
 
     task: int
@@ -125,7 +125,7 @@ class PackNet(Method):
     sequential = True
     replaces_base = True
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         if self._task > MOST_TASKS:
             raise ValueError(_TOO_MANY)
@@ -137,15 +137,15 @@ class PackNet(Method):
         first = self._task == 1
 
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
-            if type(layer) in PACKED_LAYERS:
-                return PACKED_LAYERS[type(layer)], {"task": self._task, "trainable": True}
+            if type(layer) in OWNED_LAYERS:
+                return OWNED_LAYERS[type(layer)], {"task": self._task, "trainable": True}
             if first and is_batch_norm(layer):
                 return trained_norm(self.config).settings_of(layer)
             return type(layer), {"trainable": first}
 
         model, _ = copy_layers(backbone.model, settings_of)
         if first:
-            weights = packed_weights(model).items()
+            weights = owned_weights(model).items()
             owners = {_owner_of(path): np.zeros(weight.owner.shape, np.uint8) for path, weight in weights}
             assign_arrays(model, self._take_free({**own_arrays(backbone.model), **owners}))
         else:
@@ -228,7 +228,7 @@ class PackNet(Method):
         return self._task == 1 and self.config.packnet_schedule == "one_shot"
 
     def _prune(self, model: keras.Model) -> None:
-        for weight in packed_weights(model).values():
+        for weight in owned_weights(model).values():
             weight.prune(self._fraction)
 
     def _take_free(self, arrays: Arrays) -> Arrays:
@@ -277,7 +277,7 @@ class GradualPruning(keras.callbacks.Callback):
         # Steps are counted from the start of a phase. In the second one, which is pruned already, this does nothing.
         prune, sparsity = self._sparsity(int(self.model.optimizer.iterations))
         if prune:
-            for weight in packed_weights(self.model).values():
+            for weight in owned_weights(self.model).values():
                 weight.prune(float(sparsity))
 
 
@@ -314,13 +314,13 @@ def count_of_part(fraction: float, count: int) -> int:
     return int(Fraction(str(fraction)) * count)
 
 
-def packed_weights(model: keras.Model) -> dict[str, PackedWeight]:
+def owned_weights(model: keras.Model) -> dict[str, OwnedWeight]:
     """Returns the kernels of a model of PackNet by canonical path."""
     return {
         f"{path}/{name}": weight
         for path, layer in named_layers(model)
-        if isinstance(layer, PackedKernels)
-        for name, weight in layer.packed_weights().items()
+        if isinstance(layer, OwnedKernels)
+        for name, weight in layer.owned_weights().items()
     }
 
 

@@ -79,7 +79,7 @@ class Piggyback(Method):
         was chosen: the LogME of each pack, the first being that of none."""
         return {} if self.start is None else {"start": dict(self.start.origin)}
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         config = self.config
         if config.init_from and self.start is None:
             raise ValueError(

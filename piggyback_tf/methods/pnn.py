@@ -150,7 +150,7 @@ class PNN(Method):
     plain_networks = False
     sequential = True
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         _check(backbone.model)
         earlier = None
         for number, task in enumerate(self.memory.tasks):

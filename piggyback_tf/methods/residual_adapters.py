@@ -62,7 +62,7 @@ class ResidualAdapters(Method):
     Config = ResidualAdaptersConfig
     makes_pack = False
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         chosen = {id(layer) for _, layer in named_layers(backbone.model) if is_full_3x3(layer)}
         if not chosen:

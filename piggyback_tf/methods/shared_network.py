@@ -32,7 +32,7 @@ class SharedNetwork(Method):
     keeps_old_tasks = False
     replaces_base = True
 
-    def features(self, backbone: Backbone, seed: int) -> keras.Model:
+    def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
         network = trainable_network(backbone, self.config)
         if self.memory.tasks:

@@ -17,10 +17,10 @@ import numpy as np
 
 from piggyback_tf.packs import bits, fileformat, remote, version1, version2
 from piggyback_tf.packs.arrays import TaskArrays
+from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.fields import DICTS, check_fields
 from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, PackFileError
-from piggyback_tf.packs.fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import numpy as np
 
 from piggyback_tf.packs import codec, fileformat
 from piggyback_tf.packs.arrays import TaskArrays
+from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
 from piggyback_tf.packs.fileformat import PackError, PackReader, Shape, shown
-from piggyback_tf.packs.fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.partition import MAX_CLASSES
 
 # Without a base to compare with, a file is believed so many weights (VGG19 has 140 million), or so many for each of its

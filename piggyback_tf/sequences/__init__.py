@@ -6,7 +6,7 @@ Names are looked up when they are first used: to read the list of tasks needs no
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.sequences.tasks import folders_of, parse_tasks
 
-_HOMES = {"SequenceSettings": "runner", "run_sequence": "runner", "with_start": "start"}
+_HOMES = {"SequenceSettings": "runner", "run_sequence": "runner", "with_start": "init_from"}
 
 __all__ = ["SequenceSettings", "folders_of", "parse_tasks", "run_sequence", "with_start"]
 

@@ -13,10 +13,10 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.base import copy_of_base
 from piggyback_tf.methods.dan import MIXED_LAYERS
 from piggyback_tf.methods.hat import HELD_LAYERS
-from piggyback_tf.methods.packnet import PACKED_LAYERS
+from piggyback_tf.methods.packnet import OWNED_LAYERS
 from piggyback_tf.methods.residual_adapters import ADAPTED_LAYERS
 from piggyback_tf.packs import TaskBank
-from piggyback_tf.packs.fit import MisfitError
+from piggyback_tf.packs.base_fit import MisfitError
 from tests.packs.helpers import pack_of, trained_model
 
 MODES = ("int8", "int4", "float8")
@@ -70,7 +70,7 @@ def test_methods_that_change_kernels_refuse_them(method, change):
         METHODS[method]().build(Backbone.from_model(base(change)), 3)
 
 
-@pytest.mark.parametrize("kinds", [MASKED_LAYERS, PACKED_LAYERS, HELD_LAYERS, MIXED_LAYERS, ADAPTED_LAYERS])
+@pytest.mark.parametrize("kinds", [MASKED_LAYERS, OWNED_LAYERS, HELD_LAYERS, MIXED_LAYERS, ADAPTED_LAYERS])
 def test_no_layer_with_a_derived_kernel_is_quantised(kinds):
     inputs = np.ones((1, 8, 8, 3), "float32")
     for source, kind in kinds.items():

@@ -7,7 +7,7 @@ import pytest
 from piggyback_tf.backbones import layer_weights
 from piggyback_tf.masking.copying import bake_kernels
 from piggyback_tf.methods.dan import MIXED_LAYERS
-from piggyback_tf.methods.packnet import PACKED_LAYERS
+from piggyback_tf.methods.packnet import OWNED_LAYERS
 from piggyback_tf.methods.residual_adapters import ADAPTED_LAYERS
 
 LAYERS = {
@@ -19,7 +19,7 @@ LAYERS = {
 }
 CASES = [
     (kinds, name)
-    for kinds in (PACKED_LAYERS, MIXED_LAYERS, ADAPTED_LAYERS)
+    for kinds in (OWNED_LAYERS, MIXED_LAYERS, ADAPTED_LAYERS)
     for name, (kind, _) in LAYERS.items()
     if kind in kinds
 ]

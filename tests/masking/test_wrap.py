@@ -8,7 +8,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.masking import MaskConfig, mask, masked_weights, read_masks, share
 from piggyback_tf.methods import METHODS
-from piggyback_tf.methods.packnet import packed_weights
+from piggyback_tf.methods.packnet import owned_weights
 
 
 def _nested_model():
@@ -40,7 +40,7 @@ def test_a_layer_inside_and_outside_of_a_nested_model_has_one_mask():
     kernels = [path for path in named_variables(net) if path.endswith("kernel")]
     assert len(kernels) == 2
     assert list(read_masks(mask(net))) == kernels
-    assert list(packed_weights(METHODS["packnet"]().features(Backbone.from_model(net), 0))) == kernels
+    assert list(owned_weights(METHODS["packnet"]().feature_model(Backbone.from_model(net), 0))) == kernels
 
 
 def test_masked_model_starts_as_the_base_and_shares_its_variables(base):

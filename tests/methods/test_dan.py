@@ -38,14 +38,14 @@ def _mobile():
 def test_identity_is_the_base_bit_for_bit(network):
     backbone = network()
     digest, images = backbone.hash, noise_images(backbone.image_size)
-    model = DAN(DANConfig(dan_noise=0.0)).features(backbone, 0)
+    model = DAN(DANConfig(dan_noise=0.0)).feature_model(backbone, 0)
     assert np.array_equal(model(images, training=False), backbone.model(images, training=False))
     assert backbone.hash == digest
 
 
 def test_noise_is_small_on_the_diagonal_and_follows_the_seed(backbone):
     def mixing(seed):
-        return np.array(DAN().features(backbone, seed).get_layer("third_conv")._mixing)
+        return np.array(DAN().feature_model(backbone, seed).get_layer("third_conv")._mixing)
 
     noise = mixing(0)
     assert noise.shape == (12, 12)
@@ -57,7 +57,7 @@ def test_noise_is_small_on_the_diagonal_and_follows_the_seed(backbone):
 
 def test_filters_are_combined_by_d():
     backbone = _mobile()
-    model = DAN(DANConfig(dan_noise=0.0)).features(backbone, 0)
+    model = DAN(DANConfig(dan_noise=0.0)).feature_model(backbone, 0)
     rng, found = np.random.default_rng(0), set()
     for path, layer in named_layers(model):
         if isinstance(layer, MixedKernel):
@@ -121,7 +121,7 @@ def test_old_tasks_answer_bit_for_bit_the_same(backbone, tmp_path):
 def test_adds_an_eighth_to_vgg16():
     # The paper: typically 13 %.
     backbone = load_backbone("vgg16_notop", weights="random", image_size=32)
-    own = sum(variable.value.shape.num_elements() for variable in DAN().features(backbone, 0).trainable_variables)
+    own = sum(variable.value.shape.num_elements() for variable in DAN().feature_model(backbone, 0).trainable_variables)
     assert 0.12 < own / backbone.model.count_params() < 0.13
 
 

@@ -231,7 +231,7 @@ def test_embeddings_follow_the_seed_and_stay_within_6():
     backbone = toy_backbone()
 
     def embeddings(seed, **settings):
-        model = HAT(HATConfig(**settings)).features(backbone, seed)
+        model = HAT(HATConfig(**settings)).feature_model(backbone, seed)
         found = [layer.embedding for _, layer in named_layers(model) if isinstance(layer, LearnedGates)]
         return found, np.concatenate(found)
 

@@ -13,8 +13,8 @@ from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.sequences import SequenceSettings, run_sequence, with_start
-from piggyback_tf.sequences import start as start_module
-from piggyback_tf.sequences.start import START_FILE
+from piggyback_tf.sequences import init_from as start_module
+from piggyback_tf.sequences.init_from import START_FILE
 from piggyback_tf.training import TrainingError
 from piggyback_tf.training.backup import BackupAndRestore
 from tests.methods.toy import CLASSES, INPUTS, SIZE, toy_backbone, toy_settings, toy_tasks
@@ -136,16 +136,16 @@ def test_only_what_starts_from_tasks_before_depends_on_their_order():
 
 
 def _features(worth):
-    """Makes networks for `Piggyback.features` that tell classes apart as well as their dropped weights are worth."""
+    """Makes a `Piggyback.feature_model` whose networks tell classes apart as well as their dropped weights are worth."""
 
-    def features(self, backbone, seed):
+    def feature_model(self, backbone, seed):
         inputs = keras.Input((SIZE, SIZE, 3))
         dropped = float((self.start.masks["dense/kernel"] == 0).mean()) if self.start.masks else 0.0
         level = keras.ops.mean(keras.ops.cast(inputs, "float32"), axis=(1, 2, 3), keepdims=False)[:, None] / 100
         told = worth(dropped) * level + (1 - worth(dropped)) * keras.ops.sin(1e3 * level)
         return keras.Model(inputs, keras.ops.concatenate([told, keras.ops.ones_like(told)], axis=1))
 
-    return features
+    return feature_model
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def _features(worth):
 )
 def test_auto_takes_the_pack_with_the_best_features_or_none(worth, best, backbone, tmp_path, monkeypatch):
     files = {name: _save(tmp_path, backbone, name, drop=drop) for name, drop in (("some", 0.4), ("most", 0.9))}
-    monkeypatch.setattr(Piggyback, "features", _features(worth))
+    monkeypatch.setattr(Piggyback, "feature_model", _features(worth))
     method = _start("auto", backbone, learned=files)
     origin = method.provenance["start"]
     assert [name for name, _ in origin["scores"]] == [None, "some", "most"]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
 from piggyback_tf.methods import METHODS, Memory
-from piggyback_tf.methods.packnet import PackNetConfig, count_of_part, free_weights, packed_weights, polynomial_decay
+from piggyback_tf.methods.packnet import PackNetConfig, count_of_part, free_weights, owned_weights, polynomial_decay
 from piggyback_tf.training import train_task
 from tests.methods.learning import check_old_tasks_stay, noise_images
 from tests.methods.toy import SIZE, toy_backbone, toy_settings, toy_tasks
@@ -30,7 +30,7 @@ def _learn(memory, backbone, config, seed=0):
     method.begin_training(model)
     for phase in range(len(method.phases(2))):
         method.begin_phase(model, phase)
-        for weight in packed_weights(model).values():
+        for weight in owned_weights(model).values():
             moved = 0.1 * rng.standard_normal(weight.kernel.shape).astype(np.float32)
             own = np.asarray(weight.owner) == weight.task
             weight.kernel.assign(np.where(own, np.asarray(weight.kernel) + moved, np.asarray(weight.kernel)))
@@ -86,11 +86,11 @@ def test_sharing_takes_one_byte_a_weight_beside_the_network(backbone):
 def test_the_base_is_pruned_by_magnitude_before_the_first_task(backbone):
     method = PackNet()
     assert method.phases(6) == (6,)
-    model = method.features(backbone, 0)
+    model = method.feature_model(backbone, 0)
     assert np.array_equal(model(noise_images(SIZE)), backbone.model(noise_images(SIZE)))
     method.begin_training(model)
     base = named_variables(backbone.model)
-    for path, weight in packed_weights(model).items():
+    for path, weight in owned_weights(model).items():
         size, kept = np.abs(np.asarray(base[path])), np.asarray(weight.owner) == 1
         assert np.count_nonzero(kept) == -(-size.size // 2)
         assert size[kept].min() >= size[~kept].max()
@@ -102,12 +102,12 @@ def test_later_tasks_prune_their_own_weights_alone(backbone):
     memory = _learn(Memory(), backbone, PackNetConfig())
     method = PackNet(None, memory)
     assert method.phases(30) == (20, 10)
-    model = method.features(backbone, 0)
+    model = method.feature_model(backbone, 0)
     trained = {variable.path for variable in model.trainable_variables}
     assert trained == set(KERNELS)
     images = noise_images(SIZE)
     assert np.array_equal(model(images, training=True), model(images, training=False))  # Batch norm is frozen, too.
-    rng, weights = np.random.default_rng(0), packed_weights(model)
+    rng, weights = np.random.default_rng(0), owned_weights(model)
     first = {path: np.asarray(weight.owner) == 1 for path, weight in weights.items()}
     for path, weight in weights.items():
         assert np.all(np.asarray(weight.kernel)[~first[path]] == 0)
@@ -143,7 +143,7 @@ def test_gradual_pruning_follows_the_polynomial(backbone):
     model, free = method.build(backbone, 2), []
     model.compile("adam", "mse", jit_compile=False)
     model.optimizer.build(model.trainable_variables)
-    weight = packed_weights(model)["dense/kernel"]
+    weight = owned_weights(model)["dense/kernel"]
 
     class Record(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

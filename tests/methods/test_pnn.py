@@ -150,7 +150,7 @@ def test_groups_and_seed(backbone, learned):
     assert groups["weights"] == {*(f"{path}/kernel" for path in kernels), "third_conv/bias", "dense/bias"}
     assert np.array_equal(model.get_layer("dense").kernel, backbone.model.get_layer("dense").kernel)
     first, again, other = (
-        PNN(None, learned).features(backbone, seed).get_layer("lateral_1").kernel.numpy() for seed in (0, 0, 1)
+        PNN(None, learned).feature_model(backbone, seed).get_layer("lateral_1").kernel.numpy() for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)

@@ -59,7 +59,7 @@ def _odd():
 
 
 def _features(backbone, kind, **settings):
-    return ResidualAdapters(ResidualAdaptersConfig(adapter_kind=kind, **settings)).features(backbone, 0)
+    return ResidualAdapters(ResidualAdaptersConfig(adapter_kind=kind, **settings)).feature_model(backbone, 0)
 
 
 @pytest.mark.parametrize("kind", ["series", "parallel"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.fit import MisfitError, check_fits
+from piggyback_tf.packs.base_fit import MisfitError, check_fits
 from tests.packs.helpers import GOLDEN, base_of, make_pack, structured_pack
 
 # What opening a wrong file may take: seconds, and times the memory that the good one takes.

@@ -101,14 +101,14 @@ def _choose(records: Sequence[Record], methods: Sequence[str], layout: str) -> t
     """Returns the runs of a layout's methods, and sentences about the others."""
     # PackNet packs tasks into one network in turn: runs with a task each say nothing of that.
     fits = [record for record in records if record.method in methods]
-    packed = [record for record in fits if record.method != "packnet" or record.in_turn]
-    chosen = [record for record in packed if not record.refused]
+    learned = [record for record in fits if record.method != "packnet" or record.in_turn]
+    chosen = [record for record in learned if not record.refused]
     notes = []
     if other := list(dict.fromkeys(record.method for record in records if record not in fits)):
         notes.append(f"Not in this layout: {', '.join(other)}.")
-    if alone := [record.source for record in fits if record not in packed]:
+    if alone := [record.source for record in fits if record not in learned]:
         notes.append(f"Left out, since PackNet learns tasks in a sequence: {', '.join(map(repr, alone))}.")
-    notes += dict.fromkeys(f"{record.name or record.method}: {record.refused}" for record in packed if record.refused)
+    notes += dict.fromkeys(f"{record.name or record.method}: {record.refused}" for record in learned if record.refused)
     if not chosen:
         raise TableError(f"Layout {layout} has the methods {', '.join(methods)}, and none of the runs is of these.")
     return chosen, notes

@@ -17,9 +17,9 @@ from piggyback_tf.files import with_home
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.fileformat import shown
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
-from piggyback_tf.packs.start import mask_start
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
 
 START_FILE = "start.json"
@@ -111,7 +111,7 @@ def _choose(
     for name in (None, *candidates) if candidates else ():
         start = MaskStart() if name is None else _load(method, base, candidates[name], {})
         # As training would start, whatever is masked and however batch norm is learned.
-        network = method.starting_from(start).features(backbone, sample.seed)
+        network = method.starting_from(start).feature_model(backbone, sample.seed)
         scores.append([name, log_me(sample.features(network), sample.labels)])
     best = max(scores, key=lambda entry: entry[1])[0] if scores else None
     if scores:
@@ -142,7 +142,12 @@ def _load(method: Method, base: BaseSpec, path: str | Path, origin: Mapping[str,
         pack = TaskPack.load(path, base)
     except FileNotFoundError as error:
         raise PackError(f"There is no pack {str(path)!r}, named by init_from={method.start_source!r}.") from error
-    return mask_start(pack, {**origin, "digest": pack.content_digest()})
+    if not pack.masks:
+        task, learner = shown(pack.task), shown(pack.method)
+        raise PackError(f"Task {task} was learned by {learner} and has no masks that others could start from.")
+    masks = {path: pack.mask(path) for path in pack.masks}
+    record = {**origin, "digest": pack.content_digest()}
+    return MaskStart(task=pack.task, kind=pack.mask_kind, masks=masks, norm=pack.norm, origin=record)
 
 
 def _read(path: Path) -> dict[str, Any]:
