@@ -61,12 +61,13 @@ def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
     load_tensorflow()
     from piggyback_tf.backbones import load_backbone
     from piggyback_tf.sequences import SequenceSettings, run_sequence
-    from piggyback_tf.training import check_found, prepare_devices
+    from piggyback_tf.training import check_found, describe_tasks, prepare_devices
 
     with prepare_devices(FLAGS.strategy, FLAGS.mixed_precision, deterministic=FLAGS.deterministic).scope():
         backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
         measured = [task for task in tasks if any(done[task])]
-        check_found(folder, backbone, tasks, tasks if at_once and measured else measured, in_turn=request.in_turn)
+        measured = tasks if at_once and measured else measured
+        check_found(folder, backbone, *describe_tasks(tasks, measured, in_turn=request.in_turn))
 
         # --------------------------------- methods: fit, measure, pack, task by task
         sequences = {}

@@ -34,25 +34,34 @@ def describe_data(data: TaskData) -> dict[str, Any]:
     return found
 
 
-def check_found(
-    folder: Path, backbone: Backbone, tasks: Mapping[str, TaskData], measured: Collection[str], *, in_turn: bool
-) -> None:
+def describe_tasks(
+    tasks: Mapping[str, TaskData], measured: Collection[str], *, in_turn: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns what describes the data of a run, and the names in it of test images that were not measured.
+
+    Args:
+        tasks: The data, by task.
+        measured: The tasks whose test images were measured.
+        in_turn: Whether the run is one of tasks in turn, whose names stand in front of what was found of them.
+    """
+    prefixes = {task: f"{task}: " if in_turn else "" for task in tasks}
+    data = {prefixes[task] + name: value for task in tasks for name, value in describe_data(tasks[task]).items()}
+    return data, [prefixes[task] + name for task in tasks if task not in measured for name in _TEST_IMAGES]
+
+
+def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any], unmeasured: Collection[str] = ()) -> None:
     """Writes what a new run found, or compares it with what the run was started with.
 
     Args:
         folder: The run's folder.
         backbone: The base.
-        tasks: The data, by task.
-        measured: The tasks whose test images were measured. Those of the others may have changed, since nothing depends
-            on them yet: a sentence in the log says so, and what is there now counts.
-        in_turn: Whether the run is one of tasks in turn, whose names stand in front of what was found of them.
+        data: What describes the data, as JSON values.
+        unmeasured: The names in it that nothing depends on yet, such as those of test images that were not measured.
+            They may have changed: a sentence in the log says so, and what is there now counts.
 
     Raises:
         TrainingError: If the folder was used with another base or other data.
     """
-    prefixes = {task: f"{task}: " if in_turn else "" for task in tasks}
-    data = {prefixes[task] + name: value for task in tasks for name, value in describe_data(tasks[task]).items()}
-    unmeasured = [prefixes[task] + name for task in tasks if task not in measured for name in _TEST_IMAGES]
     structure = backbone.structure.to_json()
     earlier = _read(folder / FOUND_FILE)
     if earlier is not None and earlier.get("base_hash") == backbone.hash:

@@ -136,7 +136,7 @@ def test_only_what_starts_from_tasks_before_depends_on_their_order():
 
 
 def _features(worth):
-    """Makes a `Piggyback.feature_model` whose networks tell classes apart as well as their dropped weights are worth."""
+    """Makes a `feature_model` whose networks tell classes apart as well as their dropped weights are worth."""
 
     def feature_model(self, backbone, seed):
         inputs = keras.Input((SIZE, SIZE, 3))
