@@ -341,7 +341,7 @@ def masked_by_hand(maker: PackMaker, images: np.ndarray) -> tuple[np.ndarray, di
     """Returns the features `[tasks, images, F]` of a plain copy of the network that is given each task's kernels in
     turn, and the tasks' heads."""
     from piggyback_tf.backbones import named_variables
-    from piggyback_tf.methods.base import copy_of_base
+    from piggyback_tf.surgery import copy_of_base
 
     copy = copy_of_base(maker.backbone.model)
     variables = named_variables(copy)

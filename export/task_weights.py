@@ -6,8 +6,8 @@ import keras
 
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
 from piggyback_tf.backbones.paths import is_batch_norm
-from piggyback_tf.masking.kernels import check_kernel
 from piggyback_tf.masking.layers import MASKED_LAYERS
+from piggyback_tf.surgery import check_kernel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

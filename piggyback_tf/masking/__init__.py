@@ -1,6 +1,5 @@
 """Masks over frozen weights: thresholding, layers, and networks made of them."""
 
-from piggyback_tf.masking.batch_norm import TrainedNorm
 from piggyback_tf.masking.layers import (
     MASKED_LAYERS,
     MaskedConv2D,
@@ -34,7 +33,6 @@ __all__ = [
     "MaskedLayer",
     "MaskedSeparableConv2D",
     "MaskedWeight",
-    "TrainedNorm",
     "mask",
     "mask_config",
     "maskable_weights",

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.masking.kernels import KERNELS, PACKAGE, FrozenKernels, derived_kernel, generator
 from piggyback_tf.masking.threshold import binarise, masked_kernel, ternarise
 from piggyback_tf.settings.masks import MaskConfig
+from piggyback_tf.surgery import KERNELS, PACKAGE, FrozenKernels, derived_kernel, generator
 
 
 def mask_variable_name(weight: str) -> str:

@@ -1,11 +1,6 @@
 """Methods of learning a task; each file of this folder registers its own."""
 
-from piggyback_tf.methods.base import (
-    METHODS,
-    Method,
-    copy_of_base,
-    trained_norm,
-)
+from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.registry import import_modules
 from piggyback_tf.settings.methods import VARIABLE_GROUPS, MethodConfig, NormConfig
@@ -19,6 +14,5 @@ __all__ = [
     "Method",
     "MethodConfig",
     "NormConfig",
-    "copy_of_base",
     "trained_norm",
 ]

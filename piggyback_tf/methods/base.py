@@ -5,25 +5,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 
 from piggyback_tf.backbones import (
     Backbone,
-    copy_weights,
-    finalize_layers,
     is_batch_norm,
     named_layers,
     named_variables,
 )
 from piggyback_tf.data import TaskData
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.masking import MaskedLayer, MaskStart, TrainedNorm
-from piggyback_tf.masking.copying import bake_kernels, copy_layers
-from piggyback_tf.masking.sharing import BaseVariable
+from piggyback_tf.masking import MaskedLayer, MaskStart
 from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
-from piggyback_tf.methods.memory import Arrays, Memory
+from piggyback_tf.methods.memory import Memory
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
+from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays
 
 
 class MethodRegistry(Registry[type["Method"]]):
@@ -318,54 +314,6 @@ class Method(abc.ABC):
 def trained_norm(config: NormConfig) -> TrainedNorm:
     """Returns how batch norm is trained, where it is."""
     return TrainedNorm(config.norm_statistics, config.norm_momentum)
-
-
-def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.Model:
-    """Returns a trainable copy of a network with the same weights and nothing shared.
-
-    Args:
-        model: The network to copy; not changed.
-        norm: How batch norm is trained; None keeps it in inference mode.
-    """
-
-    def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict[str, Any]]:
-        if not is_batch_norm(layer):
-            return type(layer), {"trainable": True}
-        return norm.settings_of(layer) if norm else (type(layer), {"trainable": False})
-
-    copy, _ = copy_layers(model, settings_of)
-    copy_weights(model, copy)
-    return copy
-
-
-def own_arrays(model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns a copy of every variable of a model that is not a base's, by canonical path."""
-    return {
-        path: np.array(keras.ops.convert_to_numpy(variable))
-        for path, variable in named_variables(model).items()
-        if not isinstance(variable, BaseVariable)
-    }
-
-
-def assign_arrays(model: keras.Model, arrays: Arrays) -> None:
-    """Puts arrays into the variables of a model of the same canonical paths.
-
-    Raises:
-        ValueError: If a variable that is not a base's has no array, or an array no variable of its shape.
-    """
-    variables = {
-        path: variable for path, variable in named_variables(model).items() if not isinstance(variable, BaseVariable)
-    }
-    if different := sorted(variables.keys() ^ arrays.keys()):
-        raise ValueError(f"What is remembered does not fit the network: {different[0]!r} is in one of them only.")
-    for path, variable in variables.items():
-        if tuple(variable.shape) != arrays[path].shape:
-            raise ValueError(
-                f"What is remembered does not fit the network: {path!r} has shape {arrays[path].shape} instead of "
-                f"{tuple(variable.shape)}."
-            )
-        variable.assign(arrays[path])
-    finalize_layers(model)
 
 
 def _prefixes(path: str) -> list[str]:

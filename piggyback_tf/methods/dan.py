@@ -26,11 +26,9 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, copy_weights, is_batch_norm, named_layers
-from piggyback_tf.masking.copying import copy_layers
-from piggyback_tf.masking.kernels import FrozenKernels, derived_layers, foreign_kernels, generator
-from piggyback_tf.masking.sharing import share_variables
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.settings.methods.dan import DANConfig
+from piggyback_tf.surgery import FrozenKernels, copy_layers, derived_layers, foreign_kernels, generator, share_variables
 
 # How many of a kernel's last axes number its filters, for each kind of layer.
 OUTPUT_AXES: dict[type[keras.Layer], int] = {

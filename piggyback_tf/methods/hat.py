@@ -43,12 +43,19 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.masking.copying import copy_layers
-from piggyback_tf.masking.kernels import PACKAGE, DerivedKernels, derived_layers, generator
-from piggyback_tf.methods.base import METHODS, Method, assign_arrays, own_arrays
+from piggyback_tf.methods.base import METHODS, Method
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.methods.units import GATED_LAYERS, UnitGraph
 from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
+from piggyback_tf.surgery import (
+    PACKAGE,
+    DerivedKernels,
+    assign_arrays,
+    copy_layers,
+    derived_layers,
+    generator,
+    own_arrays,
+)
 
 LARGEST_EXPONENT = 50.0  # Of `s * e` in the compensation of gradients.
 

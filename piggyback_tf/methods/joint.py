@@ -18,11 +18,12 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import TaskData
 from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.heads import HEAD_NAME
-from piggyback_tf.methods.base import METHODS, own_arrays
+from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.many_heads import split_heads
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.methods.shared_network import SharedNetwork
 from piggyback_tf.settings.methods.joint import JointConfig
+from piggyback_tf.surgery import own_arrays
 
 
 @keras.saving.register_keras_serializable(package="piggyback_tf")

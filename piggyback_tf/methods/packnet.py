@@ -33,11 +33,19 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
-from piggyback_tf.masking.copying import copy_layers
-from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, derived_layers, foreign_kernels
-from piggyback_tf.methods.base import METHODS, Method, assign_arrays, copy_of_base, own_arrays, trained_norm
+from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.settings.methods.packnet import PackNetConfig
+from piggyback_tf.surgery import (
+    KERNELS,
+    DerivedKernels,
+    assign_arrays,
+    copy_layers,
+    copy_of_base,
+    derived_layers,
+    foreign_kernels,
+    own_arrays,
+)
 
 MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
 _TOO_MANY = f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight."

@@ -23,11 +23,9 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
-from piggyback_tf.masking.copying import copy_layers
-from piggyback_tf.masking.kernels import FrozenKernels, derived_layers
-from piggyback_tf.masking.sharing import share_variables
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.settings.methods.residual_adapters import ResidualAdaptersConfig
+from piggyback_tf.surgery import FrozenKernels, copy_layers, derived_layers, share_variables
 
 _NOT_IN_SEQUENTIAL = (
     "Adapters in series are put between layers, which a nested Sequential model with 3x3 convolutions does not allow; "

@@ -11,7 +11,7 @@ import numpy as np
 
 from piggyback_tf.backbones import is_batch_norm, is_container, named_layers
 from piggyback_tf.backbones.paths import calls_of
-from piggyback_tf.masking.kernels import foreign_kernels
+from piggyback_tf.surgery import foreign_kernels
 
 Units = Mapping[str, np.ndarray]
 

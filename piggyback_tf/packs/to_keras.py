@@ -7,7 +7,7 @@ import numpy as np
 
 from piggyback_tf.backbones import finalize_layers, named_variables
 from piggyback_tf.heads import HEAD_NAME
-from piggyback_tf.methods.base import copy_of_base
+from piggyback_tf.surgery import copy_of_base
 
 
 def keras_model(base: keras.Model, weights: Mapping[str, np.ndarray], kernel: np.ndarray, bias: np.ndarray):

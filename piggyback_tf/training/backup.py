@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from piggyback_tf.backbones import named_layers, named_variables
 from piggyback_tf.files import atomic_file
-from piggyback_tf.masking.sharing import BaseVariable
+from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training.errors import TrainingError
 
 STATE_FILE = "training_state.safetensors"

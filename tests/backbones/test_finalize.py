@@ -7,9 +7,9 @@ import pytest
 from piggyback_tf.backbones import Backbone, load_backbone, named_layers
 from piggyback_tf.backbones.networks.applications import _with_imagenet_scaling
 from piggyback_tf.masking import mask, share
-from piggyback_tf.masking.copying import bake_kernels
-from piggyback_tf.methods import METHODS, copy_of_base
+from piggyback_tf.methods import METHODS
 from piggyback_tf.packs.to_keras import keras_model
+from piggyback_tf.surgery import bake_kernels, copy_of_base
 
 SIZE = 8
 IMAGES = np.random.default_rng(0).uniform(0, 255, (6, SIZE, SIZE, 3)).astype(np.float32)

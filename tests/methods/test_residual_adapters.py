@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
-from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.residual_adapters import ResidualAdaptersConfig
+from piggyback_tf.surgery import BaseVariable
 from tests.methods.learning import check_old_tasks_stay, learn, noise_images
 from tests.methods.toy import SIZE, toy_backbone
 

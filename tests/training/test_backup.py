@@ -6,8 +6,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from piggyback_tf.masking.sharing import BaseVariable
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
+from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training import TrainConfig, TrainingError, make_optimizer
 from piggyback_tf.training.backup import STATE_FILE, BackupAndRestore, training_variables
 from tests.methods.toy import toy_backbone

@@ -10,13 +10,13 @@ from export.servable.layout import Layout
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.masking import MASKED_LAYERS, mask, maskable_weights, masked_weights
 from piggyback_tf.methods import METHODS
-from piggyback_tf.methods.base import copy_of_base
 from piggyback_tf.methods.dan import MIXED_LAYERS
 from piggyback_tf.methods.hat import HELD_LAYERS
 from piggyback_tf.methods.packnet import OWNED_LAYERS
 from piggyback_tf.methods.residual_adapters import ADAPTED_LAYERS
 from piggyback_tf.packs import TaskBank
 from piggyback_tf.packs.base_fit import MisfitError
+from piggyback_tf.surgery import copy_of_base
 from tests.packs.helpers import pack_of, trained_model
 
 MODES = ("int8", "int4", "float8")

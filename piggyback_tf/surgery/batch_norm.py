@@ -11,8 +11,8 @@ from typing import Any
 
 import keras
 
-from piggyback_tf.masking.kernels import PACKAGE
 from piggyback_tf.settings.methods.base import check_norm
+from piggyback_tf.surgery.kernels import PACKAGE
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from piggyback_tf.backbones.errors import one_line
-from piggyback_tf.backbones.paths import finalize_layers, layer_weights, named_layers
-from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
-from piggyback_tf.masking.kernels import KERNELS, DerivedKernels, check_kernel
+from piggyback_tf.backbones.paths import copy_weights, finalize_layers, is_batch_norm, layer_weights, named_layers
+from piggyback_tf.surgery.batch_norm import FrozenStatisticsBatchNormalization, TrainedNorm
+from piggyback_tf.surgery.kernels import KERNELS, DerivedKernels, check_kernel
 
 # Layers with vocabularies, which Keras keeps in tables and not in weights.
 _WITH_TABLES = (
@@ -83,6 +83,24 @@ def _copy_lambda(layer: keras.layers.Lambda, changes: dict[str, Any]) -> keras.l
         arguments=layer.arguments,
         **{**keras.Layer.get_config(layer), **changes},
     )
+
+
+def copy_of_base(model: keras.Model, norm: TrainedNorm | None = None) -> keras.Model:
+    """Returns a trainable copy of a network with the same weights and nothing shared.
+
+    Args:
+        model: The network to copy; not changed.
+        norm: How batch norm is trained; None keeps it in inference mode.
+    """
+
+    def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict[str, Any]]:
+        if not is_batch_norm(layer):
+            return type(layer), {"trainable": True}
+        return norm.settings_of(layer) if norm else (type(layer), {"trainable": False})
+
+    copy, _ = copy_layers(model, settings_of)
+    copy_weights(model, copy)
+    return copy
 
 
 def bake_kernels(model: keras.Model) -> keras.Model:

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, model_hash, named_variables
-from piggyback_tf.masking import TrainedNorm, mask
-from piggyback_tf.masking.batch_norm import FrozenStatisticsBatchNormalization
+from piggyback_tf.masking import mask
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.base import NormConfig
+from piggyback_tf.surgery import FrozenStatisticsBatchNormalization, TrainedNorm
 from tests.methods.toy import SIZE, toy_backbone
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (8, SIZE, SIZE, 3)).astype(np.float32)

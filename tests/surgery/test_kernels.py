@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from piggyback_tf.backbones import layer_weights
-from piggyback_tf.masking.copying import bake_kernels
 from piggyback_tf.methods.dan import MIXED_LAYERS
 from piggyback_tf.methods.packnet import OWNED_LAYERS
 from piggyback_tf.methods.residual_adapters import ADAPTED_LAYERS
+from piggyback_tf.surgery import bake_kernels
 
 LAYERS = {
     "dense": (keras.layers.Dense, {"units": 2}),

@@ -1,0 +1,38 @@
+"""Networks made of other networks: copies with other layers, kernels that are derived, variables that are shared."""
+
+from piggyback_tf.surgery.batch_norm import FrozenStatisticsBatchNormalization, TrainedNorm
+from piggyback_tf.surgery.copying import bake_kernels, copy_layers, copy_of_base
+from piggyback_tf.surgery.kernels import (
+    KERNELS,
+    PACKAGE,
+    DerivedKernels,
+    FrozenKernels,
+    check_kernel,
+    derived_kernel,
+    derived_layers,
+    foreign_kernels,
+    generator,
+)
+from piggyback_tf.surgery.sharing import BaseVariable, share_variables
+from piggyback_tf.surgery.variables import assign_arrays, own_arrays
+
+__all__ = [
+    "KERNELS",
+    "PACKAGE",
+    "BaseVariable",
+    "DerivedKernels",
+    "FrozenKernels",
+    "FrozenStatisticsBatchNormalization",
+    "TrainedNorm",
+    "assign_arrays",
+    "bake_kernels",
+    "check_kernel",
+    "copy_layers",
+    "copy_of_base",
+    "derived_kernel",
+    "derived_layers",
+    "foreign_kernels",
+    "generator",
+    "own_arrays",
+    "share_variables",
+]
