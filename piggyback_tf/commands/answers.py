@@ -98,8 +98,8 @@ def refuse(name: str, message: str, *, as_json: bool) -> int:
 def put(text: str, status: int = DONE) -> int:
     """Writes the last text to stdout, with all that was printed before, and returns the status to end with.
 
-    That is `status`, unless nobody reads the output, such as `head` that has seen enough, or it cannot be written, as on
-    a full disk: an answer that did not arrive is none.
+    That is `status`, unless nobody reads the output, such as `head` that has seen enough, or it cannot be written, as
+    on a full disk: an answer that did not arrive is none.
     """
     try:
         if text:

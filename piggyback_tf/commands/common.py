@@ -58,6 +58,8 @@ def check_output(path: str) -> None:
     """Raises a `UsageError` if a file cannot be written, as far as that can be seen before."""
     if is_url(path):
         return
+    if not path:
+        raise UsageError("--output= is empty, perhaps of a variable that is not set. Name a file.")
     if Path(path).is_dir():
         raise UsageError(f"--output={path}: this is a folder; name a file in it.")
     if not Path(path).parent.is_dir():
