@@ -116,7 +116,7 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
         UsageError: If the base, or its weights, cannot be found.
     """
     from piggyback_tf.backbones.own import GIVEN, is_model_file
-    from piggyback_tf.backbones.registry import check_request, get_entry, list_backbones
+    from piggyback_tf.backbones.registry import check_file, check_request, get_entry, list_backbones
 
     name = backbone or pack.base_name
     if backbone is None and name not in list_backbones():
@@ -149,6 +149,11 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
             f"--weights={weights}: there is no such file, and {name!r} has no weights of this name. "
             f"Valid: {', '.join(entry.weights)}, or the path of a file."
         )
+    elif weights not in entry.weights and not is_url(weights):
+        try:
+            check_file(weights)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     return name, weights
 
 

@@ -19,6 +19,8 @@ from piggyback_tf.training import check_file_name, folders_of_methods
 from piggyback_tf.training.sizes import check_image_size
 
 FLAGS = flags.FLAGS
+# Flags that name files and folders, of which an empty one would count as not given.
+_FILES = ("weights", "init_from", "cache_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,11 @@ def read_request() -> TrainRequest:
         raise flags.IllegalFlagValueError(
             f"Method {FLAGS.method} learns all tasks at once, none after another: there is no forward transfer."
         )
+    for name in _FILES:
+        if FLAGS[name].present and FLAGS[name].value == "":
+            raise flags.IllegalFlagValueError(
+                f"--{name}= is empty, perhaps of a variable that is not set. Name a path, or leave the flag out."
+            )
     for name in names:
         read_config(CONFIGS[name])
         read_config(TrainConfig, CONFIGS[name].recipe)
