@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
@@ -62,6 +63,11 @@ def with_home(path: str | os.PathLike) -> str:
 def is_text(name: str) -> bool:
     """Whether a name can be written as UTF-8; Python reads other bytes as halves of surrogate pairs."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def same_look(name: str) -> str:
+    """Returns the one spelling of all names that look like this one: a Mac spells letters with accents otherwise."""
+    return unicodedata.normalize("NFC", name)
 
 
 def shown_path(path: str | os.PathLike) -> str:

@@ -85,6 +85,7 @@ REFUSED = [
     (["predict", "{pack}", "{image}", f"--weights={__file__}"], "must end in .weights.h5"),
     ([*TRAIN, "--augment_train=resize(40,40)"], "gives images of 40x40 pixels; backbone shapesnet takes 32x32."),
     ([*TRAIN, "--augment_eval=resise(32)"], "'resise'"),
+    ([*TRAIN, "--augment_eval=resize(32,32)|flip"], "Only training may draw random numbers"),
     ([*TRAIN[:-1], "--backbone=shapenet"], "Did you mean 'shapesnet'"),
     ([*TRAIN[:1], *TRAIN[2:], "--data=digit"], "Unknown data kind 'digit'"),
     ([*TRAIN[:1], *TRAIN[2:], "--data=folder:/no/where"], "/no/where"),

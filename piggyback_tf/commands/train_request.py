@@ -9,7 +9,8 @@ from absl import flags
 from piggyback_tf.backbones.own import is_model_file
 from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
-from piggyback_tf.data import TaskData, load_data, output_size
+from piggyback_tf.data import TaskData, load_data, output_size, parse_augment
+from piggyback_tf.data.augment import check_draws_nothing
 from piggyback_tf.flags import check_unused, read_config
 from piggyback_tf.packs import check_task_name
 from piggyback_tf.packs.pack import PACK_SUFFIX
@@ -83,6 +84,7 @@ def read_request() -> TrainRequest:
             "leave it out."
         )
     inputs = read_config(InputConfig).for_size(image_size)
+    check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     for augment in (inputs.augment_train, inputs.augment_eval):
         check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}

@@ -87,6 +87,7 @@ def test_answers_of_a_network(tmp_path, capsys):
     assert "was trained on another base" in bad["error"]
     good, absent = _answer(capsys, "verify", pack, tmp_path / "none", status=2)
     assert (good["good"], absent["good"]) == (True, None)
+    assert absent["error"] == f"'{tmp_path / 'none'}': No such file or directory."
     found = _answer(capsys, "merge", pack, f"--output={tmp_path / 'a.keras'}")
     assert found["bytes"] == (tmp_path / "a.keras").stat().st_size
     assert len(found["classes"]) == 2
