@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from export.deployment import client as client_module
 from export.deployment.client import Client, ClientError, main
 from tests.export.helpers import ROOT, encode, picture
 from tests.export.serving.conftest import free_port
@@ -133,6 +137,31 @@ def test_the_output_may_be_closed_early(folder):
     assert process.returncode == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_cannot_be_written(folder):
+    program = (
+        "from export.deployment import client; client.Client.tasks = lambda *_: {'birds': ['wren']}; "
+        "raise SystemExit(client.main())"
+    )
+    command = [sys.executable, "-c", program, "tasks", "--url=http://a"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (2, "client.py: The output cannot be written: No space left on device.\n")
+
+
+def test_ctrl_c_is_no_stack_trace_and_waits_for_no_server(folder):
+    path = Path(client_module.__file__)
+    command = [sys.executable, path, "predict", f"--url=http://127.0.0.1:{free_port()}", "--task=a", folder / "0.jpeg"]
+    began = time.monotonic()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert "does not answer yet" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "client.py: interrupted.\n"
+    assert process.returncode == 130
+    # It would be asked for a minute.
+    assert time.monotonic() - began < 30
+
+
 def test_tasks_and_versions_are_listed(ask, small, server):
     assert ask("status")[:2] == (0, [{"version": v, "state": "AVAILABLE", "error": ""} for v in (1, 2)])
     assert ask("status", "--label=stable")[1] == [{"version": 1, "state": "AVAILABLE", "error": ""}]
@@ -173,7 +202,9 @@ def test_what_is_wrong_is_one_sentence(ask, folder, tmp_path, arguments, message
 def test_no_server_is_another_status(capsys, folder):
     port = free_port()
     assert main(["predict", f"--url=http://127.0.0.1:{port}", "--task=a", "--deadline=0.5", str(folder)]) == 3
-    waiting, last = capsys.readouterr().err.splitlines()
+    passed, waiting, last = capsys.readouterr().err.splitlines()
+    # Nothing is left out in silence.
+    assert passed == f"client.py: Passed over in {str(folder)!r}: 1 files of 6, which are no .jpg, .jpeg, .png."
     assert waiting.startswith(f"client.py: http://127.0.0.1:{port} does not answer yet (")
     assert "did not answer within 0.5 s" in last
 
