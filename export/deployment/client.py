@@ -627,12 +627,9 @@ def _find_images(paths: Sequence[str], listed: str | None, task: str | None) -> 
     for path in paths:
         files = [path]
         if Path(path).is_dir():
-            there = list(_find_files(path))
-            files = sorted(str(file) for file in there if file.suffix.lower() in SUFFIXES)
+            files = sorted(str(file) for file in _find_files(path) if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise ClientError(f"The folder {path!r} has no file {', '.join(SUFFIXES)}.")
-            if others := len(there) - len(files):
-                _say(f"Passed over in {path!r}: {others} files of {len(there)}, which are no {', '.join(SUFFIXES)}.")
         found += [(file, task) for file in files]
     if listed is not None:
         try:
@@ -698,6 +695,11 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), flush=True)
             status = status if line["task_ok"] and line["image_ok"] else 1
+    for path in filter(os.path.isdir, options.images):
+        there = [file.suffix.lower() in SUFFIXES for file in _find_files(path)]
+        if not all(there):
+            others = len(there) - sum(there)
+            _say(f"Passed over in {path!r}: {others} files of {len(there)}, which are no {', '.join(SUFFIXES)}.")
     return status
 
 
