@@ -19,6 +19,7 @@ from piggyback_tf.quiet import filtered_stderr
 
 from .edge.piggyback_edge import EdgeError
 from .errors import ExportError
+from .lite.folder import check_free
 from .lite.options import LiteOptions
 from .packs import find_base
 
@@ -65,6 +66,7 @@ def _run(arguments: list[str]) -> Answer:
         return _run_base(files, model, output)
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
+    check_free(output)  # Loading the base takes seconds.
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .lite.designs import export_litert

@@ -9,8 +9,12 @@ from absl import flags
 from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
 from piggyback_tf.commands.common import load_base
 from piggyback_tf.commands.program import Program
+from piggyback_tf.data import DataError, DataProblems, Problem, read_image
+from piggyback_tf.data.cache import decode_all
 from piggyback_tf.data.images import has_image_extension
+from piggyback_tf.data.problems import problem_of
 from piggyback_tf.extras import need
+from piggyback_tf.files import shown_path
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, given_path
 from piggyback_tf.junk import find_files
 from piggyback_tf.packs import BaseSpec, TaskPack
@@ -67,6 +71,7 @@ def _run(arguments: Sequence[str]) -> Answer:
     if not images:
         raise UsageError(f"--images={folder}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)
+    _check_images(images, f"--images={folder}")
     backbone = load_base(*find_base(files[0], FLAGS.backbone, FLAGS.weights))
     from piggyback_tf.packs import TaskBank
 
@@ -86,10 +91,26 @@ def _run(arguments: Sequence[str]) -> Answer:
     return Answer(value, status=DONE if good else NO)
 
 
+def _check_images(paths: Sequence[Path], name: str) -> None:
+    """Decodes images before the base is loaded, and raises `DataProblems` with all that cannot be compared."""
+
+    def attempt(index: int) -> Problem | None:
+        try:
+            read_image(paths[index])
+        except DataError as error:
+            return problem_of(error, shown_path(paths[index]))
+        return None
+
+    if problems := [problem for problem in decode_all(attempt, len(paths)) if problem]:
+        raise DataProblems(problems, name, flag="")
+
+
 def _is_lite(path: Path) -> bool:
     """Whether an export is a model for LiteRT, and no SavedModel."""
     if not path.exists():
         raise UsageError(f"{str(path)!r}: there is no such file or folder.")
+    if path.is_dir() and (models := sorted(path.glob("*.tflite"))):
+        raise UsageError(f"{str(path)!r} holds models for LiteRT; name one of them, such as {str(models[0])!r}.")
     if path.is_file() and path.suffix != ".tflite":
         raise UsageError(f"{str(path)!r} is no folder of an export, and no base.tflite or model.tflite.")
     return path.is_file()

@@ -27,7 +27,7 @@ from piggyback_tf.commands.common import program_name
 from piggyback_tf.commands.parser import CommandLineError, Parser
 from piggyback_tf.extras import missing_extra
 from piggyback_tf.packs import PackError
-from piggyback_tf.quiet import plain_log
+from piggyback_tf.quiet import open_streams, plain_log
 from piggyback_tf.version import __version__
 
 # The kinds of `export`, each the `PROGRAM` of a module.
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status, by the rule in docs/commands.md.
     """
+    open_streams()
     plain_log()
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

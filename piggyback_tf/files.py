@@ -1,14 +1,20 @@
 """Files that are written whole or not at all, folders that one process uses at a time, and paths that people give."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 LOCK_FILE = ".lock"
 # What temporary folders are called, which is nothing that anybody else calls a file.
@@ -59,6 +65,11 @@ def is_text(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def same_look(name: str) -> str:
+    """Returns the one spelling of all names that look like this one: a Mac spells letters with accents otherwise."""
+    return unicodedata.normalize("NFC", name)
+
+
 def shown_path(path: str | os.PathLike) -> str:
     """Returns a path as a text that can be printed and written: bytes of names that are no UTF-8 as `\\xe9`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -82,6 +93,8 @@ def make_folder(folder: str | os.PathLike) -> Path:
 
 def check_target(path: str | os.PathLike) -> None:
     """Raises a `PathError` if a file cannot take the place of what is there: a folder, a device, a pipe, a socket."""
+    if not os.fspath(path):
+        raise PathError("The name of the file to write is empty, perhaps of a variable that is not set. Name a file.")
     if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 (may be of any kind)
         kind = "a folder" if Path(path).is_dir() else "a device, a pipe or a socket"
         raise PathError(f"{os.fspath(path)!r} cannot be written: it is {kind}, and no file. Name another file.")
@@ -107,17 +120,27 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     check_target(path)
     target = Path(os.path.realpath(path))
-    with temporary_folder(target.parent) as folder:
-        # Under its own name, since libraries such as Keras choose the format by the ending.
-        temporary = folder / target.name
-        temporary.touch()
-        yield temporary
-        with temporary.open("rb") as stream:
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(stream.fileno(), target.stat().st_mode & 0o777)
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    flush(target.parent)
+    try:
+        with temporary_folder(target.parent) as folder:
+            # Under its own name, since libraries such as Keras choose the format by the ending.
+            temporary = folder / target.name
+            temporary.touch()
+            yield temporary
+            with temporary.open("rb") as stream:
+                with contextlib.suppress(FileNotFoundError):
+                    os.fchmod(stream.fileno(), target.stat().st_mode & 0o777)
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        flush(target.parent)
+    except OSError as error:
+        _name_target(error, path)
+        raise
+
+
+def _name_target(error: OSError, path: str | os.PathLike) -> None:
+    """Makes an error name the file that could not be written; that of a full disk names none, or a temporary one."""
+    if error.errno is not None and (error.filename is None or _IS_TEMPORARY.search(os.fsdecode(error.filename))):
+        error.filename, error.filename2 = os.fspath(path), None
 
 
 @contextlib.contextmanager
@@ -220,6 +243,18 @@ def write_atomically(path: str | os.PathLike, data: bytes | str) -> None:
     """Writes `data` (a string as UTF-8) to `path`, whole or not at all; see `atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes arrays to a safetensors file, whole or not at all; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        try:
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, temporary, dict(metadata))
+        except SafetensorError as error:
+            # A full disk is no fault of the program; the library says so in a text alone.
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number) if found else str(error), os.fspath(path)) from error
 
 
 @contextlib.contextmanager

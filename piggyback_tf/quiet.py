@@ -62,6 +62,13 @@ def filtered_stderr() -> Iterator[None]:
         child.wait()
 
 
+def open_streams() -> None:
+    """Opens stdout and stderr where a caller closed them (`2>&-`), so that what is written there goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 (for the whole process)
+
+
 def plain_log() -> None:
     """Makes the package's log sentences on stderr, without time, process and place."""
     root = logging.getLogger()

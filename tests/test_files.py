@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, what killed writers leave, and paths that people give."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from piggyback_tf.files import (
     write_atomically,
 )
 
+ROOT = Path(__file__).parents[1]
 LEFT = ".piggyback_tf-{:016x}.tmp"
 
 
@@ -151,3 +153,49 @@ def test_paths_that_people_give(monkeypatch):
 
 def test_a_name_that_is_no_text_can_be_shown():
     assert shown_path("a/caf\udce9") == "a/caf\\xe9"
+
+
+_NO_ROOM = """
+import resource, signal, sys
+import numpy as np
+from piggyback_tf.files import write_arrays, write_atomically
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write, content in ((write_atomically, [bytes(9999)]), (write_arrays, [{"a": np.zeros(9999)}, {}])):
+    try:
+        write(sys.argv[1], *content)
+    except OSError as error:
+        print(error.errno, error.filename, error.filename2, error.strerror)
+"""
+
+
+def test_a_disk_without_room_is_an_error_of_the_system_that_names_the_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    done = subprocess.run([sys.executable, "-c", _NO_ROOM, path], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines() == [f"{errno.EFBIG} {path} None File too large"] * 2
+    assert path.read_text() == "old"
+    assert _names(tmp_path) == ["file"]
+
+
+def test_a_rename_that_fails_names_the_file(tmp_path, monkeypatch):
+    def fail(self, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(PermissionError) as raised:
+        write_atomically(tmp_path / "file", b"")
+    assert (raised.value.filename, raised.value.filename2) == (str(tmp_path / "file"), None)
+    # Errors about other files are of whoever reads them.
+    with pytest.raises(FileNotFoundError, match="'there/is/none'"), atomic_file(tmp_path / "file"):
+        Path("there/is/none").read_bytes()
+
+
+def test_a_name_that_is_empty_is_no_folder_to_be_replaced(tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(PathError, match="empty, perhaps of a variable that is not set"):
+        write_atomically("", b"")
+    assert _names(tmp_path) == ["here"]

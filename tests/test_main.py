@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from piggyback_tf.__main__ import main
+from piggyback_tf.commands.answers import UsageError
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import encode
 from piggyback_tf.quiet import CHATTER
@@ -252,6 +253,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
         ),
         (["predict", "PACK"], "The following arguments are required: IMAGE"),
         (["predict", "PACK", "/nothing.png"], "There is no image file '/nothing.png'."),
+        (["predict", "PACK", "/tmp/"], "'/tmp/' is a folder. Name the image files in it, such as /tmp/*."),
         (["predict", "PACK", __file__, "--top_k=x"], "must be an integer of at least 1, not 'x'"),
         (["inspect"], "The following arguments are required: PACK"),
         (["backbones", "nothing*"], "No backbone matches 'nothing*'. All: "),
@@ -406,3 +408,21 @@ def test_tensorflow_is_quiet(trained):
 )
 def test_other_messages_of_tensorflow_are_shown(line, shown):
     assert (CHATTER.match(line) is None) == shown
+
+
+def test_classes_are_the_same_if_their_names_look_the_same():
+    from types import SimpleNamespace
+
+    from piggyback_tf.commands.evaluate import _label_map
+
+    here, mac = "h\u00e4user", "ha\u0308user"
+    pack = make_pack(class_names=["cat", here, "dog"])
+    data = SimpleNamespace(class_names=("cat", "dog", mac), spec="folder:photos")
+    assert _label_map(data, pack).tolist() == [0, 2, 1]
+    # Both in one pack: each is itself.
+    pack = make_pack(class_names=["cat", here, mac])
+    data.class_names = (here, mac)
+    assert _label_map(data, pack).tolist() == [1, 2]
+    data.class_names = ("cat", "house")
+    with pytest.raises(UsageError, match="have 1 of 2 classes that task 'birds' does not know, such as 'house'"):
+        _label_map(data, pack)

@@ -76,8 +76,16 @@ REFUSED = [
     ([*TRAIN, "--baseline=piggyback"], "--baseline=piggyback is the --method itself"),
     ([*TRAIN, "--image_size=7"], "'shapesnet' takes images of"),
     ([*TRAIN, "--weights=imagnet"], "Backbone 'shapesnet' has no weights 'imagnet'"),
+    ([*TRAIN, "--weights={tmp}/none.h5"], "There is no weights file"),
+    ([*TRAIN, f"--weights={__file__}"], "must end in .weights.h5"),
+    ([*TRAIN, "--weights="], "--weights= is empty, perhaps of a variable that is not set."),
+    ([*TRAIN, "--init_from="], "--init_from= is empty"),
+    ([*TRAIN, "--cache_dir="], "--cache_dir= is empty"),
+    (["cache", "--clear", "--cache_dir="], "--cache_dir= is empty"),
+    (["predict", "{pack}", "{image}", f"--weights={__file__}"], "must end in .weights.h5"),
     ([*TRAIN, "--augment_train=resize(40,40)"], "gives images of 40x40 pixels; backbone shapesnet takes 32x32."),
     ([*TRAIN, "--augment_eval=resise(32)"], "'resise'"),
+    ([*TRAIN, "--augment_eval=resize(32,32)|flip"], "Only training may draw random numbers"),
     ([*TRAIN[:-1], "--backbone=shapenet"], "Did you mean 'shapesnet'"),
     ([*TRAIN[:1], *TRAIN[2:], "--data=digit"], "Unknown data kind 'digit'"),
     ([*TRAIN[:1], *TRAIN[2:], "--data=folder:/no/where"], "/no/where"),
@@ -88,6 +96,7 @@ REFUSED = [
     (["export", "saved_model", "--packs={tmp}/none", "--output={tmp}/out"], "none"),
     (["export", "saved_model", "--packs={pack}", "--add_to={tmp}/none"], "there is no such folder."),
     (["export", "litert", "--packs={pack}", "--output={tmp}/out", "--design=mine"], "Unknown design 'mine'."),
+    (["export", "litert", "--packs={pack}", "--output={tmp}"], "this is there already"),
     (["export", "litert", "--packs={pack}", "--base={tmp}/none"], "there is no such file."),
     (["export", "litert", "--packs={pack}", "--output={tmp}/out", "--weights=none"], "there is no such file"),
     (["export", "serving", "{tmp}/none"], "there is no such folder."),
@@ -95,6 +104,7 @@ REFUSED = [
     (["export", "verify", "{tmp}/none", "--packs={pack}", "--images={tmp}"], "there is no such file or folder."),
     (["export", "verify", "{tmp}", "--packs={pack}", "--images={tmp}"], "there is no image file in this folder."),
     (["export", "verify", "{tmp}", "--packs={pack}"], "--images is missing"),
+    (["export", "verify", "{device}", "--packs={pack}", "--images={tmp}"], "device/base.tflite'."),
 ]
 
 
@@ -102,10 +112,14 @@ REFUSED = [
 def test_what_is_wrong_is_said_at_once(arguments, sentence, tmp_path):
     pack = tmp_path / "a.task.safetensors"
     make_pack(base_name="shapesnet", base_weights="shipped", image_size=32).save(pack)
+    device, image = tmp_path / "device", tmp_path / "device" / "image"
+    device.mkdir()
+    Image.new("RGB", (9, 9)).save(image, "PNG")
+    (device / "base.tflite").write_bytes(b"")
     if arguments[0] == "train" and len(arguments) > 2:
         arguments = [*arguments, f"--output_dir={tmp_path / 'run'}"]
     status, printed, errors, loaded, seconds = _run(
-        *(argument.format(tmp=tmp_path, pack=pack) for argument in arguments)
+        *(argument.format(tmp=tmp_path, pack=pack, device=device, image=image) for argument in arguments)
     )
     assert (status, printed, loaded) == (2, "", "[]"), errors
     assert sentence in errors
@@ -113,6 +127,22 @@ def test_what_is_wrong_is_said_at_once(arguments, sentence, tmp_path):
     if len(arguments) > 2:
         assert errors.startswith(f"piggyback {arguments[0]}")
         assert errors.count("\n") == 1
+
+
+def test_images_that_cannot_be_compared_are_all_told_before_the_base_is_loaded(tmp_path):
+    make_pack(base_name="shapesnet", base_weights="shipped", image_size=32).save(tmp_path / "a.task.safetensors")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "link.png").symlink_to(tmp_path / "none")
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    status, printed, errors, loaded, _ = _run(
+        "export", "verify", tmp_path, f"--packs={tmp_path}", f"--images={tmp_path}"
+    )
+    assert (status, printed, loaded) == (2, "", "[]")
+    assert errors.startswith(f"piggyback export verify: 3 files of --images={tmp_path} cannot be used:\n")
+    assert all(f"{tmp_path}/{name}" in errors for name in ("empty.jpg", "text.png", "link.png"))
+    # There is no such flag here.
+    assert "skip_broken_images" not in errors
 
 
 def test_the_first_lines_are_ones_own_and_stderr_is_empty(tmp_path):

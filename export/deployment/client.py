@@ -16,7 +16,8 @@ the file --list is a path, or a path, a tab and a task. A server that does not a
 which is said on stderr at once.
 
 Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
-again would not help; 3 the server gave no answer until --deadline; 141 nobody reads the output.
+again would not help, or the output cannot be written; 3 the server gave no answer until --deadline; 130 Ctrl-C; 141
+nobody reads the output.
 """
 
 from __future__ import annotations
@@ -675,7 +676,8 @@ def _in_flight(work: Callable[[Any], Any], batches: Iterable[Any], count: int) -
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Those at work are not waited for: they may ask until --deadline.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _predict(client: Client, options: argparse.Namespace) -> int:
@@ -693,6 +695,11 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), flush=True)
             status = status if line["task_ok"] and line["image_ok"] else 1
+    for path in filter(os.path.isdir, options.images):
+        there = [file.suffix.lower() in SUFFIXES for file in _find_files(path)]
+        if not all(there):
+            others = len(there) - sum(there)
+            _say(f"Passed over in {path!r}: {others} files of {len(there)}, which are no {', '.join(SUFFIXES)}.")
     return status
 
 
@@ -740,7 +747,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     predict = commands.add_parser("predict", parents=[server], help="classify image files")
-    predict.add_argument("images", nargs="*", metavar="IMAGE", help="files, and folders with all that is in them")
+    predict.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="files, and folders with the JPEGs and PNGs in them"
+    )
     predict.add_argument("--list", metavar="FILE", help="more images: in each line a path, or a path, a tab and a task")
     predict.add_argument("--task", help="the task of all images that have none in --list")
     predict.add_argument("--batch_size", type=_count, default=16, help="images of a request")
@@ -768,15 +777,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         headers = _read_headers(options.header)
         client = Client(**{name: getattr(options, name) for name in fields}, headers=headers, on_wait=_say)
-        return options.run(client, options)
+        status = options.run(client, options)
+        sys.stdout.flush()
+        return status
     except ClientError as error:
         _say(str(error))
         return 3 if isinstance(error, NoAnswerError) else 2
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of the output, such as `head`, has seen enough.
+        _silence_stdout()
         return 141
+    except OSError as error:
+        _say(f"The output cannot be written: {error.strerror}.")
+        _silence_stdout()
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted.")
+        return 130
+
+
+def _silence_stdout() -> None:
+    """Lets Python, which tries again at its end, write to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == 130:
+        # Python would wait for requests that are under way.
+        os._exit(status)
+    sys.exit(status)

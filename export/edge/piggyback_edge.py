@@ -962,22 +962,34 @@ def _check_target(options: argparse.Namespace, *others: str) -> None:
                 raise EdgeError(f"{written!r} is {what} and never written to; name another target.")
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> bool:
+    """Prints the classes of images, and returns whether all have some; one that has none is no end of the others."""
     base = Base.load(options.base, options.manifest)
     task, model = Task.load(options.task, base.manifest), Model(base)
     model.install(task)
     content = bytes(model.data)
-    interpreter = _interpreter(content, options.threads)
+    interpreter, good = _interpreter(content, options.threads), True
     for path in options.images:
-        image = _load_image(path, base.manifest.image_size, task.augment)
+        try:
+            image = _load_image(path, base.manifest.image_size, task.augment)
+        except (EdgeError, OSError, ValueError) as error:
+            print(f"piggyback_edge: {error}", file=sys.stderr)
+            good = False
+            continue
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
         output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         chances = task.probabilities(output, content)[0]
         if not np.isfinite(chances).all():
-            raise EdgeError(f"{path!r} has no answer: the model returned numbers that are not finite.")
+            print(
+                f"piggyback_edge: {path!r} has no answer: the model returned numbers that are not finite.",
+                file=sys.stderr,
+            )
+            good = False
+            continue
         best = np.argsort(-chances, kind="stable")[: options.top]
         print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
+    return good
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -1014,7 +1026,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status."""
     options = _arguments().parse_args(arguments)
     try:
-        options.run(options)
+        return 2 if options.run(options) is False else 0
     # The runtimes say with RuntimeError that they cannot compute a model.
     except (EdgeError, OSError, RuntimeError, ValueError) as error:
         print(f"piggyback_edge: {error}", file=sys.stderr)
@@ -1022,10 +1034,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("piggyback_edge: there is not enough memory", file=sys.stderr)
         return 2
-    return 0
+
+
+def _flushed(status: int) -> int:
+    """Writes what is left of the output, and returns the status to end with: an answer that did not arrive is none."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"piggyback_edge: the output cannot be written: {error.strerror}", file=sys.stderr)
+        # Python tries again at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    return status
 
 
 if __name__ == "__main__":
     # Labels in letters that the terminal does not have are no reason to fail.
     sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    sys.exit(_flushed(main()))

@@ -70,7 +70,8 @@ def representative_images(specs: str, packs: list[TaskPack], count: int) -> list
     Args:
         specs: A data spec for all tasks, or one for each by comma.
         packs: The tasks.
-        count: How many images of each; fewer if there are no more. They are spread over the training split.
+        count: How many images of each; fewer if there are no more. They are spread over the training split. Files that
+            cannot be used are left out, and the log says which: of a sample no result depends on a single image.
 
     Raises:
         ExportError: If there are neither one nor as many specs as packs.
@@ -94,7 +95,7 @@ def split_specs(specs: str, packs: int) -> list[str]:
 
 
 def _images(spec: str, pack: TaskPack, count: int) -> np.ndarray:
-    source = load_data(spec).train
+    source = load_data(spec, skip_broken_images=True).train
     with surface_data_errors():
         batches = make_dataset(source, pack.eval_augment, batch_size=1, training=False, cache="none")
         step = max(1, len(source.labels) // count)

@@ -56,6 +56,15 @@ def refuse_other_task(path: Path, is_same: Callable[[], bool]) -> None:
     )
 
 
+def check_free(output: Path) -> None:
+    """Raises an `ExportError` if there is something at the place of an export that is no empty folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(
+            f"--output={output}: this is there already, and a base that devices may have is never overwritten. Name a "
+            "new folder, or add tasks to what is there with --base."
+        )
+
+
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Yields a temporary folder, which becomes `output` when the block ends well.
@@ -67,14 +76,6 @@ def new_folder(output: Path) -> Iterator[Path]:
         ExportError: If there is something at this place that is no empty folder.
         OSError: If the folder cannot be written.
     """
-
-    def check_free() -> None:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ExportError(
-                f"--output={output}: this is there already, and a base that devices may have is never overwritten. "
-                "Name a new folder, or add tasks to what is there with --base."
-            )
-
-    with new_folders([Path(os.path.realpath(output))], check_free) as (folder,):
+    with new_folders([Path(os.path.realpath(output))], lambda: check_free(output)) as (folder,):
         folder.mkdir()
         yield folder

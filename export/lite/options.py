@@ -26,7 +26,9 @@ class LiteOptions:
     quantize: str = option("none", "Type of the weights: none (float32), float16, dynamic or int8.")
     max_classes: int = option(0, "Make the head a part of the graph, with room for so many classes; 0: the runtime's.")
     compress: bool = option(False, "Code the masks in files of tasks: smaller, and slower to read.")
-    representative_data: str = option("", "Images for the ranges of int8: a data spec, or one for each pack, by comma.")
+    representative_data: str = option(
+        "", "Images for the ranges of int8: a data spec, or one for each pack; broken ones do not count."
+    )
     representative_images: int = option(_IMAGES, "How many of them for each task.")
 
     def __post_init__(self) -> None:

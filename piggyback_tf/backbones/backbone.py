@@ -16,7 +16,7 @@ from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.hashing import model_hash
 from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.backbones.paths import is_container, rename_layers
-from piggyback_tf.backbones.registry import FILE_KINDS, BackboneEntry, check_request
+from piggyback_tf.backbones.registry import FILE_KINDS, BackboneEntry, check_file, check_request
 from piggyback_tf.backbones.structure import model_structure
 
 _SEED_LOCK = threading.Lock()
@@ -154,7 +154,7 @@ def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) 
 
 
 def _load_file(name: str, entry: BackboneEntry, weights: str | os.PathLike, image_size: int) -> keras.Model:
-    path = weight_files.check_file(weights)
+    path = check_file(weights)
     if path.suffix == ".keras":
         model = entry.build(image_size)
         weight_files.load_keras_file(model, path, name)

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones import own
 from piggyback_tf.backbones.errors import WeightsError
+from piggyback_tf.files import with_home
 from piggyback_tf.registry import Registry, import_modules
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ def check_request(
 
     Raises:
         ValueError: If there is no such network, or it cannot take images of this size.
-        WeightsError: If the weights are neither a name that it has nor what could be a file.
+        WeightsError: If the weights are neither a name that it has nor a file of a kind that can hold weights.
     """
     entry = get_entry(name)
     image_size = entry.image_size if image_size is None else image_size
@@ -137,7 +139,38 @@ def check_request(
         raise WeightsError(f"{name!r} holds the weights of its network; leave weights={os.fspath(weights)} out.")
     if weights not in entry.weights:
         _check_not_a_name(name, entry, weights)
+        check_file(weights)
     return entry, weights, image_size
+
+
+def check_file(path: str | os.PathLike) -> Path:
+    """Returns the path of a file, `~` being the user's folder, if it is readable and of a kind that holds weights.
+
+    Raises:
+        WeightsError: If it is not.
+    """
+    path = Path(with_home(path))
+    if not path.exists():
+        raise WeightsError(
+            f"There is no weights file {str(path)!r}. Pass the path of a file that ends in {FILE_KINDS}."
+        )
+    if not path.is_file():
+        raise WeightsError(f"{str(path)!r} is not a file. Pass the path of a file that ends in {FILE_KINDS}.")
+    if path.suffix not in (".h5", ".keras"):
+        raise WeightsError(f"Weights file {str(path)!r} must end in {FILE_KINDS}.")
+    if path.suffix == ".keras":
+        if not zipfile.is_zipfile(path):
+            raise WeightsError(f"Weights file {str(path)!r} is not a Keras model file, or it is truncated.")
+    else:
+        import h5py
+
+        try:
+            h5py.File(path, "r").close()
+        except OSError as error:
+            raise WeightsError(
+                f"Weights file {str(path)!r} is not an HDF5 file, or it is truncated: {error}."
+            ) from error
+    return path
 
 
 def _check_size(name: str, entry: BackboneEntry, image_size: int) -> None:

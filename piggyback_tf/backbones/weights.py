@@ -2,7 +2,6 @@
 
 import os
 import warnings
-import zipfile
 from pathlib import Path
 
 import h5py
@@ -12,39 +11,9 @@ import numpy as np
 from piggyback_tf.backbones.errors import WeightsError, one_line
 from piggyback_tf.backbones.own import read_model
 from piggyback_tf.backbones.paths import finalize_layers, is_container, named_variables
-from piggyback_tf.backbones.registry import FILE_KINDS
-from piggyback_tf.files import with_home
 
 # A classifier on top of the network in a file is left out: two layers with kernel and bias at most (MobileNetV3).
 _MOST_CLASSIFIER_WEIGHTS = 4
-
-
-def check_file(path: str | os.PathLike) -> Path:
-    """Returns `path` if it is a readable file of a kind that can hold weights.
-
-    Raises:
-        WeightsError: If it is not.
-    """
-    path = Path(with_home(path))
-    if not path.exists():
-        raise WeightsError(
-            f"There is no weights file {str(path)!r}. Pass the path of a file that ends in {FILE_KINDS}."
-        )
-    if not path.is_file():
-        raise WeightsError(f"{str(path)!r} is not a file. Pass the path of a file that ends in {FILE_KINDS}.")
-    if path.suffix not in (".h5", ".keras"):
-        raise WeightsError(f"Weights file {str(path)!r} must end in {FILE_KINDS}.")
-    if path.suffix == ".keras":
-        if not zipfile.is_zipfile(path):
-            raise WeightsError(f"Weights file {str(path)!r} is not a Keras model file, or it is truncated.")
-    else:
-        try:
-            h5py.File(path, "r").close()
-        except OSError as error:
-            raise WeightsError(
-                f"Weights file {str(path)!r} is not an HDF5 file, or it is truncated: {error}."
-            ) from error
-    return path
 
 
 def is_published_layout(path: Path) -> bool:

@@ -67,21 +67,14 @@ def conclude(
     try:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             answer = run()
-        if as_json:
-            print(to_json(answer.value))
-        elif answer.text:
-            print(answer.text)
-        sys.stdout.flush()
-        return answer.status
+        return put(to_json(answer.value) if as_json else answer.text, answer.status)
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has seen enough; Python shall not complain of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        return put("", UNREAD)
     except KeyboardInterrupt:
         print(f"\n{name}: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
+        return put("", INTERRUPTED)
     except OSError as error:
-        message = f"{error.filename!r}: {error.strerror}." if error.filename and error.strerror else str(error)
+        message = _os_sentence(error)
     except (UsageError, *errors) as error:
         message = str(error)
     except ModuleNotFoundError as error:
@@ -99,9 +92,37 @@ def conclude(
 def refuse(name: str, message: str, *, as_json: bool) -> int:
     """Says why there is no answer, since something that was given is wrong, and returns the status for that."""
     print(f"{name}: {message}", file=sys.stderr)
-    if as_json:
-        print(to_json({"error": message}), flush=True)
-    return WRONG
+    return put(to_json({"error": message}) if as_json else "", WRONG)
+
+
+def put(text: str, status: int = DONE) -> int:
+    """Writes the last text to stdout, with all that was printed before, and returns the status to end with.
+
+    That is `status`, unless nobody reads the output, such as `head` that has seen enough, or it cannot be written, as
+    on a full disk: an answer that did not arrive is none.
+    """
+    try:
+        if text:
+            print(text)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        status = UNREAD
+    except OSError as error:
+        print(f"The output cannot be written: {error.strerror or error}.", file=sys.stderr)
+        status = WRONG
+    # Python tries again at its end, and would complain with a status of its own.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _os_sentence(error: OSError) -> str:
+    """Returns what is wrong with a file, or, where one is copied or renamed, with which of both nobody knows."""
+    if not error.strerror or error.filename is None:
+        return str(error)
+    names = [repr(os.fspath(name)) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' -> '.join(names)}: {error.strerror}."
 
 
 def to_json(value: Any) -> str:

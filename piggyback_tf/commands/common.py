@@ -58,6 +58,8 @@ def check_output(path: str) -> None:
     """Raises a `UsageError` if a file cannot be written, as far as that can be seen before."""
     if is_url(path):
         return
+    if not path:
+        raise UsageError("--output= is empty, perhaps of a variable that is not set. Name a file.")
     if Path(path).is_dir():
         raise UsageError(f"--output={path}: this is a folder; name a file in it.")
     if not Path(path).parent.is_dir():
@@ -114,7 +116,7 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
         UsageError: If the base, or its weights, cannot be found.
     """
     from piggyback_tf.backbones.own import GIVEN, is_model_file
-    from piggyback_tf.backbones.registry import check_request, get_entry, list_backbones
+    from piggyback_tf.backbones.registry import check_file, check_request, get_entry, list_backbones
 
     name = backbone or pack.base_name
     if backbone is None and name not in list_backbones():
@@ -147,6 +149,11 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
             f"--weights={weights}: there is no such file, and {name!r} has no weights of this name. "
             f"Valid: {', '.join(entry.weights)}, or the path of a file."
         )
+    elif weights not in entry.weights and not is_url(weights):
+        try:
+            check_file(weights)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     return name, weights
 
 

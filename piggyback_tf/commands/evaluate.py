@@ -20,6 +20,7 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import evaluate, format_error
+from piggyback_tf.files import same_look
 from piggyback_tf.packs import TaskPack
 
 if TYPE_CHECKING:
@@ -127,17 +128,20 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
 
 
 def _label_map(data: "TaskData", pack: TaskPack) -> "np.ndarray":
-    """Returns the pack's label of each label of the data: classes are the same if they have the same name."""
+    """Returns the pack's label of each label of the data: classes are the same if their names look the same."""
     import numpy as np
 
-    places = {name: place for place, name in enumerate(pack.class_names)}
-    unknown = [name for name in data.class_names if name not in places]
+    places = {same_look(name): place for place, name in enumerate(pack.class_names)}
+    # Of a pack of before, whose classes may look the same, their exact names decide.
+    places |= {name: place for place, name in enumerate(pack.class_names)}
+    found = [places.get(name, places.get(same_look(name))) for name in data.class_names]
+    unknown = [name for name, place in zip(data.class_names, found, strict=True) if place is None]
     if unknown:
         raise UsageError(
             f"The data {data.spec!r} have {len(unknown)} of {len(data.class_names)} classes that task {pack.task!r} "
             f"does not know, such as {_some(unknown)}. The task's classes: {_some(pack.class_names)}."
         )
-    return np.array([places[name] for name in data.class_names], np.int64)
+    return np.array(found, np.int64)
 
 
 def _some(names: list[str], count: int = 5) -> str:

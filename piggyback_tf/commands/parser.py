@@ -3,9 +3,11 @@
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from piggyback_tf.commands.answers import put
 from piggyback_tf.registry import unknown_name_message
 
 
@@ -45,6 +47,12 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no place for the argument {surplus[0]!r}")
         close = difflib.get_close_matches(name, list(self._option_string_actions))
         self.error(f"there is no {name}" + (f". Did you mean {' or '.join(close)}?" if close else ""))
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the process after help or version; argparse calls it."""
+        if message:
+            print(message, end="", file=sys.stderr)
+        sys.exit(put("", status))
 
     def error(self, message: str) -> NoReturn:
         """Raises a `CommandLineError`; argparse calls it."""

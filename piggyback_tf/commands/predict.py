@@ -47,7 +47,12 @@ def _run(options: argparse.Namespace) -> Answer:
     pack, _ = load_pack(options.pack)
     base = choose_base(pack, options.backbone, options.weights)
     if missing := [path for path in options.images if not is_url(path) and not Path(path).is_file()]:
-        raise UsageError(f"There is no image file {missing[0]!r}.")
+        folder = Path(missing[0]).is_dir()
+        raise UsageError(
+            f"{missing[0]!r} is a folder. Name the image files in it, such as {missing[0].rstrip('/')}/*."
+            if folder
+            else f"There is no image file {missing[0]!r}."
+        )
     try:
         operations = parse_augment(pack.eval_augment)
     except DataError as error:

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from piggyback_tf.commands.answers import JSON_HELP, WRONG, Answer, UsageError, conclude
+from piggyback_tf.commands.answers import JSON_HELP, WRONG, Answer, UsageError, conclude, put
 from piggyback_tf.flags import HEADINGS, MORE, define
-from piggyback_tf.quiet import plain_log
+from piggyback_tf.quiet import open_streams, plain_log
 
 _HELP = {"help": "List the flags that matter.", "helpshort": "The same.", "helpfull": "List all flags."}
 _WIDEST = 120
@@ -52,6 +52,7 @@ class Program:
 
     def main(self, arguments: Sequence[str], name: str) -> int:
         """Runs the program and returns the exit status; see `__call__`."""
+        open_streams()
         plain_log()
         self.define()
         define(flags.DEFINE_bool, "json", False, f"{JSON_HELP[0].upper()}{JSON_HELP[1:]}.", "Answer")
@@ -154,8 +155,7 @@ class _HelpFlag(flags.BooleanFlag):
 
     def parse(self, argument: Any) -> None:
         if self._parse(argument):
-            print(self._text())
-            sys.exit(0)
+            sys.exit(put(self._text()))
 
 
 def _define_help(listing: _Listing) -> None:

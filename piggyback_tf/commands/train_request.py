@@ -9,7 +9,8 @@ from absl import flags
 from piggyback_tf.backbones.own import is_model_file
 from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
-from piggyback_tf.data import TaskData, load_data, output_size
+from piggyback_tf.data import TaskData, load_data, output_size, parse_augment
+from piggyback_tf.data.augment import check_draws_nothing
 from piggyback_tf.flags import check_unused, read_config
 from piggyback_tf.packs import check_task_name
 from piggyback_tf.packs.pack import PACK_SUFFIX
@@ -19,6 +20,8 @@ from piggyback_tf.training import check_file_name, folders_of_methods
 from piggyback_tf.training.sizes import check_image_size
 
 FLAGS = flags.FLAGS
+# Flags that name files and folders, of which an empty one would count as not given.
+_FILES = ("weights", "init_from", "cache_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,11 @@ def read_request() -> TrainRequest:
         raise flags.IllegalFlagValueError(
             f"Method {FLAGS.method} learns all tasks at once, none after another: there is no forward transfer."
         )
+    for name in _FILES:
+        if FLAGS[name].present and FLAGS[name].value == "":
+            raise flags.IllegalFlagValueError(
+                f"--{name}= is empty, perhaps of a variable that is not set. Name a path, or leave the flag out."
+            )
     for name in names:
         read_config(CONFIGS[name])
         read_config(TrainConfig, CONFIGS[name].recipe)
@@ -76,6 +84,7 @@ def read_request() -> TrainRequest:
             "leave it out."
         )
     inputs = read_config(InputConfig).for_size(image_size)
+    check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     for augment in (inputs.augment_train, inputs.augment_eval):
         check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}

@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> Answer:
             pack, data = load_pack(path)
             packs.append((path, pack, len(data), choose_base(pack, options.backbone, options.weights)))
         except (PackError, UsageError, OSError) as error:
-            answers[path] = _bad(error)
+            answers[path] = _bad(error, file_error(path, error))
             complain(options.command, file_error(path, error))
     loaded: dict[tuple, BaseSpec] = {}
     for path, pack, size, base in packs:
@@ -52,16 +52,16 @@ def _run(options: argparse.Namespace) -> Answer:
             print(f"{path}:\n{_check(pack, size, loaded[key])}")
             answers[path] = DONE, {"task": pack.task, "good": True, "error": None}
         except (PackError, UsageError, OSError) as error:
-            answers[path] = _bad(error)
+            answers[path] = _bad(error, str(error))
             complain(options.command, f"{path!r}: {error}")
     value = [{"file": path, **answers[path][1]} for path in options.packs]
     return Answer(value, status=max(status for status, _ in answers.values()))
 
 
-def _bad(error: Exception) -> tuple[int, dict[str, Any]]:
+def _bad(error: Exception, sentence: str) -> tuple[int, dict[str, Any]]:
     """Returns status and answer for a pack that is not good, or of which that cannot be said."""
     known = isinstance(error, PackError)
-    return NO if known else WRONG, {"task": None, "good": False if known else None, "error": str(error)}
+    return NO if known else WRONG, {"task": None, "good": False if known else None, "error": sentence}
 
 
 def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:

@@ -117,6 +117,15 @@ def chain_size(operations: list[Operation], size: Size | None) -> Size | None:
     return size
 
 
+def check_draws_nothing(operations: list[Operation], augment: str) -> None:
+    """Raises a `DataError` if one of the operations of an augmentation for evaluation draws random numbers."""
+    if drawn := [operation.source for operation in operations if isinstance(operation, RandomOperation)]:
+        raise DataError(
+            f"Only training may draw random numbers, but the augmentation {augment!r} has {', '.join(drawn)}. "
+            f"For evaluation use an augmentation such as 'resize(256)|central_crop(224)'."
+        )
+
+
 def leading_deterministic(operations: list[Operation]) -> int:
     """Returns how many operations stand before the first random one."""
     random = (index for index, operation in enumerate(operations) if isinstance(operation, RandomOperation))

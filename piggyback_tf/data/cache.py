@@ -38,9 +38,9 @@ def cache_folder(cache_dir: str | os.PathLike | None) -> Path:
     """Returns the cache folder that somebody gave, the user's if none.
 
     Raises:
-        PathError: If it is a URL.
+        PathError: If it is empty, or a URL.
     """
-    return local_path(cache_dir, "--cache_dir=") if cache_dir else default_cache_dir()
+    return default_cache_dir() if cache_dir is None else local_path(cache_dir, "--cache_dir=")
 
 
 def available_cpus() -> int:

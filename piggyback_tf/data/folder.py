@@ -1,6 +1,7 @@
 """`folder:PATH`: image files in one folder per class."""
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.problems import DataProblems, Problem, check_header, no_image_by_name
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
-from piggyback_tf.files import PathError, is_text, local_path, shown_path
+from piggyback_tf.files import PathError, is_text, local_path, same_look, shown_path
 from piggyback_tf.junk import is_junk
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
@@ -104,7 +105,7 @@ def load_folder(request: DataRequest) -> TaskData:
         )
 
     def source(split: str) -> FolderSource:
-        split, found = folders[split], files[split]
+        split, found = folders[split], _named_as(class_names, files[split])
         if unknown := [name for name in found if name not in class_names]:
             which = f"Class {unknown[0]!r} is" if len(unknown) == 1 else f"Classes {_some(unknown)} are"
             it = "it" if len(unknown) == 1 else "they"
@@ -123,6 +124,14 @@ def load_folder(request: DataRequest) -> TaskData:
         train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
     test = source("test") if "test" in folders else None
     return TaskData(request.spec, root.resolve().name, class_names, train, validation, test, problems)
+
+
+def _named_as(class_names: Sequence[str], files: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Returns the files of classes by the names in `class_names` that look the same, others by their own."""
+    known, found = {same_look(name): name for name in class_names}, {}
+    for name, paths in files.items():
+        found.setdefault(known.get(same_look(name), name), []).extend(paths)
+    return found
 
 
 def _list_split(root: Path, split: str, problems: list[Problem]) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import WithoutBroken
 from piggyback_tf.data.problems import DataProblems
 from piggyback_tf.data.sources import TaskData
-from piggyback_tf.files import PathError, local_path, protocol_of
+from piggyback_tf.files import PathError, local_path, protocol_of, same_look
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
 
 
@@ -115,8 +114,7 @@ def _check_class_names(data: TaskData) -> None:
     """Refuses classes that nobody can tell apart by their names."""
     seen: dict[str, str] = {}
     for name in data.class_names:
-        # A Mac spells letters with accents otherwise than other systems do, and they look the same.
-        plain = unicodedata.normalize("NFC", name)
+        plain = same_look(name)
         if plain in seen:
             twice = f"{name!r} is there twice" if name == seen[plain] else f"{ascii(seen[plain])} and {ascii(name)}"
             raise DataError(f"Classes of {data.spec!r} have the same name: {twice}. Give each a name of its own.")

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.data.augment import Operation, RandomOperation, Size, leading_deterministic, parse_augment
+from piggyback_tf.data.augment import (
+    Operation,
+    RandomOperation,
+    Size,
+    check_draws_nothing,
+    leading_deterministic,
+    parse_augment,
+)
 from piggyback_tf.data.cache import CachedImages
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.prepared import CacheOptions, prepare
@@ -176,11 +183,7 @@ def _check_arguments(augment, operations, batch_size, training, seed, epochs, in
     if training and not 0 <= initial_epoch < epochs:
         raise DataError(f"initial_epoch must lie in 0 to epochs - 1 = {epochs - 1}, but is {initial_epoch}.")
     if not training:
-        if drawn := [operation.source for operation in operations if isinstance(operation, RandomOperation)]:
-            raise DataError(
-                f"Only training may draw random numbers, but the augmentation {augment!r} has {', '.join(drawn)}. "
-                f"For evaluation use an augmentation such as 'resize(256)|central_crop(224)'."
-            )
+        check_draws_nothing(operations, augment)
         if (epochs, initial_epoch) != (1, 0):
             raise DataError("epochs and initial_epoch are for training; without training the images come once.")
 

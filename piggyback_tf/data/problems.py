@@ -84,24 +84,26 @@ class DataProblems(DataError):
     Args:
         problems: At least one.
         name: What to call the data, such as `"folder:/data/cats"`.
+        flag: What leaves out what can be left out; empty where nothing does.
     """
 
-    def __init__(self, problems: Sequence[Problem], name: str):
+    def __init__(self, problems: Sequence[Problem], name: str, flag: str = FLAG):
         self.problems = tuple(problems)
-        super().__init__(describe_problems(self.problems, name))
+        super().__init__(describe_problems(self.problems, name, flag=flag))
 
 
-def describe_problems(problems: Sequence[Problem], name: str, listed: int | None = _LISTED) -> str:
+def describe_problems(problems: Sequence[Problem], name: str, listed: int | None = _LISTED, *, flag: str = FLAG) -> str:
     """Returns a text about problems: how many of each kind, which files, what to do.
 
     Args:
         problems: At least one.
         name: What to call the data.
         listed: So many of a kind are listed; None lists all.
+        flag: What leaves out what can be left out; empty where nothing does.
     """
-    skippable = [problem for problem in problems if KINDS[problem.kind].skippable]
+    skippable = [problem for problem in problems if flag and KINDS[problem.kind].skippable]
     if len(problems) == 1:
-        return " ".join([problems[0].sentence, *([f"{FLAG} leaves it out."] if skippable else [])])
+        return " ".join([problems[0].sentence, *([f"{flag} leaves it out."] if skippable else [])])
     lines = [f"{len(problems):,} files of {name} cannot be used:"]
     for kind_name, kind in KINDS.items():
         own = [problem for problem in problems if problem.kind == kind_name]
@@ -112,7 +114,7 @@ def describe_problems(problems: Sequence[Problem], name: str, listed: int | None
                 lines.append(f"    ... and {len(own) - listed:,} more")
     if skippable:
         whom = "them" if len(skippable) == len(problems) else "all but those that do not fit the augmentation"
-        lines.append(f"{FLAG} leaves {whom} out; report.md then names them.")
+        lines.append(f"{flag} leaves {whom} out.")
     return "\n".join(lines)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from piggyback_tf.files import atomic_file
+from piggyback_tf.files import write_arrays
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -104,12 +103,7 @@ class Memory:
         tensors |= {f"learning/{name}": array for name, array in self.learning.items()}
         for number, arrays in enumerate(self.own.values()):
             tensors |= {f"own/{number}/{name}": array for name, array in arrays.items()}
-        with atomic_file(path) as temporary:
-            save_file(
-                {name: np.asarray(array, order="C") for name, array in tensors.items()},
-                temporary,
-                metadata={"tasks": json.dumps(self.tasks)},
-            )
+        write_arrays(path, tensors, {"tasks": json.dumps(self.tasks)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Memory":

@@ -124,9 +124,12 @@ class TaskPack:
             The pack.
 
         Raises:
-            PackError: If a weight of the base other than batch norm was changed: a pack cannot hold that.
+            PackError: If a weight of the base other than batch norm was changed: a pack cannot hold that. If the
+                augmentation is none that prepares images for the base.
         """
-        from piggyback_tf.packs.capture import capture
+        from piggyback_tf.packs.capture import capture, check_augment
+
+        check_augment(eval_augment, backbone.image_size)
 
         return cls(
             task=task,

@@ -13,10 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from piggyback_tf.backbones import named_layers, named_variables
-from piggyback_tf.files import atomic_file
+from piggyback_tf.files import write_arrays
 from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training.errors import TrainingError
 
@@ -132,8 +131,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     def _save(self) -> None:
         tensors = {f"now/{name}": _to_numpy(variable) for name, variable in training_variables(self.model).items()}
         tensors |= {f"best/{name}": value for name, value in self._best.items()}
-        with atomic_file(self.path) as temporary:
-            save_file(tensors, temporary, metadata={"progress": json.dumps(dataclasses.asdict(self.progress))})
+        write_arrays(self.path, tensors, {"progress": json.dumps(dataclasses.asdict(self.progress))})
 
     def _unreadable(self, error: Exception) -> TrainingError:
         return TrainingError(

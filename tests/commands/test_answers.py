@@ -1,6 +1,10 @@
 """Every command answers in JSON where it is asked to, and ends with a status by one rule."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from piggyback_tf.__main__ import main
 from piggyback_tf.commands.answers import Answer, UsageError, conclude, to_json
 from piggyback_tf.packs import PackError
 from tests.packs.helpers import make_pack, pack_of, trained_model
-from tests.run_command import run_command
+from tests.run_command import ROOT, run_command
 
 COMMANDS = [
     *("evaluate", "predict", "inspect", "compare", "verify", "convert"),
@@ -83,6 +87,7 @@ def test_answers_of_a_network(tmp_path, capsys):
     assert "was trained on another base" in bad["error"]
     good, absent = _answer(capsys, "verify", pack, tmp_path / "none", status=2)
     assert (good["good"], absent["good"]) == (True, None)
+    assert absent["error"] == f"'{tmp_path / 'none'}': No such file or directory."
     found = _answer(capsys, "merge", pack, f"--output={tmp_path / 'a.keras'}")
     assert found["bytes"] == (tmp_path / "a.keras").stat().st_size
     assert len(found["classes"]) == 2
@@ -106,6 +111,7 @@ WRONG = [
     (["export", "lite"], "Unknown kind 'lite'. Did you mean 'litert'"),
     (["inspect", "{pack}", "{pack}x"], "birds.task.safetensorsx"),
     (["backbones", "none*"], "No backbone matches 'none*'."),
+    (["convert", "{pack}", "--output="], "--output= is empty, perhaps of a variable that is not set."),
     (["train", "--epochs=many"], "--epochs=many"),
     (["train", "--none=1"], "There is no flag --none"),
     (["export", "saved_model", "--packs={pack}x", "--output={pack}y"], "birds.task.safetensorsx"),
@@ -150,6 +156,7 @@ def _raising(error):
         (_raising(UsageError("Wrong.")), 2, "it: Wrong.\n"),
         (_raising(PackError("Wrong.")), 2, "it: Wrong.\n"),
         (_raising(FileNotFoundError(2, "No such file", "a")), 2, "it: 'a': No such file.\n"),
+        (_raising(OSError(28, "No space left", "a", None, "b")), 2, "it: 'a' -> 'b': No space left.\n"),
         (_raising(KeyboardInterrupt()), 130, "\nit: interrupted.\n"),
         (_raising(ZeroDivisionError("by zero")), 70, "ZeroDivisionError: by zero\n"),
         (_raising(ModuleNotFoundError("no", name="a_part_of_ours")), 70, "ModuleNotFoundError: no\n"),
@@ -180,3 +187,40 @@ def test_what_is_printed_on_the_way_is_no_part_of_the_document(capsys):
     output = capsys.readouterr()
     assert (json.loads(output.out), output.err) == ({"a": [None, 1.5, [2]]}, "on the way\n")
     assert json.loads(to_json({"x": float("inf")})) == {"x": None}
+
+
+FULL = Path("/dev/full")
+SHELL = f'"{sys.executable}" -m piggyback_tf '
+
+
+def _shell(command):
+    """Returns exit status and stderr of a command line, whose output is held back as that of any program is."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    return run.returncode, run.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "command", ["inspect {pack}", "inspect {pack} --json", "inspect no --json", "train --help", "-h"]
+)
+def test_an_answer_that_cannot_be_written_is_none(command, pack):
+    status, said = _shell(f"{SHELL}{command.format(pack=pack)} > {FULL}")
+    assert status == 2
+    assert said.endswith("The output cannot be written: No space left on device.\n")
+    assert "Traceback" not in said
+    assert "Exception" not in said
+
+
+@pytest.mark.parametrize("command", ["backbones", "train --helpfull", "-h"])
+def test_nobody_reads_the_output(command):
+    # The reader ends at once.
+    assert _shell(f"{SHELL}{command} | true; exit ${{PIPESTATUS[0]}}") == (141, "")
+
+
+@pytest.mark.parametrize(("command", "status"), [("inspect {pack}", 0), ("inspect no", 2)])
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_streams_that_are_closed(command, status, closed, pack):
+    found, said = _shell(f"{SHELL}{command.format(pack=pack)} {closed}")
+    assert found == status
+    assert said.count("\n") == (status == 2 and closed == ">&-")

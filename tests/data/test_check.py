@@ -79,7 +79,7 @@ def test_every_problem_of_every_split_is_told_at_once(cache, make_folder, cache_
         assert f"  {len(places)} {KINDS[kind].one if len(places) == 1 else KINDS[kind].many}." in text
         assert all(place in text for place in places)
     assert "magick mogrify" in text and "image file is truncated" in text
-    assert text.endswith("--skip_broken_images leaves them out; report.md then names them.")
+    assert text.endswith("\n--skip_broken_images leaves them out.")
     assert not list(cache_dir.glob("images-*.partial"))
 
 

@@ -97,6 +97,19 @@ def test_names_of_classes_and_of_the_folder_are_kept_as_text(make_folder, place)
         load_data(f"folder:{root}")
 
 
+def test_classes_whose_names_look_the_same_are_the_same_in_all_splits(make_folder):
+    here, mac = "h\u00e4user", "ha\u0308user"
+    root = make_folder(train={here: 3, "dog": 2}, val={mac: 1, "dog": 1}, test={mac: 2, here: 1, "dog": 1})
+    data = load_data(f"folder:{root}")
+    assert data.class_names == ("dog", here)
+    assert data.validation.labels.tolist() == [0, 1]
+    # Each file under its own name.
+    assert sorted(files(data.test)) == sorted(
+        ["test/dog/000.png", f"test/{here}/000.png", f"test/{mac}/000.png", f"test/{mac}/001.png"]
+    )
+    assert data.test.labels.tolist() == [0, 1, 1, 1]
+
+
 def test_linked_class_folder_is_followed_and_a_loop_is_named(make_folder, tmp_path):
     root = make_folder(train={"a": 2, "b": 2})
     shutil.move(root / "train/b", tmp_path / "elsewhere")

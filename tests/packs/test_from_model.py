@@ -1,5 +1,7 @@
 """From models of any training loop to a pack: what is a task's model, and what is not."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -117,3 +119,21 @@ def test_another_base_is_said(backbone):
     assert "conv/kernel" in named_variables(backbone.model)
     with pytest.raises(PackError, match="lacks the base's weight 'conv/kernel', or has its layer under another name"):
         _pack(model, backbone)
+
+
+@pytest.mark.parametrize(
+    ("augment", "sentence"),
+    [
+        ("resise(8,8)", "Unknown augmentation 'resise'. Did you mean 'resize'"),
+        ("resize(8,8)|flip", "Only training may draw random numbers"),
+        ("resize(9,9)", "gives images of 9x9 pixels, and the base takes 8x8"),
+        ("resize(9)|central_crop(7)", "gives images of 7x7 pixels"),
+    ],
+)
+def test_an_augmentation_of_which_no_answer_would_come_is_refused_before_there_is_a_pack(augment, sentence, backbone):
+    model = MODELS["functional"](_masked(backbone))
+    given = {"task": "t", "class_names": ["a", "b"], "backbone": backbone, "method": "own"}
+    with pytest.raises(PackError, match=re.escape(sentence)):
+        TaskPack.from_model(model, eval_augment=augment, **given)
+    for good in ("", "resize(8)", "resize(9)|central_crop(8)"):
+        assert TaskPack.from_model(model, eval_augment=good, **given).eval_augment == good

@@ -248,7 +248,10 @@ int main(int count, char** values) {
     if (arguments.size() < command.least || arguments.size() > command.most) break;
     const Status status = command.run(arguments);
     if (!status.ok()) fprintf(stderr, "piggyback_edge: %s\n", status.message.c_str());
-    return status.ok() ? 0 : 2;
+    // An answer that did not arrive, as on a full disk, is none.
+    const bool written = fflush(stdout) == 0 && ferror(stdout) == 0;
+    if (!written) fprintf(stderr, "piggyback_edge: The output cannot be written.\n");
+    return status.ok() && written ? 0 : 2;
   }
   for (const Command& command : kCommands)
     fprintf(stderr, "usage: piggyback_edge %s %s\n", command.name, command.arguments);

@@ -9,6 +9,7 @@ import random
 import signal
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -195,6 +196,22 @@ def test_only_files_of_its_own_are_written(plain, tmp_path):
         assert f"'{temporary}' is read and never written to" in files.fails(*arguments)
         temporary.unlink()
     assert files.base.read_bytes() == device.base and not files.model.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_answer_that_cannot_be_written_is_none(plain, tmp_path):
+    device = make_device()
+    files = Files(tmp_path, plain, device, task=make_task(device))
+    task, patcher = tmp_path / "task.edge", SOURCE.parent / "piggyback_edge.py"
+    for command, said in (
+        ([files.program, "inspect", files.manifest, task], "The output cannot be written."),
+        ([sys.executable, patcher, "inspect", files.base, task], "No space left on device"),
+    ):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert done.stderr.startswith("piggyback_edge: ")
+        assert said in done.stderr
 
 
 @pytest.mark.parametrize("max_classes", [0, 5])

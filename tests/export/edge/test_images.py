@@ -215,8 +215,9 @@ def _predict(tmp_path, base, make_task, monkeypatch):
     task = make_task(augment="resize(12)|central_crop(8)")
     (tmp_path / "birds.edge").write_bytes(task_bytes(task, base.manifest))
 
-    def run(path):
-        return main(["predict", *(str(tmp_path / name) for name in ("base.tflite", "birds.edge")), str(path)]), given
+    def run(*paths):
+        files = (str(tmp_path / name) for name in ("base.tflite", "birds.edge"))
+        return main(["predict", *files, *map(str, paths)]), given
 
     return run
 
@@ -250,6 +251,19 @@ def test_predict_gives_no_class_to_what_it_cannot_answer(predict, tmp_path, caps
         output = capsys.readouterr()
         assert (status, output.out, output.err.count("\n")) == (2, "", 1)
         assert message in output.err
+
+
+def test_an_image_without_an_answer_is_no_end_of_the_others(predict, tmp_path, capsys):
+    np.save(tmp_path / "strange.npy", np.full((8, 8, 3), 77, np.uint8))
+    np.save(tmp_path / "good.npy", np.full((8, 8, 3), 5, np.uint8))
+    names = ["none.npy", "good.npy", "strange.npy", "good.npy"]
+    status, given = predict(*(tmp_path / name for name in names))
+    output = capsys.readouterr()
+    assert (status, len(given)) == (2, 3)
+    assert [line.split(":")[0] for line in output.out.splitlines()] == [str(tmp_path / "good.npy")] * 2
+    missing, strange = output.err.splitlines()
+    assert "none.npy" in missing
+    assert "strange.npy" in strange
 
 
 def test_image_files_need_pillow_and_the_module_beside(programs, tmp_path, predict):

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from export.deployment import client as client_module
 from export.deployment.client import Client, ClientError, main
 from tests.export.helpers import ROOT, encode, picture
 from tests.export.serving.conftest import free_port
@@ -39,8 +43,10 @@ def _folder(tmp_path_factory):
 
 
 def test_a_folder_in_batches(ask, folder, small):
-    status, lines, _ = ask("predict", folder, "--task=binary", "--batch_size=2", "--in_flight=3")
+    status, lines, said = ask("predict", folder, "--task=binary", "--batch_size=2", "--in_flight=3")
     assert status == 0
+    # Nothing is left out in silence.
+    assert said == f"client.py: Passed over in {str(folder)!r}: 1 files of 6, which are no .jpg, .jpeg, .png.\n"
     assert [line["path"] for line in lines] == sorted(str(path) for path in folder.rglob("*.*g"))
     classes = small.bank.info("binary")["class_names"]
     for line in lines:
@@ -131,6 +137,31 @@ def test_the_output_may_be_closed_early(folder):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_cannot_be_written(folder):
+    program = (
+        "from export.deployment import client; client.Client.tasks = lambda *_: {'birds': ['wren']}; "
+        "raise SystemExit(client.main())"
+    )
+    command = [sys.executable, "-c", program, "tasks", "--url=http://a"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (2, "client.py: The output cannot be written: No space left on device.\n")
+
+
+def test_ctrl_c_is_no_stack_trace_and_waits_for_no_server(folder):
+    path = Path(client_module.__file__)
+    command = [sys.executable, path, "predict", f"--url=http://127.0.0.1:{free_port()}", "--task=a", folder / "0.jpeg"]
+    began = time.monotonic()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert "does not answer yet" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "client.py: interrupted.\n"
+    assert process.returncode == 130
+    # It would be asked for a minute.
+    assert time.monotonic() - began < 30
 
 
 def test_tasks_and_versions_are_listed(ask, small, server):
