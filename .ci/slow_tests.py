@@ -52,14 +52,15 @@ def changed_files(base: str | None) -> list[str]:
         base: The commit; None for the newest that is older than four hours.
     """
     base = base or _git("log", "-1", "--format=%H", "--before=4 hours ago")
-    if not base or not _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}", check=False):
+    if not base or not _git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}"):
         print(f"No commit {base or 'older than four hours'} in this checkout: everything counts as changed.")
-        return _git("ls-files").splitlines()
+        return list(EVERYTHING)
     return _git("diff", "--name-only", base).splitlines()
 
 
-def _git(*arguments: str, check: bool = True) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=check, capture_output=True, text=True).stdout.strip()
+def _git(*arguments: str) -> str:
+    """Returns what git prints, and nothing if it finds nothing."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def changed_modules(files: Iterable[str], modules: Iterable[str]) -> set[str]:

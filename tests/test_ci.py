@@ -97,8 +97,14 @@ def test_every_test_has_its_turn_once_a_week(ci):
 
 def test_files_that_changed_are_those_since_the_base(ci, capsys):
     assert ci.changed_files("HEAD") == ci._git("diff", "--name-only", "HEAD").splitlines()
-    assert "README.md" in ci.changed_files("no-such-commit")
+    assert ci.changed_modules(ci.changed_files("no-such-commit"), MODULES) == MODULES
     assert "No commit no-such-commit in this checkout" in capsys.readouterr().out
+
+
+def test_without_a_history_everything_counts_as_changed(ci, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ci, "ROOT", tmp_path)
+    assert ci.changed_modules(ci.changed_files(None), MODULES) == MODULES
+    assert "No commit older than four hours in this checkout" in capsys.readouterr().out
 
 
 @pytest.fixture(name="small_ci")

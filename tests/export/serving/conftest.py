@@ -21,6 +21,11 @@ from tests.export.helpers import ROOT, encode, picture
 from tests.packs.helpers import VARIANTS
 
 REAL = "tensorflow_model_server"
+# Ours and, where it is installed, TensorFlow Serving's, each without batching and with it.
+OURS = ["plain", "batching"]
+SERVERS = OURS + [f"{REAL}, {way}" for way in OURS if shutil.which(REAL)]
+# Batching is for all models of a process there, and a mask has no first dimension to merge along.
+WITH_SECOND = [name for name in SERVERS if name != f"{REAL}, batching"]
 RNG = np.random.default_rng(5)
 IMAGES = RNG.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 # One unknown task among the others.
@@ -94,7 +99,7 @@ def _served(small, tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="session", params=["plain", "batching", f"{REAL}, plain", f"{REAL}, batching"], name="server")
+@pytest.fixture(scope="session", params=SERVERS, name="server")
 def _server(request, served, tmp_path_factory):
     """A server, with and without batching."""
     batching = "batching" in request.param
@@ -105,9 +110,6 @@ def _server(request, served, tmp_path_factory):
             server.batching, server.real = batching, False
             yield server
         return
-    if shutil.which(REAL) is None:
-        pytest.skip(f"{REAL} is not installed")
-    # Batching is for all models of a process, and a mask has no first dimension to merge along.
     models = {name: path for name, path in served.items() if not batching or not name.endswith("_with_mask")}
     with running_real_server(models, batching, tmp_path_factory.mktemp("real")) as server:
         server.batching, server.real = batching, True
