@@ -41,12 +41,12 @@ def _pack(tmp_path):
 def _backbone():
     from piggyback_tf.backbones import load_backbone
 
-    return load_backbone("mobilenet_v2", weights="random", image_size=32, seed=3)
+    return load_backbone("shapesnet", weights="random", seed=3)
 
 
 @pytest.fixture(scope="module", name="trained")
 def _trained(tmp_path_factory, backbone):
-    """A task of three classes on MobileNetV2: images in colours, and the model and file of a pack."""
+    """A task of three classes on a network with weights of a seed: images in colours, and the model and file of a pack."""
     folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
@@ -360,7 +360,7 @@ def test_another_base_is_refused(trained, capsys):
     image = str(folder / "data/test/cat/0.png")
     arguments = ["predict", str(folder / "colours.task.safetensors"), image]
     assert main([*arguments, "--backbone=mobilenet"]) == 2
-    assert "was trained on another base: 'mobilenet_v2' with weights 'random' and hash" in capsys.readouterr().err
+    assert "was trained on another base: 'shapesnet' with weights 'random' and hash" in capsys.readouterr().err
     (folder / "wrong.weights.h5").write_bytes(b"nothing")
     assert main([*arguments, f"--weights={folder / 'wrong.weights.h5'}"]) == 2
     error = capsys.readouterr().err
@@ -374,7 +374,7 @@ def test_the_weights_of_a_file(trained, backbone, tmp_path, capsys):
     folder, _ = trained
     backbone.model.save(tmp_path / "base.keras")
     weights = tmp_path / "base.keras"
-    assert load_backbone("mobilenet_v2", weights=weights, image_size=32).hash == backbone.hash
+    assert load_backbone("shapesnet", weights=weights).hash == backbone.hash
     image = str(folder / "data/test/cat/0.png")
     assert main(["predict", str(folder / "colours.task.safetensors"), image, f"--weights={weights}"]) == 0
     assert image in capsys.readouterr().out
