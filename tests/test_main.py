@@ -46,7 +46,7 @@ def _backbone():
 
 @pytest.fixture(scope="module", name="trained")
 def _trained(tmp_path_factory, backbone):
-    """A task of three classes on a network with weights of a seed: images in colours, and the model and file of a pack."""
+    """A task of three classes on random weights: images in colours, and the model and file of a pack."""
     folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
