@@ -292,7 +292,7 @@ def test_evaluate(trained, capsys):
     images = np.stack(
         [np.asarray(Image.open(folder / "data/test" / name / f"{i}.png")) for name in CLASSES for i in range(4)]
     )
-    guesses = np.argmax(model.predict_on_batch(images), axis=1)
+    guesses = np.argmax(model(images, training=False), axis=1)
     expected = 100 * np.mean(guesses != np.repeat([1, 2, 0], 4))
     # Were the classes taken by place instead of by name, all would be wrong.
     assert expected < 40
@@ -346,7 +346,7 @@ def test_predict(trained, capsys, tmp_path):
     assert main([*arguments, *images[1:], "--top_k=2", "--batch_size=3"]) == 2
     output = capsys.readouterr()
     assert output.err.startswith(f"python -m piggyback_tf predict: Broken image {str(tmp_path / 'note.png')!r}")
-    logits = model.predict_on_batch(np.stack([np.asarray(Image.open(path)) for path in images]))
+    logits = model(np.stack([np.asarray(Image.open(path)) for path in images]), training=False)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     lines = output.out.splitlines()
     assert lines[::3] == images

@@ -200,7 +200,8 @@ def test_training_tells_the_optimiser_the_loss(policy):
         model = method.build(toy_backbone(), 3)
         optimizer = make_optimizer(method, model, config, 10)
         assert isinstance(optimizer, WatchedLossScale if policy == "mixed_float16" else WatchedOptimizers)
-        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, jit_compile=False)
     finally:
         keras.config.set_dtype_policy("float32")
     images = np.random.default_rng(0).uniform(0, 255, (8, *model.input_shape[1:])).astype("float32")
