@@ -26,8 +26,10 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 DURATIONS = ROOT / ".ci" / "durations.json"
@@ -224,6 +226,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Keeps the order of the command line, which is not that of the other tests."""
     places = {name: place for place, name in enumerate(config.args)}
     items.sort(key=lambda item: places[item.nodeid])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process whole files, as `seconds_needed` reckons. The other tests have units of their own."""
+    return LoadFileScheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

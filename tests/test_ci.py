@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST, TOGETHER, unit_of
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -105,6 +107,15 @@ def test_without_a_history_everything_counts_as_changed(ci, tmp_path, monkeypatc
     monkeypatch.setattr(ci, "ROOT", tmp_path)
     assert ci.changed_modules(ci.changed_files(None), MODULES) == MODULES
     assert "No commit older than four hours in this checkout" in capsys.readouterr().out
+
+
+def test_what_shares_fixtures_goes_to_one_process_and_all_else_by_file():
+    assert unit_of("tests/export/edge/test_cpp.py::test_a[b::c]") == unit_of("tests/export/lite/x/test_d.py::e")
+    assert unit_of("tests/export/serving/test_tls.py::f") == unit_of("tests/export/test_saved_model.py::g") == "servers"
+    assert unit_of("tests/packs/test_pack.py::TestIt::test_h") == "tests/packs/test_pack.py"
+    assert all((ROOT / folder).is_dir() for folder in TOGETHER)
+    names = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(LONGEST) <= names, "files that moved"
 
 
 @pytest.fixture(name="small_ci")
