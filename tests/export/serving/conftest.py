@@ -1,6 +1,7 @@
 """Servers in processes of their own, and clients of them."""
 
 import contextlib
+import functools
 import json
 import shutil
 import socket
@@ -99,21 +100,33 @@ def _served(small, tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="session", params=SERVERS, name="server")
-def _server(request, served, tmp_path_factory):
+@pytest.fixture(scope="session", name="start_server")
+def _start_server(served, tmp_path_factory):
+    """A function that returns one of `SERVERS`, started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(name):
+            batching = "batching" in name
+            if REAL in name:
+                models = {model: path for model, path in served.items() if not batching or "with_mask" not in model}
+                started = running_real_server(models, batching, tmp_path_factory.mktemp("real"))
+            else:
+                arguments = [f"--model={model}={folder}" for model, folder in served.items()]
+                arguments += ["--label=piggyback:stable=1", *(["--batched=piggyback"] if batching else [])]
+                started = running_server(*arguments)
+            server = stack.enter_context(started)
+            server.batching, server.real = batching, REAL in name
+            return server
+
+        yield start
+
+
+# Not of the session, or pytest would stop a server for the next one, and start it again in the next file.
+@pytest.fixture(params=SERVERS, name="server")
+def _server(request, start_server):
     """A server, with and without batching."""
-    batching = "batching" in request.param
-    if REAL not in request.param:
-        arguments = [f"--model={name}={folder}" for name, folder in served.items()]
-        arguments += ["--label=piggyback:stable=1", *(["--batched=piggyback"] if batching else [])]
-        with running_server(*arguments) as server:
-            server.batching, server.real = batching, False
-            yield server
-        return
-    models = {name: path for name, path in served.items() if not batching or not name.endswith("_with_mask")}
-    with running_real_server(models, batching, tmp_path_factory.mktemp("real")) as server:
-        server.batching, server.real = batching, True
-        yield server
+    return start_server(request.param)
 
 
 @pytest.fixture(params=["rest", "grpc"], name="client")
