@@ -14,7 +14,7 @@ def check_masked_network(base: Backbone, folder: Path) -> dict[str, Any]:
     """Masks a network and tries what masking promises.
 
     Args:
-        base: The network, at any image size; its Normalization, if it has one, gets a mean and a variance.
+        base: The network, at any image size; its Normalization gets a mean and a variance, if they are weights.
         folder: Where a model may be saved.
 
     Returns:
@@ -24,7 +24,8 @@ def check_masked_network(base: Backbone, folder: Path) -> dict[str, Any]:
         `"masks"`, `"masked_weights"` and `"weights"`.
     """
     for _, layer in named_layers(base.model):
-        if isinstance(layer, keras.layers.Normalization):
+        # Some have them in their settings, as those of ConvNeXt do.
+        if isinstance(layer, keras.layers.Normalization) and layer.input_mean is None:
             # With random weights they are 0 and 1, as in a copy that has lost them.
             layer.adapt_mean.assign(np.full(layer.adapt_mean.shape, 0.45))
             layer.adapt_variance.assign(np.full(layer.adapt_variance.shape, 0.22))

@@ -8,26 +8,48 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
 
-# Files that take longest. Tests run in two processes with a file each: these first, so that none is left alone. With
+# Tests run in two processes, which take a file each. What is in these folders goes to one of them together, since its
+# fixtures take long to make: exports, a compiled patcher, servers. The first that fits counts.
+TOGETHER = {"tests/export/edge": "devices", "tests/export/lite": "devices", "tests/export": "servers"}
+# These, and then files that take longest, go first, so that no process is left alone with them. With
 # `--no-loadscope-reorder` pytest-xdist keeps this order; by itself it would put files with the most tests first.
 LONGEST = (
     "test_train.py",
     "test_contract.py",
-    "test_command.py",
+    "test_stress.py",
+    "test_quick.py",
     "test_fit.py",
     "test_runner.py",
-    "test_verify.py",
     "test_networks.py",
     "test_backbone_weights.py",
-    "test_commands.py",
-    "test_bad_input.py",
     "test_resume.py",
 )
 
 
+def unit_of(nodeid: str) -> str:
+    """Returns the name of what goes to one process as a whole: a file, or several folders."""
+    file = nodeid.partition("::")[0]
+    return next((name for folder, name in TOGETHER.items() if file.startswith(f"{folder}/")), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    from xdist.scheduler import LoadFileScheduling
+
+    class UnitScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    return UnitScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+    units = list(dict.fromkeys(TOGETHER.values()))
+    places = {name: place for place, name in enumerate([*units, *LONGEST])}
+
+    def place(item: pytest.Item) -> int:
+        return places.get(unit_of(item.nodeid), places.get(item.path.name, len(places)))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

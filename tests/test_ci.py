@@ -2,11 +2,12 @@
 
 import datetime
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import LONGEST, TOGETHER, unit_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +42,10 @@ MODULES = {
         (["piggyback_tf/packs/pack.py"], {"piggyback_tf.packs", "piggyback_tf.packs.pack", "piggyback_tf.packs.bits"}),
         (["export/edge/cpp/piggyback_edge.cc"], {"export.edge", "export.edge.build"}),
         (["tests/packs/test_pack.py", "README.md"], {"tests.packs.test_pack"}),
+        (["tests/packs/conftest.py"], {"tests.packs.test_pack", "tests.packs.test_bits"}),
+        (["tests/packs/packs.json"], {"tests.packs.test_pack", "tests.packs.test_bits"}),
+        (["tests/conftest.py"], {"tests.test_train", "tests.packs.test_pack", "tests.packs.test_bits"}),
+        ([".ci/durations.json"], set()),
         (["train.py"], {"tests.test_train"}),
         (["docs/results.md", "configs/flowers.flags"], set()),
         (["requirements-dev.txt"], MODULES),
@@ -59,7 +64,13 @@ def test_two_processes_take_files_whole(ci):
     durations = {"a.py::1": 10.0, "a.py::2": 30.0, "b.py::1": 20.0, "c.py::1": 30.0}
     assert ci.seconds_needed(durations, durations) == 45.0
     assert ci.seconds_needed(["a.py::1", "a.py::2", "b.py::1"], durations) == 40.0
-    assert ci.seconds_needed(["a.py::new"], durations) == ci.UNKNOWN
+    assert list(ci.seconds_by_file(durations, durations)) == ["a.py", "c.py", "b.py"]
+
+
+def test_a_test_that_moved_keeps_its_duration(ci):
+    known = {"a.py::moved": 10.0, "b.py::moved": 30.0, "b.py::stays": 5.0, "gone.py::gone": 1.0}
+    tests = ["a.py::stays", "b.py::stays", "new.py::moved", "new.py::new"]
+    assert ci.estimates(tests, known) == dict(zip(tests, [5.0, 5.0, 30.0, ci.UNKNOWN], strict=True))
 
 
 def test_near_tests_go_first_until_the_time_is_full(ci, monkeypatch):
@@ -72,6 +83,10 @@ def test_near_tests_go_first_until_the_time_is_full(ci, monkeypatch):
     chosen, left = ci.plan(list(durations), distance, durations, datetime.date(2026, 1, 1))
     assert chosen == ["tests/near.py::b", "tests/far.py::d", "tests/other.py::turn"]
     assert left == ["tests/far.py::a", "tests/late.py::turn", "tests/near.py::c"], "what did not fit is said"
+    chosen, left = ci.plan(list(durations), distance, durations, datetime.date(2026, 1, 1), limit=85)
+    assert chosen == ["tests/near.py::b", "tests/far.py::d", "tests/other.py::turn"]
+    chosen, _ = ci.plan(list(durations), distance, durations, datetime.date(2026, 1, 1), limit=70)
+    assert chosen == ["tests/far.py::d", "tests/other.py::turn"], "no more than the time that there is"
 
 
 def test_every_test_has_its_turn_once_a_week(ci):
@@ -84,33 +99,69 @@ def test_every_test_has_its_turn_once_a_week(ci):
 
 def test_files_that_changed_are_those_since_the_base(ci, capsys):
     assert ci.changed_files("HEAD") == ci._git("diff", "--name-only", "HEAD").splitlines()
-    assert "README.md" in ci.changed_files("no-such-commit")
+    assert ci.changed_modules(ci.changed_files("no-such-commit"), MODULES) == MODULES
     assert "No commit no-such-commit in this checkout" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_slow_tests_run_and_their_times_are_kept(ci, tmp_path, monkeypatch):
+def test_without_a_history_everything_counts_as_changed(ci, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ci, "ROOT", tmp_path)
+    assert ci.changed_modules(ci.changed_files(None), MODULES) == MODULES
+    assert "No commit older than four hours in this checkout" in capsys.readouterr().out
+
+
+def test_what_shares_fixtures_goes_to_one_process_and_all_else_by_file():
+    assert unit_of("tests/export/edge/test_cpp.py::test_a[b::c]") == unit_of("tests/export/lite/x/test_d.py::e")
+    assert unit_of("tests/export/serving/test_tls.py::f") == unit_of("tests/export/test_saved_model.py::g") == "servers"
+    assert unit_of("tests/packs/test_pack.py::TestIt::test_h") == "tests/packs/test_pack.py"
+    assert all((ROOT / folder).is_dir() for folder in TOGETHER)
+    names = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(LONGEST) <= names, "files that moved"
+
+
+@pytest.fixture(name="small_ci")
+def _small_ci(ci, tmp_path, monkeypatch):
+    """The script on a folder with three slow tests, one of which is left, in two files."""
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci" / "slow_tests.py").symlink_to(ROOT / ".ci" / "slow_tests.py")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(
-        "import time, pytest\n"
+        "import subprocess, sys, time, pytest\n"
+        "BUSY = 'import time\\nwhile time.process_time() < 0.5: pass\\nprint(flush=True)\\nopen(0).read()'\n"
         "@pytest.mark.slow\n@pytest.mark.parametrize('text', ['a b', 'c'])\n"
-        "def test_slow(text):\n    time.sleep(0.2)\n"
+        "def test_slow(text):\n"
+        "    pytest.child = subprocess.Popen([sys.executable, '-c', BUSY], stdin=-1, stdout=-1)\n"
+        "    pytest.child.stdout.readline()\n    time.sleep(2)\n"
         "def test_fast():\n    assert False\n"
+    )
+    (tmp_path / "tests" / "test_other.py").write_text(
+        "import pytest\n@pytest.mark.slow\ndef test_fails():\n    assert False\n"
     )
     monkeypatch.setattr(ci, "ROOT", tmp_path)
     monkeypatch.setattr(ci, "DURATIONS", tmp_path / "durations.json")
-    names = [f"tests/test_it.py::test_slow[{text}]" for text in ("a b", "c")]
-    assert ci.collect() == names
-    assert ci.run(names, record=True, deadline=float("inf")) == 0
-    known = json.loads((tmp_path / "durations.json").read_text())
-    assert list(known) == names
-    assert all(0.1 < seconds < 5 for seconds in known.values())
-    # After the deadline nothing is begun, and no time is kept.
-    assert ci.run(names[:1], record=True, deadline=0.0) == 0
-    assert json.loads((tmp_path / "durations.json").read_text()) == known
+    return ci
+
+
+NAMES = ["tests/test_it.py::test_slow[a b]", "tests/test_it.py::test_slow[c]", "tests/test_other.py::test_fails"]
+
+
+@pytest.mark.slow
+def test_slow_tests_run_and_the_processors_time_is_kept(small_ci, capfd):
+    assert small_ci.collect() == NAMES
+    assert small_ci.run(NAMES, dict.fromkeys(NAMES, 1.0), record=True, deadline=float("inf")) == 1
+    assert "test_fails" in capfd.readouterr().out
+    known = small_ci.read_durations()
+    assert list(known) == NAMES[:2], "how long it takes to fail says nothing"
+    assert all(0.5 <= seconds < 2 for seconds in known.values()), "a process that goes on counts, and sleep does not"
+
+
+@pytest.mark.slow
+def test_after_the_deadline_nothing_is_begun(small_ci, capfd):
+    assert small_ci.run(NAMES, dict.fromkeys(NAMES, 1.0), record=True, deadline=0.0) == 0
+    assert small_ci.read_durations() == {}
+    lines = capfd.readouterr().out.splitlines()
+    left = sorted(line for line in lines if line.startswith("left out"))
+    assert left == [f"left out: {name} (no time left)" for name in NAMES]
 
 
 def test_the_real_graph_knows_who_imports_the_packs(ci):

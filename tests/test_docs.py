@@ -101,7 +101,7 @@ def test_training_loops_of_ones_own(heading, tmp_path, monkeypatch):
     assert '"resize(32,32)", 8\n' in code
     names = {"__name__": "example"}
     # Fewer epochs than a reader takes.
-    exec(compile(code.replace('"resize(32,32)", 8\n', '"resize(32,32)", 3\n'), "own-loops.md", "exec"), names)
+    exec(compile(code.replace('"resize(32,32)", 8\n', '"resize(32,32)", 2\n'), "own-loops.md", "exec"), names)
     data, pack = names["data"], names["pack"]
     assert (pack.task, pack.method, pack.mask_kind) == ("digits", "own", "binary")
     assert len(pack.masks) == 8

@@ -42,12 +42,12 @@ def _pack(tmp_path):
 def _backbone():
     from piggyback_tf.backbones import load_backbone
 
-    return load_backbone("mobilenet_v2", weights="random", image_size=32, seed=3)
+    return load_backbone("shapesnet", weights="random", seed=3)
 
 
 @pytest.fixture(scope="module", name="trained")
 def _trained(tmp_path_factory, backbone):
-    """A task of three classes on MobileNetV2: images in colours, and the model and file of a pack."""
+    """A task of three classes on random weights: images in colours, and the model and file of a pack."""
     folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("test", 4)):
@@ -294,7 +294,7 @@ def test_evaluate(trained, capsys):
     images = np.stack(
         [np.asarray(Image.open(folder / "data/test" / name / f"{i}.png")) for name in CLASSES for i in range(4)]
     )
-    guesses = np.argmax(model.predict_on_batch(images), axis=1)
+    guesses = np.argmax(model(images, training=False), axis=1)
     expected = 100 * np.mean(guesses != np.repeat([1, 2, 0], 4))
     # Were the classes taken by place instead of by name, all would be wrong.
     assert expected < 40
@@ -348,7 +348,7 @@ def test_predict(trained, capsys, tmp_path):
     assert main([*arguments, *images[1:], "--top_k=2", "--batch_size=3"]) == 2
     output = capsys.readouterr()
     assert output.err.startswith(f"python -m piggyback_tf predict: Broken image {str(tmp_path / 'note.png')!r}")
-    logits = model.predict_on_batch(np.stack([np.asarray(Image.open(path)) for path in images]))
+    logits = model(np.stack([np.asarray(Image.open(path)) for path in images]), training=False)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     lines = output.out.splitlines()
     assert lines[::3] == images
@@ -362,7 +362,7 @@ def test_another_base_is_refused(trained, capsys):
     image = str(folder / "data/test/cat/0.png")
     arguments = ["predict", str(folder / "colours.task.safetensors"), image]
     assert main([*arguments, "--backbone=mobilenet"]) == 2
-    assert "was trained on another base: 'mobilenet_v2' with weights 'random' and hash" in capsys.readouterr().err
+    assert "was trained on another base: 'shapesnet' with weights 'random' and hash" in capsys.readouterr().err
     (folder / "wrong.weights.h5").write_bytes(b"nothing")
     assert main([*arguments, f"--weights={folder / 'wrong.weights.h5'}"]) == 2
     error = capsys.readouterr().err
@@ -376,7 +376,7 @@ def test_the_weights_of_a_file(trained, backbone, tmp_path, capsys):
     folder, _ = trained
     backbone.model.save(tmp_path / "base.keras")
     weights = tmp_path / "base.keras"
-    assert load_backbone("mobilenet_v2", weights=weights, image_size=32).hash == backbone.hash
+    assert load_backbone("shapesnet", weights=weights).hash == backbone.hash
     image = str(folder / "data/test/cat/0.png")
     assert main(["predict", str(folder / "colours.task.safetensors"), image, f"--weights={weights}"]) == 0
     assert image in capsys.readouterr().out

@@ -146,14 +146,15 @@ def test_images_that_cannot_be_compared_are_all_told_before_the_base_is_loaded(t
 
 
 def test_the_first_lines_are_ones_own_and_stderr_is_empty(tmp_path):
-    command = [*TRAIN, "--epochs=2", "--batch_size=64", "--baseline=finetune", f"--output_dir={tmp_path / 'run'}"]
+    command = [*TRAIN, "--epochs=2", "--batch_size=64", "--baseline=classifier_only"]
+    command.append(f"--output_dir={tmp_path / 'run'}")
     status, printed, errors, _, _ = _run(*command, cwd=tmp_path)
     assert (status, errors) == (0, "")
     lines = printed.splitlines()
     assert lines[0].startswith("digits, 10 classes: train 1,295 images (0: 128, 1: 131, 2: 128, ")
     assert "; validation 143 images (0: 14, " in lines[0]
     assert "; test 359 images (0: 36, " in lines[0]
-    assert lines[1].startswith("finetune trains ")
+    assert lines[1].startswith("classifier_only trains ")
     trained = next(line for line in lines if line.startswith("piggyback trains"))
     assert trained == (
         "piggyback trains 213,010 parameters (mask 212,040, head 970) on shapesnet, in 2 epochs of 21 steps with up to "

@@ -19,6 +19,7 @@ has been, by more than steps differ by chance, they are halved in each step, dow
 too badly scaled for such changes then learns by its head, and does not die.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -41,6 +42,104 @@ _BINS, _BINS_PER_OCTAVE = 1024, 8
 _SHORT, _LONG, _MARGIN = 0.8, 0.95, 0.5
 # By what the limits are multiplied in a step in which the loss is too high, and in any other until they are whole.
 _LESS, _MORE, _LEAST = 0.5, 1.05, 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arithmetic:
+    """What a step computes, without what it keeps from one to the next; see `TrustRegionAdam` for the numbers."""
+
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    threshold: float
+    kind: str
+    gradient_scaling: str
+
+    def sampled(
+        self, layers: Sequence[Sequence[tf.Tensor]], rates: tf.Tensor, largest: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns of a sample of all weights which flip, their bins by score, and what they promise and are.
+
+        Returns:
+            bool `[N]`, int32 `[N]`, and float32 `[N, 2]`: the promise of all weights for which one of the sample
+            stands, and how many they are.
+        """
+        parts = [self._sampled_layer(*layer, rates, largest) for layer in layers]
+        return tuple(tf.concat(part, axis=0) for part in zip(*parts, strict=True))
+
+    def _sampled_layer(
+        self,
+        before: tf.Tensor,
+        gradient: tf.Tensor,
+        mean: tf.Tensor,
+        square: tf.Tensor,
+        kernel: tf.Tensor,
+        rates: tf.Tensor,
+        largest: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        size = math.prod(before.shape)
+        stride = -(-size // _SAMPLE)
+        stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
+        factor = promise_factor(kernel, self.gradient_scaling) * tf.ones_like(kernel, tf.float32)
+        rows = [tf.reshape(row, [-1])[::stride] for row in (before, gradient, mean, square, kernel, factor)]
+        before, gradient, mean, square, kernel, factor = (tf.cast(row, tf.float32) for row in rows)
+        after, mean, _ = self._adam(before, gradient, mean, square, rates)
+        promise = self._promise(mean, rates) * factor
+        score = tf.math.divide_no_nan(promise, tf.square(kernel))
+        octave = tf.math.log(tf.maximum(score, 1e-30)) / math.log(2.0)
+        bins = tf.cast(tf.clip_by_value(octave * _BINS_PER_OCTAVE + _BINS / 2, 0.0, _BINS - 1.0), tf.int32)
+        stands_for = tf.fill([-(-size // stride)], size / -(-size // stride))
+        counted = self._flips(before, after) & (promise <= largest)
+        return counted, bins, tf.stack([promise * stands_for, stands_for], axis=1)
+
+    def moved(
+        self,
+        before: tf.Tensor,
+        gradient: tf.Tensor,
+        mean: tf.Tensor,
+        square: tf.Tensor,
+        kernel: tf.Tensor,
+        rates: tf.Tensor,
+        lowest: tf.Tensor,
+        largest: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        after, mean, square = self._adam(before, gradient, mean, square, rates)
+        promise = self._promise(mean, rates) * promise_factor(kernel, self.gradient_scaling)
+        may_flip = (promise >= lowest * tf.square(tf.cast(kernel, tf.float32))) & (promise <= largest)
+        return tf.where(self._flips(before, after) & ~may_flip, before, after), mean, square
+
+    def _adam(
+        self, value: tf.Tensor, gradient: tf.Tensor, mean: tf.Tensor, square: tf.Tensor, rates: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns what `keras.optimizers.Adam` makes of a variable and its moments."""
+        rate, count = rates[0], rates[1]
+        mean += (gradient - mean) * (1 - self.beta_1)
+        square += (tf.square(gradient) - square) * (1 - self.beta_2)
+        rate *= tf.sqrt(1 - tf.pow(self.beta_2, count)) / (1 - tf.pow(self.beta_1, count))
+        return value - mean * rate / (tf.sqrt(square) + self.epsilon), mean, square
+
+    def _promise(self, mean: tf.Tensor, rates: tf.Tensor) -> tf.Tensor:
+        """Returns `|dE/dm|` by the average of the gradients."""
+        return tf.abs(mean) / (1 - tf.pow(self.beta_1, rates[1]))
+
+    def _flips(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        mask = ternarise if self.kind == "ternary" else binarise
+        return mask(before, self.threshold) != mask(after, self.threshold)
+
+
+@functools.cache
+def _compiled(arithmetic: _Arithmetic, name: str, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    """Returns a method of `_Arithmetic` as one kernel of XLA, which reads and writes every value once.
+
+    To make one takes longer than many steps. So it is made once for all trainings with such kernels, and not by
+    an optimiser for itself.
+
+    Args:
+        arithmetic: Whose method it is.
+        name: The name of the method.
+        shapes: Those of the masks: a function for each, since TensorFlow warns of one that is compiled for many.
+    """
+    return tf.function(getattr(arithmetic, name), jit_compile=True)
 
 
 class TrustRegionAdam(keras.optimizers.Adam):
@@ -80,14 +179,12 @@ class TrustRegionAdam(keras.optimizers.Adam):
             raise ValueError("TrustRegionAdam foresees the step of plain Adam; AMSGrad is not supported.")
         # A function, since Keras takes the variables in an attribute for the optimiser's own, whose state is saved.
         self._kernel = tuple(kernels).__getitem__
-        # A kernel of XLA reads and writes every value once, where each operation would do so. There is one for each
-        # shape, by a key: TensorFlow warns of a function that is compiled for many.
-        self._compiled = functools.cache(lambda key, function: tf.function(function, jit_compile=True))
         self.trust = trust
         self.max_flips = max_flips
         self.threshold = threshold
         self.kind = kind
         self.gradient_scaling = gradient_scaling
+        self._arithmetic = _Arithmetic(self.beta_1, self.beta_2, self.epsilon, threshold, kind, gradient_scaling)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
@@ -181,7 +278,8 @@ class TrustRegionAdam(keras.optimizers.Adam):
         """
         tensors = [tuple(map(tf.convert_to_tensor, layer)) for layer in layers]
         # One kernel for all layers: each operation of its own would cost more than what it computes.
-        counted, bins, weights = self._compiled("sample", self._sampled)(tensors, rates, largest)
+        sampled = _compiled(self._arithmetic, "sampled", tuple(tuple(layer[0].shape) for layer in tensors))
+        counted, bins, weights = sampled(tensors, rates, largest)
         # Few of the weights flip in a step.
         flipping = tf.where(counted)[:, 0]
         bins, weights = tf.gather(bins, flipping), tf.gather(weights, flipping)
@@ -197,43 +295,6 @@ class TrustRegionAdam(keras.optimizers.Adam):
         # No more than all may flip: then there is no lowest score.
         return tf.where(bins == 0, 0.0, tf.pow(2.0, octaves))
 
-    def _sampled(
-        self, layers: Sequence[Sequence[tf.Tensor]], rates: tf.Tensor, largest: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns of a sample of all weights which flip, their bins by score, and what they promise and are.
-
-        Returns:
-            bool `[N]`, int32 `[N]`, and float32 `[N, 2]`: the promise of all weights for which one of the sample
-            stands, and how many they are.
-        """
-        parts = [self._sampled_layer(*layer, rates, largest) for layer in layers]
-        return tuple(tf.concat(part, axis=0) for part in zip(*parts, strict=True))
-
-    def _sampled_layer(
-        self,
-        before: tf.Tensor,
-        gradient: tf.Tensor,
-        mean: tf.Tensor,
-        square: tf.Tensor,
-        kernel: tf.Tensor,
-        rates: tf.Tensor,
-        largest: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        size = math.prod(before.shape)
-        stride = -(-size // _SAMPLE)
-        stride += 1 - stride % 2  # Odd, so that channels in powers of two are all visited.
-        factor = promise_factor(kernel, self.gradient_scaling) * tf.ones_like(kernel, tf.float32)
-        rows = [tf.reshape(row, [-1])[::stride] for row in (before, gradient, mean, square, kernel, factor)]
-        before, gradient, mean, square, kernel, factor = (tf.cast(row, tf.float32) for row in rows)
-        after, mean, _ = self._adam(before, gradient, mean, square, rates)
-        promise = self._promise(mean, rates) * factor
-        score = tf.math.divide_no_nan(promise, tf.square(kernel))
-        octave = tf.math.log(tf.maximum(score, 1e-30)) / math.log(2.0)
-        bins = tf.cast(tf.clip_by_value(octave * _BINS_PER_OCTAVE + _BINS / 2, 0.0, _BINS - 1.0), tf.int32)
-        stands_for = tf.fill([-(-size // stride)], size / -(-size // stride))
-        counted = self._flips(before, after) & (promise <= largest)
-        return counted, bins, tf.stack([promise * stands_for, stands_for], axis=1)
-
     def _move(
         self, variable: tf.Variable, gradient: tf.Tensor, rates: tf.Tensor, lowest: tf.Tensor, largest: tf.Tensor
     ) -> None:
@@ -241,45 +302,11 @@ class TrustRegionAdam(keras.optimizers.Adam):
         index = self._get_variable_index(variable)
         mean, square = self._momentums[index], self._velocities[index]
         arguments = (variable, tf.cast(gradient, tf.float32), *self._state(variable))
-        move = self._compiled(tuple(variable.shape), self._moved)
-        after, new_mean, new_square = move(*map(tf.convert_to_tensor, arguments), rates, lowest, largest)
+        moved = _compiled(self._arithmetic, "moved", (tuple(variable.shape),))
+        after, new_mean, new_square = moved(*map(tf.convert_to_tensor, arguments), rates, lowest, largest)
         self.assign(variable, after)
         self.assign(mean, new_mean)
         self.assign(square, new_square)
-
-    def _moved(
-        self,
-        before: tf.Tensor,
-        gradient: tf.Tensor,
-        mean: tf.Tensor,
-        square: tf.Tensor,
-        kernel: tf.Tensor,
-        rates: tf.Tensor,
-        lowest: tf.Tensor,
-        largest: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        after, mean, square = self._adam(before, gradient, mean, square, rates)
-        promise = self._promise(mean, rates) * promise_factor(kernel, self.gradient_scaling)
-        may_flip = (promise >= lowest * tf.square(tf.cast(kernel, tf.float32))) & (promise <= largest)
-        return tf.where(self._flips(before, after) & ~may_flip, before, after), mean, square
-
-    def _adam(
-        self, value: tf.Tensor, gradient: tf.Tensor, mean: tf.Tensor, square: tf.Tensor, rates: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns what `keras.optimizers.Adam` makes of a variable and its moments."""
-        rate, count = rates[0], rates[1]
-        mean += (gradient - mean) * (1 - self.beta_1)
-        square += (tf.square(gradient) - square) * (1 - self.beta_2)
-        rate *= tf.sqrt(1 - tf.pow(self.beta_2, count)) / (1 - tf.pow(self.beta_1, count))
-        return value - mean * rate / (tf.sqrt(square) + self.epsilon), mean, square
-
-    def _promise(self, mean: tf.Tensor, rates: tf.Tensor) -> tf.Tensor:
-        """Returns `|dE/dm|` by the average of the gradients."""
-        return tf.abs(mean) / (1 - tf.pow(self.beta_1, rates[1]))
-
-    def _flips(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
-        mask = ternarise if self.kind == "ternary" else binarise
-        return mask(before, self.threshold) != mask(after, self.threshold)
 
     def get_config(self) -> dict[str, Any]:
         # The kernels are the model's. Who makes the optimiser anew has them.

@@ -30,11 +30,11 @@ def _backbone():
 
 def test_copies_answer_as_the_base():
     base = _backbone().model
-    expected = base.predict(IMAGES, verbose=0)
+    expected = base(IMAGES, training=False)
     for copy in (mask(base), share(base), copy_of_base(base), bake_kernels(base)):
-        np.testing.assert_array_equal(copy.predict(IMAGES, verbose=0), expected)
+        np.testing.assert_array_equal(copy(IMAGES, training=False), expected)
     plain = keras_model(base, {}, np.eye(6, dtype=np.float32), np.zeros(6, np.float32))
-    np.testing.assert_allclose(plain.predict(IMAGES, verbose=0), keras.ops.softmax(expected), rtol=1e-6)
+    np.testing.assert_allclose(plain(IMAGES, training=False), keras.ops.softmax(expected), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS.names())

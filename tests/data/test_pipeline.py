@@ -189,7 +189,7 @@ def test_broken_image_surfaces_without_a_cache_in_a_loop_and_in_fit(make_folder)
     import keras
 
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     with pytest.raises(DataError, match=f"^Broken image '{path}'"), surface_data_errors():
         model.fit(dataset, shuffle=False, verbose=0)
 

@@ -15,7 +15,9 @@ SIZE = 32
 VARIANTS = ({}, {"kind": "ternary"}, {"norm": "task"})
 
 
-def _check(name, folder, loaders, caches=("packed", "unpacked")):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilenet", "mobilenet_v2", "resnet50", "densenet121", "efficientnet_b0"])
+def test_every_network_through_every_loader(name, tmp_path):
     backbone = load_backbone(name, weights="random", image_size=SIZE)
     bank, packs = TaskBank(backbone), []
     for classes, variant in enumerate(VARIANTS, start=2):
@@ -35,9 +37,9 @@ def _check(name, folder, loaders, caches=("packed", "unpacked")):
         ("by_name", {"images": images, "task": texts(*names)}),
         ("encoded", {"image_bytes": texts(*files), "task": texts(*names)}),
     ]
-    for cache in caches:
-        export = export_saved_model(backbone, packs, folder, ExportOptions(cache=cache, top_k=2))
-        for loader in loaders:
+    for cache in ("packed", "unpacked"):
+        export = export_saved_model(backbone, packs, tmp_path, ExportOptions(cache=cache, top_k=2))
+        for loader in LOADERS:
             *pixels, encoded = call(loader, export, calls)
             for found in pixels:
                 for row, values in zip(found["probabilities"], expected, strict=True):
@@ -46,13 +48,3 @@ def _check(name, folder, loaders, caches=("packed", "unpacked")):
             np.testing.assert_allclose(
                 encoded["scores"], [[score for _, score in row] for row in best], rtol=0, atol=1e-5
             )
-
-
-def test_mobilenet(tmp_path):
-    _check("mobilenet", tmp_path, ["c_api"], ["packed"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "densenet121", "efficientnet_b0"])
-def test_every_network_through_every_loader(name, tmp_path):
-    _check(name, tmp_path, LOADERS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import zipfile
 
 import keras
@@ -200,17 +201,35 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
     assert not (tmp_path / "2_spots" / STATE_FILE).exists()
 
 
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    """Returns a function that gives the state of a training of `stripes` by a method, which is done once."""
+    done = {}
+
+    def train(method):
+        if method not in done:
+            settings, done[method] = toy_settings(method, epochs=2), tmp_path_factory.mktemp(method) / STATE_FILE
+            runner_module.train_task(
+                METHODS[method](),
+                toy_backbone(),
+                toy_tasks()["stripes"],
+                settings.train,
+                settings.inputs,
+                state_dir=done[method].parent,
+            )
+        return done[method]
+
+    return train
+
+
 @pytest.mark.parametrize("method", NAMES)
-def test_refuses_the_state_of_another_method(method, tmp_path):
+def test_refuses_the_state_of_another_method(method, states, tmp_path):
     other = "classifier_only" if method == "piggyback" else "piggyback"
-    settings, tasks = toy_settings(other, epochs=2), toy_tasks()
     own = tmp_path / ("2_spots" if METHODS[method].Config.at_once else "1_stripes")
     own.mkdir()
-    runner_module.train_task(
-        METHODS[other](), toy_backbone(), tasks["stripes"], settings.train, settings.inputs, state_dir=own
-    )
+    shutil.copy(states(other), own / STATE_FILE)
     with pytest.raises(TrainingError, match="belongs to another model"):
-        run_sequence(tmp_path, toy_backbone(), tasks, _settings(method))
+        run_sequence(tmp_path, toy_backbone(), toy_tasks(), _settings(method))
 
 
 def test_a_test_split_is_needed(tmp_path):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.training import TrainConfig, TrustRegionAdam, WarmupSchedule, make_optimizer
-from piggyback_tf.training.trust_region import WatchedLossScale, WatchedOptimizers
+from piggyback_tf.training.trust_region import WatchedLossScale, WatchedOptimizers, _compiled
 from tests.methods.toy import toy_backbone
 
 THRESHOLD = 5e-3
@@ -58,6 +58,21 @@ def test_a_herd_flips_for_no_more_than_a_part_of_the_loss(side):
     score = promise / kernel**2
     small = promise <= 0.02
     assert score[flipped].min() >= 0.9 * score[small & ~flipped].max()
+
+
+def test_a_second_training_compiles_nothing_again():
+    size = 4321  # Of no other test here.
+    arguments = np.full(size, 5.5e-3, "float32"), _normal(size, 1, 1e-3), _normal(size, 2)
+    flipped, _ = _step(*arguments)
+    before = _compiled.cache_info()
+    again, _ = _step(*arguments)
+    after = _compiled.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 2)
+    np.testing.assert_array_equal(again, flipped)
+    # What is another computation is not shared: where nothing flips, all move, over this threshold too.
+    others, _ = _step(*arguments, threshold=1.0)
+    assert others.sum() > flipped.sum() + 1000
+    assert _compiled.cache_info().misses == after.misses + 2
 
 
 def test_twice_the_loss_lets_twice_as_much_flip():
@@ -185,7 +200,8 @@ def test_training_tells_the_optimiser_the_loss(policy):
         model = method.build(toy_backbone(), 3)
         optimizer = make_optimizer(method, model, config, 10)
         assert isinstance(optimizer, WatchedLossScale if policy == "mixed_float16" else WatchedOptimizers)
-        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer, loss, jit_compile=False)
     finally:
         keras.config.set_dtype_policy("float32")
     images = np.random.default_rng(0).uniform(0, 255, (8, *model.input_shape[1:])).astype("float32")

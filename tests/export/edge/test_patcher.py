@@ -254,6 +254,23 @@ def test_the_patcher_needs_numpy_and_nothing_else(folder):
     assert not any(name in found for name in ("tensorflow", "export", "piggyback_tf", "keras", "safetensors")), found
 
 
+# Installs tasks by turns, in the order that it is told, in a process that is killed. That one is forked, since starting
+# Python takes longer than patching, and from a small one, since forking what has loaded TensorFlow does, too.
+INSTALLER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from piggyback_edge import main
+for order in sys.stdin:
+    child = os.fork()
+    while not child:
+        sys.stdout = open(os.devnull, "w")
+        for seed in order.split():
+            main(["install", "base.tflite", f"{seed}.edge", "current.tflite"])
+    print(child, flush=True)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 def test_killed_while_patching_on_disk(base, make_task, folder):
     """The target is what it was or what it becomes, and the base is whole, wherever the patcher is killed."""
     model, target = Model(base), folder / "current.tflite"
@@ -264,28 +281,26 @@ def test_killed_while_patching_on_disk(base, make_task, folder):
         model.install(task)
         wanted.append(bytes(model.data))
     target.write_bytes(wanted[0])
-    # One process that installs by turns: it is forked, since starting Python takes longer than patching.
     rng, seen, last, span = random.Random(0), set(), 0, 0.02
-    for number in range(100):
-        # Not while this process holds locks of its libraries: it starts no threads here.
-        child = os.fork()
-        if not child:
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (the process is killed)
-            while True:
-                # Few children get to a second one.
-                for seed in (1, 0) if number % 2 else (0, 1):
-                    main(["install", str(folder / "base.tflite"), str(folder / f"{seed}.edge"), str(target)])
-        time.sleep(rng.uniform(0.0, span))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        content = target.read_bytes()
-        assert content in wanted
-        seen.add(wanted.index(content))
-        # On a busy machine it takes longer until a file is replaced.
-        written = target.stat().st_mtime_ns
-        span *= 0.9 if written != last else 1.05
-        last = written
-        assert (folder / "base.tflite").read_bytes() == base.data
+    command = [sys.executable, "-c", INSTALLER, PATCHER.parent]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as installer:
+        for number in range(100):
+            # Few children get to a second one.
+            installer.stdin.write("1 0\n" if number % 2 else "0 1\n")
+            installer.stdin.flush()
+            child = int(installer.stdout.readline())
+            time.sleep(rng.uniform(0.0, span))
+            os.kill(child, signal.SIGKILL)
+            assert int(installer.stdout.readline()) == signal.SIGKILL
+            content = target.read_bytes()
+            assert content in wanted
+            seen.add(wanted.index(content))
+            # On a busy machine it takes longer until a file is replaced.
+            written = target.stat().st_mtime_ns
+            span *= 0.9 if written != last else 1.05
+            last = written
+            assert (folder / "base.tflite").read_bytes() == base.data
+        installer.stdin.close()
     assert seen == {0, 1}
     # What was left behind is used again.
     assert main(["install", *(str(folder / name) for name in ("base.tflite", "0.edge")), str(target)]) == 0

@@ -1,6 +1,7 @@
 """Servers in processes of their own, and clients of them."""
 
 import contextlib
+import functools
 import json
 import shutil
 import socket
@@ -21,6 +22,11 @@ from tests.export.helpers import ROOT, encode, picture
 from tests.packs.helpers import VARIANTS
 
 REAL = "tensorflow_model_server"
+# Ours and, where it is installed, TensorFlow Serving's, each without batching and with it.
+OURS = ["plain", "batching"]
+SERVERS = OURS + [f"{REAL}, {way}" for way in OURS if shutil.which(REAL)]
+# Batching is for all models of a process there, and a mask has no first dimension to merge along.
+WITH_SECOND = [name for name in SERVERS if name != f"{REAL}, batching"]
 RNG = np.random.default_rng(5)
 IMAGES = RNG.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 # One unknown task among the others.
@@ -94,24 +100,33 @@ def _served(small, tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="session", params=["plain", "batching", f"{REAL}, plain", f"{REAL}, batching"], name="server")
-def _server(request, served, tmp_path_factory):
+@pytest.fixture(scope="session", name="start_server")
+def _start_server(served, tmp_path_factory):
+    """A function that returns one of `SERVERS`, started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start(name):
+            batching = "batching" in name
+            if REAL in name:
+                models = {model: path for model, path in served.items() if not batching or "with_mask" not in model}
+                started = running_real_server(models, batching, tmp_path_factory.mktemp("real"))
+            else:
+                arguments = [f"--model={model}={folder}" for model, folder in served.items()]
+                arguments += ["--label=piggyback:stable=1", *(["--batched=piggyback"] if batching else [])]
+                started = running_server(*arguments)
+            server = stack.enter_context(started)
+            server.batching, server.real = batching, REAL in name
+            return server
+
+        yield start
+
+
+# Not of the session, or pytest would stop a server for the next one, and start it again in the next file.
+@pytest.fixture(params=SERVERS, name="server")
+def _server(request, start_server):
     """A server, with and without batching."""
-    batching = "batching" in request.param
-    if REAL not in request.param:
-        arguments = [f"--model={name}={folder}" for name, folder in served.items()]
-        arguments += ["--label=piggyback:stable=1", *(["--batched=piggyback"] if batching else [])]
-        with running_server(*arguments) as server:
-            server.batching, server.real = batching, False
-            yield server
-        return
-    if shutil.which(REAL) is None:
-        pytest.skip(f"{REAL} is not installed")
-    # Batching is for all models of a process, and a mask has no first dimension to merge along.
-    models = {name: path for name, path in served.items() if not batching or not name.endswith("_with_mask")}
-    with running_real_server(models, batching, tmp_path_factory.mktemp("real")) as server:
-        server.batching, server.real = batching, True
-        yield server
+    return start_server(request.param)
 
 
 @pytest.fixture(params=["rest", "grpc"], name="client")

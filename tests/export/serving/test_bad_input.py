@@ -1,6 +1,7 @@
 """What is wrong with a request is said, or flagged, and the server is right afterwards."""
 
 import base64
+import itertools
 import json
 import threading
 import urllib.error
@@ -11,7 +12,7 @@ import pytest
 
 from export.deployment.client import Client, ClientError
 from tests.export.helpers import huge_jpeg
-from tests.export.serving.conftest import FILES, IMAGES, NAMES, client_of
+from tests.export.serving.conftest import FILES, IMAGES, NAMES, OURS, WITH_SECOND, client_of
 
 FLOATS = IMAGES.astype("float32")
 LIMIT = 4 * 2**20
@@ -44,10 +45,13 @@ def test_images_of_another_size_are_refused(client, still_right, shape):
     still_right()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int32", "float64"])
+# A number of JSON is of no type: what is sent as int32 there is as good as uint8.
+@pytest.mark.parametrize(
+    ("client", "dtype"),
+    [*itertools.product(("rest", "grpc"), ("float32", "float64")), ("grpc", "int32")],
+    indirect=["client"],
+)
 def test_images_of_another_type_are_refused(client, still_right, dtype):
-    if client.protocol == "rest" and dtype == "int32":
-        pytest.skip("a number of JSON is of no type")
     with pytest.raises(ClientError, match="not of expected type|to be uint8 but|cannot be sent, only float32"):
         client.classify(IMAGES.astype(dtype), NAMES)
     still_right()
@@ -98,9 +102,9 @@ def test_ten_thousand_rows(server, expected, still_right):
     still_right()
 
 
+# TensorFlow Serving has none below 2 GB.
+@pytest.mark.parametrize("server", OURS, indirect=True)
 def test_a_message_above_the_limit_of_the_server_is_explained(server, still_right):
-    if server.real:
-        pytest.skip("TensorFlow Serving has no limit below 2 GB")
     images = np.zeros((LIMIT // 192 + 1, 8, 8, 3), np.uint8)
     with pytest.raises(ClientError, match=r"takes no message of 4\.\d MB: send fewer images in a request"):
         client_of(server, "grpc").classify(images, ["binary"] * len(images))
@@ -126,6 +130,7 @@ def test_pixels_that_are_no_numbers(server, client, still_right):
     still_right()
 
 
+@pytest.mark.parametrize("server", WITH_SECOND, indirect=True)
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -135,9 +140,7 @@ def test_pixels_that_are_no_numbers(server, client, still_right):
         ({"norm": np.zeros(3, np.float32)}, "norm must be"),
     ],
 )
-def test_a_mask_of_another_base_is_refused(client, server, still_right, change, message):
-    if server.real and server.batching:
-        pytest.skip("the second servable is in another process there")
+def test_a_mask_of_another_base_is_refused(client, still_right, change, message):
     inputs = {"mask": np.zeros(10, np.uint8), "head": np.zeros((10, 2), np.float32), **change}
     with pytest.raises(ClientError, match=message if "mask" in change else f"{message}|mask must be"):
         client.classify_with_mask(IMAGES, **inputs)

@@ -17,16 +17,11 @@ from export.deployment import client as client_module
 from export.deployment.client import Client, ClientError, NoAnswerError
 from export.deployment.sent_pack import SentPack
 from piggyback_tf.data import decode_image, parse_augment
-from tests.export.serving.conftest import FILES, IMAGES, NAMES, client_of, free_port, running_server
+from tests.export.serving.conftest import FILES, IMAGES, NAMES, WITH_SECOND, client_of, free_port, running_server
 from tests.packs.helpers import VARIANTS
 
 GOOD = np.array([name != "fish" for name in NAMES])
 UNAVAILABLE, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 14, 3, 8
-
-
-def _skip_without_second(server):
-    if server.real and server.batching:
-        pytest.skip("TensorFlow Serving batches all models of a process; the second servable is in another one")
 
 
 @pytest.mark.parametrize("by", ["name", "number"])
@@ -51,8 +46,8 @@ def test_files_of_mixed_tasks(client, small):
         np.testing.assert_allclose(row["scores"], [score for _, score in best], rtol=0, atol=1e-5)
 
 
-def test_a_task_that_the_server_does_not_have(client, server, small, served, tmp_path):
-    _skip_without_second(server)
+@pytest.mark.parametrize("server", WITH_SECOND, indirect=True)
+def test_a_task_that_the_server_does_not_have(client, small, served, tmp_path):
     for pack in small.packs[::2]:
         pack.save(tmp_path / "new.task.safetensors")
         sent = SentPack(str(tmp_path / "new.task.safetensors"), str(served["piggyback"] / "1"))
@@ -64,8 +59,8 @@ def test_a_task_that_the_server_does_not_have(client, server, small, served, tmp
 
 def test_tasks_and_status(client, server, small):
     assert {line["version"]: line["state"] for line in client.status()} == {1: "AVAILABLE", 2: "AVAILABLE"}
-    _skip_without_second(server)
-    assert client.tasks() == {pack.task: pack.class_names for pack in small.packs}
+    if not (server.real and server.batching):
+        assert client.tasks() == {pack.task: pack.class_names for pack in small.packs}
 
 
 def test_a_version_is_chosen_by_number_or_label(server, client):

@@ -13,7 +13,7 @@ import pytest
 from export.deployment import client as client_module
 from export.deployment.client import Client, ClientError, main
 from tests.export.helpers import ROOT, encode, picture
-from tests.export.serving.conftest import free_port
+from tests.export.serving.conftest import WITH_SECOND, free_port
 
 
 @pytest.fixture(name="ask")
@@ -74,9 +74,8 @@ def test_what_cannot_be_answered_is_flagged_and_not_the_end(ask, folder, tmp_pat
     assert lines[2]["error"] == "cannot be read: No such file or directory"
 
 
-def test_a_pack_that_the_server_does_not_have(ask, folder, small, served, tmp_path, server):
-    if server.real and server.batching:
-        pytest.skip("the second servable is in another process there")
+@pytest.mark.parametrize("server", WITH_SECOND, indirect=True)
+def test_a_pack_that_the_server_does_not_have(ask, folder, small, served, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no JPEG")
     for pack in small.packs[2:4]:
         path = tmp_path / "new.task.safetensors"
@@ -92,9 +91,8 @@ def test_a_pack_that_the_server_does_not_have(ask, folder, small, served, tmp_pa
             assert line["scores"] == pytest.approx(other["scores"], abs=1e-5)
 
 
-def test_a_pack_answers_for_its_own_task_and_images_that_it_can_prepare(ask, folder, small, served, tmp_path, server):
-    if server.real and server.batching:
-        pytest.skip("the second servable is in another process there")
+@pytest.mark.parametrize("server", WITH_SECOND, indirect=True)
+def test_a_pack_answers_for_its_own_task_and_images_that_it_can_prepare(ask, folder, small, served, tmp_path):
     path, square = tmp_path / "new.task.safetensors", tmp_path / "square.png"
     square.write_bytes(encode(picture(20, 20), "PNG"))
     # The ratio of the sides stays.

@@ -37,9 +37,11 @@ def _code(language, containing):
     return code
 
 
-def _best(small, task):
+@pytest.fixture(scope="module", name="best")
+def _best(small):
+    """The best label of the photo for the second task."""
     signature = tf.saved_model.load(str(small.packed)).signatures["encoded"]
-    found = signature(image_bytes=tf.constant(FILES[1:2]), task=tf.constant([task]))
+    found = signature(image_bytes=tf.constant(FILES[1:2]), task=tf.constant([small.packs[1].task]))
     return found["labels"].numpy()[0, 0].decode()
 
 
@@ -67,7 +69,7 @@ def test_every_flag_is_named():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_calls_of_curl(address, folder, small):
+def test_the_calls_of_curl(address, folder, small, best):
     task = small.packs[1].task
     code = _code("bash", "curl").replace("http://localhost:8501", address).replace('"birds"', f'"{task}"')
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, cwd=folder)
@@ -77,17 +79,17 @@ def test_the_calls_of_curl(address, folder, small):
         answer, end = decoder.raw_decode(rest)
         answers.append(answer["outputs"])
         rest = rest[end:].strip()
-    assert answers[0]["labels"][0][0] == _best(small, task)
+    assert answers[0]["labels"][0][0] == best
     assert (answers[0]["task_ok"], answers[0]["image_ok"]) == ([True], [True])
     assert answers[1]["names"] == [pack.task for pack in small.packs]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
-def test_the_program_in_java(address, folder, small):
+def test_the_program_in_java(address, folder, small, best):
     (folder / "Predict.java").write_text(_code("java", "Predict"))
     for task, status in ((small.packs[1].task, 0), ('"', 1)):
         command = ["java", "Predict.java", address, task, "photo.jpg"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         assert done.returncode == status, done.stdout + done.stderr
         if not status:
-            assert json.loads(done.stdout)["outputs"]["labels"][0][0] == _best(small, task)
+            assert json.loads(done.stdout)["outputs"]["labels"][0][0] == best

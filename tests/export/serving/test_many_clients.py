@@ -1,16 +1,24 @@
 """Many clients at a time, with batching: no answer for another image, task or client."""
 
+import shutil
 import threading
 
 import numpy as np
 import pytest
 
-from tests.export.serving.conftest import client_of
+from tests.export.serving.conftest import REAL, SERVERS, client_of
 
 # Black, white, red and blue: noise would look all the same to the network.
 COLOURS = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]], np.uint8)
 IMAGES = np.tile(COLOURS[:, None, None], (1, 8, 8, 1))
 THREADS, CALLS = 8, 50
+
+
+def test_tensorflow_servings_own_server_is_asked_too():
+    """Says in one line what is not tested where it is missing."""
+    if shutil.which(REAL) is None:
+        pytest.skip(f"{REAL} is not installed: no test of this folder asks it")
+    assert sum(REAL in name for name in SERVERS) == 2
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])

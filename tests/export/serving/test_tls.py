@@ -97,9 +97,9 @@ def test_a_certificate_that_is_not_trusted_is_no_matter_of_time(secured):
     assert secured.headers == {}
 
 
+# gRPC has no redirections.
+@pytest.mark.parametrize("secured", ["rest"], indirect=True)
 def test_headers_are_not_sent_where_a_server_points_to(secured, certificate):
-    if "url" not in secured.address:
-        pytest.skip("gRPC has no redirections")
     client = Client(url=f"{secured.address['url']}/away", ca=str(certificate.ca), headers={"A": "b"})
     with pytest.raises(ClientError, match=r"refused the request \(HTTP 302\)"):
         client.status()
