@@ -136,7 +136,7 @@ def _rng(*numbers):
     return np.random.default_rng(numbers)
 
 
-def _samples(colour, depth):
+def random_samples(colour, depth):
     shape = (SIZE, SIZE, CHANNELS[colour])
     return _rng(colour, depth).integers(0, 1 << depth, shape)
 
@@ -192,7 +192,7 @@ def pngs():
     files = {}
     for colour, depths in DEPTHS.items():
         for depth, interlaced in itertools.product(depths, (False, True)):
-            samples = _samples(colour, depth)
+            samples = random_samples(colour, depth)
             palette = _rng(9, depth).integers(0, 256, (1 << depth, 3), dtype=np.uint8)
             plte = [chunk(b"PLTE", palette.tobytes())] if colour == 3 else []
             for name, (hidden, content) in _transparencies(colour, depth, samples).items():
@@ -203,13 +203,13 @@ def pngs():
                 files[title] = File(data, *pixels)
     for depth, count in ((1, 1), (2, 3), (4, 5), (8, 100)):
         # A palette that lacks colours which occur: they are black.
-        samples, few = _samples(3, depth), _rng(1).integers(1, 256, (count, 3), dtype=np.uint8)
+        samples, few = random_samples(3, depth), _rng(1).integers(1, 256, (count, 3), dtype=np.uint8)
         pixels = np.vstack([few, np.zeros((256 - count, 3), np.uint8)])[samples[..., 0]]
         data = png(samples, 3, depth, before=[chunk(b"PLTE", few.tobytes())])
         files[f"PNG palette of {count} colours, {depth} bits"] = File(data, pixels)
-    frames = [Image.fromarray(_samples(2, 8).astype(np.uint8)), Image.fromarray(_smooth())]
+    frames = [Image.fromarray(random_samples(2, 8).astype(np.uint8)), Image.fromarray(smooth())]
     for first_alone in (False, True):
-        data = _saved(frames[0], "PNG", save_all=True, append_images=frames[1:] * 2, default_image=first_alone)
+        data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:] * 2, default_image=first_alone)
         files[f"PNG animated{', with an image of its own' if first_alone else ''}"] = File(data, np.asarray(frames[0]))
     return files
 
@@ -240,9 +240,9 @@ def turned_files():
         "begun once more": (b"Exif\0\0" + exif(6), 6),
         "begun twice more": (b"Exif\0\0" * 2 + exif(6), 1),
     }
-    samples = _samples(2, 8)
+    samples = random_samples(2, 8)
     stored = samples.astype(np.uint8)
-    jpeg = _jpeg(_smooth())
+    jpeg = encoded_jpeg(smooth())
     files = {}
     for name, (data, number) in (usual | unusual).items():
         files[f"JPEG turned: {name}"] = File(with_segments(jpeg, (0xE1, b"Exif\0\0" + data)))
@@ -256,7 +256,8 @@ def turned_files():
         "PNG turned twice": File(png(samples, 2, 8, before=[chunk(b"eXIf", exif(3))], after=behind), TURNS[3](stored)),
         "PNG turned by XMP": File(png(samples, 2, 8, before=[xmp]), stored),
         "PNG of 16-bit grey turned": File(
-            png(_samples(0, 16), 0, 16, before=behind), TURNS[6](_expected(_samples(0, 16), 0, 16, None, None)[0])
+            png(random_samples(0, 16), 0, 16, before=behind),
+            TURNS[6](_expected(random_samples(0, 16), 0, 16, None, None)[0]),
         ),
         "JPEG with a cut segment of Adobe": File(with_segments(jpeg, (0xEE, b"Adobe\0"))),
         "JPEG turned by XMP": File(with_segments(jpeg, (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text))),
@@ -269,20 +270,20 @@ def turned_files():
     return files
 
 
-def _smooth(channels=3):
+def smooth(channels=3):
     small = _rng(3, channels).integers(0, 256, (3, 3, channels), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
-def _saved(image, kind, **options):
+def saved(image, kind, **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def _jpeg(pixels, mode=None, **options):
+def encoded_jpeg(pixels, mode=None, **options):
     image = Image.fromarray(pixels)
-    return _saved(image if mode is None else image.convert(mode), "JPEG", **options)
+    return saved(image if mode is None else image.convert(mode), "JPEG", **options)
 
 
 def with_segments(jpeg, *segments):
@@ -293,26 +294,26 @@ def with_segments(jpeg, *segments):
 
 def jpegs():
     """Returns JPEG files by name, without those of CMYK."""
-    files = {f"JPEG sampled {kind}": _jpeg(_smooth(), subsampling=kind, quality=90) for kind in (0, 1, 2)}
-    second = {"save_all": True, "append_images": [Image.fromarray(_smooth())]}
+    files = {f"JPEG sampled {kind}": encoded_jpeg(smooth(), subsampling=kind, quality=90) for kind in (0, 1, 2)}
+    second = {"save_all": True, "append_images": [Image.fromarray(smooth())]}
     files |= {
-        "JPEG of two images": _saved(Image.fromarray(255 - _smooth()), "MPO", **second),
-        "JPEG progressive": _jpeg(_smooth(), progressive=True),
-        "JPEG grey": _jpeg(_smooth(), "L"),
+        "JPEG of two images": saved(Image.fromarray(255 - smooth()), "MPO", **second),
+        "JPEG progressive": encoded_jpeg(smooth(), progressive=True),
+        "JPEG grey": encoded_jpeg(smooth(), "L"),
         # What other programs stumble over: parts of a profile without numbers, more than 255, and texts of any kind.
-        "JPEG grey, profile without a number": with_segments(_jpeg(_smooth(), "L"), (0xE2, b"ICC_PROFILE\0")),
-        "JPEG grey, 300 profiles": with_segments(_jpeg(_smooth(), "L"), *[(0xE2, b"ICC_PROFILE\0\1\1")] * 300),
+        "JPEG grey, profile without a number": with_segments(encoded_jpeg(smooth(), "L"), (0xE2, b"ICC_PROFILE\0")),
+        "JPEG grey, 300 profiles": with_segments(encoded_jpeg(smooth(), "L"), *[(0xE2, b"ICC_PROFILE\0\1\1")] * 300),
         "JPEG with damaged texts": with_segments(
-            _jpeg(_smooth()), (0xE2, b"MPF\0"), (0xED, b"Photoshop 3.0\0"), (0xFE, b"")
+            encoded_jpeg(smooth()), (0xE2, b"MPF\0"), (0xED, b"Photoshop 3.0\0"), (0xFE, b"")
         ),
-        "JPEG of RGB": _jpeg(_smooth(), keep_rgb=True),
+        "JPEG of RGB": encoded_jpeg(smooth(), keep_rgb=True),
     }
     return {name: File(data) for name, data in files.items()}
 
 
 def cmyk_jpegs():
     """Returns CMYK JPEG files by name: those of Adobe are stored inverted."""
-    adobe = _jpeg(_smooth(), "CMYK", quality=95)
+    adobe = encoded_jpeg(smooth(), "CMYK", quality=95)
     start = adobe.index(b"\xff\xee")
     # The last byte of Adobe's segment says that the first three channels are luminance and chrominance.
     return {
@@ -340,10 +341,10 @@ def profiled_files():
         "with swapped primaries": profile(SRGB[::-1], SRGB_CURVE),
     }
     unread = {"cut off": profile()[:300], "of zeros": bytes(1 << 21), "short": b"no profile", "empty": b""}
-    samples, stored = _samples(2, 8), _samples(2, 8).astype(np.uint8)
+    samples, stored = random_samples(2, 8), random_samples(2, 8).astype(np.uint8)
     palette = _rng(4).integers(0, 256, (16, 3), dtype=np.uint8)
-    indices = _samples(3, 4)
-    jpeg = _jpeg(_smooth())
+    indices = random_samples(3, 4)
+    jpeg = encoded_jpeg(smooth())
     files = {}
     for name, content in (same | others | unread).items():
         after = shown(stored, content) if name in others else stored
@@ -356,7 +357,7 @@ def profiled_files():
             File(png(indices, 3, 4, before=[*part, *plte]), colours[indices[..., 0]]),
             refused,
         )
-        grey = _samples(0, 8)
+        grey = random_samples(0, 8)
         files[f"PNG grey {name}"] = File(png(grey, 0, 8, before=part), np.repeat(grey, 3, 2).astype(np.uint8)), False
         files[f"JPEG {name}"] = File(with_segments(jpeg, (0xE2, b"ICC_PROFILE\0\1\1" + content[:60000]))), refused
     parts = [
@@ -365,46 +366,3 @@ def profiled_files():
     files["JPEG P3 in two parts"] = File(with_segments(jpeg, *parts)), True
     files["JPEG P3 of which a part is missing"] = File(with_segments(jpeg, parts[0])), True
     return files
-
-
-def odd_pngs():
-    """Returns PNG files by name that programs read in different ways: a server refuses them, or agrees."""
-    indices, colours = _samples(3, 2), _samples(2, 8)
-    plte, grey = chunk(b"PLTE", bytes(range(12))), _samples(0, 8)
-    trns, damaged = chunk(b"tRNS", b"\0\x80"), bytearray(chunk(b"tRNS", b"\0\x80"))
-    damaged[-1] ^= 1
-    return {
-        "two palettes": png(indices, 3, 2, before=[plte, chunk(b"PLTE", bytes(12))]),
-        "transparency before the palette": png(indices, 3, 2, before=[trns, plte]),
-        "two transparencies": png(indices, 3, 2, before=[plte, trns, chunk(b"tRNS", b"\xff\0")]),
-        "more transparencies than colours": png(indices, 3, 2, before=[plte, chunk(b"tRNS", bytes(9))]),
-        "empty transparency": png(indices, 3, 2, before=[plte, chunk(b"tRNS", b"")]),
-        "a palette of five bytes": png(indices, 3, 2, before=[chunk(b"PLTE", bytes(5))]),
-        "a palette too long": png(indices, 3, 2, before=[chunk(b"PLTE", bytes(range(30)))]),
-        "no palette": png(indices, 3, 2),
-        "transparency behind the image": png(indices, 3, 2, before=[plte], after=[trns]),
-        "short transparency": png(colours, 2, 8, before=[chunk(b"tRNS", b"\0\1")]),
-        "long transparency": png(grey, 0, 8, before=[chunk(b"tRNS", struct.pack(">3H", *[grey[0, 0, 0]] * 3))]),
-        "transparency with upper bits": png(grey, 0, 8, before=[chunk(b"tRNS", bytes([1, grey[0, 0, 0]]))]),
-        "transparency beside alpha": png(_samples(6, 8), 6, 8, before=[chunk(b"tRNS", bytes(6))]),
-        "damaged transparency": png(indices, 3, 2, before=[plte, bytes(damaged)]),
-    }
-
-
-def other_files():
-    """Returns files by name that a server does not decode."""
-    files = {}
-    for kind, options in {"WEBP": {"lossless": True}, "GIF": {}, "BMP": {}, "TIFF": {}}.items():
-        files[kind] = _saved(Image.fromarray(_smooth()), kind, **options)
-    jpeg, flat = _jpeg(_smooth()), png(_samples(2, 8), 2, 8)
-    return files | {
-        "nothing": b"",
-        "a text": b"<html>not found</html>",
-        "start of a JPEG": jpeg[:3],
-        "a JPEG with a marker of none": with_segments(jpeg, (0x01, b"text")),
-        "half a JPEG": jpeg[: len(jpeg) // 2],
-        "start of a PNG": flat[:8],
-        "header of a PNG": flat[:26],
-        "half a PNG": flat[: len(flat) // 2],
-        "a PNG of 20,000 texts": flat[:33] + chunk(b"tEXt", b"") * 20_000 + flat[33:],
-    }

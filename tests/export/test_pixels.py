@@ -7,6 +7,7 @@ import tensorflow as tf
 from export.servable.decode import decode_batch
 from piggyback_tf.data import BrokenImageError, decode_image
 from tests import image_files as made
+from tests.odd_image_files import odd_pngs, other_files
 
 PROFILED = made.profiled_files()
 # Each kind, and whether a server must answer.
@@ -14,14 +15,14 @@ FILES = {
     **{name: (file, True) for name, file in (made.pngs() | made.jpegs() | made.turned_files()).items()},
     **{name: (file, True) for name, file in made.cmyk_jpegs().items()},
     **{name: (file, not refused) for name, (file, refused) in PROFILED.items()},
-    **{name: (made.File(data), False) for name, data in made.other_files().items()},
+    **{name: (made.File(data), False) for name, data in other_files().items()},
 }
 
 
 @pytest.fixture(scope="module", name="decoded")
 def _decoded():
     """The pixels of all files, and which are good, from one call of one graph."""
-    odd = made.odd_pngs()
+    odd = odd_pngs()
     contents = [file.data for file, _ in FILES.values()] + list(odd.values())
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
@@ -51,7 +52,7 @@ def test_a_server_has_the_pixels_of_training_or_flags_the_file(decoded):
 
 
 def test_pngs_that_programs_read_in_different_ways_have_the_pixels_of_training_or_are_flagged(decoded):
-    for name, data in made.odd_pngs().items():
+    for name, data in odd_pngs().items():
         image, good = decoded[name]
         try:
             expected = decode_image(data, name)

@@ -366,21 +366,6 @@ def test_files_of_older_versions_open_for_ever(name):
         damaged[position] ^= 4
 
 
-def test_half_precision_is_asked_for():
-    pack = make_pack()
-    half = pack.astype("float16")
-    assert TaskPack.from_bytes(half.to_bytes()).content_digest() == half.content_digest()
-    assert len(half.to_bytes()) < len(pack.to_bytes())
-    np.testing.assert_array_equal(half.head["kernel"], pack.head["kernel"].astype("float16").astype("float32"))
-    assert half.head["kernel"].dtype == np.float32
-    assert half.astype("float32").dtype == "float32"
-    pack.norm["bn/gamma"][0] = 1e6
-    with pytest.raises(PackError, match="'bn/gamma' holds 1000000.0, which is too large for float16"):
-        pack.astype("float16")
-    with pytest.raises(PackError, match="must be one of float32, float16"):
-        pack.astype("bfloat16")
-
-
 def test_a_base_is_compared_before_memory_is_taken():
     pack = make_pack()
     shapes = {path: mask.shape for path, mask in pack.masks.items()} | {"bn/gamma": (5,), "bn/moving_variance": (5,)}

@@ -17,8 +17,10 @@ from export.edge.piggyback_edge import EdgeError, main
 from export.edge.task_file import task_bytes
 from export.lite.folder import IMAGES_FILE
 from piggyback_tf.data import BrokenImageError, DataError, decode_image, images, parse_augment
+from piggyback_tf.data.pixels import check_pixels
 from tests import image_files as made
 from tests.export.edge.test_patcher import PATCHER
+from tests.odd_image_files import odd_pngs, other_files
 
 # Runs where there is nothing but both files, numpy and Pillow.
 PROGRAM = """
@@ -50,7 +52,7 @@ def _programs(tmp_path_factory):
 def test_image_files_have_the_pixels_of_training(programs, tmp_path):
     files = made.pngs() | made.jpegs() | made.cmyk_jpegs() | made.turned_files()
     files |= {name: file for name, (file, _) in made.profiled_files().items()}
-    contents = {name: file.data for name, file in files.items()} | made.odd_pngs() | made.other_files()
+    contents = {name: file.data for name, file in files.items()} | odd_pngs() | other_files()
     paths = {name: tmp_path / f"{index}.image" for index, name in enumerate(contents)}
     for name, data in contents.items():
         paths[name].write_bytes(data)
@@ -183,12 +185,12 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 def test_impossible_pixels_are_refused_as_by_a_bank(image, good, tmp_path):
     np.save(tmp_path / "image.npy", image)
     if good:
-        images.check_pixels(image)
+        check_pixels(image)
         found = piggyback_edge._load_image(str(tmp_path / "image.npy"), 8)
         np.testing.assert_array_equal(found, image[None].astype(np.float32))
         return
     with pytest.raises(ValueError, match="Images must hold"):
-        images.check_pixels(image)
+        check_pixels(image)
     with pytest.raises(EdgeError):
         piggyback_edge.check_pixels(image)
     with pytest.raises(EdgeError, match=r"image.npy' (cannot be used|is no)"):
