@@ -189,7 +189,7 @@ def test_convert_codec_and_float16(tmp_path, capsys):
         (["convert", "PACK", "--output=x", "--codec=zip"], "Argument --codec: invalid choice: 'zip' (choose from"),
         (["convert", "PACK", "--output=/nothing/x"], "--output=/nothing/x: there is no folder '/nothing'."),
         (["convert", "PACK", "--output=/tmp"], "--output=/tmp: this is a folder; name a file in it."),
-        (["convert", "PACK", "--output="], "--output=: this is a folder; name a file in it."),
+        (["convert", "PACK", "--output="], "--output= is empty, perhaps of a variable that is not set. Name a file."),
         (["merge", "PACK", "--output=PIPE"], "/pipe.keras' cannot be written: it is a device, a pipe or a socket"),
         (["convert", "PACK", "--output=~/none/x"], "/none/x: there is no folder '/"),
         (["convert", "PACK", "--output=gs3://b/x"], "'gs3://b/x': Unknown protocol 'gs3'. Did you mean"),

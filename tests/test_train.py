@@ -147,13 +147,13 @@ def test_killed_anywhere_it_goes_on_to_the_same_pack(finished, tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from piggyback_tf.commands import train
-from piggyback_tf.training import backup
-whole = backup.save_file
-def half(tensors, path, **arguments):
-    whole(tensors, path, **arguments)
+from piggyback_tf import files
+whole = files.save_file
+def half(tensors, path, *arguments):
+    whole(tensors, path, *arguments)
     os.truncate(path, os.path.getsize(path) // 2)
     os.kill(os.getpid(), signal.SIGKILL)
-backup.save_file = half
+files.save_file = half
 train.PROGRAM({_command(folder)[1:]!r}, "train.py")
 """
     assert run_forked("-c", torn).returncode == -signal.SIGKILL

@@ -8,6 +8,7 @@ import tensorflow as tf
 from piggyback_tf.methods import METHODS, Memory
 from piggyback_tf.methods.joint import Joint, JointModel
 from piggyback_tf.sequences import run_sequence
+from piggyback_tf.settings.methods import CONFIGS
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 HEADS = {"a": 2, "b": 3, "c": 4}
@@ -59,11 +60,11 @@ def test_recalled_networks_are_slices_of_the_trained_one(tmp_path):
             trained["logits"] = model(IMAGES, training=False).numpy()
             return super().remember(model, *arguments)
 
-    METHODS._entries["watched"] = Watched
+    METHODS._entries["watched"], CONFIGS._entries["watched"] = Watched, Joint.Config
     try:
         metrics = run_sequence(tmp_path, backbone, tasks, toy_settings("watched", epochs=2))
     finally:
-        del METHODS._entries["watched"]
+        del METHODS._entries["watched"], CONFIGS._entries["watched"]
     memory = Memory.load(tmp_path / "2_spots" / "memory.safetensors")
     assert memory.tasks == tuple(CLASSES)
     assert metrics["steps"][0] == {"errors": {}} and metrics["steps"][1]["errors"].keys() == CLASSES.keys()

@@ -137,8 +137,8 @@ def test_rates_out_of_all_proportion_are_doubted(settings, sentence, caplog):
 
 
 def test_the_rate_follows_from_the_way_to_the_threshold():
-    assert mask_rate(MaskConfig(), 1000) == pytest.approx(8e-5)
-    assert mask_rate(MaskConfig(scale=2e-2), 1000) == pytest.approx(2.4e-4)
+    assert mask_rate(MaskConfig(), 1000) == pytest.approx(1.6e-4)
+    assert mask_rate(MaskConfig(scale=2e-2), 1000) == pytest.approx(4.8e-4)
     assert mask_rate(MaskConfig(scale=5e-3), 1000) > 0
 
 
