@@ -8,7 +8,7 @@
     python client.py status --url=https://models.example.org --ca=ca.pem --header=@secret.txt
 
 One file for Python 3.9 or newer. It needs numpy, with --grpc also grpcio and protobuf, with --pack also this project's
-packages `piggyback_tf` and `export`, and never TensorFlow.
+package `piggyback_tf`, and never TensorFlow.
 
 `predict` prints a line of JSON for each image, in order: path, task, labels and scores (the best first), task_ok and
 image_ok; what could not be answered is flagged there, and an image file that cannot be opened has an `error`. A line of
