@@ -3,6 +3,8 @@
 A deterministic operation works on a NumPy array and has one implementation, wherever it stands in
 the string; those at the start are done once per image and cached. A random operation works on a
 tensor and takes all its random numbers from the seed it is given.
+
+An operation that has a `geometry` moves the label map of an image with it, and its boxes.
 """
 
 import abc
@@ -52,6 +54,17 @@ class DeterministicOperation(Operation):
     def apply(self, image: np.ndarray) -> np.ndarray:
         """Returns the result, uint8 `(height, width, 3)` from the same."""
 
+    def geometry(self, size: Size) -> np.ndarray:
+        """Returns where the pixels of the result come from, float64 `[2, 3]`; see `geometry.py`.
+
+        Args:
+            size: `(height, width)` of the image before.
+
+        Raises:
+            DataError: If the operation says nothing of it; `check_moves` finds that out early.
+        """
+        raise _moves_no_targets(self)
+
 
 class RandomOperation(Operation):
     """A step that draws random numbers."""
@@ -67,6 +80,25 @@ class RandomOperation(Operation):
         Returns:
             A uint8 tensor of shape `(height, width, 3)`.
         """
+
+    def geometry(self, size: "tf.Tensor", seed: "tf.Tensor") -> "tf.Tensor":
+        """Returns where the pixels of `sample` come from for the same seed, float32 `[2, 3]`; see `geometry.py`.
+
+        Args:
+            size: int32 `[2]`, height and width of the image before.
+            seed: As of `sample`.
+
+        Raises:
+            DataError: If the operation says nothing of it; `check_moves` finds that out early.
+        """
+        raise _moves_no_targets(self)
+
+
+def _moves_no_targets(operation: Operation) -> DataError:
+    return DataError(
+        f"{operation.source or type(operation).__name__} has no `geometry`, so that it cannot move label maps and boxes "
+        "with their image. Give it one, or leave it out."
+    )
 
 
 AUGMENTATIONS: Registry[type[Operation]] = Registry("augmentation")
@@ -124,6 +156,13 @@ def check_draws_nothing(operations: list[Operation], augment: str) -> None:
             f"Only training may draw random numbers, but the augmentation {augment!r} has {', '.join(drawn)}. "
             f"For evaluation use an augmentation such as 'resize(256)|central_crop(224)'."
         )
+
+
+def check_moves(operations: list[Operation]) -> None:
+    """Raises a `DataError` if one of the operations does not say how it moves what is in an image."""
+    for operation in operations:
+        if type(operation).geometry in (DeterministicOperation.geometry, RandomOperation.geometry):
+            raise _moves_no_targets(operation)
 
 
 def leading_deterministic(operations: list[Operation]) -> int:

@@ -174,8 +174,13 @@ def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Returns a square out of the middle of an image that is large enough."""
-    top, left = ((side - size) // 2 for side in image.shape[:2])
+    top, left = central_offset(image.shape[:2], size)
     return image[top : top + size, left : left + size]
+
+
+def central_offset(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """Returns where a square begins that is cut out of the middle of an image of a height and width."""
+    return (shape[0] - size) // 2, (shape[1] - size) // 2
 
 
 def _parts(data: bytes) -> _Parts:

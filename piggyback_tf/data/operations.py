@@ -3,7 +3,8 @@
 import numpy as np
 
 from piggyback_tf.data.augment import DeterministicOperation, Operation, RandomOperation, Size, register_augmentation
-from piggyback_tf.data.images import MAX_PIXELS, MAX_SIDE, DataError, central_crop, resize, resized_size
+from piggyback_tf.data.geometry import offset, scaling
+from piggyback_tf.data.images import MAX_PIXELS, MAX_SIDE, DataError, central_crop, central_offset, resize, resized_size
 
 
 def _pixels(name: str, value: int | float, least: int = 1) -> int:
@@ -48,6 +49,9 @@ class Resize(DeterministicOperation):
     def apply(self, image: np.ndarray) -> np.ndarray:
         return resize(image, *self.output_size(image.shape[:2]))
 
+    def geometry(self, size: Size) -> np.ndarray:
+        return scaling(size, self.output_size(size))
+
 
 @register_augmentation("central_crop")
 class CentralCrop(DeterministicOperation):
@@ -64,31 +68,80 @@ class CentralCrop(DeterministicOperation):
         self.output_size(image.shape[:2])
         return central_crop(image, self._size)
 
+    def geometry(self, size: Size) -> np.ndarray:
+        return offset(*central_offset(size, self._size))
 
-@register_augmentation("random_crop")
-class RandomCrop(RandomOperation):
-    """Cuts out a square at a random place, after adding `padding` black pixels on every side."""
 
-    def __init__(self, size, padding=0):
-        self._size = _pixels("size", size)
-        self._padding = _pixels("padding", padding, least=0)
+@register_augmentation("random_scale")
+class RandomScale(RandomOperation):
+    """Resizes both sides by one factor, uniform between `smallest` and `largest`; a crop after it makes sizes equal."""
+
+    def __init__(self, smallest, largest):
+        if not 0 < smallest <= largest <= 10:
+            raise DataError(f"smallest and largest lie above 0 and are at most 10, but are {smallest} and {largest}.")
+        self._smallest, self._largest = float(smallest), float(largest)
 
     def output_size(self, size: Size | None) -> Size | None:
-        padded = size and (size[0] + 2 * self._padding, size[1] + 2 * self._padding)
-        _check_fits(self, (self._size, self._size), padded)
-        return self._size, self._size
+        return None
 
     def sample(self, image, seed):
         import tensorflow as tf
 
-        if self._padding:
-            image = tf.pad(image, [[self._padding] * 2, [self._padding] * 2, [0, 0]])
+        return _to_uint8(tf.image.resize(image, self._size(tf.shape(image)[:2], seed), antialias=True))
+
+    def geometry(self, size, seed):
+        import tensorflow as tf
+
+        factors = tf.cast(size, tf.float32) / tf.cast(self._size(size, seed), tf.float32)
+        return tf.stack([[factors[0], 0.0, 0.0], [0.0, factors[1], 0.0]])
+
+    def _size(self, size, seed):
+        """Returns the height and width of the result."""
+        import tensorflow as tf
+
+        factor = self._smallest + (self._largest - self._smallest) * tf.random.stateless_uniform([], seed)
+        return tf.maximum(tf.cast(tf.round(factor * tf.cast(size, tf.float32)), tf.int32), 1)
+
+
+@register_augmentation("random_crop")
+class RandomCrop(RandomOperation):
+    """Cuts out a rectangle at a random place, after adding `padding` black pixels on every side.
+
+    It is a square of `size`, or `size` high and `width` wide. An image that a `random_scale` made too small gets black
+    pixels on the right and below.
+    """
+
+    def __init__(self, size, padding=0, width=None):
+        height = _pixels("size", size)
+        self._size = height, height if width is None else _pixels("width", width)
+        self._padding = _pixels("padding", padding, least=0)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        padded = size and (size[0] + 2 * self._padding, size[1] + 2 * self._padding)
+        _check_fits(self, self._size, padded)
+        return self._size
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        size = tf.shape(image)[:2]
+        top, left = self._place(size, seed)
+        missing = tf.maximum(self._size - size - 2 * self._padding, 0)
+        before, after = tf.fill([2], self._padding), self._padding + missing
+        image = tf.pad(image, tf.concat([tf.stack([before, after], axis=1), [[0, 0]]], axis=0))
+        return tf.slice(image, [top, left, 0], [*self._size, 3])
+
+    def geometry(self, size, seed):
+        top, left = self._place(size, seed)
+        return _offset_geometry(top - self._padding, left - self._padding)
+
+    def _place(self, size, seed):
+        """Returns where the crop begins in the padded image."""
+        import tensorflow as tf
+
         uniform = tf.random.stateless_uniform([2], seed)
-        top, left = (
-            _offset(uniform[0], tf.shape(image)[0] - self._size),
-            _offset(uniform[1], tf.shape(image)[1] - self._size),
-        )
-        return tf.slice(image, [top, left, 0], [self._size, self._size, 3])
+        largest = tf.maximum(size + 2 * self._padding - self._size, 0)
+        return _offset(uniform[0], largest[0]), _offset(uniform[1], largest[1])
 
 
 @register_augmentation("random_area_crop")
@@ -112,8 +165,22 @@ class RandomAreaCrop(RandomOperation):
     def sample(self, image, seed):
         import tensorflow as tf
 
+        top, left, height, width = self._place(tf.shape(image)[:2], seed)
+        crop = tf.slice(image, [top, left, 0], tf.stack([height, width, 3]))
+        return _to_uint8(tf.image.resize(crop, [self._size, self._size], antialias=True))
+
+    def geometry(self, size, seed):
+        import tensorflow as tf
+
+        top, left, height, width = (tf.cast(number, tf.float32) for number in self._place(size, seed))
+        return tf.stack([[height / self._size, 0.0, top], [0.0, width / self._size, left]])
+
+    def _place(self, size, seed):
+        """Returns where the crop begins, and its height and width."""
+        import tensorflow as tf
+
         uniform = tf.random.stateless_uniform([22], seed)
-        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        height, width = size[0], size[1]
         image_height, image_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
         area = (self._min_area + uniform[:10] * (1 - self._min_area)) * image_height * image_width
         limit = float(np.log(4 / 3))
@@ -131,8 +198,7 @@ class RandomAreaCrop(RandomOperation):
         central = chosen == 10
         top = tf.where(central, (height - crop_height) // 2, _offset(uniform[20], height - crop_height))
         left = tf.where(central, (width - crop_width) // 2, _offset(uniform[21], width - crop_width))
-        crop = tf.slice(image, [top, left, 0], tf.stack([crop_height, crop_width, 3]))
-        return _to_uint8(tf.image.resize(crop, [self._size, self._size], antialias=True))
+        return top, left, crop_height, crop_width
 
 
 @register_augmentation("flip")
@@ -148,8 +214,14 @@ class Flip(RandomOperation):
     def sample(self, image, seed):
         import tensorflow as tf
 
-        mirrored = tf.random.stateless_uniform([], seed) < 0.5
-        return tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)
+        return tf.cond(_mirrored(seed), lambda: tf.reverse(image, [1]), lambda: image)
+
+    def geometry(self, size, seed):
+        import tensorflow as tf
+
+        width = tf.cast(size[1], tf.float32)
+        across = tf.where(_mirrored(seed), [0.0, -1.0, width], [0.0, 1.0, 0.0])
+        return tf.stack([[1.0, 0.0, 0.0], across])
 
 
 @register_augmentation("rotate")
@@ -164,11 +236,24 @@ class Rotate(RandomOperation):
     def output_size(self, size: Size | None) -> Size | None:
         return size
 
-    def sample(self, image, seed):
+    def _turn(self, seed):
+        """Returns the cosine and sine of the angle."""
         import tensorflow as tf
 
         angle = (2 * tf.random.stateless_uniform([], seed) - 1) * self._radians
-        cos, sin = tf.cos(angle), tf.sin(angle)
+        return tf.cos(angle), tf.sin(angle)
+
+    def geometry(self, size, seed):
+        import tensorflow as tf
+
+        cos, sin = self._turn(seed)
+        y, x = tf.cast(size[0], tf.float32) / 2, tf.cast(size[1], tf.float32) / 2
+        return tf.stack([[cos, sin, y - cos * y - sin * x], [-sin, cos, x - cos * x + sin * y]])
+
+    def sample(self, image, seed):
+        import tensorflow as tf
+
+        cos, sin = self._turn(seed)
         shape = tf.shape(image)
         middle_y, middle_x = (tf.cast(shape[0], tf.float32) - 1) / 2, (tf.cast(shape[1], tf.float32) - 1) / 2
         # Maps every pixel of the result to the place in the image that it comes from.
@@ -198,12 +283,21 @@ class Translate(RandomOperation):
     def sample(self, image, seed):
         import tensorflow as tf
 
-        uniform = tf.random.stateless_uniform([2], seed)
-        for axis in (0, 1):
+        for axis, moved in enumerate(self._moved(seed)):
             length = tf.shape(image)[axis]
-            source = tf.range(length) + _offset(uniform[axis], 2 * self._pixels) - self._pixels
-            image = tf.gather(image, tf.clip_by_value(source, 0, length - 1), axis=axis)
+            image = tf.gather(image, tf.clip_by_value(tf.range(length) + moved, 0, length - 1), axis=axis)
         return image
+
+    def geometry(self, size, seed):
+        del size
+        return _offset_geometry(*self._moved(seed))
+
+    def _moved(self, seed):
+        """Returns by how many pixels the image moves up, and to the left."""
+        import tensorflow as tf
+
+        uniform = tf.random.stateless_uniform([2], seed)
+        return [_offset(uniform[axis], 2 * self._pixels) - self._pixels for axis in (0, 1)]
 
 
 @register_augmentation("color_jitter")
@@ -230,6 +324,23 @@ class ColorJitter(RandomOperation):
         image = tf.clip_by_value(mean + (image - mean) * contrast, 0, 255)
         grey = tf.image.rgb_to_grayscale(image)
         return _to_uint8(grey + (image - grey) * saturation)
+
+    def geometry(self, size, seed):
+        del size, seed
+        return _offset_geometry(0, 0)
+
+
+def _mirrored(seed):
+    import tensorflow as tf
+
+    return tf.random.stateless_uniform([], seed) < 0.5
+
+
+def _offset_geometry(top, left):
+    """Returns the geometry of a crop that begins at a place, as a tensor."""
+    import tensorflow as tf
+
+    return tf.stack([[1.0, 0.0, tf.cast(top, tf.float32)], [0.0, 1.0, tf.cast(left, tf.float32)]])
 
 
 def _offset(uniform, largest):

@@ -77,7 +77,11 @@ def test_errors(spec, message):
 
 def test_names_for_help():
     names = augmentation_names()
-    assert "random_crop(size, padding=0)" in names and "flip()" in names and len(names) == len(list(AUGMENTATIONS))
+    assert (
+        "random_crop(size, padding=0, width=None)" in names
+        and "flip()" in names
+        and len(names) == len(list(AUGMENTATIONS))
+    )
 
 
 @pytest.mark.parametrize(
