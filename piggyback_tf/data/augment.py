@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from piggyback_tf.data.geometry import warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.registry import Registry
 
@@ -53,6 +54,14 @@ class DeterministicOperation(Operation):
     @abc.abstractmethod
     def apply(self, image: np.ndarray) -> np.ndarray:
         """Returns the result, uint8 `(height, width, 3)` from the same."""
+
+    def apply_to(self, image: np.ndarray) -> np.ndarray:
+        """Returns the result of an image, or of one with its label map as a fourth channel."""
+        if image.shape[2] == 3:
+            return self.apply(image)
+        moved = self.apply(np.ascontiguousarray(image[..., :3]))
+        labels = warp_map(image[..., 3], self.geometry(image.shape[:2]), moved.shape[:2])
+        return np.concatenate([moved, labels[..., None]], axis=-1)
 
     def geometry(self, size: Size) -> np.ndarray:
         """Returns where the pixels of the result come from, float64 `[2, 3]`; see `geometry.py`.
@@ -96,8 +105,8 @@ class RandomOperation(Operation):
 
 def _moves_no_targets(operation: Operation) -> DataError:
     return DataError(
-        f"{operation.source or type(operation).__name__} has no `geometry`, so that it cannot move label maps and boxes "
-        "with their image. Give it one, or leave it out."
+        f"{operation.source or type(operation).__name__} has no `geometry`, so that it cannot move label maps and "
+        "boxes with their image. Give it one, or leave it out."
     )
 
 

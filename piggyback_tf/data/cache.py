@@ -57,14 +57,16 @@ class CachedImages:
         pixels: A flat uint8 array.
         shapes: `(height, width)` of every image, int32 of shape `(n, 2)`.
         place: `"memory"` or `"disk"`.
+        channels: Of every image: 3, or 4 with its label map.
     """
 
     pixels: np.ndarray
     shapes: np.ndarray
     place: str
+    channels: int = 3
 
     def __post_init__(self):
-        sizes = self.shapes.astype(np.int64).prod(axis=1) * 3
+        sizes = self.shapes.astype(np.int64).prod(axis=1) * self.channels
         object.__setattr__(self, "_ends", np.cumsum(sizes))
         if self.place == "memory":
             with _in_memory_lock:
@@ -81,16 +83,17 @@ class CachedImages:
         return int(self.shapes[0, 0]), int(self.shapes[0, 1])
 
     def read(self, index: int) -> np.ndarray:
-        """Returns one image as a uint8 array of shape `(height, width, 3)`."""
+        """Returns one image as a uint8 array of shape `(height, width, channels)`."""
         height, width = (int(n) for n in self.shapes[index])
         end = int(self._ends[index])
         # A copy, as TensorFlow may take over the memory of what it is given and write into it.
-        return np.array(self.pixels[end - height * width * 3 : end]).reshape(height, width, 3)
+        shape = height, width, self.channels
+        return np.array(self.pixels[end - height * width * self.channels : end]).reshape(shape)
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        """Returns several images of one size as a uint8 array of shape `(k, height, width, 3)`."""
-        height, width = self.image_size
-        return np.take(self.pixels[: int(self._ends[-1])].reshape(len(self), height, width, 3), indices, axis=0)
+        """Returns several images of one size as a uint8 array of shape `(k, height, width, channels)`."""
+        shape = len(self), *self.image_size, self.channels
+        return np.take(self.pixels[: int(self._ends[-1])].reshape(shape), indices, axis=0)
 
 
 def decode_all(read: Callable[[int], Any], count: int) -> Iterator[Any]:
@@ -109,12 +112,13 @@ def bytes_in_memory() -> int:
         return sum(images.pixels.nbytes for images in _in_memory)
 
 
-def cache_in_memory(images: Iterable[np.ndarray], estimate: int) -> CachedImages:
+def cache_in_memory(images: Iterable[np.ndarray], estimate: int, channels: int = 3) -> CachedImages:
     """Takes images into memory.
 
     Args:
-        images: The images, uint8 of shape `(height, width, 3)`.
+        images: The images, uint8 of shape `(height, width, channels)`.
         estimate: About how many bytes they take; exact if they all have one size.
+        channels: Of every image.
 
     Returns:
         The images.
@@ -128,7 +132,7 @@ def cache_in_memory(images: Iterable[np.ndarray], estimate: int) -> CachedImages
         pixels[end : end + image.size] = image.reshape(-1)
         end += image.size
         shapes.append(image.shape[:2])
-    return CachedImages(pixels, np.array(shapes, dtype=np.int32), "memory")
+    return CachedImages(pixels, np.array(shapes, dtype=np.int32), "memory", channels)
 
 
 def remember(

@@ -52,10 +52,14 @@ class Entry:
     about: dict[str, Any]
 
 
-def open_disk_cache(folder: Path) -> CachedImages | None:
+def open_disk_cache(folder: Path, channels: int = 3) -> CachedImages | None:
     """Returns the images of an entry; `None` if there is no such entry, or it is not as it was written.
 
     As long as anything uses the images, the entry counts as in use, by any process.
+
+    Args:
+        folder: The entry.
+        channels: Of every image.
     """
     try:
         stream = (folder / _PIXELS).open("rb")
@@ -67,10 +71,10 @@ def open_disk_cache(folder: Path) -> CachedImages | None:
         with contextlib.suppress(OSError):  # Where files cannot be locked, entries are not removed either.
             fcntl.flock(stream, fcntl.LOCK_SH)
         shapes = np.load(folder / _SHAPES, allow_pickle=False)
-        size = int(shapes.astype(np.int64).prod(axis=1).sum()) * 3
+        size = int(shapes.astype(np.int64).prod(axis=1).sum()) * channels
         if shapes.ndim != 2 or not len(shapes) or os.fstat(stream.fileno()).st_size != size:
             raise ValueError(f"{_PIXELS} and {_SHAPES} do not go together")
-        images = CachedImages(np.memmap(stream, dtype=np.uint8, mode="r"), shapes, "disk")
+        images = CachedImages(np.memmap(stream, dtype=np.uint8, mode="r"), shapes, "disk", channels)
     except (OSError, ValueError, EOFError) as error:
         logging.warning("Cache entry %s is damaged and is made again: %s", folder, error)
         stream.close()
@@ -86,6 +90,7 @@ def cache_on_disk(
     folder: Path,
     about: dict[str, Any],
     *,
+    channels: int = 3,
     final: Callable[[], Path] | None = None,
     most: int | None = None,
 ) -> CachedImages:
@@ -95,6 +100,7 @@ def cache_on_disk(
         images: The images; gone through only if there is no entry.
         folder: The entry. Its name must stand for everything that the pixels depend on.
         about: What is in the entry, for a person who finds the folder.
+        channels: Of every image.
         final: Returns the entry's name where that is known only when all images were gone through; by default `folder`.
         most: Bytes that the entry may take; None for any number.
 
@@ -107,7 +113,7 @@ def cache_on_disk(
     """
     make_folder(folder.parent)
     with _locked(_lock_of(folder)):
-        if (found := open_disk_cache(folder)) is not None:
+        if (found := open_disk_cache(folder, channels)) is not None:
             return found
         # Under the lock nobody else writes here: what lies around is the rest of a killed process.
         partial = _partial_of(folder)
@@ -135,7 +141,7 @@ def cache_on_disk(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        if (made := open_disk_cache(folder)) is None:
+        if (made := open_disk_cache(folder, channels)) is None:
             raise OSError(f"what was written to {str(folder)!r} cannot be read again")
         return made
 

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from piggyback_tf.data.images import DataError
 from piggyback_tf.data.problems import Problem
 from piggyback_tf.data.sources import Source, TaskData, digest
 
@@ -21,6 +22,8 @@ class Joined(Source):
         self._sources, self._first_classes = list(sources), list(first_classes)
         sizes = {source.image_size for source in self._sources}
         self.image_size = sizes.pop() if len(sizes) == 1 else None
+        if any(source.has_maps for source in self._sources):
+            raise DataError("Tasks with label maps cannot be learned as one; their classes are those of pixels.")
 
     @cached_property
     def labels(self) -> np.ndarray:

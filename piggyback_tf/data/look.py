@@ -69,7 +69,7 @@ class WithoutBroken(Source):
         self.raw, self.cache_dir = source, cache_dir
         self._name, self._class_names, self._also = name, class_names, list(also)
         self._look: Look | None = None
-        self.image_size = source.image_size
+        self.image_size, self.has_maps = source.image_size, source.has_maps
 
     @property
     def settled(self) -> bool:
@@ -165,7 +165,7 @@ class ReadAndPrepare:
                 operation.output_size(image.shape[:2])
             except DataError as error:
                 raise UnfitImageError(f"Image {self.source.describe(index)!r}: {error}") from None
-            image = operation.apply(image)
+            image = operation.apply_to(image)
         return image
 
     def known_size(self) -> Size | None:

@@ -20,10 +20,12 @@ from piggyback_tf.data.augment import (
     RandomOperation,
     Size,
     check_draws_nothing,
+    check_moves,
     leading_deterministic,
     parse_augment,
 )
 from piggyback_tf.data.cache import CachedImages
+from piggyback_tf.data.geometry import IDENTITY, composed, warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.prepared import CacheOptions, prepare
 from piggyback_tf.data.sources import Source
@@ -71,7 +73,8 @@ def make_dataset(
         cache_dir: The folder of disk caches; `None` for the user's. Entries serve every later run on the same files.
 
     Returns:
-        A `tf.data.Dataset` of `(images, labels)`: uint8 `(batch, height, width, 3)`, RGB, and int32 `(batch,)`. Its
+        A `tf.data.Dataset` of `(images, labels)`: uint8 `(batch, height, width, 3)`, RGB, and int32 `(batch,)`, or
+        label maps, uint8 `(batch, height, width)`. Its
         cardinality is known.
 
     Raises:
@@ -79,6 +82,8 @@ def make_dataset(
     """
     operations = parse_augment(augment)
     _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch)
+    if source.has_maps:
+        check_moves(operations)
     options = CacheOptions(cache, cache_limit_mb, cache_disk_limit_mb, cache_dir)
     prepared, place = prepare(source, operations, augment, options), leading_deterministic(operations)
     count = len(source)
@@ -96,6 +101,7 @@ def make_dataset(
         operations=operations[place:],
         place=place,
         size=prepared.size,
+        has_maps=source.has_maps,
     )
     return _build(plan)
 
@@ -154,6 +160,7 @@ class _Plan:
         operations: The operations that are left to do in every epoch.
         place: The place of the first of them in the augmentation string.
         size: The `(height, width)` of all images after them.
+        has_maps: Whether `images` and `read` have a label map as a fourth channel.
     """
 
     labels: np.ndarray
@@ -167,6 +174,7 @@ class _Plan:
     operations: list[Operation]
     place: int
     size: Size
+    has_maps: bool
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """Returns cached images of one size."""
@@ -211,6 +219,7 @@ def _build(plan: _Plan):
     order_of, gather_images, read_image = (_weakly(plan, name) for name in ("order", "gather", "read"))
     size, operations, first, first_place = plan.size, plan.operations, plan.first, plan.place
     gathered_size = plan.images.image_size if plan.images is not None else None
+    has_maps, channels = plan.has_maps, 4 if plan.has_maps else 3
 
     def elements(epoch):
         order = tf.ensure_shape(tf.numpy_function(order_of, [epoch], tf.int64, stateful=False), [count])
@@ -222,24 +231,35 @@ def _build(plan: _Plan):
 
     def gather(epoch, index, valid):
         images = tf.numpy_function(gather_images, [index], tf.uint8, stateful=False)
-        return epoch, index, valid, tf.ensure_shape(images, [batch_size, *gathered_size, 3])
+        return epoch, index, valid, tf.ensure_shape(images, [batch_size, *gathered_size, channels])
 
     def read(epoch, index, valid):
         image = tf.numpy_function(read_image, [index], tf.uint8, stateful=False)
-        return epoch, index, valid, tf.ensure_shape(image, [None, None, 3])
+        return epoch, index, valid, tf.ensure_shape(image, [None, None, channels])
 
     def augment(epoch, index, valid, image):
+        image, label_map, moves = image[..., :3], image[..., 3:], tf.constant(IDENTITY, tf.float32)
         for place, operation in enumerate(operations, start=first_place):
+            seed = tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place])
+            if has_maps:
+                moves = composed(moves, _geometry(operation, tf.shape(image)[:2], seed))
             if isinstance(operation, RandomOperation):
-                image = operation.sample(image, tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place]))
+                image = operation.sample(image, seed)
             else:
                 image = tf.numpy_function(operation.apply, [image], tf.uint8, stateful=False)
                 image = tf.ensure_shape(image, [None, None, 3])
-        return epoch, index, valid, tf.ensure_shape(image, [*size, 3])
+        if has_maps:
+            # Once for all operations, as every time moves a label by up to half a pixel.
+            arguments = [label_map[..., 0], moves, tf.shape(image)[:2]]
+            label_map = tf.numpy_function(warp_map, arguments, tf.uint8, stateful=False)[..., None]
+        return epoch, index, valid, tf.ensure_shape(tf.concat([image, label_map], -1), [*size, channels])
 
     def finish(epoch, index, valid, images):
         images = images[: tf.reduce_sum(tf.cast(valid, tf.int32))]
-        return tf.ensure_shape(images, [None, *size, 3]), tf.gather(labels, index[: tf.shape(images)[0]])
+        images = tf.ensure_shape(images, [None, *size, channels])
+        if has_maps:
+            return images[..., :3], images[..., 3]
+        return images, tf.gather(labels, index[: tf.shape(images)[0]])
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     dataset = tf.data.Dataset.range(first, plan.last).flat_map(elements)
@@ -257,6 +277,21 @@ def _build(plan: _Plan):
     dataset = dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
     dataset._plan = plan
     return dataset
+
+
+def _geometry(operation: Operation, size, seed):
+    """Returns how an operation moves an image of a size, a float32 tensor `[2, 3]`."""
+    import tensorflow as tf
+
+    if isinstance(operation, RandomOperation):
+        return operation.geometry(size, seed)
+    found = tf.numpy_function(
+        lambda size: operation.geometry((int(size[0]), int(size[1]))).astype(np.float32),
+        [size],
+        tf.float32,
+        stateful=False,
+    )
+    return tf.ensure_shape(found, [2, 3])
 
 
 def _weakly(plan: _Plan, name: str) -> Callable:

@@ -160,17 +160,17 @@ def cache_images(
         return options.folder / f"images-{digest(PIXELS_VERSION, PIL.__version__, source.fingerprint(), steps)[:32]}"
 
     if cache == "existing":
-        return open_disk_cache(entry(source))
+        return open_disk_cache(entry(source), source.channels)
     estimate = _estimate(ReadAndPrepare(raw, reader.operations), count)
     images = look_at(reader, options.cache_dir, progress)
     if cache == "memory" or (cache == "auto" and _fits_in_memory(estimate, options.cache_limit_mb << 20)):
         logging.debug("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
-        source._kept_images = (steps, cache_in_memory(images, estimate))
+        source._kept_images = (steps, cache_in_memory(images, estimate, source.channels))
         return source._kept_images[1]
 
     folder, limit, most = entry(raw), options.cache_disk_limit_mb << 20, None
     about = {"images": count, "operations": steps, "first": raw.describe(0), "last": raw.describe(count - 1)}
-    if (found := open_disk_cache(folder)) is not None:
+    if (found := open_disk_cache(folder, source.channels)) is not None:
         if raw is not source:  # Only images that are whole were ever cached.
             source.settle(Look(np.zeros((count, 2), np.int32), {}))
         return found
@@ -184,7 +184,7 @@ def cache_images(
                     f"of cache_disk_limit_mb={options.cache_disk_limit_mb}"
                 )
         logging.debug("Caching %s on disk in %s, about %.0f MiB.", what, folder, estimate / 2**20)
-        return cache_on_disk(images, folder, about, final=lambda: entry(source), most=most)
+        return cache_on_disk(images, folder, about, channels=source.channels, final=lambda: entry(source), most=most)
     except OSError as error:
         if cache == "disk":
             raise DataError(f"Cannot cache {what} in {str(folder)!r}: {error}.") from error
@@ -206,7 +206,7 @@ def _estimate(reader: ReadAndPrepare, count: int) -> int:
     """Returns about how many bytes all images take; exactly so if their size is known."""
     size = reader.known_size()
     if size is not None:
-        return size[0] * size[1] * 3 * count
+        return size[0] * size[1] * reader.source.channels * count
     sizes = []
     for index in np.unique(np.linspace(0, count - 1, PROBES).astype(int)):
         try:

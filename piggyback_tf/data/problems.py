@@ -53,6 +53,13 @@ KINDS = {
     "no_class": Kind(
         "image in no class folder", "images in no class folder", "Move such images into the folders of classes."
     ),
+    "no_label_map": Kind(
+        "image without a label map",
+        "images without label maps",
+        "Each image needs a label map of the same name, without regard to the extension.",
+    ),
+    "no_image_of_map": Kind("label map without an image", "label maps without images"),
+    "label_map": Kind("label map that cannot be used", "label maps that cannot be used", explains=False),
     "unfit": Kind(
         "image whose size does not fit the augmentation",
         "images whose sizes do not fit the augmentation",

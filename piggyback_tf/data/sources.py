@@ -19,9 +19,16 @@ class Source(abc.ABC):
 
     Attributes:
         image_size: `(height, width)` if every image is known to have it, otherwise `None`.
+        has_maps: Whether each image comes with a label map: the class of every pixel.
     """
 
     image_size: tuple[int, int] | None = None
+    has_maps: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of what `read` returns."""
+        return 4 if self.has_maps else 3
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,11 +36,13 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def labels(self) -> np.ndarray:
-        """The class of every image, an int32 array of shape `(len(self),)`."""
+        """The class of every image, an int32 array of shape `(len(self),)`; zeros with label maps."""
 
     @abc.abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """Returns an image as a uint8 array of shape `(height, width, 3)`, RGB.
+        """Returns an image as a uint8 array of shape `(height, width, channels)`.
+
+        The first three are RGB; a fourth is the label map, with `VOID` for a pixel that belongs to no class.
 
         Raises:
             BrokenImageError: If the image's bytes are not a whole image.
@@ -91,7 +100,7 @@ class Subset(Source):
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
-        self.image_size = source.image_size
+        self.image_size, self.has_maps = source.image_size, source.has_maps
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -130,6 +139,7 @@ class TaskData:
             read until they are used.
         problems: By split, files that are where images should be and are none by their names or places. Whoever hands
             the data on has to raise or to leave them out; see `load_data`.
+        target: What is to be found of an image: `"class"`, its class, or `"map"`, the class of each of its pixels.
     """
 
     spec: str
@@ -139,6 +149,7 @@ class TaskData:
     validation: Source
     test: Source | None
     problems: Mapping[str, Sequence[Problem]] = dataclasses.field(default_factory=dict)
+    target: str = "class"
 
     @property
     def splits(self) -> dict[str, Source]:

@@ -1,0 +1,153 @@
+"""Label maps: images whose pixels are numbers of classes, not colours."""
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from piggyback_tf.data.geometry import VOID
+from piggyback_tf.data.images import BrokenImageError, DataError
+
+# In `LabelReader.values`: every value that is not named; `*` in a data spec.
+OTHERS = -1
+# Indices are kept in bytes, and the last one is `VOID`.
+MOST_CLASSES = VOID
+_CHANNELS = {"R": 0, "G": 1, "B": 2}
+
+
+class LabelMapError(BrokenImageError):
+    """A label map that does not say the class of every pixel of its image."""
+
+    def __init__(self, message: str):
+        super().__init__(message, "label_map")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelReader:
+    """Reads label maps.
+
+    Attributes:
+        class_names: The classes; a label map holds their numbers, and `VOID` where there is none of them.
+        values: Which class each value of a file stands for, `VOID` for none, with `OTHERS` for all that are not there;
+            None where a file holds the numbers.
+        channel: `"R"`, `"G"` or `"B"`, which channel of a file in colours holds the numbers; None where they are grey
+            or indices of a palette.
+    """
+
+    class_names: tuple[str, ...]
+    values: Mapping[int, int] | None = None
+    channel: str | None = None
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """Returns the label map of an image file, uint8 `(height, width)`.
+
+        A palette says how to show the indices, and nothing else; it is not looked at.
+
+        Args:
+            data: The content of the file.
+            name: What to call it in an error message.
+
+        Raises:
+            LabelMapError: If it is no such file, or has a value without a class.
+        """
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                lossy, mode, pixels = image.format not in ("PNG", "TIFF", "BMP", "GIF"), image.mode, np.asarray(image)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise LabelMapError(f"Label map {name!r} is no image file: {str(error).rstrip('.')}.") from error
+        if lossy:
+            raise LabelMapError(f"Label map {name!r} is in a format that may change numbers; make it a PNG.")
+        if pixels.ndim == 3:
+            if self.channel is None:
+                raise LabelMapError(
+                    f"Label map {name!r} has colours ({mode}) where numbers of classes are expected. Save it in grey, "
+                    "or with a palette whose indices are the classes; if one channel holds them, name it: ?channel=R."
+                )
+            pixels = pixels[..., _CHANNELS[self.channel]]
+        elif self.channel is not None:
+            raise LabelMapError(f"Label map {name!r} has no channel {self.channel}: it is in grey, or has a palette.")
+        return self.checked(pixels.astype(np.int64), name)
+
+    def checked(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Returns the label map of the values of a file, uint8 of the same shape.
+
+        Args:
+            values: Whole numbers `(height, width)`.
+            name: What to call the file in an error message.
+
+        Raises:
+            LabelMapError: If a value has no class.
+        """
+        if values.ndim != 2:
+            raise LabelMapError(f"Label map {name!r} has the shape {values.shape}, not a height and a width.")
+        known = dict(self.values) if self.values is not None else {i: i for i in range(len(self.class_names))}
+        known.setdefault(VOID, VOID)
+        there, places = np.unique(values, return_inverse=True)
+        others = known.pop(OTHERS, None)
+        known |= {int(value): others for value in there if others is not None and int(value) not in known}
+        if strange := [int(value) for value in there if int(value) not in known]:
+            last = len(self.class_names) - 1
+            valid = "those named by values=" if self.values is not None else f"0 to {last}"
+            count = int((values == strange[0]).sum())
+            raise LabelMapError(
+                f"Label map {name!r} has the value {strange[0]} at {count:,} pixels, which stands for no class. Valid: "
+                f"{valid}, and {VOID} for pixels of no class."
+            )
+        return np.array([known[int(value)] for value in there], np.uint8)[places.reshape(values.shape)]
+
+
+def check_size(labels: np.ndarray, image: np.ndarray, name: str, image_name: str) -> None:
+    """Raises a `LabelMapError` if a label map has not the height and width of its image."""
+    if labels.shape != image.shape[:2]:
+        raise LabelMapError(
+            f"Label map {name!r} is {labels.shape[0]} pixels high and {labels.shape[1]} wide, but its image "
+            f"{image_name!r} is {image.shape[0]} high and {image.shape[1]} wide."
+        )
+
+
+def parse_values(text: str, spec: str) -> dict[int, int]:
+    """Reads `"1:0,2:1,*:255"`: which class each value of a file stands for, 255 for none, `*` for all other values.
+
+    Raises:
+        DataError: If it is not written like that.
+    """
+    found: dict[int, int] = {}
+    for item in text.split(","):
+        value, colon, label = item.partition(":")
+        number = OTHERS if value == "*" else int(value) if value.isdecimal() else None
+        if not colon or number is None or not label.isdecimal() or int(label) > VOID or number in found:
+            raise DataError(
+                f"Cannot read {item!r} of values= in the data spec {spec!r}. It is VALUE:CLASS,VALUE:CLASS,... with "
+                f"each value once, * for all others, and the class {VOID} for pixels of no class, as in "
+                f"values=1:0,2:1,*:{VOID}."
+            )
+        found[number] = int(label)
+    return found
+
+
+def reader_of(class_names: tuple[str, ...], options: Mapping[str, Any], spec: str) -> LabelReader:
+    """Returns how the label maps of a data spec are read.
+
+    Args:
+        class_names: The classes.
+        options: What stands behind the `?` of the spec; of these `values` and `channel`.
+        spec: The spec, for errors.
+
+    Raises:
+        DataError: If an option is not valid, or there are too many classes.
+    """
+    if len(class_names) > MOST_CLASSES:
+        raise DataError(f"{spec!r} has {len(class_names)} classes; label maps have at most {MOST_CLASSES}.")
+    channel = options.get("channel")
+    if channel is not None and channel not in _CHANNELS:
+        raise DataError(f"channel= in the data spec {spec!r} is R, G or B, but was {channel!r}.")
+    values = parse_values(options["values"], spec) if "values" in options else None
+    if values and (high := [label for label in values.values() if len(class_names) <= label != VOID]):
+        raise DataError(f"values= in the data spec {spec!r} names class {high[0]}, but there are {len(class_names)}.")
+    return LabelReader(class_names, values, channel)
