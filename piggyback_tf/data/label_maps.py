@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.data.images import BrokenImageError, DataError
+from piggyback_tf.files import local_path
 
 # In `LabelReader.values`: every value that is not named; `*` in a data spec.
 OTHERS = -1
@@ -151,3 +153,47 @@ def reader_of(class_names: tuple[str, ...], options: Mapping[str, Any], spec: st
     if values and (high := [label for label in values.values() if len(class_names) <= label != VOID]):
         raise DataError(f"values= in the data spec {spec!r} names class {high[0]}, but there are {len(class_names)}.")
     return LabelReader(class_names, values, channel)
+
+
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """Returns the classes of a file, a line each, with or without their numbers.
+
+    Raises:
+        DataError: If the file cannot be read, or its numbers are not 0, 1, ...
+    """
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"File {str(file)!r} cannot be read as text in UTF-8: {error}.") from error
+    words = [line.split(maxsplit=1) for line in lines]
+    if not all(len(pair) == 2 and pair[0].isdecimal() for pair in words):
+        return tuple(lines)
+    named = [(int(number), name) for number, name in words if int(number) != VOID]
+    if sorted(number for number, _ in named) != list(range(len(named))):
+        raise DataError(f"The numbers in {str(file)!r} must be 0, 1, ... with each once, and {VOID} for no class.")
+    return tuple(name for _, name in sorted(named))
+
+
+def class_names_of(options: Mapping[str, str], spec: str) -> tuple[str, ...]:
+    """Returns the classes of label maps that have no names themselves: what `classes=` of a data spec says.
+
+    Args:
+        options: What stands behind the `?` of the spec; of these `classes`, names or a file of them.
+        spec: The spec, for errors.
+
+    Raises:
+        DataError: If it says nothing, or names fewer than two.
+    """
+    text = options.get("classes")
+    if text is None:
+        raise DataError(
+            f"{spec!r} has label maps, whose classes have no names. Give them: ?classes=NAME,NAME,... or "
+            "?classes=FILE, a text file with a class in each line."
+        )
+    is_file = "," not in text
+    names = (
+        read_class_names(local_path(text, "classes=")) if is_file else tuple(part.strip() for part in text.split(","))
+    )
+    if len(names) < 2:
+        raise DataError(f"classes= of {spec!r} names {len(names)} class; a task needs two.")
+    return names

@@ -17,7 +17,7 @@ from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.kinds import DataRequest, register_data
-from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, reader_of
+from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, read_class_names, reader_of
 from piggyback_tf.data.problems import DataProblems, Problem, check_header
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.files import PathError, local_path, shown_path
@@ -185,25 +185,14 @@ def _folder(path: str, before: str) -> Path:
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    """Returns the classes of `classes.txt`, a line each, with or without their numbers; nothing if there is no file."""
+    """Returns the classes of `classes.txt`; nothing if there is no file."""
     file = root / CLASSES_FILE
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-    except FileNotFoundError:
+    if not file.exists():
         return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"File {str(file)!r} cannot be read as text in UTF-8: {error}.") from error
-    words = [line.split(maxsplit=1) for line in lines if line]
-    if all(len(pair) == 2 and pair[0].isdecimal() for pair in words):
-        names = {int(number): name for number, name in words if int(number) != 255}
-        if len(names) != len([w for w in words if w[0] != "255"]) or sorted(names) != list(range(len(names))):
-            raise DataError(f"The numbers in {str(file)!r} must be 0, 1, ... with each once, and 255 for no class.")
-        found = tuple(names[number] for number in range(len(names)))
-    else:
-        found = tuple(line for line in lines if line)
-    if len(found) < 2:
-        raise DataError(f"File {str(file)!r} names {len(found)} class; a task needs two.")
-    return found
+    names = read_class_names(file)
+    if len(names) < 2:
+        raise DataError(f"File {str(file)!r} names {len(names)} class; a task needs two.")
+    return names
 
 
 def _folder_splits(root: Path) -> tuple[dict[str, list[Pair]], dict[str, list[Problem]]]:

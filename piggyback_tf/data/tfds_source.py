@@ -3,9 +3,8 @@
 import contextlib
 import dataclasses
 import itertools
-import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from absl import logging
 from piggyback_tf.data.cache import remember
 from piggyback_tf.data.images import DataError, decode_image
 from piggyback_tf.data.kinds import DataRequest, register_data
+from piggyback_tf.data.label_maps import check_size
 from piggyback_tf.data.records import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
-from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.data.tfds_builder import HINT, Fields, find_fields, make_prepared, open_builder, parse_options
 
-HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 
 
@@ -30,9 +29,7 @@ class TfdsSource(Source):
         name: What to call it, for example `"tfds:oxford_flowers102"`.
         shards: Where the records are, in order.
         file_format: How they are stored, a name in `READERS`.
-        parse: Returns the encoded image and the label of a record.
-        class_count: Labels lie below this number.
-        image_size: `(height, width)` if all images have it, otherwise `None`.
+        fields: Which features of a record are learned.
         train: The source whose classes are learned, if that is another one; this one may have no others.
         cache_dir: The cache folder; `None` for the user's.
     """
@@ -42,18 +39,15 @@ class TfdsSource(Source):
         name: str,
         shards: list[Shard],
         file_format: str,
-        parse: Callable[[bytes], tuple[bytes, int]],
-        class_count: int,
-        image_size: tuple[int, int] | None,
+        fields: Fields,
         train: Source | None,
         cache_dir: str | None,
     ):
         self.name = name
         self.shards = shards
-        self.image_size = image_size
+        self.image_size, self.has_maps = fields.image_size, fields.maps is not None
         self._reader = READERS[file_format]()
-        self._parse = parse
-        self._class_count = class_count
+        self._fields = fields
         self._train = train
         self._cache_dir = cache_dir
         self._firsts = np.cumsum([0] + [shard.take for shard in shards])
@@ -83,8 +77,8 @@ class TfdsSource(Source):
             raise DataError(
                 f"{self._title} has images without a label; choose other splits behind the name, as in {HINT}."
             )
-        if (labels >= self._class_count).any():
-            raise DataError(f"{self._title} has the label {labels.max()}, but only {self._class_count} classes.")
+        if (labels >= (count := len(self._fields.class_names))).any():
+            raise DataError(f"{self._title} has the label {labels.max()}, but only {count} classes.")
         if self._train is not None:
             strange = np.setdiff1d(labels, self._train.labels)
             if len(strange):
@@ -106,8 +100,14 @@ class TfdsSource(Source):
             # The scan may have been long ago, and a disk that loses a bit leaves the file's time as it was.
             if zlib.crc32(record) != found.checksum:
                 raise ValueError(f"the record of {self.key(index)} is not the one that was scanned")
-            image, _ = self._parse(record)
-        return decode_image(image, self.describe(index))
+            encoded, label = self._fields.parse(record)
+        name = self.describe(index)
+        image = decode_image(encoded, name)
+        if self._fields.maps is None:
+            return image
+        labels = self._fields.maps.decode(label, name)
+        check_size(labels, image, name, name)
+        return np.concatenate([image, labels[..., None]], axis=-1)
 
     def describe(self, index: int) -> str:
         return f"{self.name} {self.key(index)}"
@@ -130,6 +130,9 @@ class TfdsSource(Source):
             except OSError as error:
                 raise DataError(f"File {shard.path!r} of {self.name} cannot be read: {error.strerror}.") from error
             parts.append(f"{shard} {status.st_size} {status.st_mtime_ns}")
+        fields = self._fields
+        if (fields.image, fields.label, fields.maps) != ("image", "label", None):
+            parts.append(f"{fields.image} {fields.label} {fields.maps!r}")
         return digest("tfds", self.name, *parts)
 
     def fingerprint(self) -> str:
@@ -141,8 +144,10 @@ class TfdsSource(Source):
     def _scan(self, shard: Shard) -> Iterator["_Record"]:
         with self._errors_of(shard):
             for place, record in self._reader.scan(shard):
-                image, label = self._parse(record)
-                yield _Record(place, len(record), zlib.crc32(record), len(image), label)
+                image, label = self._fields.parse(record)
+                # A label map says nothing of the whole image.
+                number = label if self._fields.maps is None else 0
+                yield _Record(place, len(record), zlib.crc32(record), len(image), number)
 
     @contextlib.contextmanager
     def _errors_of(self, shard: Shard) -> Iterator[None]:
@@ -170,6 +175,10 @@ class _Record:
 def load_tfds(request: DataRequest) -> TaskData:
     """Answers `tfds:NAME`, with `NAME[/CONFIG][:VERSION][?train=SPLITS&validation=SPLITS&test=SPLITS]`.
 
+    `image=` and `label=` name other features than these two. A label that is an image is a label map, or one of its
+    channels as in `label=annotation[0]`; `classes=` names its classes, separated by commas or in a file, a line each,
+    and `values=1:0,2:1,*:255` says which class each of its values stands for.
+
     Splits are written as TensorFlow Datasets does: `train`, `train+validation`, `train[:80%]`.
     Without them `train`, `validation` and `test` are used. Where there is no test split with
     labels, the validation split is the test split, and validation images are carved out of train;
@@ -180,28 +189,28 @@ def load_tfds(request: DataRequest) -> TaskData:
         raise DataError(
             f"The data spec must name a data set, as in 'tfds:oxford_flowers102', but was {request.spec!r}."
         )
-    chosen = _parse_splits(query, request.spec)
-    builder = _prepared_builder(name, request.data_dir)
-    feature, label = builder.info.features["image"], builder.info.features["label"]
+    chosen = parse_options(query, request.spec)
+    builder = open_builder(name, request.data_dir)
+    fields = find_fields(builder, chosen, request.spec)  # Before anything is downloaded.
+    make_prepared(builder, name, request.data_dir)
     file_format = builder.info.file_format.value if builder.info.file_format else None
     if file_format not in READERS:
         raise DataError(f"{name!r} is prepared in the format {file_format!r}. Valid: {', '.join(READERS)}.")
-    parse = _parser(builder.info.features)
-    size = tuple(feature.shape[:2]) if None not in feature.shape[:2] else None
 
     def source(split: str, train: Source | None) -> TfdsSource:
         shards = _shards(builder, split, request.spec)
-        return TfdsSource(f"tfds:{name}", shards, file_format, parse, label.num_classes, size, train, request.cache_dir)
+        return TfdsSource(f"tfds:{name}", shards, file_format, fields, train, request.cache_dir)
 
     splits = list(builder.info.splits)
     if "train" not in chosen and "train" not in splits:
         raise DataError(f"{name!r} has no split 'train' but {', '.join(splits)}; name them, as in {HINT}.")
     pool = source(chosen.get("train", "train"), None)
-    counts = np.bincount(pool.labels, minlength=label.num_classes)
-    if (counts > 0).sum() < 2:
-        raise DataError(f"The training images of {request.spec!r} are all of one class; a task needs two.")
-    if not counts.all():
-        logging.warning("%d class(es) of %s have no training images.", (counts == 0).sum(), request.spec)
+    if fields.maps is None:
+        counts = np.bincount(pool.labels, minlength=len(fields.class_names))
+        if (counts > 0).sum() < 2:
+            raise DataError(f"The training images of {request.spec!r} are all of one class; a task needs two.")
+        if not counts.all():
+            logging.warning("%d class(es) of %s have no training images.", (counts == 0).sum(), request.spec)
 
     # A split is taken for what its name says only if none of its images is in train already.
     spare = next((split for split in VALIDATION_NAMES if split in splits), None)
@@ -230,98 +239,8 @@ def load_tfds(request: DataRequest) -> TaskData:
     for one, first, second, other in held_out:
         if first and second and (shared := _overlap(first, second)):
             raise DataError(f"In {request.spec!r} the {one} and the {other} splits share {shared} images.")
-    return TaskData(request.spec, builder.name, tuple(label.names), train, validation, test)
-
-
-def _parse_splits(query: str, spec: str) -> dict[str, str]:
-    chosen = {}
-    for item in query.split("&") if query else []:
-        key, equals, value = item.partition("=")
-        if key not in ("train", "validation", "test") or not equals or not value or key in chosen:
-            raise DataError(
-                f"Cannot read {item!r} in the data spec {spec!r}. Behind the ? stand train=, validation= and test=, "
-                f"each at most once and with splits behind it, as in {HINT}."
-            )
-        chosen[key] = value
-    return chosen
-
-
-def _prepared_builder(name: str, data_dir: str | None):
-    """Returns the builder of a data set that is on the disk, downloading it if it was not."""
-    if data_dir and not Path(data_dir).is_dir():
-        raise DataError(
-            f"There is no folder {data_dir!r}, which --data_dir names for data set {name!r}. Name the right one, or "
-            "make it, if the data set is to be downloaded."
-        )
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        bare = re.split("[/:]", name)[0]
-        folder = Path(data_dir) if data_dir else None
-        prepared = [entry.name for entry in folder.iterdir()] if folder and folder.is_dir() else []
-        known = sorted({*tfds.list_builders(with_community_datasets=False), *prepared})
-        if bare in known:
-            raise DataError(f"There is no {name!r} among the prepared data sets in {data_dir!r}.") from None
-        raise DataError(
-            unknown_name_message("data set of TensorFlow Datasets", bare, known, limit=0)
-            + " All names: https://www.tensorflow.org/datasets/catalog"
-        ) from None
-    except Exception as error:
-        # Wrong configurations and versions come as ValueError, AssertionError and others.
-        raise DataError(f"TensorFlow Datasets cannot open {name!r}: {_shorten(error)}") from error
-    _check_features(name, builder.info.features, tfds)
-    if not builder.is_prepared():
-        where = data_dir or "the default folder of TensorFlow Datasets"
-        logging.warning(
-            "%s is not prepared in %s and is downloaded now. Without a network this fails only after some minutes, "
-            "as TensorFlow Datasets tries again and again.",
-            name,
-            where,
-        )
-        try:
-            builder.download_and_prepare()
-        except Exception as error:
-            argument = f", data_dir={data_dir!r}" if data_dir else ""
-            raise DataError(
-                f"Data set {name!r} is not prepared in {where} and could not be downloaded: {_shorten(error)} "
-                f'Prepare it where there is a network, with python -c "import tensorflow_datasets as tfds; '
-                f'tfds.builder({name!r}{argument}).download_and_prepare()", '
-                f"copy the folder, and pass --data_dir=FOLDER."
-            ) from error
-    return builder
-
-
-def _check_features(name: str, features, tfds) -> None:
-    there = dict(features.items()) if hasattr(features, "items") else {}
-    image, label = there.get("image"), there.get("label")
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        listed = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in there.items())
-        raise DataError(
-            f"Data set {name!r} must have the features 'image' (Image) and 'label' (ClassLabel), "
-            f"but has {listed or 'none'}."
-        )
-    if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
-        raise DataError(f"The images of data set {name!r} are of type {image.np_dtype}; uint8 and uint16 can be used.")
-
-
-def _parser(features) -> Callable[[bytes], tuple[bytes, int]]:
-    """Returns a function from a record to its encoded image and its label, as the data set's features read them."""
-    import tensorflow_datasets as tfds
-
-    wanted = tfds.decode.PartialDecoding({"image": True, "label": True}).extract_features(features)
-    decoders = {"image": tfds.decode.SkipDecoding()}
-
-    def parse(record: bytes) -> tuple[bytes, int]:
-        try:
-            example = wanted.deserialize_example_np(record, decoders=decoders)
-            return bytes(example["image"]), int(example["label"])
-        except Exception as error:
-            # Records of other features come as KeyError, AttributeError, ValueError or an error of protobuf.
-            raise ValueError(f"a record in it holds no image and label: {_shorten(error, 200)[:-1]}") from error
-
-    return parse
+    target = "class" if fields.maps is None else "map"
+    return TaskData(request.spec, builder.name, fields.class_names, train, validation, test, target=target)
 
 
 def _shards(builder, expression: str, spec: str) -> list[Shard]:
@@ -349,8 +268,3 @@ def _shards(builder, expression: str, spec: str) -> list[Shard]:
 
 def _overlap(first: TfdsSource, second: TfdsSource) -> int:
     return shared_records(first.shards, second.shards)
-
-
-def _shorten(error: Exception, limit: int = 600) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= limit else text[:limit] + "...").rstrip(".") + "."

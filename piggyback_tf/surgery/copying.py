@@ -22,6 +22,7 @@ def copy_layers(
     model: keras.Model,
     settings_of: Callable[[keras.Layer], tuple[type[keras.Layer], dict[str, Any]]],
     call_function: Callable[..., Any] | None = None,
+    image_shape: tuple[int, int] | None = None,
 ) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
     """Rebuilds a model with other layers.
 
@@ -30,6 +31,7 @@ def copy_layers(
         settings_of: Returns the class of a layer's copy and what is changed in its config.
         call_function: As of `keras.models.clone_model`: calls a copy, and can so put layers before or behind it; not
             for sequential models.
+        image_shape: Height and width of the images, if they are not to be those of the model.
 
     Returns:
         The new model, and all pairs of a copy and the layer it stands for.
@@ -70,7 +72,10 @@ def copy_layers(
         copies.append((copy, layer))
         return copy
 
-    copied = keras.models.clone_model(model, clone_function=copy_layer, call_function=call_function, recursive=True)
+    images = keras.Input((*image_shape, model.input_shape[-1]), dtype=model.input.dtype) if image_shape else None
+    copied = keras.models.clone_model(
+        model, images, clone_function=copy_layer, call_function=call_function, recursive=True
+    )
     return copied, copies
 
 

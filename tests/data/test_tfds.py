@@ -305,7 +305,7 @@ def test_unprepared_and_no_network(tmp_path, monkeypatch, caplog):
 
 def test_features_that_are_not_images_and_labels(tmp_path):
     # Said before anything is downloaded.
-    with pytest.raises(DataError, match=r"'pb_text' must have the features 'image'.*has .*sentence \(Text\)"):
+    with pytest.raises(DataError, match=r"'tfds:pb_text' must have the features 'image'.*has .*sentence \(Text\)"):
         load_data("tfds:pb_text", data_dir=str(tmp_path))
 
 
