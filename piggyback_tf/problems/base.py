@@ -1,0 +1,97 @@
+"""What a problem is: all that depends on what is to be found in an image."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+
+from piggyback_tf.data import TaskData
+from piggyback_tf.problems.heads import HeadSpec
+from piggyback_tf.registry import Registry
+from piggyback_tf.settings.methods import MethodConfig
+
+# By `TaskData.target`.
+PROBLEMS: Registry[type["Problem"]] = Registry("problem")
+
+
+class Problem(abc.ABC):
+    """One kind of task. A new one is a file in this folder with a subclass decorated by `PROBLEMS.register(TARGET)`.
+
+    It says which head a task gets, what the loss is, and how answers are judged. Methods, training, packs and reports
+    ask it and never ask which one it is.
+
+    An answer is judged image by image: `count` makes some numbers of it, and `error` the error of the numbers of any
+    number of images. So intervals by bootstrap and the best epoch need to know nothing of the problem.
+
+    Args:
+        class_names: The classes of the task.
+        image_shape: `(height, width)` of its images.
+    """
+
+    # What 100 % less the error is called.
+    score_name: ClassVar[str]
+
+    def __init__(self, class_names: Sequence[str], image_shape: tuple[int, int]):
+        self.class_names = tuple(class_names)
+        self.image_shape = image_shape
+
+    @abc.abstractmethod
+    def head(self, config: MethodConfig) -> HeadSpec:
+        """Returns which head a task has.
+
+        Args:
+            config: The settings of the method.
+        """
+
+    @abc.abstractmethod
+    def loss(self, reduction: str) -> keras.losses.Loss:
+        """Returns the loss of a model's logits.
+
+        Args:
+            reduction: As of Keras' losses.
+        """
+
+    @abc.abstractmethod
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Returns what is told of an epoch: `"error"`, a fraction, and `"cross_entropy"`, the loss of the targets."""
+
+    @abc.abstractmethod
+    def count(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Returns the numbers of each image that its error is made of, `[B, ...]`.
+
+        Args:
+            logits: What a model answers to a batch.
+            targets: What is to be found, as the data have it.
+
+        Raises:
+            ValueError: If shapes do not go together, a target is out of range, or a logit is NaN.
+        """
+
+    @abc.abstractmethod
+    def error(self, counts: np.ndarray) -> float:
+        """Returns the error of some images in percent.
+
+        Args:
+            counts: The numbers that `count` returned for them, `[N, ...]`.
+        """
+
+    def measures(self, counts: np.ndarray) -> dict[str, Any]:
+        """Returns what else is told of some images, JSON values by name; nothing, for most.
+
+        Args:
+            counts: As of `error`.
+        """
+        del counts
+        return {}
+
+
+def problem_of(data: TaskData, image_shape: tuple[int, int]) -> Problem:
+    """Returns the problem of a task's data.
+
+    Args:
+        data: The data.
+        image_shape: `(height, width)` of the images after the augmentation.
+    """
+    return PROBLEMS[data.target](data.class_names, image_shape)

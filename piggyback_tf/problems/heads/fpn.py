@@ -1,0 +1,63 @@
+"""A light feature pyramid for an answer at each pixel, on any network.
+
+The endpoints of strides 4, 8, 16 and 32 (those that there are) become feature maps of `width` channels, from the
+coarsest on each is enlarged and added to the next finer one, and a 3x3 convolution follows (Lin et al., CVPR 2017); the
+finest map gives the logits (Kirillov et al., CVPR 2019). Here the 3x3 convolutions are separable, and
+batch norm follows each, which folds into the convolution where a model is exported.
+"""
+
+from collections.abc import Sequence
+
+import keras
+
+from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS
+from piggyback_tf.problems.heads.spec import HeadSpec
+from piggyback_tf.problems.heads.start import HeadStart
+
+FINEST_STRIDE = 4
+# Of the statistics of batch norm: a data set of segments has few batches.
+_MOMENTUM = 0.9
+
+
+@HEADS.register("fpn")
+def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) -> keras.KerasTensor:
+    """Returns float32 logits `[B, H, W, C]` of a model named `"head"`, at the size of the images.
+
+    Args:
+        spec: Which head.
+        tensors: Endpoints `[B, h, w, c]`, the finest first.
+        start: How it starts.
+    """
+    layers, inputs = keras.layers, [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in tensors]
+    seeds = iter(range(3 * len(inputs)))
+
+    def normed(x: keras.KerasTensor, layer: keras.layers.Layer) -> keras.KerasTensor:
+        x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{layer.name}_norm")(layer(x))
+        return layers.ReLU(name=f"{layer.name}_relu")(x)
+
+    def initializers(*names: str) -> dict[str, keras.initializers.Initializer]:
+        return {f"{name}_initializer": start.of_layer(next(seeds)) for name in names}
+
+    found = None
+    for level in reversed(range(len(inputs))):
+        lateral = layers.Conv2D(spec.width, 1, use_bias=False, name=f"lateral_{level}", **initializers("kernel"))
+        finer = normed(inputs[level], lateral)
+        if found is not None:
+            # Sizes need not halve: the coarser map gets that of the finer one.
+            found = layers.Resizing(*finer.shape[1:3], interpolation="bilinear", name=f"enlarged_{level}")(found)
+            found = layers.Add(name=f"sum_{level}")([finer, found])
+            smooth = layers.SeparableConv2D(
+                spec.width,
+                3,
+                padding="same",
+                use_bias=False,
+                name=f"smooth_{level}",
+                **initializers("depthwise", "pointwise"),
+            )
+            finer = normed(found, smooth)
+        found = finer
+    if start.dropout:
+        found = layers.SpatialDropout2D(start.dropout, seed=start.seed, name="dropout")(found)
+    logits = layers.Conv2D(spec.classes, 1, kernel_initializer=start.of_logits, dtype="float32", name="logits")(found)
+    logits = layers.Resizing(*spec.image_shape, interpolation="bilinear", dtype="float32", name="enlarged")(logits)
+    return keras.Model(inputs, logits, name=HEAD_NAME)(list(tensors))

@@ -1,0 +1,48 @@
+"""Which head a task has: all that its tensors and what it computes with them follow from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+    """A head, as it is kept in packs.
+
+    Attributes:
+        kind: Name of the head, a key of `HEADS`.
+        classes: Number of classes.
+        width: Channels of its feature maps; 0 where it has none of its own.
+        image_shape: `(height, width)` of the images, of a head with an answer for each pixel; None for others.
+    """
+
+    kind: str
+    classes: int
+    width: int = 0
+    image_shape: tuple[int, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the values by name, without those that say nothing."""
+        found = dataclasses.asdict(self)
+        if self.image_shape is not None:
+            found["image_shape"] = list(self.image_shape)
+        return {name: value for name, value in found.items() if value not in (0, None)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "HeadSpec":
+        """Returns what `to_json` was made of.
+
+        Raises:
+            ValueError: If it was made of no head.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        shape = values.get("image_shape")
+        numbers = [values.get("classes"), values.get("width", 0), *(shape or ())]
+        whole = all(type(number) is int and 0 <= number < 1 << 16 for number in numbers)
+        if not (
+            set(values) <= names and type(values.get("kind")) is str and whole and (shape is None or len(shape) == 2)
+        ):
+            raise ValueError(
+                f"A head needs a kind, classes, and perhaps width and image_shape. Received: {dict(values)}."
+            )
+        return cls(values["kind"], values["classes"], values.get("width", 0), tuple(shape) if shape else None)

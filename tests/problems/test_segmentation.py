@@ -1,0 +1,88 @@
+"""Segmentation: its loss, its measures, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from piggyback_tf.data.geometry import VOID
+from piggyback_tf.problems.segmentation import MeanIoUError, PixelCrossEntropy, Segmentation
+
+CLASSES = ("road", "tree", "sky", "nowhere")
+
+
+def made(seed: int = 0, images: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Returns label maps with some pixels of no class, of all but the last class, and logits that are often right."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, (images, 10, 14)).astype(np.uint8)
+    logits = random.normal(size=(*labels.shape, 4)).astype(np.float32)
+    logits[..., 3] = -9
+    np.put_along_axis(logits, labels[..., None], np.take_along_axis(logits, labels[..., None], -1) + 1.5, -1)
+    labels[random.random(labels.shape) < 0.2] = VOID
+    return labels, logits
+
+
+def test_the_error_is_that_of_keras():
+    labels, logits = made()
+    problem = Segmentation(CLASSES, (10, 14))
+    metric = keras.metrics.MeanIoU(4, ignore_class=VOID, sparse_y_pred=True)
+    metric.update_state(labels.astype(np.int32), logits.argmax(-1))
+    counts = np.concatenate([problem.count(logits[:4], labels[:4]), problem.count(logits[4:], labels[4:])])
+    assert counts.shape == (6, 4, 4) and counts.sum() == (labels != VOID).sum()
+    assert problem.error(counts) == pytest.approx(100 - 100 * float(metric.result()), abs=1e-4)
+    # Of an epoch, as the training has it.
+    own = MeanIoUError(4)
+    for part in (slice(0, 4), slice(4, 6)):
+        own.update_state(labels[part], logits[part])
+    assert 100 * float(own.result()) == pytest.approx(problem.error(counts), abs=1e-4)
+
+
+def test_measures_of_each_class():
+    labels, logits = made()
+    problem = Segmentation(CLASSES, (10, 14))
+    measures = problem.measures(problem.count(logits, labels))
+    known, answers = labels != VOID, logits.argmax(-1)
+    for number, name in enumerate(CLASSES[:3]):
+        truth, found = (labels == number) & known, (answers == number) & known
+        assert measures["iou"][name] == pytest.approx(100 * (truth & found).sum() / (truth | found).sum())
+    # It is in no image and no answer: no part of the mean.
+    assert measures["iou"]["nowhere"] is None
+    assert measures["pixel_accuracy"] == pytest.approx(100 * (answers == labels)[known].mean())
+
+
+def test_the_loss_of_an_image_is_the_mean_over_its_pixels_that_count():
+    labels, logits = made()
+    labels[2] = VOID
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = []
+    for truth, scores in zip(labels, log_probabilities, strict=True):
+        known = truth != VOID
+        expected.append(
+            -np.take_along_axis(scores[known], truth[known][:, None].astype(int), 1).mean() if known.any() else 0
+        )
+    assert PixelCrossEntropy("none")(labels, logits).numpy() == pytest.approx(expected, rel=1e-5)
+    assert float(PixelCrossEntropy()(labels, logits)) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_pixels_of_no_class_have_no_gradient():
+    labels, logits = made()
+    with tf.GradientTape() as tape:
+        logits = tf.Variable(logits)
+        loss = PixelCrossEntropy()(labels, logits)
+    gradient = tape.gradient(loss, logits).numpy()
+    assert not gradient[labels == VOID].any() and np.abs(gradient[labels != VOID]).sum(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda labels, logits: (labels, logits[..., :3]), r"must be \[B, H, W, 4\], and label maps"),
+        (lambda labels, logits: (labels[:, :9], logits), r"must be \[B, H, W, 4\], and label maps"),
+        (lambda labels, logits: (np.where(labels == 2, 4, labels), logits), "below 4, or 255. Received: 4"),
+        (lambda labels, logits: (labels, np.where(logits > 2, np.nan, logits)), "must not be NaN"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(spoil, sentence):
+    labels, logits = spoil(*made())
+    with pytest.raises(ValueError, match=sentence):
+        Segmentation(CLASSES, (10, 14)).count(logits, labels)
