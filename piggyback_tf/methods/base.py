@@ -13,10 +13,10 @@ from piggyback_tf.backbones import (
     named_variables,
 )
 from piggyback_tf.data import TaskData
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, MaskStart
 from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.memory import Memory
+from piggyback_tf.problems import HEAD_NAME, HeadSpec, HeadStart, add_head, network_for, read_spec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
 from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays
@@ -88,6 +88,8 @@ class Method(abc.ABC):
     keeps_old_tasks: ClassVar[bool] = True
     # Whether the memory holds a network in place of the base, which is then no longer needed.
     replaces_base: ClassVar[bool] = False
+    # Whether it learns the classes of pixels, too, with a head on several tensors of the network.
+    learns_pixels: ClassVar[bool] = False
     # Whether a training can make the features the same for all images. They are then looked at after each epoch, beside
     # those of the base, as which the network starts.
     watches_features: bool = False
@@ -113,21 +115,25 @@ class Method(abc.ABC):
             seed: Seed of whatever starts at random.
         """
 
-    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
-        """Returns the task's model, from images to logits `[B, num_classes]`.
+    def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:
+        """Returns the task's model, from images to the logits of its head.
 
         Args:
             backbone: The network to learn on; not changed.
-            num_classes: Number of classes of the task.
+            head: Which head the task has; a number of classes stands for a dense one.
             seed: Seed of the initial values of everything that is new.
+
+        Raises:
+            ValueError: If the method has no such heads, or the network nothing to build one on.
         """
-        model = add_classification_head(
-            self.feature_model(backbone, seed),
-            num_classes,
-            dropout=self.config.head_dropout,
-            init=self.head_init,
-            seed=seed,
-        )
+        spec = HeadSpec("dense", head) if isinstance(head, int) else head
+        if spec.kind != "dense" and not self.learns_pixels:
+            raise ValueError(
+                f"{type(self).__name__} learns the classes of images, not of pixels. Methods that learn both are those "
+                "that change the backbone alone: piggyback, finetune, classifier_only, residual_adapters."
+            )
+        network, endpoints = network_for(backbone, spec)
+        model = add_head(self.feature_model(network, seed), spec, self.head_start(seed), endpoints)
         term = self.added_loss(model, backbone)
         if term is None:
             return model
@@ -158,10 +164,10 @@ class Method(abc.ABC):
         (data,) = tasks.values()
         return data
 
-    @property
-    def head_init(self) -> str:
-        """How the head of a task starts, one of `HEAD_INITS`."""
-        return self.own_head_init if self.config.head_init == "auto" else self.config.head_init
+    def head_start(self, seed: int) -> HeadStart:
+        """Returns how the head of a task starts."""
+        init = self.own_head_init if self.config.head_init == "auto" else self.config.head_init
+        return HeadStart(self.config.head_dropout, init, seed)
 
     @property
     def start_source(self) -> str:
@@ -258,10 +264,10 @@ class Method(abc.ABC):
             images: Batches of training images `[B, S, S, 3]`, prepared as for evaluation, and labels `[B]`.
         """
         del backbone, images
-        return self.memory.with_task(task, own_arrays(model))
+        return self.memory.with_task(task, own_arrays(model), head=read_spec(model))
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        """Returns the network of a learned task, from images `[B, S, S, 3]` to logits `[B, num_classes]`.
+        """Returns the network of a learned task, from images to the logits of its head.
 
         Where Keras' own layers compute the same as those that were trained, they take their place.
 
@@ -273,7 +279,7 @@ class Method(abc.ABC):
             ValueError: If the task was not learned.
         """
         earlier = type(self)(self.config, self.memory.before(task))
-        model = earlier.build(backbone, self.memory.classes(task))
+        model = earlier.build(backbone, self.memory.head(task))
         assign_arrays(model, self.memory.of(task))
         return bake_kernels(model)
 

@@ -42,10 +42,10 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.methods.base import METHODS, Method
 from piggyback_tf.methods.memory import Arrays, Memory
 from piggyback_tf.methods.units import GATED_LAYERS, UnitGraph
+from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
 from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
 from piggyback_tf.surgery import (
     PACKAGE,
@@ -281,7 +281,7 @@ class HAT(Method):
         own = self.memory.of(task)
         gates = {last: Gates(name=_gates_of(path)) for last, path in UnitGraph(backbone.model).gate_of.items()}
         network, _ = copy_layers(backbone.model, lambda layer: (type(layer), {}), GateInsertion(gates))
-        model = add_classification_head(network, self.memory.classes(task))
+        model = add_head(network, HeadSpec("dense", self.memory.classes(task)))
         assign_arrays(model, {**self.memory.shared, **own})
         return model
 

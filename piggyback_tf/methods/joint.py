@@ -17,11 +17,11 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import TaskData
 from piggyback_tf.data.joined import join_tasks
-from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.many_heads import split_heads
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.problems import HEAD_NAME, HeadSpec
 from piggyback_tf.settings.methods.joint import JointConfig
 from piggyback_tf.surgery import own_arrays
 
@@ -73,7 +73,7 @@ class Joint(SharedNetwork):
     Config = JointConfig
     sequential = False
 
-    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
+    def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:
         """Returns the network with the heads of all tasks, whose logits lie in the order of `heads`.
 
         Raises:
@@ -84,14 +84,14 @@ class Joint(SharedNetwork):
                 "Method 'joint' learns several tasks at once and was given one; give it --tasks=NAME=DATA,NAME=DATA, "
                 "or use method 'finetune'."
             )
-        classes = list(self.heads.values())
+        classes, num_classes = list(self.heads.values()), head if isinstance(head, int) else head.classes
         if sum(classes) != num_classes:
             raise ValueError(
                 f"The tasks {', '.join(self.heads)} have {sum(classes)} classes together. Received: {num_classes}."
             )
         if small := [task for task, count in self.heads.items() if count < 2]:
             raise ValueError(f"A classification head needs at least 2 classes; task {small[0]!r} has fewer.")
-        model = super().build(backbone, num_classes, seed)
+        model = super().build(backbone, head, seed)
         return JointModel(inputs=model.input, outputs=model.output, name=model.name, classes=classes)
 
     def training_data(self, tasks: Mapping[str, TaskData]) -> TaskData:

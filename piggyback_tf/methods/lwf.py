@@ -25,13 +25,13 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import share
 from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.many_heads import join_heads, split_heads
 from piggyback_tf.methods.memory import Memory
 from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
 from piggyback_tf.settings.methods.lwf import LwFConfig
 from piggyback_tf.surgery import own_arrays
 
@@ -106,13 +106,12 @@ class LwF(SharedNetwork):
 
     Config = LwFConfig
 
-    def build(self, backbone: Backbone, num_classes: int, seed: int = 0) -> keras.Model:
+    def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:
         if not self.memory.tasks:
-            return super().build(backbone, num_classes, seed)
+            return super().build(backbone, head, seed)
+        spec = HeadSpec("dense", head) if isinstance(head, int) else head
         features = self.feature_model(backbone, seed)
-        model = add_classification_head(
-            features, num_classes, dropout=self.config.head_dropout, init=self.head_init, seed=seed
-        )
+        model = add_head(features, spec, self.head_start(seed))
         weights = join_heads(self.memory)
         old_heads = keras.layers.Dense(len(weights[1]), dtype="float32", name=OLD_HEADS_NAME)
         logits = keras.layers.Concatenate(name="all_heads", dtype="float32")([model.output, old_heads(features.output)])
@@ -122,7 +121,7 @@ class LwF(SharedNetwork):
             inputs=model.input,
             outputs=logits,
             name=model.name,
-            new_classes=num_classes,
+            new_classes=spec.classes,
             added_loss=self.added_loss(model, backbone),
         )
 
@@ -130,7 +129,7 @@ class LwF(SharedNetwork):
         if not self.memory.tasks:
             return None
         classes = [self.memory.classes(task) for task in self.memory.tasks]
-        before = add_classification_head(self.feature_model(backbone, seed=0), sum(classes))
+        before = add_head(self.feature_model(backbone, seed=0), HeadSpec("dense", sum(classes)))
         before.get_layer(HEAD_NAME).set_weights(join_heads(self.memory))
         # Nothing of the shared copy can be trained, and it is no part of the model: a training state leaves it out.
         record = functools.partial(share(before), training=False)

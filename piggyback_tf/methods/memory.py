@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from piggyback_tf.files import write_arrays
+from piggyback_tf.problems import HeadSpec
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -22,11 +23,13 @@ class Memory:
             `[F, C]`, and `"head/bias"`, `[C]`, are always there.
         shared: What all tasks use, such as weights that replace the base's.
         learning: What is needed only to learn further tasks, such as the Fisher information.
+        heads: Which head each task has, where it is not a dense one.
     """
 
     own: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
     shared: Arrays = dataclasses.field(default_factory=dict)
     learning: Arrays = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, HeadSpec] = dataclasses.field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -47,6 +50,10 @@ class Memory:
         """Returns how many classes a task has."""
         return int(self.of(task)["head/bias"].size)
 
+    def head(self, task: str) -> HeadSpec:
+        """Returns which head a task has."""
+        return self.heads.get(task) or HeadSpec("dense", self.classes(task))
+
     def of(self, task: str) -> Arrays:
         """Returns what belongs to a task alone.
 
@@ -60,10 +67,18 @@ class Memory:
     def before(self, task: str) -> "Memory":
         """Returns the same without a task and those that were learned after it."""
         self.of(task)
-        return dataclasses.replace(self, own={name: self.own[name] for name in self.tasks[: self.tasks.index(task)]})
+        names = self.tasks[: self.tasks.index(task)]
+        heads = {name: head for name, head in self.heads.items() if name in names}
+        return dataclasses.replace(self, own={name: self.own[name] for name in names}, heads=heads)
 
     def with_task(
-        self, task: str, own: Arrays, *, shared: Arrays | None = None, learning: Arrays | None = None
+        self,
+        task: str,
+        own: Arrays,
+        *,
+        shared: Arrays | None = None,
+        learning: Arrays | None = None,
+        head: HeadSpec | None = None,
     ) -> "Memory":
         """Returns the same with one more task.
 
@@ -72,6 +87,7 @@ class Memory:
             own: What belongs to it alone.
             shared: What all tasks use from now on; as before if None.
             learning: What learning needs from now on; as before if None.
+            head: Which head it has; a dense one if None.
 
         Raises:
             ValueError: If the task was learned already.
@@ -82,6 +98,7 @@ class Memory:
             {**self.own, task: dict(own)},
             self.shared if shared is None else dict(shared),
             self.learning if learning is None else dict(learning),
+            self.heads if head is None or head.kind == "dense" else {**self.heads, task: head},
         )
 
     def with_changed(self, own: Mapping[str, Arrays]) -> "Memory":
@@ -103,7 +120,8 @@ class Memory:
         tensors |= {f"learning/{name}": array for name, array in self.learning.items()}
         for number, arrays in enumerate(self.own.values()):
             tensors |= {f"own/{number}/{name}": array for name, array in arrays.items()}
-        write_arrays(path, tensors, {"tasks": json.dumps(self.tasks)})
+        heads = {task: head.to_json() for task, head in self.heads.items()}
+        write_arrays(path, tensors, {"tasks": json.dumps(self.tasks)} | ({"heads": json.dumps(heads)} if heads else {}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Memory":
@@ -115,7 +133,9 @@ class Memory:
         """
         try:
             with safe_open(path, framework="np") as file:
-                tasks = json.loads((file.metadata() or {})["tasks"])
+                about = file.metadata() or {}
+                tasks = json.loads(about["tasks"])
+                heads = {t: HeadSpec.from_json(spec) for t, spec in json.loads(about.get("heads", "{}")).items()}
                 own: dict[str, dict[str, np.ndarray]] = {task: {} for task in tasks}
                 parts: dict[str, dict[str, np.ndarray]] = {"shared": {}, "learning": {}}
                 for key in sorted(file.keys()):
@@ -127,4 +147,4 @@ class Memory:
                     target[name] = file.get_tensor(key)
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)!r} is no file of learned tasks, or damaged ({error}).") from error
-        return cls(own, parts["shared"], parts["learning"])
+        return cls(own, parts["shared"], parts["learning"], heads)

@@ -32,9 +32,9 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.methods.memory import Arrays, Memory
+from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
 from piggyback_tf.settings.methods.packnet import PackNetConfig
 from piggyback_tf.surgery import (
     KERNELS,
@@ -213,7 +213,7 @@ class PackNet(Method):
             owner = arrays.pop(_owner_of(path))
             arrays[path] = np.where((owner > 0) & (owner <= number), arrays[path], 0)
         network = copy_of_base(backbone.model)
-        model = add_classification_head(network, self.memory.classes(task))
+        model = add_head(network, HeadSpec("dense", self.memory.classes(task)))
         assign_arrays(model, {**arrays, **head})
         return model
 

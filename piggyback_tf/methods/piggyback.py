@@ -37,6 +37,7 @@ class Piggyback(Method):
     """
 
     Config = PiggybackConfig
+    learns_pixels = True
 
     def __init__(
         self,

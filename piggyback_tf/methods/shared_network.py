@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from piggyback_tf.backbones import Backbone, batch_norm_paths, named_variables
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.methods.base import Method, trained_norm
 from piggyback_tf.methods.memory import Memory
+from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
 from piggyback_tf.settings.methods import TrainedNetworkConfig
 from piggyback_tf.surgery import assign_arrays, copy_of_base, own_arrays
 
@@ -48,6 +48,6 @@ class SharedNetwork(Method):
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
         head = self.memory.of(task)
-        model = add_classification_head(copy_of_base(backbone.model), self.memory.classes(task))
+        model = add_head(copy_of_base(backbone.model), HeadSpec("dense", self.memory.classes(task)))
         assign_arrays(model, {**self.memory.shared, **head})
         return model

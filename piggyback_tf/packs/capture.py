@@ -9,11 +9,11 @@ import numpy as np
 from piggyback_tf.backbones.paths import batch_norm_paths, is_container, named_layers, named_variables
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.data.augment import chain_size, check_draws_nothing
-from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import mask_config, masked_weights, read_masks
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits, pack_bits
 from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.problems import HEAD_NAME
 
 
 def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:

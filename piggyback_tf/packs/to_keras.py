@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones import finalize_layers, named_variables
-from piggyback_tf.heads import HEAD_NAME
+from piggyback_tf.problems import HEAD_NAME
 from piggyback_tf.surgery import copy_of_base
 
 

@@ -1,8 +1,31 @@
 """Problems: what is to be found in an image, and all that depends on it; one file each."""
 
-from piggyback_tf.problems import classification as _classification  # noqa: F401
-from piggyback_tf.problems import segmentation as _segmentation
+from piggyback_tf.problems import classification as _classification  # noqa: F401  (it registers itself)
+from piggyback_tf.problems import segmentation as _segmentation  # noqa: F401
 from piggyback_tf.problems.base import PROBLEMS, Problem, problem_of
-from piggyback_tf.problems.heads import HEAD_NAME, HEADS, HeadSpec, HeadStart, add_head
+from piggyback_tf.problems.heads import (
+    HEAD_NAME,
+    HEADS,
+    Head,
+    HeadSpec,
+    HeadStart,
+    add_head,
+    features_of,
+    network_for,
+    read_spec,
+)
 
-__all__ = ["HEADS", "HEAD_NAME", "PROBLEMS", "HeadSpec", "HeadStart", "Problem", "add_head", "problem_of"]
+__all__ = [
+    "HEADS",
+    "HEAD_NAME",
+    "PROBLEMS",
+    "Head",
+    "HeadSpec",
+    "HeadStart",
+    "Problem",
+    "add_head",
+    "features_of",
+    "network_for",
+    "problem_of",
+    "read_spec",
+]

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.heads import HEAD_NAME
+from piggyback_tf.backbones.endpoints import Endpoint
 from piggyback_tf.masking import masked_weights
+from piggyback_tf.problems import features_of
 from piggyback_tf.training.errors import TrainingError
 
 # A loss within 2 % of guessing counts as guessing, one within 2 % of an earlier one as no lower.
@@ -103,13 +104,14 @@ class StopWhenDead(keras.callbacks.Callback):
 
     Args:
         images: Some images, prepared for evaluation, `[B, S, S, 3]`.
-        features: The frozen network, from images to features, as it was before the training.
+        network: The frozen network, without a head, as it was before the training.
+        endpoints: What the head builds on; none for the features.
     """
 
-    def __init__(self, images: tf.Tensor, features: keras.Model):
+    def __init__(self, images: tf.Tensor, network: keras.Model, endpoints: Sequence[Endpoint] = ()):
         super().__init__()
-        self.images = images
-        self._healthy = _spread(features, images)
+        self.images, self._endpoints = images, endpoints
+        self._healthy = _spread(features_of(network, endpoints), images)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         # A run that was stopped here and is started again is where it was.
@@ -119,7 +121,7 @@ class StopWhenDead(keras.callbacks.Callback):
         self._check()
 
     def _check(self) -> None:
-        spread = _spread(keras.Model(self.model.input, self.model.get_layer(HEAD_NAME).input), self.images)
+        spread = _spread(features_of(self.model, self._endpoints), self.images)
         if spread >= _DEAD * self._healthy:
             return
         raise TrainingError(

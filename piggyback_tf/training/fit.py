@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import TaskData, make_dataset, surface_data_errors
+from piggyback_tf.data import DataError, TaskData, make_dataset, output_size, surface_data_errors
 from piggyback_tf.methods import Method
+from piggyback_tf.problems import Problem, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, StopWhenDead, TensorBoard
@@ -27,6 +28,7 @@ class TrainedTask:
 
     Attributes:
         model: The task's model, images to logits, with the weights of the best epoch.
+        problem: What it finds in an image.
         history: Values per epoch by name: `loss`, `cross_entropy`, `error` (in percent), and each with `val_` of the
             validation split.
         best_epoch: The epoch, counted from 0, whose weights the model has.
@@ -34,16 +36,10 @@ class TrainedTask:
     """
 
     model: keras.Model
+    problem: Problem
     history: dict[str, list[float]]
     best_epoch: int
     seconds: float
-
-
-class TopOneError(keras.metrics.SparseCategoricalAccuracy):
-    """Fraction of images whose most probable class is wrong."""
-
-    def result(self) -> tf.Tensor:
-        return 1.0 - super().result()
 
 
 def train_task(
@@ -84,7 +80,11 @@ def train_task(
     """
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
     keras.utils.set_random_seed(config.seed)
-    model = method.build(backbone, len(data.class_names), seed=config.seed)
+    inputs = inputs.for_size(backbone.image_size)
+    problem = problem_of(data, _image_shape(data, inputs, backbone))
+    head = problem.head(method.config)
+    model = method.build(backbone, head, seed=config.seed)
+    shape, (network, endpoints) = problem.image_shape, network_for(backbone, head)
     phases = method.phases(config.epochs)
     ends = list(itertools.accumulate(phases))
     backup = BackupAndRestore(state_dir, first_best_epoch=ends[-1] - phases[-1])
@@ -99,17 +99,19 @@ def train_task(
         # The state after the last epoch of a phase is one of that phase: the next one changes the model.
         if end < done:
             continue
-        _compile(model, method, config, steps_per_epoch, epochs)
+        _compile(model, method, problem, config, steps_per_epoch, epochs)
         if end - epochs < done:
             backup.restore()
         watches = [StopOnNaN(type(method).__name__, method.groups(model))]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
-            watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
+            if data.target == "class":
+                watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
             if method.watches_features:
-                images = _some_images(data, config, inputs.for_size(backbone.image_size), backbone)
-                watches.append(StopWhenDead(images, backbone.model))
+                watches.append(
+                    StopWhenDead(_some_images(data, config, inputs, shape, backbone), network.model, endpoints)
+                )
         if end == done:
             for watch in watches:
                 watch.set_model(model)
@@ -132,7 +134,7 @@ def train_task(
             callbacks.append(progress)
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
-        train, validation = _datasets(data, config, inputs.for_size(backbone.image_size), backbone, first_epoch)
+        train, validation = _datasets(data, config, inputs, shape, backbone, first_epoch)
         with surface_data_errors():
             model.fit(
                 train,
@@ -152,48 +154,62 @@ def train_task(
         name: [100 * value for value in values] if name.endswith("error") else values
         for name, values in done.history.items()
     }
-    return TrainedTask(model, history, done.best_epoch, done.seconds)
+    return TrainedTask(model, problem, history, done.best_epoch, done.seconds)
 
 
 def _size(variable: keras.Variable) -> int:
     return math.prod(variable.shape)
 
 
-def _compile(model: keras.Model, method: Method, config: TrainConfig, steps_per_epoch: int, epochs: int) -> None:
+def _image_shape(data: TaskData, inputs: InputConfig, backbone: Backbone) -> tuple[int, int]:
+    """Returns the height and width of the images: the backbone's, or, of label maps, what the augmentation says."""
+    shape = output_size(inputs.augment_eval) if data.target == "map" else None
+    return shape or (backbone.image_size, backbone.image_size)
+
+
+def _compile(
+    model: keras.Model, method: Method, problem: Problem, config: TrainConfig, steps_per_epoch: int, epochs: int
+) -> None:
     """Gives a model new optimisers, for one phase of its training."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
     model.compile(
         optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
+        loss=problem.loss(reduction),
         # The second is the loss without what a method adds to it.
-        weighted_metrics=[
-            TopOneError(name="error"),
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
-        ],
+        weighted_metrics=problem.metrics(),
         # XLA on the CPU makes the training of depthwise convolutions many times slower.
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
     model.optimizer.build(model.trainable_variables)
 
 
-def _validation(data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone) -> tf.data.Dataset:
+def _validation(
+    data: TaskData, config: TrainConfig, inputs: InputConfig, shape: tuple[int, int], backbone: Backbone
+) -> tf.data.Dataset:
     """Returns the batches of validation."""
     validation = make_dataset(
         data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **inputs.cache_options()
     )
-    _check_size(validation, backbone, inputs.augment_eval)
+    _check_size(validation, backbone, shape, inputs.augment_eval)
     return validation
 
 
-def _some_images(data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone) -> tf.Tensor:
+def _some_images(
+    data: TaskData, config: TrainConfig, inputs: InputConfig, shape: tuple[int, int], backbone: Backbone
+) -> tf.Tensor:
     """Returns the first batch of the validation images."""
     with surface_data_errors():
-        return next(iter(_validation(data, config, inputs, backbone)))[0]
+        return next(iter(_validation(data, config, inputs, shape, backbone)))[0]
 
 
 def _datasets(
-    data: TaskData, config: TrainConfig, inputs: InputConfig, backbone: Backbone, first_epoch: int
+    data: TaskData,
+    config: TrainConfig,
+    inputs: InputConfig,
+    shape: tuple[int, int],
+    backbone: Backbone,
+    first_epoch: int,
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Returns the batches of training from an epoch on, and those of validation."""
     train = make_dataset(
@@ -206,8 +222,8 @@ def _datasets(
         initial_epoch=first_epoch,
         **inputs.cache_options(),
     )
-    validation = _validation(data, config, inputs, backbone)
-    _check_size(train, backbone, inputs.augment_train)
+    validation = _validation(data, config, inputs, shape, backbone)
+    _check_size(train, backbone, shape, inputs.augment_train)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas > 1:
         train = weight_for_replicas(train, config.batch_size, replicas)
@@ -215,6 +231,12 @@ def _datasets(
     return train, validation
 
 
-def _check_size(dataset: tf.data.Dataset, backbone: Backbone, augment: str) -> None:
-    height, width = dataset.element_spec[0].shape[1:3]
-    check_image_size((height, width), backbone.name, backbone.image_size, augment)
+def _check_size(dataset: tf.data.Dataset, backbone: Backbone, shape: tuple[int, int], augment: str) -> None:
+    found = tuple(dataset.element_spec[0].shape[1:3])
+    if shape == (backbone.image_size, backbone.image_size):
+        check_image_size(found, backbone.name, backbone.image_size, augment)
+    elif found != shape:
+        raise DataError(
+            f"The augmentation {augment!r} gives images of {found[0]}x{found[1]} pixels, and that of evaluation "
+            f"{shape[0]}x{shape[1]}; a task has one size."
+        )

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods import Memory, Method
+from piggyback_tf.problems import HEAD_NAME
 
 
 def noise_images(size: int, count: int = 8, seed: int = 0) -> np.ndarray:

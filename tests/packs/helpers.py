@@ -180,8 +180,8 @@ def trained_model(backbone, classes=3, kind="binary", norm="frozen", seed=0, inc
     """Returns a task's model as after a training: masks with zeros, moved batch norm, a head."""
     import keras
 
-    from piggyback_tf.heads import add_classification_head
     from piggyback_tf.masking import MaskConfig, mask, masked_weights
+    from piggyback_tf.problems import HeadSpec, HeadStart, add_head
 
     rng = np.random.default_rng(seed)
     if kind == "none":
@@ -189,7 +189,7 @@ def trained_model(backbone, classes=3, kind="binary", norm="frozen", seed=0, inc
         features.set_weights(backbone.model.get_weights())
     else:
         features = mask(backbone.model, MaskConfig(kind=kind), norm=norm, include=include)
-    model = add_classification_head(features, classes, init="glorot", seed=seed)
+    model = add_head(features, HeadSpec("dense", classes), HeadStart(init="glorot", seed=seed))
     for weight in masked_weights(model).values():
         weight.mask_real.assign(rng.uniform(-0.02, 0.03, weight.mask_real.shape))
     if norm == "task":

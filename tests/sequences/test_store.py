@@ -21,7 +21,7 @@ def _untrained(monkeypatch):
 
     def train_task(method, backbone, data, config, inputs, **options):
         model = method.build(backbone, len(data.class_names), seed=config.seed)
-        return TrainedTask(model, {"error": [50.0], "val_error": [25.0], "val_loss": [0.5]}, 0, 1.0)
+        return TrainedTask(model, None, {"error": [50.0], "val_error": [25.0], "val_loss": [0.5]}, 0, 1.0)
 
     monkeypatch.setattr(runner_module, "train_task", train_task)
     monkeypatch.setattr(runner_module, "multiply_adds", lambda network: network.count_params())

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import keras
 
-from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS
+from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
 from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 
 
-@HEADS.register("dense")
 def dense(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) -> keras.KerasTensor:
     """Returns float32 logits `[B, C]` of a Dense layer named `"head"`.
 
@@ -25,3 +24,11 @@ def dense(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart
         outputs = keras.layers.Dropout(start.dropout, seed=start.seed, name=f"{HEAD_NAME}_dropout")(outputs)
     layer = keras.layers.Dense(spec.classes, kernel_initializer=start.of_logits, dtype="float32", name=HEAD_NAME)
     return layer(outputs)
+
+
+def read_dense(layer: keras.Layer) -> HeadSpec | None:
+    """Returns the spec of a Dense layer."""
+    return HeadSpec("dense", layer.units) if isinstance(layer, keras.layers.Dense) else None
+
+
+HEADS.register("dense")(Head(dense, read_dense))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import keras
 
-from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS
+from piggyback_tf.backbones import is_container
+from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
 from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 
@@ -19,7 +20,6 @@ FINEST_STRIDE = 4
 _MOMENTUM = 0.9
 
 
-@HEADS.register("fpn")
 def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) -> keras.KerasTensor:
     """Returns float32 logits `[B, H, W, C]` of a model named `"head"`, at the size of the images.
 
@@ -44,7 +44,7 @@ def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) 
         finer = normed(inputs[level], lateral)
         if found is not None:
             # Sizes need not halve: the coarser map gets that of the finer one.
-            found = layers.Resizing(*finer.shape[1:3], interpolation="bilinear", name=f"enlarged_{level}")(found)
+            found = _enlarged(found, finer.shape[1:3])
             found = layers.Add(name=f"sum_{level}")([finer, found])
             smooth = layers.SeparableConv2D(
                 spec.width,
@@ -59,5 +59,24 @@ def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) 
     if start.dropout:
         found = layers.SpatialDropout2D(start.dropout, seed=start.seed, name="dropout")(found)
     logits = layers.Conv2D(spec.classes, 1, kernel_initializer=start.of_logits, dtype="float32", name="logits")(found)
-    logits = layers.Resizing(*spec.image_shape, interpolation="bilinear", dtype="float32", name="enlarged")(logits)
-    return keras.Model(inputs, logits, name=HEAD_NAME)(list(tensors))
+    return keras.Model(inputs, _enlarged(logits, spec.image_shape), name=HEAD_NAME)(list(tensors))
+
+
+def _enlarged(tensor: keras.KerasTensor, shape: tuple[int, int]) -> keras.KerasTensor:
+    """Returns a feature map at another size, by bilinear interpolation.
+
+    Not by Keras' layer Resizing: whoever calls a model without saying whether it is trained would have all layers after
+    it, batch norm too, in training mode, which is what that layer takes for granted.
+    """
+    return keras.ops.image.resize(tensor, shape, interpolation="bilinear")
+
+
+def read_fpn(layer: keras.Layer) -> HeadSpec | None:
+    """Returns the spec of a model that `fpn` has made."""
+    if not is_container(layer) or not {"logits", "lateral_0"} <= {own.name for own in layer.layers}:
+        return None
+    lateral, logits = layer.get_layer("lateral_0"), layer.get_layer("logits")
+    return HeadSpec("fpn", logits.filters, lateral.filters, tuple(layer.output_shape[1:3]))
+
+
+HEADS.register("fpn")(Head(fpn, read_fpn, FINEST_STRIDE))

@@ -1,29 +1,95 @@
 """All heads, and how one is put on a network."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
 
-from piggyback_tf.backbones.endpoints import Endpoint
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.backbones.endpoints import Endpoint, find_endpoints
 from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 from piggyback_tf.registry import Registry
+from piggyback_tf.surgery import for_image_shape
 
 # Of the layer, or the model, whose weights a task's head are: their paths begin with it.
 HEAD_NAME = "head"
-# From a spec, tensors of a network and how it starts, to logits.
-HEADS: Registry[Callable[[HeadSpec, Sequence[keras.KerasTensor], HeadStart], keras.KerasTensor]] = Registry("head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A kind of head.
+
+    Attributes:
+        build: Returns logits of a spec, tensors of a network, and how the head starts.
+        read: Returns the spec of a layer that is a head of this kind, None of any other.
+        finest_stride: The smallest stride of the endpoints that it builds on; None where it builds on the features.
+    """
+
+    build: Callable[[HeadSpec, Sequence[keras.KerasTensor], HeadStart], keras.KerasTensor]
+    read: Callable[[keras.Layer], HeadSpec | None]
+    finest_stride: int | None = None
+
+
+HEADS: Registry[Head] = Registry("head")
+
+
+def network_for(backbone: Backbone, spec: HeadSpec) -> tuple[Backbone, tuple[Endpoint, ...]]:
+    """Returns a backbone for the images of a head, over the same variables, and the endpoints that the head builds on.
+
+    Raises:
+        ValueError: If the network cannot take images of that size, or has no endpoints.
+    """
+    if spec.image_shape is None:
+        return backbone, ()
+    network = dataclasses.replace(backbone, model=for_image_shape(backbone.model, spec.image_shape))
+    finest = HEADS[spec.kind].finest_stride
+    endpoints = tuple(each for each in find_endpoints(network.model) if each.stride >= finest)
+    if not endpoints:
+        raise ValueError(
+            f"Backbone {backbone.name!r} has no feature map of stride {finest} or more that all of its paths pass, on "
+            "which a head for pixels could be built."
+        )
+    return network, endpoints
+
+
+def read_spec(model: keras.Model) -> HeadSpec:
+    """Returns the spec of the head of a task's model.
+
+    Raises:
+        ValueError: If it has none of these.
+    """
+    found = {layer.name: layer for layer in model.layers}.get(HEAD_NAME)
+    specs = [spec for name in HEADS.names() if found is not None and (spec := HEADS[name].read(found))]
+    if not specs:
+        raise ValueError(f"Model {model.name!r} has no head of a task.")
+    return specs[0]
+
+
+def features_of(model: keras.Model, endpoints: Sequence[Endpoint] = ()) -> keras.Model:
+    """Returns a model from images to features `[B, F]`: what a head gets, of endpoints the means of the coarsest.
+
+    Args:
+        model: A network, with a head or without.
+        endpoints: Those that the head builds on; none for the features.
+    """
+    if endpoints:
+        features = keras.ops.mean(model.get_layer(endpoints[-1].layer).output, axis=(1, 2))
+    else:
+        head = {layer.name: layer for layer in model.layers}.get(HEAD_NAME)
+        features = model.output if head is None else head.input
+    return keras.Model(model.input, features)
 
 
 def add_head(
-    features: keras.Model, spec: HeadSpec, start: HeadStart, endpoints: Sequence[Endpoint] = ()
+    features: keras.Model, spec: HeadSpec, start: HeadStart | None = None, endpoints: Sequence[Endpoint] = ()
 ) -> keras.Model:
     """Returns a network with a head on top.
 
     Args:
         features: A functional model from images to features `[B, F]`; its layers become the result's own.
         spec: Which head.
-        start: How it starts.
+        start: How it starts; `HeadStart()` if None.
         endpoints: Those that the head builds on, that of the finest stride first; none for the features.
 
     Returns:
@@ -43,5 +109,5 @@ def add_head(
             "that layer another name."
         )
     tensors = [features.get_layer(endpoint.layer).output for endpoint in endpoints] or [features.output]
-    logits = HEADS[spec.kind](spec, tensors, start)
+    logits = HEADS[spec.kind].build(spec, tensors, start or HeadStart())
     return keras.Model(features.input, logits, name=features.name)

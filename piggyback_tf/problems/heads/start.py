@@ -15,8 +15,9 @@ class HeadStart:
     Attributes:
         dropout: Rate of a dropout before the logits; 0 for none.
         init: How the kernel of the logits starts. `"zeros"`: the loss starts at chance, and the features get no
-            gradient before the head has learned something. `"glorot"`: uniform by Glorot; many classes on large features then
-            start with a loss far above chance, and the strongest part of the features' gradient is to become smaller.
+            gradient before the head has learned something. `"glorot"`: uniform by Glorot; many classes on large
+            features then start with a loss far above chance, and the strongest part of the features' gradient is to
+            become smaller.
         seed: Seed of everything that starts at random, so that it depends on nothing that ran before.
     """
 

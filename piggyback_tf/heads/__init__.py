@@ -1,5 +1,0 @@
-"""What stands on top of a backbone for one task."""
-
-from piggyback_tf.heads.classification import HEAD_NAME, add_classification_head
-
-__all__ = ["HEAD_NAME", "add_classification_head"]
