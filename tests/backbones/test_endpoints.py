@@ -20,7 +20,7 @@ def test_endpoints_of_known_networks():
         32: "out_relu",
     }
     assert found("resnet50_v2", 64)[4] == "conv2_block2_out"
-    assert found("vgg16", 64) == {4: "block3_conv3", 8: "block4_conv3", 16: "block5_conv3", 32: "block5_pool"}
+    assert found("vgg16_notop", 64) == {4: "block3_conv3", 8: "block4_conv3", 16: "block5_conv3", 32: "block5_pool"}
 
 
 @pytest.mark.slow
