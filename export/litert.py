@@ -18,10 +18,10 @@ from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
 
 from .edge.piggyback_edge import EdgeError
-from .errors import ExportError
 from .lite.folder import check_free
 from .lite.options import LiteOptions
-from .packs import find_base
+from .shared.errors import ExportError
+from .shared.packs import find_base
 
 if TYPE_CHECKING:
     from .lite.designs import export_litert

@@ -15,9 +15,9 @@ from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
 
-from .errors import ExportError
-from .packs import find_base
 from .servable.options import ExportOptions
+from .shared.errors import ExportError
+from .shared.packs import find_base
 
 if TYPE_CHECKING:
     from .servable.write import add_tasks, export_saved_model

@@ -14,7 +14,7 @@ from piggyback_tf.lazy import lazy_names
 from piggyback_tf.quiet import load_tensorflow
 
 from .deployment.options import ServingOptions
-from .errors import ExportError
+from .shared.errors import ExportError
 
 if TYPE_CHECKING:
     from .deployment.deploy import write_deployment

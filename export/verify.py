@@ -22,8 +22,8 @@ from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
 
 from .edge.piggyback_edge import EdgeError
-from .errors import ExportError
-from .packs import find_base
+from .shared.errors import ExportError
+from .shared.packs import find_base
 
 FLAGS = flags.FLAGS
 _TEXT = """Compares an export with the task bank, task by task.

@@ -9,7 +9,6 @@ import keras
 import pytest
 
 from export.deployment.sent_pack import SentPack, SentPackError
-from export.errors import ExportError
 from export.lite.inputs.run import StatelessModel
 from export.lite.inputs.task_inputs import TaskInputs
 from export.lite.inputs.write import add_inputs, export_inputs
@@ -19,6 +18,7 @@ from export.lite.patch import write
 from export.litert import export_litert
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.read import read_export
+from export.shared.errors import ExportError
 from piggyback_tf.backbones import Backbone, identity
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack

@@ -5,7 +5,7 @@ import re
 
 from piggyback_tf.settings import option
 
-from ..checks import check_integer
+from ..shared.option_checks import check_integer
 
 # A model's name stands in addresses and, in lower case and with hyphens, names what is made in Kubernetes, where 63
 # characters are allowed with what is added.

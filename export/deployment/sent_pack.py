@@ -11,9 +11,9 @@ from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 
-from ..images import prepare_image
 from ..servable.folder import DESCRIPTION
 from ..servable.layout import Layout
+from ..shared.images import prepare_image
 
 
 class SentPackError(Exception):

@@ -24,9 +24,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from ..errors import ExportError
 from ..servable.layout import Layout
 from ..servable.resize import parse_preparation
+from ..shared.errors import ExportError
 
 # A server reads no more.
 MAX_RECORDS = 1000

@@ -5,7 +5,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
-from ..errors import ExportError
+from ..shared.errors import ExportError
 from .runtime import ImageModel
 
 # How much features may differ, as a share of their length. What a wrong constant does is far beyond; what integers

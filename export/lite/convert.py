@@ -9,8 +9,8 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import load_data, make_dataset, surface_data_errors
 from piggyback_tf.packs import TaskPack
 
-from ..errors import ExportError
-from ..graph import features_with
+from ..shared.errors import ExportError
+from ..shared.graph import features_with
 from .weights import HEAD_BIAS, HEAD_KERNEL
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from piggyback_tf.backbones import Backbone
 
-from ..errors import ExportError
-from ..packs import PackSource
+from ..shared.errors import ExportError
+from ..shared.packs import PackSource
 from .options import LiteOptions
 
 # Where each is written, to be imported when it is asked for.

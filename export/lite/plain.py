@@ -9,8 +9,8 @@ from pathlib import Path
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
-from ..errors import ExportError
-from ..packs import PackSource, fitting_packs
+from ..shared.errors import ExportError
+from ..shared.packs import PackSource, fitting_packs
 from .answers import check_answers, probe_images, run_model
 from .convert import convert, representative_images
 from .flatbuffer import pack_objects, read_objects

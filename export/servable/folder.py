@@ -14,8 +14,8 @@ from typing import Any
 
 from piggyback_tf.packs import BaseSpec
 
-from ..errors import ExportError
-from ..folders import new_folders
+from ..shared.errors import ExportError
+from ..shared.folders import new_folders
 from .layout import Layout
 from .tables import TaskTables
 

@@ -92,7 +92,7 @@ class Layout:
 
         from piggyback_tf.backbones import named_variables
 
-        from ..task_weights import TaskWeights
+        from ..shared.task_weights import TaskWeights
 
         found = TaskWeights.of(backbone)
         parts: dict[str, dict[str, tuple[int, ...]]] = {"kernels": {}, "norm": {}, "rest": {}}

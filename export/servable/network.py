@@ -11,7 +11,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
 
-from ..graph import features_with
+from ..shared.graph import features_with
 from .layout import Layout, Section
 
 

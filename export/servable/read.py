@@ -7,7 +7,7 @@ import tensorflow as tf
 from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.packs import BaseSpec
 
-from ..errors import ExportError
+from ..shared.errors import ExportError
 from .folder import NETWORK, read_description
 from .layout import Layout
 from .network import ServedNetwork

@@ -5,7 +5,7 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from ..graph import good_images
+from ..shared.graph import good_images
 from .cache import UnpackedKernels
 from .decode import decode_batch
 from .network import ServedNetwork, split_section, unpack_kernels, unpack_vector

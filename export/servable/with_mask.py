@@ -6,7 +6,7 @@ served without batching.
 
 import tensorflow as tf
 
-from ..graph import good_images
+from ..shared.graph import good_images
 from .network import ServedNetwork, unpack_kernels
 from .options import ExportOptions
 from .signatures import (

@@ -12,8 +12,8 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec, TaskPack
 
-from ..errors import ExportError
-from ..packs import PackSource, fitting_packs
+from ..shared.errors import ExportError
+from ..shared.packs import PackSource, fitting_packs
 from .additions import carry_over
 from .cache import choose_cache
 from .folder import (

@@ -12,13 +12,13 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from export.deployment import writing
 from export.deployment.memory import Memory, memory_of
 from export.deployment.options import ServingOptions
-from export.errors import ExportError
 from export.saved_model import add_tasks
 from export.servable.additions import WARMUP_FILE, carry_over
 from export.servable.cache import memory_needed
 from export.servable.options import MAX_PIXELS
 from export.servable.read import read_export
 from export.serving import write_deployment
+from export.shared.errors import ExportError
 from tests.export.helpers import BATCH, ROOT, replay
 from tests.packs.helpers import renamed
 

@@ -13,7 +13,7 @@ from piggyback_tf.backbones.paths import is_container, layer_weights
 from piggyback_tf.masking import share
 from piggyback_tf.packs import TaskPack
 
-from ...graph import features_with
+from ...shared.graph import features_with
 from ..weights import Network
 from .device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
 from .input_format import Changes, InputFormat, MaskCode

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from ...graph import good_images
+from ...shared.graph import good_images
 from .device_network import DeviceNetwork
 from .task_inputs import NO_CLASS
 

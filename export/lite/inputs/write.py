@@ -13,8 +13,8 @@ from piggyback_tf.backbones.identity import Structure, check_same_computation
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
-from ...errors import ExportError
-from ...packs import PackSource, fitting_packs
+from ...shared.errors import ExportError
+from ...shared.packs import PackSource, fitting_packs
 from ..answers import check_answers, probe_images
 from ..flatbuffer import pack_objects, read_objects
 from ..folder import new_folder, refuse_other_task

@@ -6,7 +6,7 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
 from ...edge.piggyback_edge import Model
-from ...errors import ExportError
+from ...shared.errors import ExportError
 from ..answers import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
 from ..flatbuffer import LiteFile
 from ..weights import own_weights

@@ -7,7 +7,7 @@ from piggyback_tf.packs.bits import pack_bits
 
 from ...edge.piggyback_edge import DIGEST, TERNARY, Task
 from ...edge.piggyback_edge import FILTER as FILTER_KIND
-from ...errors import ExportError
+from ...shared.errors import ExportError
 from ..weights import HEAD_KERNEL, Network, Weights, own_weights
 from .constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
 from .elements import describe, float16_tolerance

@@ -19,8 +19,8 @@ from ...edge import piggyback_edge
 from ...edge.manifest import manifest_bytes, manifest_json
 from ...edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
 from ...edge.task_file import task_bytes
-from ...errors import ExportError
-from ...packs import PackSource, fitting_packs
+from ...shared.errors import ExportError
+from ...shared.packs import PackSource, fitting_packs
 from ..convert import representative_images, split_specs
 from ..flatbuffer import LiteFile
 from ..folder import (

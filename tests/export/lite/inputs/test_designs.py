@@ -13,12 +13,12 @@ from ai_edge_litert.interpreter import Interpreter
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from export.errors import ExportError
 from export.lite.inputs.run import RUNTIMES, StatelessModel, SwitchModel
 from export.lite.inputs.task_inputs import METADATA_KEY, TaskInputs
 from export.lite.inputs.write import add_inputs, export_inputs
 from export.lite.model_description import DESCRIPTION, read_description
 from export.lite.options import LiteOptions
+from export.shared.errors import ExportError
 from piggyback_tf.packs import PackError, TaskBank
 from tests.packs.helpers import pack_of, packs_of_all_kinds, renamed, small_backbone, trained_model
 

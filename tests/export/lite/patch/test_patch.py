@@ -13,7 +13,6 @@ from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAcc
 
 from export.edge.manifest import manifest_bytes, manifest_json
 from export.edge.piggyback_edge import Base, EdgeError, Model, Task, main, weight_cache
-from export.errors import ExportError
 from export.lite.answers import run_model
 from export.lite.flatbuffer import LiteFile, pack_objects, read_objects
 from export.lite.folder import is_patched
@@ -24,6 +23,7 @@ from export.lite.patch.patchable import Patchable
 from export.lite.patch.tasks import make_task
 from export.lite.patch.write import read_base
 from export.litert import export_litert
+from export.shared.errors import ExportError
 from piggyback_tf.backbones import Backbone, load_backbone, rename_layers
 from piggyback_tf.packs import PackError, TaskBank
 from tests.export.lite.conftest import noise
