@@ -24,13 +24,13 @@ from .shared.errors import ExportError
 from .shared.packs import find_base
 
 if TYPE_CHECKING:
-    from .lite.designs import export_litert
     from .lite.patch.write import Added
+    from .lite.write import export_litert
 
 __all__ = ["export_litert"]
 
 # A command line is checked before TensorFlow is loaded.
-__getattr__, __dir__ = lazy_names(__package__, {"export_litert": "lite.designs"}, __name__)
+__getattr__, __dir__ = lazy_names(__package__, {"export_litert": "lite.write"}, __name__)
 
 FLAGS = flags.FLAGS
 _TEXT = """One base and any number of tasks for a device, as LiteRT models.
@@ -69,8 +69,8 @@ def _run(arguments: list[str]) -> Answer:
     check_free(output)  # Loading the base takes seconds.
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
-    from .lite.designs import export_litert
     from .lite.runtime import load_litert
+    from .lite.write import export_litert
 
     load_litert()
     with filtered_stderr():  # The conversion to integers tells its settings.
@@ -88,12 +88,12 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
         raise UsageError(f"--base={model}: there is no such file.")
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
-    from .lite.designs import check_design
     from .lite.folder import is_patched
     from .lite.inputs.write import add_inputs
     from .lite.model_description import read_description
     from .lite.patch.write import add_tasks
     from .lite.runtime import load_litert
+    from .lite.write import check_design
 
     load_litert()
     if is_patched(model):

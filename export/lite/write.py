@@ -1,4 +1,4 @@
-"""The four designs of an export for LiteRT: writes that of any, and says what does not go with each."""
+"""Writes an export for LiteRT of the design that is chosen, and says what does not go with it."""
 
 import importlib
 import os
