@@ -282,7 +282,7 @@ def usual_model(base: Any, pack: Any, quantize: str, images_of: str = "", count:
     """
     import tensorflow as tf
 
-    from export.lite.convert import representative_images
+    from export.lite.representative_images import representative_images
     from piggyback_tf.packs import TaskBank
 
     model = TaskBank(base).add(pack).to_keras(pack.task)

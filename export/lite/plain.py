@@ -12,12 +12,13 @@ from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
 from .answers import check_answers, probe_images, run_model
-from .convert import convert, representative_images
+from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
 from .metadata import LABELS_FILE, add_metadata
 from .model_description import append_files
 from .options import LiteOptions
+from .representative_images import representative_images
 from .weights import Network, own_weights
 
 DESIGN, MODEL_SUFFIX = "plain", ".tflite"

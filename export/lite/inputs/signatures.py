@@ -12,10 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from ...shared.graph import good_images
+from ..convert import Signatures
 from .device_network import DeviceNetwork
 from .task_inputs import NO_CLASS
-
-Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
 
 
 def make_switch(network: DeviceNetwork) -> tuple[tf.Module, Signatures]:
@@ -61,7 +60,7 @@ def make_input(network: DeviceNetwork) -> tuple[tf.Module, Signatures]:
 
 
 # What makes the module of a design.
-DESIGNS: Mapping[str, Callable[[DeviceNetwork], tuple[tf.Module, Signatures]]] = {
+MODULE_MAKERS: Mapping[str, Callable[[DeviceNetwork], tuple[tf.Module, Signatures]]] = {
     "switch": make_switch,
     "input": make_input,
 }

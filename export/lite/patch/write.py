@@ -21,7 +21,6 @@ from ...edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
 from ...edge.task_file import task_bytes
 from ...shared.errors import ExportError
 from ...shared.packs import PackSource, fitting_packs
-from ..convert import representative_images, split_specs
 from ..flatbuffer import LiteFile
 from ..folder import (
     BASE_FILE,
@@ -33,6 +32,7 @@ from ..folder import (
     refuse_other_task,
 )
 from ..options import LiteOptions
+from ..representative_images import representative_images, split_specs
 from ..weights import Network, Weights, own_weights
 from .calibrate import Saturation, corresponding, find_ranges, find_saturation
 from .check import check_base, check_task

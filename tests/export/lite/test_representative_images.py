@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.lite.convert import representative_images
+from export.lite.representative_images import representative_images
 from piggyback_tf.data import DataError
 from tests.packs.helpers import make_pack
 
