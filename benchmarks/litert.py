@@ -50,7 +50,7 @@ MB = 1e6
 def speed(name: str) -> dict[str, Any]:
     """Times tasks of design patch, and a model of one of them alone."""
     from export.edge.piggyback_edge import Base, Model, Task, write_file
-    from export.edge.task_file import task_bytes
+    from export.lite.patch.task_file import task_bytes
     from export.litert import export_litert
 
     maker = PackMaker(network(name))

@@ -10,7 +10,6 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone
 
-from ...edge.manifest import KIND_CODES
 from ...edge.piggyback_edge import Entry, Manifest
 from ..answers import check_features
 from ..convert import convert
@@ -29,6 +28,7 @@ from .constants import (
     identify,
 )
 from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
+from .manifest import KIND_CODES
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]

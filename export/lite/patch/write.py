@@ -16,9 +16,7 @@ from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
 from ...edge import piggyback_edge
-from ...edge.manifest import manifest_bytes, manifest_json
 from ...edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
-from ...edge.task_file import task_bytes
 from ...shared.errors import ExportError
 from ...shared.packs import PackSource, fitting_packs
 from ..flatbuffer import LiteFile
@@ -36,7 +34,9 @@ from ..representative_images import representative_images, split_specs
 from ..weights import Network, Weights, own_weights
 from .calibrate import Saturation, corresponding, find_ranges, find_saturation
 from .check import check_base, check_task
+from .manifest import manifest_bytes, manifest_json
 from .patchable import Patchable, constants_from_json, make_float_file
+from .task_file import task_bytes
 from .tasks import check_room, make_task
 
 

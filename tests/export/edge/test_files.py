@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import MANIFEST_HEADER, TASK_HEADER, EdgeError, Manifest, Task, _rate, decode_masks
-from export.edge.task_file import task_bytes
+from export.lite.patch.manifest import manifest_bytes
+from export.lite.patch.task_file import task_bytes
 from piggyback_tf.packs import codec
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.rates import RATES

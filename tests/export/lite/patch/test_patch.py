@@ -11,7 +11,6 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
-from export.edge.manifest import manifest_bytes, manifest_json
 from export.edge.piggyback_edge import Base, EdgeError, Model, Task, main, weight_cache
 from export.lite.answers import run_model
 from export.lite.flatbuffer import LiteFile, pack_objects, read_objects
@@ -19,6 +18,7 @@ from export.lite.folder import is_patched
 from export.lite.metadata import TASK_NAME
 from export.lite.options import LiteOptions
 from export.lite.patch import write
+from export.lite.patch.manifest import manifest_bytes, manifest_json
 from export.lite.patch.patchable import Patchable
 from export.lite.patch.tasks import make_task
 from export.lite.patch.write import read_base

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from .piggyback_edge import (
+from ...edge.piggyback_edge import (
     DTYPES,
     KINDS,
     MANIFEST_HEADER,

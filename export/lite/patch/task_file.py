@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from piggyback_tf.packs import codec
 from piggyback_tf.packs.bits import MaskBits
 
-from .piggyback_edge import (
+from ...edge.piggyback_edge import (
     COMPRESSED,
     HEAD_INSIDE,
     NEW_BYTES,
