@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from ...shared.graph import good_images
 from ..convert import Signatures
-from .device_network import DeviceNetwork
+from .network import DeviceNetwork
 from .task_inputs import NO_CLASS
 
 
@@ -68,7 +68,7 @@ MODULE_MAKERS: Mapping[str, Callable[[DeviceNetwork], tuple[tf.Module, Signature
 
 def _head_probabilities(images: tf.Tensor, features: tf.Tensor, head: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Returns the softmax over the logits of a head, `[1, C]`; zeros if the images are not numbers in [0, 255]."""
-    # A product of rank 3 is one that XNNPACK takes; see `device_layers`.
+    # A product of rank 3 is one that XNNPACK takes; see `layers.py`.
     found = tf.nn.softmax(tf.matmul(features[None], head[None])[0] + bias)
     return tf.where(good_images(images)[:, None], found, 0.0)
 

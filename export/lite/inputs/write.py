@@ -19,8 +19,8 @@ from ..folder import new_folder, refuse_other_task
 from ..metadata import add_metadata
 from ..model_description import append_files, read_description
 from ..options import LiteOptions
-from .device_network import DeviceNetwork
 from .input_format import Changes
+from .network import DeviceNetwork
 from .run import load_model
 from .signatures import MODULE_MAKERS
 from .task_inputs import SUFFIX, TaskInputs

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from export.lite.inputs.device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, check_layer
-from export.lite.inputs.device_network import DeviceNetwork, followers
 from export.lite.inputs.input_format import Changes, MaskCode
+from export.lite.inputs.layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, check_layer
+from export.lite.inputs.network import DeviceNetwork, followers
 from export.lite.inputs.run import StatelessModel
 from export.lite.inputs.write import export_inputs
 from export.lite.options import LiteOptions

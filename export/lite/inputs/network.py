@@ -15,8 +15,8 @@ from piggyback_tf.packs import TaskPack
 
 from ...shared.graph import features_with
 from ..weights import Network
-from .device_layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
 from .input_format import Changes, InputFormat, MaskCode
+from .layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
 
 
 class DeviceNetwork:
