@@ -1,4 +1,4 @@
-"""Compares an export for LiteRT with the task bank, on one task at a time, whatever its design."""
+"""Compares a written LiteRT model of any design with the bank, on one task at a time; `export/verify.py` prints it."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from .folder import TASK_SUFFIX, is_patched
 from .inputs.run import load_model
 from .inputs.task_inputs import SUFFIX, TaskInputs
 from .model_description import read_description
-from .patch.check import check_constants
+from .patch.checks import check_constants
 from .patch.patchable import Patchable
 from .patch.write import read_base
 from .plain import DESIGN, MODEL_SUFFIX, check_is_plain

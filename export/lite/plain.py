@@ -11,7 +11,7 @@ from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
-from .answers import check_answers, probe_images, run_model
+from .checks import check_answers, probe_images, run_model
 from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder

@@ -1,4 +1,4 @@
-"""Compares a SavedModel with the task bank, on one task at a time."""
+"""Compares a written SavedModel with the task bank, on one task at a time; `export/verify.py` prints it."""
 
 import dataclasses
 import time

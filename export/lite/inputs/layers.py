@@ -244,7 +244,7 @@ DEVICE_LAYERS: dict[type[keras.Layer], type[DeviceLayer]] = {
 }
 
 
-def check_layer(layer: keras.Layer, path: str) -> None:
+def check_device_layer(layer: keras.Layer, path: str) -> None:
     """Checks that there is a device layer for a layer.
 
     Raises:

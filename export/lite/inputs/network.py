@@ -16,7 +16,7 @@ from piggyback_tf.packs import TaskPack
 from ...shared.graph import features_with
 from ..weights import Network
 from .input_format import Changes, InputFormat, MaskCode
-from .layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_layer
+from .layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_device_layer
 
 
 class DeviceNetwork:
@@ -158,7 +158,7 @@ def _rebuild(
     for path, layer in named_layers(copy):
         if id(layer) in new or changes.masked.isdisjoint(f"{path}/{name}" for name in layer_weights(layer)):
             continue
-        check_layer(layer, path)
+        check_device_layer(layer, path)
         norm = after = None
         end = layer
         if _is_linear(layer) and _can_fold(follower.get(id(layer)), layer):

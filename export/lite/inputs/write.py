@@ -12,7 +12,7 @@ from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
 from ...shared.packs import PackSource, fitting_packs
-from ..answers import check_answers, probe_images
+from ..checks import check_answers, probe_images
 from ..convert import convert_signatures
 from ..flatbuffer import pack_objects, read_objects
 from ..folder import new_folder, refuse_other_task

@@ -11,7 +11,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone
 
 from ...edge.piggyback_edge import Entry, Manifest
-from ..answers import check_features
+from ..checks import check_features
 from ..convert import convert
 from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
 from ..metadata import TASK_NAME, add_metadata, add_task_place

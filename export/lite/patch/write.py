@@ -33,7 +33,7 @@ from ..options import LiteOptions
 from ..representative_images import representative_images, split_specs
 from ..weights import Network, Weights, own_weights
 from .calibrate import Saturation, corresponding, find_ranges, find_saturation
-from .check import check_base, check_task
+from .checks import check_base, check_task
 from .manifest import manifest_bytes, manifest_json
 from .patchable import Patchable, constants_from_json, make_float_file
 from .task_file import task_bytes

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from export.lite.inputs.input_format import Changes, MaskCode
-from export.lite.inputs.layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, check_layer
+from export.lite.inputs.layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, check_device_layer
 from export.lite.inputs.network import DeviceNetwork, followers
 from export.lite.inputs.run import StatelessModel
 from export.lite.inputs.write import export_inputs
@@ -151,4 +151,4 @@ def test_mask_codes(bits):
 )
 def test_layers_that_cannot_be_exported(layer, reason):
     with pytest.raises(ValueError, match=f"'stem/x' cannot be exported with masks as inputs: it .*{reason}"):
-        check_layer(layer, "stem/x")
+        check_device_layer(layer, "stem/x")

@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
 from export.edge.piggyback_edge import Base, EdgeError, Model, Task, main, weight_cache
-from export.lite.answers import run_model
+from export.lite.checks import run_model
 from export.lite.flatbuffer import LiteFile, pack_objects, read_objects
 from export.lite.folder import is_patched
 from export.lite.metadata import TASK_NAME

@@ -1,4 +1,4 @@
-"""What a converted model has to answer before it is written: what the network itself and the bank do."""
+"""Before a LiteRT model is written, whatever its design: it has to answer as the network itself and the bank do."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Compares a converted base, and each task on it, with the network itself before anything is written."""
+"""Before files of design `patch` are written: what `lite/checks.py` asks of all, and that each constant is the task's."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from piggyback_tf.packs import TaskBank, TaskPack
 
 from ...edge.piggyback_edge import Model
 from ...shared.errors import ExportError
-from ..answers import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
+from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
 from ..flatbuffer import LiteFile
 from ..weights import own_weights
 from .constants import FACTOR, OFFSET
