@@ -90,19 +90,19 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
     backbone = load_base(*base)
     from .lite.folder import is_patched
     from .lite.inputs.write import add_inputs
-    from .lite.model_description import read_description
-    from .lite.patch.write import add_tasks
+    from .lite.model_description import read_model_description
+    from .lite.patch.write import add_patches
     from .lite.runtime import load_litert
     from .lite.write import check_design
 
     load_litert()
     if is_patched(model):
-        added = add_tasks(backbone, files, model, output, options)
+        added = add_patches(backbone, files, model, output, options)
         text = "\n".join(line for task in added for line in _describe(task, options))
         ranges = [None if task.saturation is None else list(map(dataclasses.asdict, task.saturation)) for task in added]
         value = [{"file": str(task.path), "saturation": found} for task, found in zip(added, ranges, strict=True)]
         return Answer({"files": [each["file"] for each in value], "tasks": value}, text)
-    if (design := read_description(model)["design"]) == "plain":
+    if (design := read_model_description(model)["design"]) == "plain":
         raise UsageError(
             f"--base={model}: this is a model of one task alone; export a new task by itself, with --design=plain "
             "and --output."

@@ -25,7 +25,7 @@ def append_files(
             archive.writestr(zipfile.ZipInfo(name), text)
 
 
-def read_description(model: str | os.PathLike) -> dict[str, Any]:
+def read_model_description(model: str | os.PathLike) -> dict[str, Any]:
     """Returns the description that `append_files` added to a model.
 
     Raises:

@@ -16,7 +16,7 @@ from piggyback_tf.packs import BaseSpec
 
 from ..shared.errors import ExportError
 from ..shared.folders import new_folders
-from .layout import Layout
+from .layout import WeightLayout
 from .tables import TaskTables
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
         yield folders[1], folders[0]
 
 
-def share_variables(first: Path, second: Path) -> None:
+def link_variables(first: Path, second: Path) -> None:
     """Makes the variables' files of the second servable those of the first, so that the disk holds the base once.
 
     A loader reads by name what its graph asks for, and the first one's files hold all that the second one's do. A copy
@@ -93,7 +93,7 @@ def share_variables(first: Path, second: Path) -> None:
 
 
 def write_description(
-    folder: Path, spec: BaseSpec, layout: Layout, tables: TaskTables, options: dict[str, Any], kernels: str
+    folder: Path, spec: BaseSpec, layout: WeightLayout, tables: TaskTables, options: dict[str, Any], kernels: str
 ) -> None:
     """Writes what is known of an export beside its variables; `kernels` says how masked kernels are kept."""
     base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}

@@ -66,7 +66,7 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """The three vectors that the weights of a base are kept in.
 
     Attributes:
@@ -81,7 +81,7 @@ class Layout:
     rest: Section
 
     @classmethod
-    def of(cls, backbone: "Backbone") -> "Layout":
+    def of(cls, backbone: "Backbone") -> "WeightLayout":
         """Returns the layout of a base.
 
         Raises:
@@ -103,7 +103,7 @@ class Layout:
         return cls.from_json(parts)
 
     @classmethod
-    def from_json(cls, parts: Mapping[str, Mapping[str, Any]]) -> "Layout":
+    def from_json(cls, parts: Mapping[str, Mapping[str, Any]]) -> "WeightLayout":
         """Returns the layout that `to_json` described."""
         shapes = {name: {path: tuple(shape) for path, shape in part.items()} for name, part in parts.items()}
         return cls(Section(shapes["kernels"], _MASKED_ROW), Section(shapes["norm"]), Section(shapes["rest"]))

@@ -9,7 +9,7 @@ from piggyback_tf.packs import BaseSpec
 
 from ..shared.errors import ExportError
 from .folder import NETWORK, read_description
-from .layout import Layout
+from .layout import WeightLayout
 from .network import ServedNetwork
 from .options import ExportOptions
 from .tables import ARRAYS, TaskTables
@@ -23,7 +23,7 @@ def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]
     """
     content = read_description(folder)
     try:
-        layout = Layout.from_json(content["layout"])
+        layout = WeightLayout.from_json(content["layout"])
         shapes = {p: s for part in (layout.kernels, layout.norm, layout.rest) for p, s in part.shapes.items()}
         spec = BaseSpec(
             **content["base"],

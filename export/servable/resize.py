@@ -10,7 +10,7 @@ from piggyback_tf.data.operations import MAX_PIXELS, CentralCrop, Resize
 _PRECISION = 22
 
 
-def prepare(image: tf.Tensor, operations: list[Operation], size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def prepare_in_graph(image: tf.Tensor, operations: list[Operation], size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Prepares an image; nothing about it makes the call fail.
 
     Args:

@@ -1,5 +1,7 @@
-"""Sources of exports are short enough to be read at once, and load no more than they need."""
+"""Sources of exports are short enough to be read at once, name each thing once, and load no more than they need."""
 
+import ast
+import collections
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,19 @@ def test_no_source_but_those_that_go_elsewhere_has_more_than_400_lines():
     lines = {path.relative_to(EXPORT).as_posix(): len(path.read_text().splitlines()) for path in sources}
     assert len(lines) > 50
     assert {name for name, count in lines.items() if count > 400} == WHOLE
+
+
+def test_no_name_of_an_export_stands_for_something_else_elsewhere():
+    """But in the files that go elsewhere, which have copies, and in what each command has."""
+    places = collections.defaultdict(list)
+    for path in [*EXPORT.rglob("*.py"), *(ROOT / "piggyback_tf").rglob("*.py")]:
+        if not path.as_posix().endswith(tuple(WHOLE)):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                    places[node.name].append(path.relative_to(ROOT).as_posix())
+    twice = {name: found for name, found in places.items() if len(found) > 1 and found[0].startswith("export/")}
+    assert {"WeightLayout", "ServerMemory", "TaskBank"} < places.keys()
+    assert twice.keys() == {"define_flags"}, twice
 
 
 def test_what_clients_and_devices_import_loads_no_tensorflow():

@@ -16,7 +16,7 @@ from piggyback_tf.data.pixels import check_pixels
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
 
-from ..model_description import read_description
+from ..model_description import read_model_description
 from .task_inputs import TaskInputs
 
 RUNTIMES = ("interpreter", "compiled")
@@ -92,7 +92,7 @@ class LiteModel:
     def __init__(self, path: str | os.PathLike, *, threads: int = 1, runtime: str = "interpreter"):
         if runtime not in RUNTIMES:
             raise ValueError(unknown_name_message("runtime", str(runtime), list(RUNTIMES)))
-        description = read_description(path)
+        description = read_model_description(path)
         if description["design"] != self.DESIGN:
             raise PackError(f"{os.fspath(path)!r} is of design {description['design']!r}, not {self.DESIGN!r}.")
         self.quantize: str = description["quantize"]
@@ -196,7 +196,7 @@ def load_model(path: str | os.PathLike) -> LiteModel:
         OSError: If it cannot be read.
     """
     kinds = {kind.DESIGN: kind for kind in (SwitchModel, StatelessModel)}
-    design = read_description(path)["design"]
+    design = read_model_description(path)["design"]
     if design not in kinds:
         raise PackError(f"{os.fspath(path)!r} is of design {design!r}, which takes no masks as inputs.")
     return kinds[design](path)

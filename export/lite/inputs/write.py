@@ -17,7 +17,7 @@ from ..convert import convert_signatures
 from ..flatbuffer import pack_objects, read_objects
 from ..folder import new_folder, refuse_other_task
 from ..metadata import add_metadata
-from ..model_description import append_files, read_description
+from ..model_description import append_files, read_model_description
 from ..options import LiteOptions
 from .input_format import Changes
 from .network import DeviceNetwork
@@ -83,7 +83,7 @@ def add_inputs(backbone: Backbone, packs: Iterable[PackSource], model: Path, out
         ExportError: If there are no packs, or the model does not answer as the bank.
         OSError: If the files cannot be written.
     """
-    found = read_description(model)
+    found = read_model_description(model)
     packs, layout = list(fitting_packs(packs, BaseSpec.of(backbone))), found["layout"]
     if layout["base_hash"] != backbone.hash:
         raise PackError(f"The model {str(model)!r} is of another base than {backbone.name!r} as it is here.")

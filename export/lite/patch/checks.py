@@ -1,4 +1,4 @@
-"""Before files of design `patch` are written: what `lite/checks.py` asks of all, and that each constant is the task's."""
+"""Before files of design `patch` are written: what `lite/checks.py` asks of all, and that constants are the task's."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images
 from ..flatbuffer import LiteFile
 from ..weights import own_weights
 from .constants import FACTOR, OFFSET
-from .elements import describe, float16_tolerance
+from .elements import describe_constant, float16_tolerance
 from .patchable import Patchable
 
 # By how many steps a quantised constant may differ from its weight: rounding, and a second one of the zero point.
@@ -69,6 +69,6 @@ def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) ->
         # Not "any is greater": NaN is no number that is small enough.
         if not (distance <= allowed).all():
             raise ExportError(
-                f"{describe(constant)} of task {pack.task!r} is another one on the converted base: weight "
+                f"{describe_constant(constant)} of task {pack.task!r} is another one on the converted base: weight "
                 f"{int(np.argmax(distance - allowed))} differs by {distance.max():.2g}."
             )

@@ -42,7 +42,7 @@ from .tasks import check_room, make_task
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What `add_tasks` wrote of a task.
+    """What `add_patches` wrote of a task.
 
     Attributes:
         path: The task's file.
@@ -104,7 +104,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     return Path(output)
 
 
-def add_tasks(
+def add_patches(
     backbone: Backbone, packs: Sequence[PackSource], base_file: Path, output: Path | None, options: LiteOptions
 ) -> list[Added]:
     """Writes the files of new tasks for a base that devices have; all of them are checked before the first is written.
