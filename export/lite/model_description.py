@@ -1,4 +1,4 @@
-"""What a model that is no base says of itself; nothing here needs TensorFlow."""
+"""What a model of design `switch`, `input` or `plain` says of itself; nothing here needs TensorFlow."""
 
 import json
 import os

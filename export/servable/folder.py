@@ -1,4 +1,4 @@
-"""The folder of an export: versions that are written whole or not at all, each with what is known of it.
+"""The folder of a SavedModel export: versions that are written whole or not at all, each with what is known of it.
 
 `DIR/<version>` is the servable; `DIR/with_mask/<version>` is the second one, beside it. A server takes no notice of
 subfolders whose names are no numbers. Nothing here needs TensorFlow.

@@ -1,4 +1,4 @@
-"""Where the weights of a base lie in the flat vectors of an export, and the masks in its bits.
+"""Where the weights of a base lie in the flat vectors of a SavedModel, and the masks in its bits.
 
 Nothing here needs TensorFlow: a client that sends a mask packs it with this file.
 """

@@ -1,4 +1,4 @@
-"""What can be chosen about an export."""
+"""What can be chosen about a SavedModel."""
 
 import dataclasses
 

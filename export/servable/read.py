@@ -1,4 +1,4 @@
-"""Reads an export again, to add tasks to it."""
+"""Reads a SavedModel export again, to add tasks to it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Writes the SavedModels of an export."""
+"""Writes a SavedModel of a base and its tasks, and one that adds tasks to it."""
 
 import dataclasses
 import os

@@ -19,6 +19,21 @@ def test_no_source_but_those_that_go_elsewhere_has_more_than_400_lines():
     assert {name for name, count in lines.items() if count > 400} == WHOLE
 
 
+def test_the_tree_in_the_documentation_is_that_of_the_folder():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lines = text.partition("```text\nexport/\n")[2].partition("```")[0].splitlines()
+    listed, above = set(), []
+    for line in lines:
+        name, _, said = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        above[depth:] = [name.rstrip("/")]
+        listed.add("/".join(above))
+        assert said.strip(), line
+    there = {path.relative_to(EXPORT) for path in EXPORT.rglob("*.py") if path.name != "__init__.py"}
+    there |= {path.parent for path in there if path.parent.name} | {Path("edge/cpp")}
+    assert listed == {path.as_posix() for path in there}
+
+
 def test_no_name_of_an_export_stands_for_something_else_elsewhere():
     """But in the files that go elsewhere, which have copies, and in what each command has."""
     places = collections.defaultdict(list)
