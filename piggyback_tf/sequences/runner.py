@@ -17,9 +17,8 @@ from piggyback_tf.data import Source, TaskData, make_dataset, stream_batches
 from piggyback_tf.evaluation.continual import measures
 from piggyback_tf.evaluation.results import RESULT_FILE, read_result, write_result
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
-from piggyback_tf.sequences.answers import measure, measure_task_agnostic
-from piggyback_tf.sequences.cost import multiply_adds
 from piggyback_tf.sequences.init_from import with_start
+from piggyback_tf.sequences.measure import measure, measure_task_agnostic, multiply_adds
 from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, NetworkStore, PackStore, Store
 from piggyback_tf.sequences.tasks import folders_of
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task

@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from piggyback_tf.sequences.cost import multiply_adds
+from piggyback_tf.sequences.measure import multiply_adds
 
 CONV, DEPTHWISE = keras.layers.Conv2D, keras.layers.DepthwiseConv2D
 

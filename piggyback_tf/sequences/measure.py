@@ -1,4 +1,7 @@
-"""What networks answer to test images: their errors, and which task an image is of where nothing says so."""
+"""Measures networks: runs them on test images and counts what they get wrong, and what an image costs them.
+
+Here they are run. What follows from labels and answers, as numbers, is computed in `evaluation/`.
+"""
 
 import functools
 import hashlib
@@ -70,6 +73,28 @@ def measure_task_agnostic(
             images = functools.reduce(tf.data.Dataset.concatenate, batches.values()).map(lambda images, _: images)
             costs["gradient"] = Superposition(backbone, packs).gradient(images)
     return {way: task_agnostic_measures(counts, cost, np.concatenate(hits)) for way, cost in costs.items()}
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Returns how many multiplications with an addition an image takes: half of its floating point operations.
+
+    Args:
+        model: From images `[B, S, S, 3]`.
+    """
+    function = tf.function(lambda images: model(images, training=False))
+    # Keras runs convolutions in groups as functions of their own, into which the profiler does not look. In this mode
+    # they become part of the outer one.
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        function = function.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]], tf.float32))
+    finally:
+        tf.config.run_functions_eagerly(before)
+    options = tf.compat.v1.profiler.ProfileOptionBuilder(
+        tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    ).with_empty_output()
+    profile = tf.compat.v1.profiler.profile(function.graph, options=options.build())
+    return int(profile.total_float_ops) // 2
 
 
 def _scores(network: keras.Model, batches: Mapping[str, tf.data.Dataset]) -> dict[str, np.ndarray]:
