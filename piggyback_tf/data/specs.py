@@ -1,4 +1,4 @@
-"""Data specs, `KIND:ARGUMENT`, such as `folder:PATH` and `tfds:NAME`: each kind is a file here that registers itself."""
+"""Data specs: `KIND:ARGUMENT`, as in `folder:PATH`, where each kind is a file in this folder that registers itself."""
 
 import dataclasses
 import os

@@ -15,8 +15,8 @@ from piggyback_tf.backbones import (
 from piggyback_tf.data import TaskData
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.masking import MaskedLayer, MaskStart
-from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
-from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
+from piggyback_tf.methods.parts.memory import Memory
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
 from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays

@@ -27,11 +27,11 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.heads import HEAD_NAME
-from piggyback_tf.methods.added_loss import AddedLoss
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.fisher import diagonal_fisher, sample_images
-from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.methods.parts.added_loss import AddedLoss
+from piggyback_tf.methods.parts.fisher import diagonal_fisher, sample_images
+from piggyback_tf.methods.parts.memory import Memory
+from piggyback_tf.methods.parts.shared_network import SharedNetwork
 from piggyback_tf.settings.methods.ewc import EWCConfig
 
 

@@ -44,8 +44,8 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.methods.base import METHODS, Method
-from piggyback_tf.methods.memory import Arrays, Memory
-from piggyback_tf.methods.units import GATED_LAYERS, UnitGraph
+from piggyback_tf.methods.parts.memory import Arrays, Memory
+from piggyback_tf.methods.parts.units import GATED_LAYERS, UnitGraph
 from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
 from piggyback_tf.surgery import (
     PACKAGE,

@@ -19,9 +19,9 @@ from piggyback_tf.data import TaskData
 from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.many_heads import split_heads
-from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.methods.parts.many_heads import split_heads
+from piggyback_tf.methods.parts.memory import Memory
+from piggyback_tf.methods.parts.shared_network import SharedNetwork
 from piggyback_tf.settings.methods.joint import JointConfig
 from piggyback_tf.surgery import own_arrays
 

@@ -34,7 +34,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
-from piggyback_tf.methods.memory import Arrays, Memory
+from piggyback_tf.methods.parts.memory import Arrays, Memory
 from piggyback_tf.settings.methods.packnet import PackNetConfig
 from piggyback_tf.surgery import (
     KERNELS,

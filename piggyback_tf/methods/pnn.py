@@ -27,7 +27,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, copy_weights, is_container, named_layers
 from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.methods.base import METHODS, Method
-from piggyback_tf.methods.shared_network import trainable_network
+from piggyback_tf.methods.parts.shared_network import trainable_network
 from piggyback_tf.settings.methods.pnn import PNNConfig
 from piggyback_tf.surgery import PACKAGE, assign_arrays, copy_layers, generator, share_variables
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from piggyback_tf.backbones import Backbone, model_hash
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import METHODS, Memory, Method
-from piggyback_tf.methods.added_loss import ExtendedModel
+from piggyback_tf.methods.parts.added_loss import ExtendedModel
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
 from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore

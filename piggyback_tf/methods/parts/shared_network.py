@@ -8,7 +8,7 @@ import keras
 from piggyback_tf.backbones import Backbone, batch_norm_paths, named_variables
 from piggyback_tf.heads import HEAD_NAME, add_classification_head
 from piggyback_tf.methods.base import Method, trained_norm
-from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.parts.memory import Memory
 from piggyback_tf.settings.methods import TrainedNetworkConfig
 from piggyback_tf.surgery import assign_arrays, copy_of_base, own_arrays
 

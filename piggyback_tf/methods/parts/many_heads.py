@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from piggyback_tf.heads import HEAD_NAME
-from piggyback_tf.methods.memory import Arrays, Memory
+from piggyback_tf.methods.parts.memory import Arrays, Memory
 
 
 def join_heads(memory: Memory) -> tuple[np.ndarray, np.ndarray]:
