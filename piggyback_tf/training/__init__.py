@@ -17,7 +17,7 @@ _HOMES = {
     "finish_training": "backup",
     "make_optimizer": "optimizers",
     "make_strategy": "strategies",
-    "mask_rate": "optimizers",
+    "mask_rate": "schedules",
     "prepare_devices": "strategies",
     "train_task": "fit",
 }

@@ -11,7 +11,7 @@ from export.lite.patch.manifest import manifest_bytes
 from export.lite.patch.task_file import task_bytes
 from piggyback_tf.packs import codec
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.rates import RATES
+from piggyback_tf.packs.zero_rates import RATES
 
 
 def _sealed(data):

@@ -1,4 +1,4 @@
-"""Rates in a byte: how often something happens, as a pack writes it.
+"""Rates in a byte: how often something happens, first of all zeros in a mask, as a pack writes it.
 
 Codes 0 and 255 say never and always; then nothing has to be coded. The others are multiples of 2^-16. Those from 1 to
 127 are small floating-point numbers: themselves below 16, from there on with a mantissa of three bits, up to one half.
