@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from piggyback_tf.commands.answers import UsageError
 from piggyback_tf.files import check_target, with_home
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.packs.fileformat import LARGEST_FILE
+from piggyback_tf.packs.container import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
 from piggyback_tf.quiet import load_tensorflow
 

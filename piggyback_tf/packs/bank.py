@@ -14,7 +14,7 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data.pixels import check_pixels
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.find import packs_in
 from piggyback_tf.packs.held import HOLDS, HeldTask
 from piggyback_tf.packs.kernel_cache import KernelCache

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones.identity import Structure, check_same_computation
-from piggyback_tf.packs.fileformat import PackError, shown
+from piggyback_tf.packs.container import PackError, shown
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone

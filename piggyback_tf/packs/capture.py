@@ -13,7 +13,7 @@ from piggyback_tf.heads import HEAD_NAME
 from piggyback_tf.masking import mask_config, masked_weights, read_masks
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits, pack_bits
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.container import PackError
 
 
 def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:

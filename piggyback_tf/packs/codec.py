@@ -15,7 +15,7 @@ import numpy as np
 
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fileformat import PackError, check_shape, shown
+from piggyback_tf.packs.container import PackError, check_shape, shown
 from piggyback_tf.packs.partition import (
     MAX_CLASSES,
     Partition,

@@ -11,8 +11,8 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.errors import one_line
-from piggyback_tf.packs.fields import check_task_name
-from piggyback_tf.packs.fileformat import LARGEST_FILE, PackError
+from piggyback_tf.packs.container import LARGEST_FILE, PackError
+from piggyback_tf.packs.description import check_task_name
 from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.packs.remote import RemoteError
 

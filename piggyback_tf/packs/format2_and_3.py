@@ -1,4 +1,4 @@
-"""The file format since version 2: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
+"""Versions 2 and 3 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
 
 Version 3 has more entries in the description, and is what is written.
 """
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.packs import codec, fileformat
+from piggyback_tf.packs import codec, container
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
-from piggyback_tf.packs.fileformat import PackError, PackReader, Shape, shown
+from piggyback_tf.packs.container import PackError, PackReader, Shape, shown
+from piggyback_tf.packs.description import check_fields, fields_of_version, with_defaults
 from piggyback_tf.packs.partition import MAX_CLASSES
 
 # Without a base to compare with, a file is believed so many weights (VGG19 has 140 million), or so many for each of its
@@ -48,7 +48,7 @@ def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: 
         "masks": [codec.layer_entry(layer) for layer in masks.layers],
         "norm": [{"path": path, "shape": list(value.shape)} for path, value in arrays.norm.items()],
     }
-    text = fileformat.canonical_json(index).encode("ascii")
+    text = container.canonical_json(index).encode("ascii")
     for what, size, most in (
         ("characters to list its weights", len(text), _MAX_INDEX),
         ("rates for its masks", masks.rates.size, _MAX_RATES),
@@ -62,7 +62,7 @@ def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: 
             tensors[name] = array
     if arrays.norm:
         tensors["norm"] = np.concatenate([value.reshape(-1) for value in arrays.norm.values()]).astype(dtype)
-    return fileformat.to_bytes({**plain, "format_version": fileformat.FORMAT_VERSION, "checksum": checksum}, tensors)
+    return container.to_bytes({**plain, "format_version": container.FORMAT_VERSION, "checksum": checksum}, tensors)
 
 
 def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | None) -> tuple[dict[str, Any], str]:
@@ -146,7 +146,7 @@ def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLay
         text = unpacker.decompress(compressed.tobytes(), limit)
         if not unpacker.eof or unpacker.unused_data:
             raise PackError("its index is cut off, too long, or followed by something else.")
-        index = fileformat.parse_json(text)
+        index = container.parse_json(text)
     except (zlib.error, ValueError) as error:
         raise error if isinstance(error, PackError) else PackError(f"its index cannot be read: {error}.") from error
     if index.keys() != {"masks", "norm"} or not all(isinstance(table, list) for table in index.values()):
@@ -161,7 +161,7 @@ def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLay
             raise PackError("its index of batch norm is wrong.")
         if not isinstance(entry["shape"], list):
             raise PackError(f"its index is wrong at {shown(entry['path'])}.")
-        fileformat.check_shape(entry["shape"])
+        container.check_shape(entry["shape"])
         norm[entry["path"]] = tuple(entry["shape"])
     if len(norm) != len(index["norm"]) or len({layer.path for layer in layers}) != len(layers):
         raise PackError("its index lists a weight twice.")

@@ -1,4 +1,4 @@
-"""Version 1 of the file format: a tensor of packed bits for every mask. Read for ever, no longer written."""
+"""Version 1 of a pack's file: a tensor of packed bits for every mask. Read for ever, no longer written."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import numpy as np
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits, packed_shape
-from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
-from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest, shown
+from piggyback_tf.packs.container import PackError, PackReader, check_shape, digest_of_content, shown
+from piggyback_tf.packs.description import check_fields, fields_of_version, with_defaults
 
 _UINT8, _FLOAT32 = np.dtype("uint8"), np.dtype("float32")
 _KEYS = {"codec", "masks", "norm", "features", "checksum"}
@@ -44,7 +44,7 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
         | {f"norm/{path}": (_FLOAT32, tuple(entry["shape"])) for path, entry in norm.items()}
         | {"head/kernel": (_FLOAT32, (features, classes)), "head/bias": (_FLOAT32, (classes,))}
     )
-    if document["checksum"] != digest(document, tensors):
+    if document["checksum"] != digest_of_content(document, tensors):
         raise PackError("its checksum is not that of its content.")
     packed = {path: MaskBits(tuple(entry["shape"]), tensors[f"mask/{path}"]) for path, entry in masks.items()}
     for path, mask in packed.items():

@@ -1,4 +1,4 @@
-"""What the description of a task must hold: everything but the arrays. The same is true of packs and of files."""
+"""The description of a task, all but its arrays: what it must hold, in a pack and in every version of its file."""
 
 import datetime
 import sys
@@ -9,7 +9,7 @@ from piggyback_tf.backbones.identity import Structure
 from piggyback_tf.files import is_text
 from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES
-from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, check_json, shown
+from piggyback_tf.packs.container import FORMAT_VERSION, PackError, check_json, shown
 
 MASK_KINDS = ("none", *MASK_VALUES)
 # Those that hold whatever is written into them.

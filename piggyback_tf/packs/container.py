@@ -1,7 +1,8 @@
-"""The file of a task pack: a safetensors file with one JSON document as metadata.
+"""The container of a task pack, of any version: a safetensors file with one JSON document as metadata.
 
-What is common to all versions of the format. safetensors writes several metadata entries in an order that changes from
-run to run, hence the single entry. Every check that a header allows is made before the tensors are read.
+What the versions hold in it is in `format1.py` and `format2_and_3.py`. safetensors writes several metadata entries in an
+order that changes from run to run, hence the single entry. Every check that a header allows is made before the tensors
+are read.
 """
 
 import hashlib
@@ -92,7 +93,7 @@ def check_json(value: Any) -> None:
     raise ValueError("it is nested too deeply")
 
 
-def digest(document: dict, tensors: dict[str, np.ndarray]) -> str:
+def digest_of_content(document: dict, tensors: dict[str, np.ndarray]) -> str:
     """Returns the SHA-256 of a document without `created` and `checksum`, and of tensors."""
     content = {key: value for key, value in document.items() if key not in ("created", "checksum")}
     result = hashlib.sha256(canonical_json(content).encode("ascii"))
