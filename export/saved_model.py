@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.commands.program import Program
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
 from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.commands.program import Program
 from piggyback_tf.data import DataError, DataProblems, Problem, read_image
 from piggyback_tf.data.cache import decode_all
 from piggyback_tf.data.images import has_image_extension

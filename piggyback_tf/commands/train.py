@@ -8,9 +8,9 @@ from typing import Any
 
 from absl import flags, logging
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer
-from piggyback_tf.commands.looking import look_first
-from piggyback_tf.commands.program import Program
+from piggyback_tf.commands.train_check_images import look_first
 from piggyback_tf.commands.train_request import TrainRequest, read_request, read_tasks
 from piggyback_tf.data import describe_images
 from piggyback_tf.evaluation import METRICS_FILE, RESULT_FILE, summary, write_report

@@ -1,8 +1,8 @@
 """The container of a task pack, of any version: a safetensors file with one JSON document as metadata.
 
-What the versions hold in it is in `format1.py` and `format2_and_3.py`. safetensors writes several metadata entries in an
-order that changes from run to run, hence the single entry. Every check that a header allows is made before the tensors
-are read.
+What the versions hold in it is in `format1.py` and `format2_and_3.py`. safetensors writes several metadata entries in
+an order that changes from run to run, hence the single entry. Every check that a header allows is made before the
+tensors are read.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Command lines of commands on packs: what is wrong with one is a sentence, as of any other mistake."""
+"""Commands with arguments of argparse, all but `train` and the exports: what is wrong with a line is a sentence."""
 
 import argparse
 import difflib

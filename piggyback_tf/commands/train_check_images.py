@@ -1,4 +1,4 @@
-"""What `train` does before its first step: all images are looked at, and all that is wrong with them is told."""
+"""Checks all images of a run before the first step of `train`: all that is wrong with them is told at once."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

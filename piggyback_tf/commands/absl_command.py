@@ -1,4 +1,4 @@
-"""Commands whose settings are flags: `train` and the exports. How they are called, what they answer, how they end."""
+"""Commands whose settings are flags of absl, `train` and the exports: how they are called, answer and end."""
 
 import dataclasses
 import re
