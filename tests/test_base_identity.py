@@ -19,7 +19,7 @@ from export.litert import export_litert
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.read import read_export
 from export.shared.errors import ExportError
-from piggyback_tf.backbones import Backbone, identity
+from piggyback_tf.backbones import Backbone, structure_record
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from piggyback_tf.packs.base_fit import MisfitError
@@ -51,7 +51,7 @@ def _pack(base):
 
 @pytest.fixture(autouse=True)
 def _said_again():
-    identity._say.cache_clear()
+    structure_record._say.cache_clear()
 
 
 def _older(pack):

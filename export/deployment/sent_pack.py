@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 

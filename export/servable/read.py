@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from piggyback_tf.backbones.identity import Structure
+from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.packs import BaseSpec
 
 from ..shared.errors import ExportError

@@ -1,4 +1,4 @@
-"""Looks at all images before a training, so that it never ends at one: what is wrong is told at once."""
+"""Checks the images of a whole run before it trains, by `look.py`, so that no training ends at one of them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What there is to learn from, in a sentence."""
+"""A sentence on what there is to learn from: images by split and class."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ from absl import logging
 
 from piggyback_tf.data.cache import remember
 from piggyback_tf.data.images import DataError, decode_image
-from piggyback_tf.data.records import READERS, Shard, shared_records
+from piggyback_tf.data.record_files import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.registry import unknown_name_message

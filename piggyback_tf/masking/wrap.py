@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.backbones.layer_settings import changed_kernel
 from piggyback_tf.backbones.paths import batch_norm_paths, copy_weights, is_batch_norm, is_container, named_layers
-from piggyback_tf.backbones.settings import changed_kernel
 from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
 from piggyback_tf.settings.masks import MaskConfig
 from piggyback_tf.surgery import TrainedNorm, copy_layers, foreign_kernels, share_variables

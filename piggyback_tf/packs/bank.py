@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixel_range import check_pixels
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.container import PackError

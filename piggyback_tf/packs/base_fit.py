@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.packs.container import PackError, shown
 
 if TYPE_CHECKING:

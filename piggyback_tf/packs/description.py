@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from piggyback_tf.backbones.identity import Structure
+from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.files import is_text
 from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES

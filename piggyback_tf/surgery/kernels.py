@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.backbones.settings import changed_kernel
+from piggyback_tf.backbones.layer_settings import changed_kernel
 
 PACKAGE = "piggyback_tf"
 

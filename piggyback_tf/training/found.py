@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from piggyback_tf.backbones import Backbone, Structure
-from piggyback_tf.backbones.identity import check_same_computation
+from piggyback_tf.backbones.structure_record import check_same_computation
 from piggyback_tf.data import TaskData
 from piggyback_tf.files import write_atomically
 from piggyback_tf.training.errors import TrainingError

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixel_range import check_pixels
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
 

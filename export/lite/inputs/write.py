@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 

@@ -17,7 +17,7 @@ from export.lite.folder import IMAGES_FILE
 from export.lite.patch.manifest import manifest_bytes
 from export.lite.patch.task_file import task_bytes
 from piggyback_tf.data import BrokenImageError, DataError, decode_image, images, parse_augment
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixel_range import check_pixels
 from tests import image_files as made
 from tests.export.edge.test_patcher import PATCHER
 from tests.odd_image_files import odd_pngs, other_files

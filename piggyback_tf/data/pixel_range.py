@@ -1,4 +1,4 @@
-"""Are these arrays images as a network takes them?"""
+"""Checks that arrays hold pixels as a network takes them: numbers in [0, 255], and not scaled to [0, 1]."""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""SHA-256 of a network: the same on every machine and in every process."""
+"""The base hash: the SHA-256 of a network's weights, the same on every machine and in every process.
+
+What is computed with the weights is the other half of a base's identity; see `structure_text.py`.
+"""
 
 import hashlib
 import struct

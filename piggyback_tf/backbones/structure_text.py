@@ -1,4 +1,4 @@
-"""What a network computes with its weights, as text and as a digest: the other half of a base's identity.
+"""The structure of a base, from its network: what it computes with its weights, as text and as a digest of that.
 
 The base hash covers weights alone, and two networks with the same weights may differ in the scaling of their input, in
 strides, activations, pooling or the shape of their graph. Keras' own configs cannot tell them apart: those of one and
@@ -13,9 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from piggyback_tf.backbones.identity import ANSWERS, Structure
+from piggyback_tf.backbones.layer_settings import Reference, UnknownError, describe_operation, describe_value
 from piggyback_tf.backbones.paths import calls_of, is_container, named_layers
-from piggyback_tf.backbones.settings import Reference, UnknownError, describe_operation, describe_value
+from piggyback_tf.backbones.structure_record import ANSWERS, Structure
 
 _HEADER = "piggyback_tf structure 1"
 # Of the two images by which networks with unknown operations are compared, the second is made of so many squares.
@@ -68,8 +68,8 @@ def structure_text(model: keras.Model) -> tuple[str, bool]:
         model: A built functional or sequential model.
 
     Returns:
-        The lines, and whether all of them say how they compute: a layer or operation that is not listed in `settings`,
-        and one that is called on something that cannot be written, is `unknown`.
+        The lines, and whether all of them say how they compute: a layer or operation that is not listed in
+        `layer_settings`, and one that is called on something that cannot be written, is `unknown`.
     """
     paths = {id(layer): path for path, layer in named_layers(model) if layer.weights}
     inputs = [_Result(_Call(f"input {place}", f"input {place}", [], {})) for place in range(len(model.inputs))]

@@ -1,4 +1,7 @@
-"""Whether two networks with the same weights compute the same with them. TensorFlow is not loaded by importing this."""
+"""The structure of a base, as packs and runs record it, and whether two are the same. TensorFlow is not loaded here.
+
+A base is told by its hash (`weights_hash.py`) and its structure, which `structure_text.py` takes from a network.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,6 @@
-"""Which settings of Keras' layers and operations decide what they compute, written so that equal ones are equal text.
+"""Which settings of Keras' layers and operations decide what they compute: the rows of `structure_text.py`.
+
+They are written so that equal settings are equal text.
 
 The lists are a part of the format of packs: what changes the text of a network, be it one row more, needs another
 number in its first line, and the old lists for the packs that are there.

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from piggyback_tf.backbones import Backbone, Structure, list_backbones, load_backbone, named_variables, rename_layers
-from piggyback_tf.backbones import settings as rows
-from piggyback_tf.backbones.identity import ANSWERS, check_same_computation
+from piggyback_tf.backbones import layer_settings as rows
 from piggyback_tf.backbones.registry import get_entry
-from piggyback_tf.backbones.structure import model_structure, structure_text
+from piggyback_tf.backbones.structure_record import ANSWERS, check_same_computation
+from piggyback_tf.backbones.structure_text import model_structure, structure_text
 
 layers = keras.layers
 # Digests of all networks of the registry at their default image size, written with Keras 3.15.1; 3.12.0 gives the same.
