@@ -1,4 +1,4 @@
-"""Files of records (tfrecord, array_record), a reader for each format: all records of a run in turn, with their checksums, or one of them."""
+"""Files of records, tfrecord and array_record: all records of a run in turn, with their checksums, or one of them."""
 
 import abc
 import dataclasses

@@ -105,7 +105,7 @@ def train_task(
         watches = [StopOnNaN(type(method).__name__, method.groups(model))]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
-            losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
+            losses, heads = backup.completed.history.get("cross_entropy", []), tuple(method.heads.values())
             watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
             if method.watches_features:
                 images = _some_images(data, config, inputs.for_size(backbone.image_size), backbone)
@@ -146,7 +146,7 @@ def train_task(
             )
     backup.restore_best()
     method.end_training(model)
-    done = backup.progress
+    done = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = {
         name: [100 * value for value in values] if name.endswith("error") else values

@@ -141,6 +141,6 @@ def test_a_loss_that_is_no_number_is_the_highest(scores, best, tmp_path):
         head.assign([epoch, 0.0, 0.0])
         backup.on_epoch_begin(epoch)
         backup.on_epoch_end(epoch, {"val_error": error, "val_loss": loss})
-    assert backup.progress.best_epoch == best
+    assert backup.completed.best_epoch == best
     backup.restore_best()
     assert head.numpy()[0] == best

@@ -1,4 +1,4 @@
-"""`found.json`: what a run found before it trained, and must find again to go on: its base and its data."""
+"""Keeps by which base and data a run began, in `found.json`, and refuses to go on with others."""
 
 import hashlib
 import json
