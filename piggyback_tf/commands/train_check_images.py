@@ -6,9 +6,9 @@ from pathlib import Path
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.data import DataError, DataProblems, Part, TaskData, check_images
 from piggyback_tf.data.problems import are_all_listed, describe_problems
+from piggyback_tf.file_names import PROBLEMS_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.settings import InputConfig
-from piggyback_tf.training.run_folder import PROBLEMS_FILE
 
 
 def look_first(

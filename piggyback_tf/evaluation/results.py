@@ -35,13 +35,10 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.evaluation.continual import measures
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import write_atomically
-from piggyback_tf.packs.pack import PACK_SUFFIX
 
 FORMAT = 2
-METRICS_FILE = "metrics.json"
-# What a training was found to be worth; a training that has one is not done again.
-RESULT_FILE = "result.json"
 
 
 class ResultsError(ValueError):

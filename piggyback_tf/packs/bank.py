@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data.pixel_range import check_pixels
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.container import PackError
@@ -19,7 +20,7 @@ from piggyback_tf.packs.find import packs_in
 from piggyback_tf.packs.held import HOLDS, HeldTask
 from piggyback_tf.packs.kernel_cache import KernelCache
 from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
-from piggyback_tf.packs.pack import PACK_SUFFIX, TaskPack
+from piggyback_tf.packs.pack import TaskPack
 from piggyback_tf.packs.to_keras import keras_model
 from piggyback_tf.registry import unknown_name_message
 

@@ -11,9 +11,9 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from piggyback_tf.backbones.errors import one_line
+from piggyback_tf.file_names import PACK_SUFFIX, pack_name
 from piggyback_tf.packs.container import LARGEST_FILE, PackError
 from piggyback_tf.packs.description import check_task_name
-from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.packs.remote import RemoteError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def pack_file(task: str) -> str:
     Raises:
         PackError: If the name could lead out of a folder on some system.
     """
-    name = check_task_name(task) + PACK_SUFFIX
+    name = pack_name(check_task_name(task))
     if PureWindowsPath(name).drive:
         raise PackError(
             "In a repository, a task's name must not begin with a letter and a colon, as drives do. Received: "

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from piggyback_tf.backbones import Backbone
 
-PACK_SUFFIX = ".task.safetensors"
-
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class TaskPack:

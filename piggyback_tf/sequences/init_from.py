@@ -13,6 +13,7 @@ from absl import logging
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Subset, TaskData, make_dataset, surface_data_errors
 from piggyback_tf.evaluation.transferability import log_me
+from piggyback_tf.file_names import START_FILE
 from piggyback_tf.files import with_home
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
@@ -22,7 +23,6 @@ from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
 
-START_FILE = "start.json"
 # Training images by which packs are compared: so many, and at least so many for each class.
 IMAGES, IMAGES_PER_CLASS = 500, 5
 _BATCH = 32

@@ -3,10 +3,11 @@
 Names are looked up when they are first used: to look after the folder of a run needs no TensorFlow.
 """
 
+from piggyback_tf.file_names import folders_of_methods
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.settings import STRATEGIES, InputConfig, RunConfig, TrainConfig, complete, complete_run
 from piggyback_tf.training.errors import TrainingError
-from piggyback_tf.training.run_folder import check_file_name, check_settings, folders_of_methods, run_folder
+from piggyback_tf.training.run_folder import check_file_name, check_settings, run_folder
 
 _HOMES = {
     "TrainedTask": "fit",

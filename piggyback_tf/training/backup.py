@@ -15,11 +15,10 @@ import numpy as np
 from safetensors import safe_open
 
 from piggyback_tf.backbones import named_layers, named_variables
+from piggyback_tf.file_names import STATE_FILE
 from piggyback_tf.files import write_arrays
 from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training.errors import TrainingError
-
-STATE_FILE = "training_state.safetensors"
 
 
 @dataclasses.dataclass

@@ -11,11 +11,11 @@ from absl import logging
 from piggyback_tf.backbones import Backbone, Structure
 from piggyback_tf.backbones.structure_record import check_same_computation
 from piggyback_tf.data import TaskData
+from piggyback_tf.file_names import FOUND_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.training.errors import TrainingError
 from piggyback_tf.training.run_folder import check_settings
 
-FOUND_FILE = "found.json"
 # What `describe_data` says of the images that no decision uses.
 _TEST_IMAGES = ("test_images", "test_digest")
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.evaluation.results import METRICS_FILE, ResultsError, learned_steps, read_metrics, read_sequence
+from piggyback_tf.evaluation.results import ResultsError, learned_steps, read_metrics, read_sequence
+from piggyback_tf.file_names import FOUND_FILE, METRICS_FILE, SETTINGS_FILE, folder_of_method, folders_of, pack_name
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.settings import complete
 from piggyback_tf.settings.records import own_record
 
@@ -189,20 +189,20 @@ def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchma
 
 
 def _read_folder(folder: Path, source: str) -> list[Record]:
-    if not (folder / "settings.json").is_file():
-        raise TableError(f"{source!r} is no folder of a run of train.py: there is no settings.json in it.")
+    if not (folder / SETTINGS_FILE).is_file():
+        raise TableError(f"{source!r} is no folder of a run of train.py: there is no {SETTINGS_FILE} in it.")
     if not (folder / METRICS_FILE).is_file():
         raise TableError(
-            f"The run in {source!r} is not finished: there is no metrics.json in it. Its command, given again, goes on."
+            f"The run in {source!r} is not finished: there is no {METRICS_FILE} in it. Its command, given again, goes "
+            "on."
         )
-    settings, metrics = _read_json(folder / "settings.json"), read_metrics(folder / METRICS_FILE)
-    found = _read_json(folder / "found.json") if (folder / "found.json").is_file() else {}
+    settings, metrics = _read_json(folder / SETTINGS_FILE), read_metrics(folder / METRICS_FILE)
+    found = _read_json(folder / FOUND_FILE) if (folder / FOUND_FILE).is_file() else {}
     in_turn, records = bool(settings.get("tasks")), []
     for method, sequence in metrics["methods"].items():
         tasks, baseline = tuple(sequence["tasks"]), method != settings.get("method")
-        own = folder / "baselines" / method if baseline else folder
-        folders = {task: own / f"{place}_{task}" if in_turn else own for place, task in enumerate(tasks, start=1)}
-        files = {task: place / f"{task}{PACK_SUFFIX}" for task, place in folders.items()}
+        folders = folders_of(folder_of_method(folder, method, baseline=baseline), tasks, in_turn=in_turn)
+        files = {task: place / pack_name(task) for task, place in folders.items()}
         classes = {task: f"{task}: class_names" if in_turn else "class_names" for task in tasks}
         records.append(
             Record(
