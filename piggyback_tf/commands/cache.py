@@ -40,7 +40,7 @@ def _days(text: str) -> float:
 
 def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.cache import cache_folder
-    from piggyback_tf.data.disk_cache import list_entries, list_results, remove_entry, remove_leftovers
+    from piggyback_tf.data.disk_cache import list_entries, list_results, remove_cache_leftovers, remove_entry
 
     folder = cache_folder(options.cache_dir)
     if options.unused_days is not None and not options.clear:
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> Answer:
         small = [result for result in results if result.used <= oldest]
         for result in small:
             result.path.unlink(missing_ok=True)
-        freed = remove_leftovers(folder) + sum(entry.size for entry in (*removed, *small))
+        freed = remove_cache_leftovers(folder) + sum(entry.size for entry in (*removed, *small))
         kept = [entry for entry in old if entry not in removed]
         text = f"Removed {len(removed)} sets of images and {len(small)} small results, {format_bytes(freed)}."
         if kept:

@@ -10,7 +10,7 @@ import PIL
 from absl import logging
 
 from piggyback_tf.data.augment import Operation, Size, chain_size
-from piggyback_tf.data.cache import decode_all, keep, recall
+from piggyback_tf.data.cache import decode_all, read_kept, write_kept
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.problems import KINDS, DataProblems, Problem, problem_of
 from piggyback_tf.data.sources import Source, Subset, digest
@@ -247,7 +247,7 @@ def known_look(source: Source, cache_dir: str | None) -> Look | None:
 
 def recall_look(source: Source, cache_dir: str | None) -> Look | None:
     """Returns what an earlier look at the same images found, `None` if there was none."""
-    found = recall(_KEPT, _key(source), cache_dir)
+    found = read_kept(_KEPT, _key(source), cache_dir)
     if found is None or len(found["sizes"]) != len(source):
         return None
     rows = zip(found["indices"], found["kinds"], found["sentences"], strict=True)
@@ -283,7 +283,7 @@ def _keep_look(source: Source, look: Look, cache_dir: str | None) -> None:
         "kinds": np.array([problem.kind for problem in problems], np.str_),
         "sentences": np.array([problem.sentence for problem in problems], np.str_),
     }
-    keep(_KEPT, _key(source), arrays, cache_dir)
+    write_kept(_KEPT, _key(source), arrays, cache_dir)
 
 
 def _key(source: Source) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data.cache import remember
+from piggyback_tf.data.cache import compute_once
 from piggyback_tf.data.images import DataError, decode_image
 from piggyback_tf.data.record_files import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
@@ -70,7 +70,7 @@ class TfdsSource(Source):
             return {field.name: columns[:, i] for i, field in enumerate(dataclasses.fields(_Record))}
 
         # The number goes up when a scan finds other things: what is in the cache was found by an older one.
-        return remember("records", digest("records 2", self.fingerprint()), scan, self._cache_dir)
+        return compute_once("records", digest("records 2", self.fingerprint()), scan, self._cache_dir)
 
     @property
     def _title(self) -> str:

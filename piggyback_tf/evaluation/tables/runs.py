@@ -19,7 +19,7 @@ class TableError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class RunBase:
     """The frozen network of a run.
 
     Attributes:
@@ -64,7 +64,7 @@ class Record:
     source: str
     method: str
     seed: int | None
-    base: Base
+    base: RunBase
     tasks: tuple[str, ...]
     sequence: Mapping[str, Any] | None
     in_turn: bool = True
@@ -178,7 +178,7 @@ def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchma
                 source=f"{source}: {key}",
                 method=row["method"],
                 seed=int(seed),
-                base=Base(row["base_hash"] if done else hashes[0]),
+                base=RunBase(row["base_hash"] if done else hashes[0]),
                 tasks=orders[order],
                 sequence=read_sequence(row) if done else None,
                 name=label,
@@ -251,7 +251,7 @@ def _read_json(path: Path) -> Any:
         raise TableError(f"{str(path)!r} is no JSON file: {error}.") from None
 
 
-def _base(digest: str, settings: Mapping[str, Any]) -> Base:
+def _base(digest: str, settings: Mapping[str, Any]) -> RunBase:
     """Returns the base of a run; where a flag was not given, the backbone's default."""
     from piggyback_tf.backbones.registry import get_entry
 
@@ -261,9 +261,9 @@ def _base(digest: str, settings: Mapping[str, Any]) -> Base:
         try:
             entry = get_entry(backbone)
         except ValueError:  # A network that another program registered.
-            return Base(digest, backbone, weights or "", image_size)
+            return RunBase(digest, backbone, weights or "", image_size)
         weights, image_size = weights or entry.weights[0], image_size or entry.image_size
-    return Base(digest, backbone, weights, image_size)
+    return RunBase(digest, backbone, weights, image_size)
 
 
 @functools.cache
