@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import printable
 from piggyback_tf.evaluation.text import format_bytes, markdown_table
+from piggyback_tf.sentences import printable
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:

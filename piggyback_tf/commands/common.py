@@ -48,12 +48,6 @@ def file_error(path: str, error: Exception) -> str:
     return f"{path!r}: {error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def printable(value: object) -> str:
-    """Returns a value as text on one line; a pack may come from anywhere, and must not send commands to a terminal."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)
-
-
 def check_output(path: str) -> None:
     """Raises a `UsageError` if a file cannot be written, as far as that can be seen before."""
     if is_url(path):

@@ -15,13 +15,13 @@ from piggyback_tf.commands.common import (
     load_bank,
     load_pack,
     prepare_for,
-    printable,
     seed_of,
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import evaluate, format_error
 from piggyback_tf.files import same_look
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.sentences import printable, some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,13 +139,10 @@ def _label_map(data: "TaskData", pack: TaskPack) -> "np.ndarray":
     if unknown:
         raise UsageError(
             f"The data {data.spec!r} have {len(unknown)} of {len(data.class_names)} classes that task {pack.task!r} "
-            f"does not know, such as {_some(unknown)}. The task's classes: {_some(pack.class_names)}."
+            f"does not know, such as {some(unknown, form=repr)}. The task's classes: "
+            f"{some(pack.class_names, form=repr)}."
         )
     return np.array(found, np.int64)
-
-
-def _some(names: list[str], count: int = 5) -> str:
-    return ", ".join(map(repr, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _with_progress(batches: Iterable, source: "Source", batch_size: int) -> Iterator:

@@ -7,9 +7,10 @@ from typing import Any
 from safetensors.numpy import load as load_tensors
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer
-from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack, printable
+from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.sentences import printable
 
 # The list of classes is wrapped to this many characters.
 _WIDTH = 100

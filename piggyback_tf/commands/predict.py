@@ -15,10 +15,10 @@ from piggyback_tf.commands.common import (
     load_bank,
     load_pack,
     positive,
-    printable,
 )
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
+from piggyback_tf.sentences import printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
-from piggyback_tf.commands.common import complain, printable
+from piggyback_tf.commands.common import complain
 from piggyback_tf.evaluation import format_bytes, format_error, format_table
 from piggyback_tf.files import local_path, make_folder
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.packs.remote import is_url, write_bytes
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.sentences import printable
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:

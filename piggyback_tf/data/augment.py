@@ -14,6 +14,7 @@ import numpy as np
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.registry import Registry
+from piggyback_tf.sentences import shown
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -133,7 +134,7 @@ def leading_deterministic(operations: list[Operation]) -> int:
 
 
 def _parse_operation(part: str, spec: str) -> Operation:
-    where = f"in the augmentation {_shown(spec)}"
+    where = f"in the augmentation {shown(spec)}"
     try:
         tree = ast.parse(part, mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
@@ -145,7 +146,7 @@ def _parse_operation(part: str, spec: str) -> Operation:
     # A pack may come from a stranger: what is nested too deeply is no operation either.
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise DataError(
-            f"Cannot read {_shown(part)} {where}. Write operations as name or name(number, ...), "
+            f"Cannot read {shown(part)} {where}. Write operations as name or name(number, ...), "
             f"with | between them, as in 'resize(256)|random_crop(224)|flip'."
         ) from None
     try:
@@ -157,19 +158,14 @@ def _parse_operation(part: str, spec: str) -> Operation:
         bound = signature.bind(*arguments, **keywords)
     except TypeError as error:
         raise DataError(
-            f"Wrong arguments of {_shown(part)} {where}: {error}. It is written {name}{signature}."
+            f"Wrong arguments of {shown(part)} {where}: {error}. It is written {name}{signature}."
         ) from None
     for key, value in bound.arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"Argument {key} of {_shown(part)} {where} must be a number.")
+            raise DataError(f"Argument {key} of {shown(part)} {where} must be a number.")
     try:
         operation = operation_class(*arguments, **keywords)
     except DataError as error:
-        raise DataError(f"Wrong arguments of {_shown(part)} {where}: {error}") from None
+        raise DataError(f"Wrong arguments of {shown(part)} {where}: {error}") from None
     operation.source = part
     return operation
-
-
-def _shown(text: str, most: int = 200) -> str:
-    """Returns a text in quotes, without its end if it is long."""
-    return repr(text) if len(text) <= most else f"{text[:most]!r}..."

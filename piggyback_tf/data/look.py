@@ -14,6 +14,7 @@ from piggyback_tf.data.cache import decode_all, keep, recall
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.problems import KINDS, DataProblems, Problem, problem_of
 from piggyback_tf.data.sources import Source, Subset, digest
+from piggyback_tf.sentences import some
 
 # The name under which results are kept; the number goes up when a look finds other things.
 _KEPT = "looked"
@@ -93,7 +94,7 @@ class WithoutBroken(Source):
         if not len(whole):
             raise DataError(f"Every image of {self._name} is broken, for example {[*broken, *self._also][0].place!r}.")
         if broken:
-            examples = ", ".join(problem.place for problem in broken[:5]) + (", ..." if len(broken) > 5 else "")
+            examples = some([problem.place for problem in broken])
             logging.warning(
                 "Skipped %d broken of %d images of %s: %s.", len(broken), len(look.sizes), self._name, examples
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from piggyback_tf.data.images import EXTENSIONS, DataError, unidentified
+from piggyback_tf.sentences import printable
 
 HEIC_EXTENSIONS = ("heic", "heif", "hif")
 FLAG = "--skip_broken_images"
@@ -120,8 +121,7 @@ def describe_problems(problems: Sequence[Problem], name: str, listed: int | None
 
 def shown(problem: Problem) -> str:
     """Returns a problem as a line under its kind; names of files may hold what is no text."""
-    text = problem.place if KINDS[problem.kind].explains else problem.sentence
-    return text if text.isprintable() else repr(text)
+    return printable(problem.place if KINDS[problem.kind].explains else problem.sentence)
 
 
 def are_all_listed(problems: Sequence[Problem]) -> bool:

@@ -8,7 +8,8 @@ from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits, packed_shape
 from piggyback_tf.packs.fields import check_fields, fields_of_version, with_defaults
-from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest, shown
+from piggyback_tf.packs.fileformat import PackError, PackReader, check_shape, digest
+from piggyback_tf.sentences import shown
 
 _UINT8, _FLOAT32 = np.dtype("uint8"), np.dtype("float32")
 _KEYS = {"codec", "masks", "norm", "features", "checksum"}

@@ -17,9 +17,9 @@ from piggyback_tf.files import with_home
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.fileformat import shown
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
+from piggyback_tf.sentences import shown
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
 
 START_FILE = "start.json"
