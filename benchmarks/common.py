@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from piggyback_tf.evaluation.text import markdown_table
 from piggyback_tf.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -75,8 +76,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(markdown_table(header, [[str(cell) for cell in row] for row in rows]))
 
 
 def judge(checks: Sequence[dict[str, Any]]) -> None:

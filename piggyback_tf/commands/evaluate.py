@@ -19,9 +19,10 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import evaluate, format_error
+from piggyback_tf.evaluation.text import format_pairs
 from piggyback_tf.files import same_look
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.sentences import printable, some
+from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,18 +79,16 @@ def _run(options: argparse.Namespace) -> Answer:
             )
     except DataError as error:
         raise UsageError(str(error)) from error
-    rows = [
-        ["task", printable(pack.task)],
-        ["data", f"{options.data}, {options.split} split"],
-        ["images", f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else "")],
-    ]
+    told = {
+        "task": pack.task,
+        "data": f"{options.data}, {options.split} split",
+        "images": f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else ""),
+    }
     for k in (1, 5):
         if f"top{k}_error" in result:
-            rows.append([f"top-{k} error %", format_error(result, f"top{k}_error")])
+            told[f"top-{k} error %"] = format_error(result, f"top{k}_error")
     if options.split in pack.errors:
-        rows.append(["as of training", format_error(pack.errors[options.split])])
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+        told["as of training"] = format_error(pack.errors[options.split])
     if pack.versions.get("pixels") != PIXELS_VERSION:
         complain(
             options.command,
@@ -106,7 +105,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "skipped_images": len(source.skipped),
         "as_of_training": pack.errors.get(options.split),
     }
-    return Answer(value, "\n".join([*lines, "In brackets: 95 % Wilson score interval."]))
+    return Answer(value, "\n".join([*format_pairs(told), "In brackets: 95 % Wilson score interval."]))
 
 
 def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":

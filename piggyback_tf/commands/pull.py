@@ -81,18 +81,15 @@ def _run(options: argparse.Namespace) -> Answer:
         )
         rows.append(
             [
-                printable(pack.task),
-                printable(pack.base_name),
+                pack.task,
+                pack.base_name,
                 f"{len(pack.class_names):,}",
                 format_error(pack.errors.get("test")),
                 format_bytes(len(data)),
-                printable(path),
+                str(path),
             ]
         )
     text = ""
     if rows:
-        # The path last, and to the left as text is.
-        width = max(len(row[-1]) for row in rows)
-        header = ["task", "base", "classes", "error %", "bytes", "file".ljust(width)]
-        text = format_table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows], left=2)
+        text = format_table(["task", "base", "classes", "error %", "bytes", "file"], rows, left=2, end=1)
     return Answer(value, text, status)
