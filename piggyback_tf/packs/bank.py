@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.heads import head_logits
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.fileformat import PackError
@@ -22,6 +23,7 @@ from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
 from piggyback_tf.packs.pack import PACK_SUFFIX, TaskPack
 from piggyback_tf.packs.to_keras import keras_model
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.surgery import features_with
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -252,10 +254,8 @@ class TaskBank:
         )
 
     def _forward(self, weights: list[tf.Tensor], kernel: tf.Tensor, bias: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        # Within the scope Keras reads these tensors in the place of the variables, in this thread only.
-        with keras.StatelessScope(state_mapping=list(zip(self._variables, weights, strict=True))):
-            features = self.backbone.model(images, training=False)
-        return tf.nn.softmax(tf.nn.bias_add(tf.matmul(tf.cast(features, tf.float32), kernel), bias))
+        features = features_with(self.backbone.model, zip(self._variables, weights, strict=True), images)
+        return tf.nn.softmax(head_logits(features, kernel, bias))
 
     def _tensors(self, task: HeldTask) -> TaskTensors:
         """Returns the tensors of a task, from the cache or made now."""

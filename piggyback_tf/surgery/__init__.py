@@ -2,6 +2,7 @@
 
 from piggyback_tf.surgery.batch_norm import FrozenStatisticsBatchNormalization, TrainedNorm
 from piggyback_tf.surgery.copying import bake_kernels, copy_layers, copy_of_base
+from piggyback_tf.surgery.forward import features_with
 from piggyback_tf.surgery.kernels import (
     KERNELS,
     PACKAGE,
@@ -31,6 +32,7 @@ __all__ = [
     "copy_of_base",
     "derived_kernel",
     "derived_layers",
+    "features_with",
     "foreign_kernels",
     "generator",
     "own_arrays",
