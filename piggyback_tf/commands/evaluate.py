@@ -9,7 +9,6 @@ from piggyback_tf.commands.common import (
     PACK_HELP,
     add_base_options,
     add_batch_size,
-    check_size,
     choose_base,
     complain,
     load_bank,
@@ -56,6 +55,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data import DataError, make_dataset, surface_data_errors
+    from piggyback_tf.data.augment import check_final_size
     from piggyback_tf.data.images import PIXELS_VERSION
 
     pack, _ = load_pack(options.pack)
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> Answer:
             batches = make_dataset(
                 source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none"
             )
-            check_size(tuple(batches.element_spec[0].shape[1:3]), pack)
+            check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_size)
             result = evaluate(
                 lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
                 _with_progress(((images, labels[y.numpy()]) for images, y in batches), source, options.batch_size),

@@ -8,6 +8,7 @@ tensor and takes all its random numbers from the seed it is given.
 import abc
 import ast
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,6 +126,33 @@ def check_draws_nothing(operations: list[Operation], augment: str) -> None:
             f"Only training may draw random numbers, but the augmentation {augment!r} has {', '.join(drawn)}. "
             f"For evaluation use an augmentation such as 'resize(256)|central_crop(224)'."
         )
+
+
+def check_final_size(augment: str, size: Size | None, image_size: int) -> None:
+    """Raises a `DataError` if images are not as large as a base takes them.
+
+    Args:
+        augment: The augmentation that they went through.
+        size: Their `(height, width)`; `None` if that depends on the image.
+        image_size: Height and width that the base takes.
+    """
+    if size is not None and tuple(size) != (image_size, image_size):
+        raise DataError(
+            f"The augmentation {augment!r} gives images of {size[0]}x{size[1]} pixels, and the base takes "
+            f"{image_size}x{image_size}."
+        )
+
+
+def apply_operations(operations: Iterable[DeterministicOperation], image: np.ndarray) -> np.ndarray:
+    """Returns an image after several operations, uint8 `(height, width, 3)`.
+
+    Raises:
+        DataError: If an operation cannot work on an image of its size.
+    """
+    for operation in operations:
+        operation.output_size(image.shape[:2])
+        image = operation.apply(image)
+    return image
 
 
 def leading_deterministic(operations: list[Operation]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import PIL
 from absl import logging
 
-from piggyback_tf.data.augment import Operation, Size, chain_size
+from piggyback_tf.data.augment import Operation, Size, apply_operations, chain_size
 from piggyback_tf.data.cache import decode_all, keep, recall
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.problems import KINDS, DataProblems, Problem, problem_of
@@ -161,13 +161,10 @@ class ReadAndPrepare:
 
     def prepare(self, image: np.ndarray, index: int) -> np.ndarray:
         """Returns an image that was read, after the operations."""
-        for operation in self.operations:
-            try:
-                operation.output_size(image.shape[:2])
-            except DataError as error:
-                raise UnfitImageError(f"Image {self.source.describe(index)!r}: {error}") from None
-            image = operation.apply(image)
-        return image
+        try:
+            return apply_operations(self.operations, image)
+        except DataError as error:
+            raise UnfitImageError(f"Image {self.source.describe(index)!r}: {error}") from None
 
     def known_size(self) -> Size | None:
         """Returns the size of all images after the operations, where it is known without reading them."""

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixels import as_images
 from piggyback_tf.heads import head_logits
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
@@ -229,7 +229,7 @@ class TaskBank:
         self, images: Any, tasks: HeldTask | list[HeldTask], batch_size: int
     ) -> "np.ndarray | list[np.ndarray]":
         _check_count("batch_size", batch_size)
-        images = self._check_images(images)
+        images = as_images(images, self.backbone.image_size)
         if isinstance(tasks, HeldTask):
             return self._predict_one(images, tasks, batch_size)
         if len(tasks) != len(images):
@@ -286,18 +286,6 @@ class TaskBank:
             if not isinstance(name, str) or name not in tasks:
                 raise ValueError(unknown_name_message("task", str(name), list(tasks)))
         return [tasks[name] for name in names]
-
-    def _check_images(self, images: Any) -> np.ndarray:
-        size = self.backbone.image_size
-        try:
-            images = np.asarray(images)
-        except (TypeError, ValueError) as error:
-            # Lists of images of several sizes, for instance.
-            raise ValueError(f"Images must be an array [N, {size}, {size}, 3], which these cannot become.") from error
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
-        check_pixels(images)
-        return images
 
     def _packs(self, source: TaskPack | str | os.PathLike) -> Iterator[TaskPack]:
         """Yields the pack itself, that of a file, or those of a folder, checked and one in memory at a time."""
