@@ -9,6 +9,11 @@ from piggyback_tf.settings.methods.base import HEAD_INITS
 HEAD_NAME = "head"
 
 
+def is_head(path: str) -> bool:
+    """Whether a canonical path is that of a variable of the head."""
+    return path.startswith(f"{HEAD_NAME}/")
+
+
 def add_classification_head(
     features: keras.Model, num_classes: int, *, dropout: float = 0.0, init: str = "zeros", seed: int = 0
 ) -> keras.Model:
