@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -92,6 +93,12 @@ def judge(checks: Sequence[dict[str, Any]]) -> None:
     print(markdown(["", "measured", "limit"], cells))
     if failed := [c["what"] for c in checks if c["limit"] is not None and not c["value"] <= c["limit"]]:
         sys.exit(f"Above the limit: {'; '.join(failed)}.")
+
+
+def in_new_process(script: str, *arguments: str) -> Any:
+    """Returns what a script prints in its last line, JSON, if it is run with these arguments."""
+    run = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def realdata() -> Path:
