@@ -23,6 +23,7 @@ from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
 from piggyback_tf.packs.pack import PACK_SUFFIX, TaskPack
 from piggyback_tf.packs.to_keras import keras_model
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings.records import check_integer
 from piggyback_tf.surgery import features_with
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
@@ -197,7 +198,7 @@ class TaskBank:
         Raises:
             ValueError: As in `predict`, or if k is no integer of at least 1.
         """
-        _check_count("k", k)
+        check_integer("k", k, 1)
         tasks = self._tasks_of(task)
         rows = self._predict(images, tasks, batch_size)
         if isinstance(tasks, HeldTask):
@@ -228,7 +229,7 @@ class TaskBank:
     def _predict(
         self, images: Any, tasks: HeldTask | list[HeldTask], batch_size: int
     ) -> "np.ndarray | list[np.ndarray]":
-        _check_count("batch_size", batch_size)
+        check_integer("batch_size", batch_size, 1)
         images = as_images(images, self.backbone.image_size)
         if isinstance(tasks, HeldTask):
             return self._predict_one(images, tasks, batch_size)
@@ -304,8 +305,3 @@ class TaskBank:
                 raise PackError(f"The folder {os.fspath(source)!r} has no file *{PACK_SUFFIX}.")
         for file in files:
             yield TaskPack.load(file, self._spec)
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1. Received: {value!r}.")
