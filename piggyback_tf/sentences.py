@@ -1,8 +1,8 @@
 """What others wrote, within sentences: names from files, values of any size, errors of libraries, long lists.
 
 A file of a task, a data set or a server's answer may come from anywhere. What it holds must not send commands to a
-terminal, nor fill it. The single files that run without this package, `export/edge/piggyback_edge.py` and
-`export/deployment/client.py`, have copies of `printable` and `escaped`.
+terminal, nor fill it. Of the files that also run without this package `export/edge/piggyback_edge.py` has a copy of
+`printable`, and `export/deployment/client.py` of `escaped`.
 """
 
 import reprlib
