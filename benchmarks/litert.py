@@ -24,7 +24,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from bank import PackMaker, check, random_images
-from common import Results, judge, parser, realdata
+from common import Results, in_new_process, judge, parser, realdata
 
 NETWORKS = ("mobilenet_v2", "resnet50")
 # Pairs of calls.
@@ -365,12 +364,6 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def in_process(name: str) -> dict[str, Any]:
-    """Returns what a section returns in a new process."""
-    run = subprocess.run([sys.executable, __file__, "--run", name], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION")
@@ -381,7 +374,7 @@ def main() -> None:
         return
     results, checks = Results("litert"), []
     for name in options.sections:
-        checks += results.run(name, functools.partial(in_process, name))["checks"]
+        checks += results.run(name, functools.partial(in_new_process, __file__, "--run", name))["checks"]
     results.save()
     judge(checks)
 

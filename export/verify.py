@@ -18,10 +18,9 @@ from absl import flags
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.data import DataError, DataProblems, Problem, read_image
-from piggyback_tf.data.cache import decode_all
+from piggyback_tf.data import DataProblems, read_image
+from piggyback_tf.data.check import find_problems
 from piggyback_tf.data.images import has_image_extension
-from piggyback_tf.data.problems import problem_of
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, given_path
@@ -105,15 +104,9 @@ def _run(arguments: Sequence[str]) -> Answer:
 def _check_images(paths: Sequence[Path], name: str) -> None:
     """Decodes images before the base is loaded, and raises `DataProblems` with all that cannot be compared."""
 
-    def attempt(index: int) -> Problem | None:
-        try:
-            read_image(paths[index])
-        except DataError as error:
-            return problem_of(error, shown_path(paths[index]))
-        return None
-
-    if problems := [problem for problem in decode_all(attempt, len(paths)) if problem]:
-        raise DataProblems(problems, name, flag="")
+    found = find_problems(lambda index: read_image(paths[index]), lambda index: shown_path(paths[index]), len(paths))
+    if found:
+        raise DataProblems(found, name, flag="")
 
 
 def _is_lite(path: Path) -> bool:

@@ -7,9 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.heads import head_logits
+from piggyback_tf.surgery import features_with
 
 from ..shared.errors import ExportError
-from ..shared.graph import features_with
 from .weights import HEAD_BIAS, HEAD_KERNEL
 
 Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
@@ -47,7 +48,7 @@ def convert(
         features = features_with(backbone.model, mapping, images)
         if HEAD_KERNEL not in weights:
             return {"features": features}
-        logits = tf.nn.bias_add(tf.matmul(features, weights[HEAD_KERNEL]), weights[HEAD_BIAS])
+        logits = head_logits(features, weights[HEAD_KERNEL], weights[HEAD_BIAS])
         return {"probabilities": tf.nn.softmax(logits)} if softmax else {"logits": logits}
 
     module = tf.Module()

@@ -4,9 +4,9 @@ import dataclasses
 
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
+from piggyback_tf.settings.records import check_integer
 
 from ..edge.piggyback_edge import QUANTIZATIONS
-from ..shared.option_checks import check_integer
 
 DESIGNS = ("patch", "switch", "input", "plain")
 _IMAGES = 100

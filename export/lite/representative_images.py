@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from piggyback_tf.data import load_data, make_dataset, surface_data_errors
+from piggyback_tf.data import DataError, load_data, make_dataset, surface_data_errors
+from piggyback_tf.data.augment import check_final_size
 from piggyback_tf.packs import TaskPack
 
 from ..shared.errors import ExportError
@@ -45,9 +46,8 @@ def _images(spec: str, pack: TaskPack, count: int) -> np.ndarray:
         step = max(1, len(source.labels) // count)
         chosen = [images.numpy()[0] for images, _ in batches.shard(step, 0).take(count)]
     images = np.stack(chosen).astype(np.float32)
-    if images.shape[1:3] != (pack.image_size, pack.image_size):
-        raise ExportError(
-            f"Task {pack.task!r} prepares images of {spec!r} to {images.shape[1]}x{images.shape[2]} pixels, and its "
-            f"base takes {pack.image_size}x{pack.image_size}."
-        )
+    try:
+        check_final_size(pack.eval_augment, images.shape[1:3], pack.image_size)
+    except DataError as error:
+        raise ExportError(f"Task {pack.task!r} cannot take the images of {spec!r}. {error}") from error
     return images

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
+from piggyback_tf.surgery import features_with
 
-from ..shared.graph import features_with
 from .layout import Section, WeightLayout
 
 

@@ -4,8 +4,7 @@ import dataclasses
 
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
-
-from ..shared.option_checks import check_integer
+from piggyback_tf.settings.records import check_integer
 
 CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")

@@ -5,6 +5,8 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
+from piggyback_tf.heads import head_logits
+
 from ..shared.graph import good_images
 from .cache import UnpackedKernels
 from .decode import decode_batch
@@ -177,7 +179,7 @@ def class_labels(tables: tf.Module, tasks: tf.Tensor, classes: tf.Tensor) -> tf.
 
 def head_probabilities(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Returns the softmax over the logits of a head, `[B, C]`."""
-    return tf.nn.softmax(tf.nn.bias_add(tf.matmul(features, kernel), bias))
+    return tf.nn.softmax(head_logits(features, kernel, bias))
 
 
 def check_image_shape(images: tf.Tensor, size: int) -> tf.Tensor:

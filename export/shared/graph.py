@@ -1,24 +1,6 @@
-"""What the graphs of all exports have in common."""
+"""What the graphs of all exports have in common: which images they answer."""
 
-from collections.abc import Iterable
-
-import keras
 import tensorflow as tf
-
-
-def features_with(
-    model: keras.Model, values: Iterable[tuple[keras.Variable, tf.Tensor]], images: tf.Tensor
-) -> tf.Tensor:
-    """Returns the features of images, float32 `[B, F]`, with tensors in the place of a network's variables.
-
-    Args:
-        model: The network; its variables stay as they are.
-        values: Variables, and what stands for each.
-        images: float32 `[B, S, S, 3]` in [0, 255].
-    """
-    # Within the scope Keras reads these tensors in the place of the variables.
-    with keras.StatelessScope(state_mapping=list(values)):
-        return tf.cast(model(images, training=False), tf.float32)
 
 
 def good_images(images: tf.Tensor) -> tf.Tensor:

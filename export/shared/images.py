@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from piggyback_tf.data import Operation, decode_image
+from piggyback_tf.data.augment import apply_operations
 
 
 def prepare_image(data: bytes, name: str, operations: Iterable[Operation]) -> np.ndarray:
@@ -18,7 +19,4 @@ def prepare_image(data: bytes, name: str, operations: Iterable[Operation]) -> np
     Raises:
         DataError: If it is no image, or cannot be prepared.
     """
-    image = decode_image(data, name)
-    for operation in operations:
-        image = operation.apply(image)
-    return image
+    return apply_operations(operations, decode_image(data, name))

@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import printable
-from piggyback_tf.evaluation.text import format_bytes, markdown_table
+from piggyback_tf.evaluation.text import format_bytes, format_table
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -67,12 +66,13 @@ def _run(options: argparse.Namespace) -> Answer:
                 format_bytes(entry.size),
                 _date(entry.used),
                 f"{entry.about.get('images', '')}",
-                printable(entry.about.get("operations", "")),
-                printable(entry.about.get("first", "")),
+                str(entry.about.get("operations", "")),
+                str(entry.about.get("first", "")),
             ]
             for entry in entries
         ]
-        lines += markdown_table(["entry", "size", "last used", "images", "after", "first image"], rows)
+        header = ["entry", "size", "last used", "images", "after", "first image"]
+        lines.append(format_table(header, rows, end=2))
     total = sum(entry.size for entry in (*entries, *results))
     lines.append(
         f"{len(entries)} sets of decoded images and {len(results)} small results in {folder}: {format_bytes(total)}. "

@@ -48,12 +48,6 @@ def file_error(path: str, error: Exception) -> str:
     return f"{path!r}: {error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def printable(value: object) -> str:
-    """Returns a value as text on one line; a pack may come from anywhere, and must not send commands to a terminal."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)
-
-
 def check_output(path: str) -> None:
     """Raises a `UsageError` if a file cannot be written, as far as that can be seen before."""
     if is_url(path):
@@ -211,12 +205,3 @@ def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
         return TaskBank(backbone).add(pack)
     except tf.errors.ResourceExhaustedError as error:
         raise UsageError(f"{size}, for which its base takes more memory than there is.") from error
-
-
-def check_size(size: tuple[int, ...], pack: TaskPack) -> None:
-    """Raises a `UsageError` if images of this height and width do not fit the pack's base."""
-    if tuple(size) != (pack.image_size, pack.image_size):
-        raise UsageError(
-            f"The pack's augmentation {pack.eval_augment!r} gives images of {size[0]}x{size[1]} pixels, and its base "
-            f"takes {pack.image_size}x{pack.image_size}."
-        )

@@ -86,7 +86,7 @@ def read_request() -> TrainRequest:
     inputs = read_config(InputConfig).for_size(image_size)
     check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     for augment in (inputs.augment_train, inputs.augment_eval):
-        check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)
+        check_image_size(augment, output_size(augment), image_size)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}
     return TrainRequest(parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs, names, inputs, bool(FLAGS.tasks))
 

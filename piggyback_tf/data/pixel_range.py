@@ -1,6 +1,25 @@
 """Checks that arrays hold pixels as a network takes them: numbers in [0, 255], and not scaled to [0, 1]."""
 
+from typing import Any
+
 import numpy as np
+
+
+def as_images(images: Any, size: int) -> np.ndarray:
+    """Returns images as an array `[N, size, size, 3]`, after all checks.
+
+    Raises:
+        ValueError: If they are of another shape, or `check_pixels` refuses what they hold.
+    """
+    try:
+        images = np.asarray(images)
+    except (TypeError, ValueError) as error:
+        # Lists of images of several sizes, for instance.
+        raise ValueError(f"Images must be an array [N, {size}, {size}, 3], which these cannot become.") from error
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
+    check_pixels(images)
+    return images
 
 
 def check_pixels(images: np.ndarray) -> None:

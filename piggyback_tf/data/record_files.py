@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from piggyback_tf.sentences import reason
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -97,7 +99,7 @@ class ArrayRecordReader(RecordReader):
             return self._open[shard][place]
         except (RuntimeError, IndexError) as error:
             # All that the library finds in a file is a RuntimeError.
-            raise ValueError(f"{' '.join(str(error).split()).rstrip('.')}") from error
+            raise ValueError(reason(error)) from error
 
 
 READERS: dict[str, type[RecordReader]] = {"tfrecord": TfRecordReader, "array_record": ArrayRecordReader}

@@ -13,6 +13,7 @@ from piggyback_tf.data.problems import DataProblems
 from piggyback_tf.data.sources import TaskData
 from piggyback_tf.files import PathError, local_path, protocol_of, same_look
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
+from piggyback_tf.sentences import some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _without_broken(data: TaskData, cache_dir: str | None) -> TaskData:
     for split, source in data.splits.items():
         also = data.problems.get(split, ())
         if also:
-            examples = ", ".join(problem.place for problem in also[:5]) + (", ..." if len(also) > 5 else "")
+            examples = some([problem.place for problem in also])
             logging.warning(
                 "Left out of %s %s: %d, no images by name or place: %s.", data.spec, split, len(also), examples
             )

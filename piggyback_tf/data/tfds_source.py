@@ -18,6 +18,7 @@ from piggyback_tf.data.record_files import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.sentences import reason
 
 HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
@@ -270,7 +271,7 @@ def _prepared_builder(name: str, data_dir: str | None):
         ) from None
     except Exception as error:
         # Wrong configurations and versions come as ValueError, AssertionError and others.
-        raise DataError(f"TensorFlow Datasets cannot open {name!r}: {_shorten(error)}") from error
+        raise DataError(f"TensorFlow Datasets cannot open {name!r}: {reason(error, 600)}.") from error
     _check_features(name, builder.info.features, tfds)
     if not builder.is_prepared():
         where = data_dir or "the default folder of TensorFlow Datasets"
@@ -285,7 +286,7 @@ def _prepared_builder(name: str, data_dir: str | None):
         except Exception as error:
             argument = f", data_dir={data_dir!r}" if data_dir else ""
             raise DataError(
-                f"Data set {name!r} is not prepared in {where} and could not be downloaded: {_shorten(error)} "
+                f"Data set {name!r} is not prepared in {where} and could not be downloaded: {reason(error, 600)}. "
                 f'Prepare it where there is a network, with python -c "import tensorflow_datasets as tfds; '
                 f'tfds.builder({name!r}{argument}).download_and_prepare()", '
                 f"copy the folder, and pass --data_dir=FOLDER."
@@ -319,7 +320,7 @@ def _parser(features) -> Callable[[bytes], tuple[bytes, int]]:
             return bytes(example["image"]), int(example["label"])
         except Exception as error:
             # Records of other features come as KeyError, AttributeError, ValueError or an error of protobuf.
-            raise ValueError(f"a record in it holds no image and label: {_shorten(error, 200)[:-1]}") from error
+            raise ValueError(f"a record in it holds no image and label: {reason(error, 200)}") from error
 
     return parse
 
@@ -349,8 +350,3 @@ def _shards(builder, expression: str, spec: str) -> list[Shard]:
 
 def _overlap(first: TfdsSource, second: TfdsSource) -> int:
     return shared_records(first.shards, second.shards)
-
-
-def _shorten(error: Exception, limit: int = 600) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= limit else text[:limit] + "...").rstrip(".") + "."

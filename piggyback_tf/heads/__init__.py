@@ -5,6 +5,6 @@ are classes of images: labels in `data/sources.py`, loss and error in `training/
 `packs/arrays.py`, errors in `evaluation/metrics.py`.
 """
 
-from piggyback_tf.heads.classification import HEAD_NAME, add_classification_head
+from piggyback_tf.heads.classification import HEAD_NAME, add_classification_head, head_logits, is_head
 
-__all__ = ["HEAD_NAME", "add_classification_head"]
+__all__ = ["HEAD_NAME", "add_classification_head", "head_logits", "is_head"]

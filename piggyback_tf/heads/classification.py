@@ -1,11 +1,17 @@
 """The classification head: features in, logits out."""
 
 import keras
+import tensorflow as tf
 
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings.methods.base import HEAD_INITS
 
 HEAD_NAME = "head"
+
+
+def is_head(path: str) -> bool:
+    """Whether a canonical path is that of a variable of the head."""
+    return path.startswith(f"{HEAD_NAME}/")
 
 
 def add_classification_head(
@@ -47,3 +53,14 @@ def add_classification_head(
     initializer = keras.initializers.GlorotUniform(seed=seed) if init == "glorot" else "zeros"
     logits = keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name=HEAD_NAME)(outputs)
     return keras.Model(features.input, logits, name=features.name)
+
+
+def head_logits(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Returns what a head that is given by its weights makes of features: logits, float32 `[B, C]`.
+
+    Args:
+        features: float32 `[B, F]`.
+        kernel: float32 `[F, C]`.
+        bias: float32 `[C]`.
+    """
+    return tf.nn.bias_add(tf.matmul(features, kernel), bias)

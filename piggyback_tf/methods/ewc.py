@@ -26,7 +26,7 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.heads import HEAD_NAME
+from piggyback_tf.heads import is_head
 from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.parts.added_loss import AddedLoss
 from piggyback_tf.methods.parts.fisher import diagonal_fisher, sample_images
@@ -88,5 +88,5 @@ def penalised_variables(model: keras.Model) -> dict[str, keras.Variable]:
     return {
         path: variable
         for path, variable in named_variables(model).items()
-        if id(variable) in trainable and not path.startswith(f"{HEAD_NAME}/")
+        if id(variable) in trainable and not is_head(path)
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.container import PackError, check_shape, shown
+from piggyback_tf.packs.container import PackError, check_shape
 from piggyback_tf.packs.partition import (
     MAX_CLASSES,
     Partition,
@@ -25,6 +25,7 @@ from piggyback_tf.packs.partition import (
     whole_layer,
 )
 from piggyback_tf.packs.zero_rates import NEVER, RATE_BITS, RATE_ONE, RATES, rate_code
+from piggyback_tf.sentences import shown
 
 CODECS = ("best", "static", "bits")
 # How a layer is coded: by the entropy coder, or as it is.

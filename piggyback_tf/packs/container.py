@@ -8,12 +8,13 @@ tensors are read.
 import hashlib
 import json
 import math
-import reprlib
 from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize
+
+from piggyback_tf.sentences import shown
 
 METADATA_KEY = "piggyback_tf.task_pack"
 FORMAT_VERSION = 3
@@ -23,11 +24,6 @@ LARGEST_FILE = 1 << 31
 _LARGEST_HEADER = 1 << 22
 # How deeply JSON may be nested.
 _DEEPEST = 32
-# How much of a value from a file an error repeats.
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 120
-_REPR.maxlist = 8
-shown = _REPR.repr
 _DTYPES = {
     "U8": np.dtype("uint8"),
     "U16": np.dtype("<u2"),

@@ -9,7 +9,8 @@ from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.files import is_text
 from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES
-from piggyback_tf.packs.container import FORMAT_VERSION, PackError, check_json, shown
+from piggyback_tf.packs.container import FORMAT_VERSION, PackError, check_json
+from piggyback_tf.sentences import shown
 
 MASK_KINDS = ("none", *MASK_VALUES)
 # Those that hold whatever is written into them.

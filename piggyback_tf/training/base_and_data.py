@@ -14,7 +14,7 @@ from piggyback_tf.data import TaskData
 from piggyback_tf.file_names import FOUND_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.training.errors import TrainingError
-from piggyback_tf.training.run_folder import check_settings
+from piggyback_tf.training.run_folder import check_settings, damaged
 
 # What `describe_data` says of the images that no decision uses.
 _TEST_IMAGES = ("test_images", "test_digest")
@@ -68,7 +68,7 @@ def check_found(folder: Path, backbone: Backbone, data: Mapping[str, Any], unmea
         try:
             kept = Structure.from_json(earlier)
         except ValueError as error:
-            raise TrainingError(f"{folder / FOUND_FILE} is damaged ({error}). Choose another --output_dir.") from error
+            raise damaged(folder / FOUND_FILE, error) from error
         check_same_computation(f"The run in {str(folder)!r}", kept, backbone.structure, TrainingError)
         # Answers of two machines are not the same to the last bit, and a run of before may have none.
         structure = {name: earlier[name] for name in structure if name in earlier}

@@ -216,5 +216,4 @@ def _datasets(
 
 
 def _check_size(dataset: tf.data.Dataset, backbone: Backbone, augment: str) -> None:
-    height, width = dataset.element_spec[0].shape[1:3]
-    check_image_size((height, width), backbone.name, backbone.image_size, augment)
+    check_image_size(augment, dataset.element_spec[0].shape[1:3], backbone.image_size)

@@ -120,7 +120,7 @@ def check_settings(
     try:
         earlier = complete(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{path} is damaged ({error}). Choose another --output_dir.") from error
+        raise damaged(path, error) from error
     settings = complete(settings)
     changed = [
         f"{prefix}{name} was {_shown(earlier, name)} and is {_shown(settings, name)} now"
@@ -150,6 +150,11 @@ def _is_untrained(folder: Path) -> bool:
         return False  # Other programs have files of this name too.
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return all(path.name in (*BEFORE_TRAINING, LOCK_FILE) or TENSORBOARD_FOLDER in path.parts for path in files)
+
+
+def damaged(path: Path, error: Exception) -> TrainingError:
+    """Returns the error for a file of a run that does not hold what was written there."""
+    return TrainingError(f"{path} is damaged ({error}). Choose another --output_dir.")
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:

@@ -31,7 +31,7 @@ def _entries(tmp_path, monkeypatch):
 def test_what_is_kept_is_listed(entries, tmp_path, capsys):
     assert main(["cache"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [[cell.strip() for cell in line.split("|")[1:-1]][-3:] for line in lines[2:4]] == [
+    assert [line.split()[-3:] for line in lines[2:4]] == [
         ["2", "resize(10)", "/photos/10.jpg"],
         ["1", "resize(2)", "/photos/2.jpg"],
     ]

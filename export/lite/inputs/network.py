@@ -12,8 +12,8 @@ from piggyback_tf.backbones import Backbone, named_layers
 from piggyback_tf.backbones.paths import is_container, layer_weights
 from piggyback_tf.masking import share
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.surgery import features_with
 
-from ...shared.graph import features_with
 from ..weights import Network
 from .input_format import Changes, InputFormat, MaskCode
 from .layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_device_layer

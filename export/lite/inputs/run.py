@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from piggyback_tf.data.pixel_range import check_pixels
+from piggyback_tf.data.pixel_range import as_images
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
 
@@ -144,11 +144,7 @@ class LiteModel:
         Raises:
             ValueError: If there is no current task, or the images are of another shape or hold other values.
         """
-        images, size = np.asarray(images), self._size
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
-        check_pixels(images)
-        images = images.astype(np.float32)
+        images = as_images(images, self._size).astype(np.float32)
         with self._lock:
             task = self._current()
             rows = [self._answer(task, image[None])[0, : len(task.labels)] for image in images]

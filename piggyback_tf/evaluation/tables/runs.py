@@ -2,12 +2,17 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.evaluation.results import ResultsError, learned_steps, read_metrics, read_sequence
+from piggyback_tf.evaluation.results import (
+    ResultsError,
+    learned_steps,
+    read_json,
+    read_metrics,
+    read_sequence,
+)
 from piggyback_tf.file_names import FOUND_FILE, METRICS_FILE, SETTINGS_FILE, folder_of_method, folders_of, pack_name
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.settings import complete
@@ -196,8 +201,8 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
             f"The run in {source!r} is not finished: there is no {METRICS_FILE} in it. Its command, given again, goes "
             "on."
         )
-    settings, metrics = _read_json(folder / SETTINGS_FILE), read_metrics(folder / METRICS_FILE)
-    found = _read_json(folder / FOUND_FILE) if (folder / FOUND_FILE).is_file() else {}
+    settings, metrics = read_json(folder / SETTINGS_FILE), read_metrics(folder / METRICS_FILE)
+    found = read_json(folder / FOUND_FILE) if (folder / FOUND_FILE).is_file() else {}
     in_turn, records = bool(settings.get("tasks")), []
     for method, sequence in metrics["methods"].items():
         tasks, baseline = tuple(sequence["tasks"]), method != settings.get("method")
@@ -238,17 +243,10 @@ def _check(record: Record) -> None:
 def _read_file(path: Path, source: str) -> list[Record]:
     if not path.is_file():
         raise TableError(f"There is no folder or file {source!r}.")
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or "rows" not in content:
         raise TableError(f"{source!r} is neither a folder of train.py nor a JSON file of benchmarks/methods.py.")
     return read_benchmark(content["rows"], source)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TableError(f"{str(path)!r} is no JSON file: {error}.") from None
 
 
 def _base(digest: str, settings: Mapping[str, Any]) -> RunBase:

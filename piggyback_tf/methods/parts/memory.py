@@ -9,8 +9,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from piggyback_tf.files import write_arrays
+from piggyback_tf.heads import is_head
 
 Arrays = Mapping[str, np.ndarray]
+
+
+def split_off_head(arrays: Arrays) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns the arrays of a network's head, and the others."""
+    head = {path: array for path, array in arrays.items() if is_head(path)}
+    return head, {path: array for path, array in arrays.items() if path not in head}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,12 +5,11 @@ from typing import Any
 
 import keras
 
-from piggyback_tf.backbones import Backbone, batch_norm_paths, named_variables
-from piggyback_tf.heads import HEAD_NAME, add_classification_head
+from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.methods.base import Method, trained_norm
-from piggyback_tf.methods.parts.memory import Memory
+from piggyback_tf.methods.parts.memory import Memory, split_off_head
 from piggyback_tf.settings.methods import TrainedNetworkConfig
-from piggyback_tf.surgery import assign_arrays, copy_of_base, own_arrays
+from piggyback_tf.surgery import assign_arrays, check_has_batch_norm, copy_of_base, own_arrays
 
 
 def trainable_network(backbone: Backbone, config: TrainedNetworkConfig) -> keras.Model:
@@ -19,9 +18,10 @@ def trainable_network(backbone: Backbone, config: TrainedNetworkConfig) -> keras
     Raises:
         ValueError: If batch norm is to be trained and there is none.
     """
-    if config.norm == "task" and not batch_norm_paths(backbone.model):
-        raise ValueError(f"Backbone {backbone.name!r} has no batch normalisation to train; use norm='frozen'.")
-    return copy_of_base(backbone.model, trained_norm(config) if config.norm == "task" else None)
+    if config.norm == "frozen":
+        return copy_of_base(backbone.model)
+    check_has_batch_norm(backbone.model)
+    return copy_of_base(backbone.model, trained_norm(config))
 
 
 class SharedNetwork(Method):
@@ -42,12 +42,10 @@ class SharedNetwork(Method):
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         del images
-        arrays, paths = own_arrays(model), named_variables(backbone.model).keys()
-        head = {f"{HEAD_NAME}/{name}": arrays[f"{HEAD_NAME}/{name}"] for name in ("kernel", "bias")}
-        return self.memory.with_task(task, head, shared={path: arrays[path] for path in paths})
+        head, arrays = split_off_head(own_arrays(model))
+        return self.memory.with_task(
+            task, head, shared={path: arrays[path] for path in named_variables(backbone.model)}
+        )
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        head = self.memory.of(task)
-        model = add_classification_head(copy_of_base(backbone.model), self.memory.classes(task))
-        assign_arrays(model, {**self.memory.shared, **head})
-        return model
+        return self.recalled(copy_of_base(backbone.model), task, self.memory.shared)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from export.lite.representative_images import representative_images
+from export.shared.errors import ExportError
 from piggyback_tf.data import DataError
 from tests.packs.helpers import make_pack
 
@@ -33,3 +34,10 @@ def test_a_file_that_is_no_image_is_no_end_of_an_export(photos, caplog):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="Every image of class 'dog'"):
         representative_images(f"folder:{photos}", [pack], 100)
+
+
+def test_images_of_another_size_than_the_base_takes(photos):
+    packs = [make_pack(image_size=8, eval_augment=augment) for augment in ("resize(8,8)", "resize(8,9)")]
+    found = r"'resize\(8,9\)' gives images of 8x9 pixels, and the base takes 8x8"
+    with pytest.raises(ExportError, match=f"Task 'birds' cannot take the images of .*{found}"):
+        representative_images(f"folder:{photos}", packs, 100)
