@@ -21,8 +21,6 @@ import gc
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Results, judge, parser
+from common import Results, in_new_process, judge, parser
 
 MIB = 2**20
 TASKS, CLASSES = 1000, 10
@@ -90,7 +88,7 @@ class PackMaker:
 
 def first() -> dict[str, Any]:
     """Measures the first prediction in several processes."""
-    runs = [in_process("first_once") for _ in range(5)]
+    runs = [in_new_process(__file__, "--run", "first_once") for _ in range(5)]
     seconds = [run["first_prediction"] for run in runs]
     return {"runs": runs, "checks": [check("pack on disk to first prediction, slowest of five", max(seconds), 1, "s")]}
 
@@ -372,12 +370,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def in_process(name: str) -> dict[str, Any]:
-    """Returns what a function of this file returns in a new process."""
-    run = subprocess.run([sys.executable, __file__, "--run", name], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--run", metavar="NAME", help="Used by the script itself.")
@@ -389,7 +381,9 @@ def main() -> None:
     checks = []
     for name in SECTIONS:
         # The first section starts processes of its own.
-        row = results.run(name, first if name == "first" else functools.partial(in_process, name))
+        row = results.run(
+            name, first if name == "first" else functools.partial(in_new_process, __file__, "--run", name)
+        )
         checks += row["checks"]
     results.save()
     judge(checks)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from piggyback_tf.evaluation.text import markdown_table
 from piggyback_tf.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -75,8 +77,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(markdown_table(header, [[str(cell) for cell in row] for row in rows]))
 
 
 def judge(checks: Sequence[dict[str, Any]]) -> None:
@@ -92,6 +93,12 @@ def judge(checks: Sequence[dict[str, Any]]) -> None:
     print(markdown(["", "measured", "limit"], cells))
     if failed := [c["what"] for c in checks if c["limit"] is not None and not c["value"] <= c["limit"]]:
         sys.exit(f"Above the limit: {'; '.join(failed)}.")
+
+
+def in_new_process(script: str, *arguments: str) -> Any:
+    """Returns what a script prints in its last line, JSON, if it is run with these arguments."""
+    run = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def realdata() -> Path:

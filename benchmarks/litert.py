@@ -24,7 +24,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from bank import PackMaker, check, random_images
-from common import Results, judge, parser, realdata
+from common import Results, in_new_process, judge, parser, realdata
 
 NETWORKS = ("mobilenet_v2", "resnet50")
 # Pairs of calls.
@@ -50,7 +49,7 @@ MB = 1e6
 def speed(name: str) -> dict[str, Any]:
     """Times tasks of design patch, and a model of one of them alone."""
     from export.edge.piggyback_edge import Base, Model, Task, write_file
-    from export.edge.task_file import task_bytes
+    from export.lite.patch.task_file import task_bytes
     from export.litert import export_litert
 
     maker = PackMaker(network(name))
@@ -215,7 +214,7 @@ def compared(base: Any, packs: list[Any], design: str, quantize: str) -> dict[st
 
 def usual_error(base: Any, pack: Any, quantize: str, files: list[Path]) -> float:
     """Returns the test error in percent of a model of one task that was quantised in the usual way."""
-    from export.images import prepare_image
+    from export.shared.images import prepare_image
     from piggyback_tf.data import parse_augment
 
     model, operations = interpreter(usual_model(base, pack, quantize)), parse_augment(pack.eval_augment)
@@ -282,7 +281,7 @@ def usual_model(base: Any, pack: Any, quantize: str, images_of: str = "", count:
     """
     import tensorflow as tf
 
-    from export.lite.convert import representative_images
+    from export.lite.representative_images import representative_images
     from piggyback_tf.packs import TaskBank
 
     model = TaskBank(base).add(pack).to_keras(pack.task)
@@ -365,12 +364,6 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def in_process(name: str) -> dict[str, Any]:
-    """Returns what a section returns in a new process."""
-    run = subprocess.run([sys.executable, __file__, "--run", name], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION")
@@ -381,7 +374,7 @@ def main() -> None:
         return
     results, checks = Results("litert"), []
     for name in options.sections:
-        checks += results.run(name, functools.partial(in_process, name))["checks"]
+        checks += results.run(name, functools.partial(in_new_process, __file__, "--run", name))["checks"]
     results.save()
     judge(checks)
 

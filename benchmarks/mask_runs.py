@@ -8,10 +8,10 @@ from tasks import INPUTS, MASKS, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
+from piggyback_tf.file_names import folders_of, pack_name
 from piggyback_tf.methods.piggyback import PiggybackConfig
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import encode
-from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.sequences import SequenceSettings, run_sequence
 
 USUAL = "usual"  # The start of masks, and the price of dropping weights, that are the default.
@@ -19,7 +19,7 @@ USUAL = "usual"  # The start of masks, and the price of dropping weights, that a
 
 def pack_file(name: str, state: str) -> Path:
     """Returns where `learn_masks` leaves the pack of a set."""
-    return state_folder(state) / f"1_{name}" / f"{name}{PACK_SUFFIX}"
+    return folders_of(state_folder(state), [name])[name] / pack_name(name)
 
 
 def learn_masks(backbone: Backbone, name: str, seed: int, config: PiggybackConfig, state: str) -> dict[str, Any]:

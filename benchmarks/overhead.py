@@ -7,16 +7,13 @@ and the fine-tuned one with frozen batch norm and Adam, live in one process and 
 that of the medians. Peak memory is that of a process of its own for each. Writes results/overhead.json.
 """
 
-import json
 import math
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
-from common import Results, markdown, parser
+from common import Results, in_new_process, markdown, parser
 
 SETTINGS = {"resnet50": 16, "mobilenet_v2": 32}
 METHODS = ("finetune", "piggyback")
@@ -72,8 +69,7 @@ def alternate(name: str, batch: int, rounds: int) -> dict[str, Any]:
 
 def peak_memory(name: str, method: str, batch: int) -> int:
     """Returns the peak resident memory in MiB of a process that takes ten steps."""
-    command = [sys.executable, __file__, "--peak", name, method, str(batch)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return in_new_process(__file__, "--peak", name, method, str(batch))
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from tasks import INPUTS, SETS, mobilenet, state_folder, train_and_test
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import load_data, make_dataset
 from piggyback_tf.evaluation import evaluate
+from piggyback_tf.file_names import pack_name
 from piggyback_tf.packs import MaskBits, TaskBank, TaskPack
 from piggyback_tf.packs.bits import MASK_VALUES, count_zeros, pack_bits
 from piggyback_tf.packs.codec import CODECS, encode
@@ -97,7 +98,7 @@ def main() -> None:
 def trained_pack(backbone: Backbone, name: str) -> TaskPack:
     """Returns the pack of a task that `real_images.py` has trained, or trains it."""
     state = f"real_images/{name}/piggyback/0"
-    path = state_folder(state) / f"{name}.task.safetensors"
+    path = state_folder(state) / pack_name(name)
     if not path.exists():
         train_and_test(backbone, name, "piggyback", TrainConfig(seed=0), state)
     return TaskPack.load(path)

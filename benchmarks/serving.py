@@ -24,8 +24,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from bank import CLASSES, PackMaker, check, in_turns, resident
-from common import Results, judge, markdown, parser
+from common import Results, in_new_process, judge, markdown, parser
 
 NETWORKS = ("resnet50", "mobilenet_v2")
 COUNTS = (1, 10, 100, 1000)
@@ -213,9 +211,7 @@ STEPS = {f.__name__: f for f in (write, write_plain, time_calls, time_files, loa
 
 def in_process(step: str, *arguments: Any) -> dict[str, Any]:
     """Returns what a function of this file returns in a new process."""
-    command = [sys.executable, __file__, "--step", json.dumps([step, *arguments])]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    return in_new_process(__file__, "--step", json.dumps([step, *arguments]))
 
 
 def main() -> None:

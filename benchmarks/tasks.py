@@ -13,6 +13,7 @@ from common import realdata
 from piggyback_tf.backbones import Backbone, load_backbone
 from piggyback_tf.data import TaskData, load_data, make_dataset
 from piggyback_tf.evaluation.metrics import top_k_error, top_k_hits
+from piggyback_tf.file_names import pack_name
 from piggyback_tf.masking import read_masks
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
@@ -131,7 +132,7 @@ def train_on(
     if masks:
         zeros = sum(int((m == 0).sum()) for m in masks.values())
         row["zeros_percent"] = 100 * zeros / sum(m.size for m in masks.values())
-        pack = folder / f"{name}.task.safetensors"
+        pack = folder / pack_name(name)
         TaskPack.from_model(
             trained.model,
             task=name,

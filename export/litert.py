@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
@@ -18,19 +18,19 @@ from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
 
 from .edge.piggyback_edge import EdgeError
-from .errors import ExportError
 from .lite.folder import check_free
 from .lite.options import LiteOptions
-from .packs import find_base
+from .shared.errors import ExportError
+from .shared.packs import find_base
 
 if TYPE_CHECKING:
-    from .lite.designs import export_litert
     from .lite.patch.write import Added
+    from .lite.write import export_litert
 
 __all__ = ["export_litert"]
 
 # A command line is checked before TensorFlow is loaded.
-__getattr__, __dir__ = lazy_names(__package__, {"export_litert": "lite.designs"}, __name__)
+__getattr__, __dir__ = lazy_names(__package__, {"export_litert": "lite.write"}, __name__)
 
 FLAGS = flags.FLAGS
 _TEXT = """One base and any number of tasks for a device, as LiteRT models.
@@ -69,8 +69,8 @@ def _run(arguments: list[str]) -> Answer:
     check_free(output)  # Loading the base takes seconds.
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
-    from .lite.designs import export_litert
     from .lite.runtime import load_litert
+    from .lite.write import export_litert
 
     load_litert()
     with filtered_stderr():  # The conversion to integers tells its settings.
@@ -88,21 +88,21 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
         raise UsageError(f"--base={model}: there is no such file.")
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
-    from .lite.designs import check_design
     from .lite.folder import is_patched
     from .lite.inputs.write import add_inputs
-    from .lite.model_description import read_description
-    from .lite.patch.write import add_tasks
+    from .lite.model_description import read_model_description
+    from .lite.patch.write import add_patches
     from .lite.runtime import load_litert
+    from .lite.write import check_design
 
     load_litert()
     if is_patched(model):
-        added = add_tasks(backbone, files, model, output, options)
+        added = add_patches(backbone, files, model, output, options)
         text = "\n".join(line for task in added for line in _describe(task, options))
         ranges = [None if task.saturation is None else list(map(dataclasses.asdict, task.saturation)) for task in added]
         value = [{"file": str(task.path), "saturation": found} for task, found in zip(added, ranges, strict=True)]
         return Answer({"files": [each["file"] for each in value], "tasks": value}, text)
-    if (design := read_description(model)["design"]) == "plain":
+    if (design := read_model_description(model)["design"]) == "plain":
         raise UsageError(
             f"--base={model}: this is a model of one task alone; export a new task by itself, with --design=plain "
             "and --output."

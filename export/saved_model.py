@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.commands.program import Program
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
 
-from .errors import ExportError
-from .packs import find_base
 from .servable.options import ExportOptions
+from .shared.errors import ExportError
+from .shared.packs import find_base
 
 if TYPE_CHECKING:
     from .servable.write import add_tasks, export_saved_model

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.program import Program
 from piggyback_tf.extras import need
 from piggyback_tf.flags import ESSENTIALS, define, define_config_flags, given_path, read_config
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.quiet import load_tensorflow
 
 from .deployment.options import ServingOptions
-from .errors import ExportError
+from .shared.errors import ExportError
 
 if TYPE_CHECKING:
     from .deployment.deploy import write_deployment

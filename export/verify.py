@@ -1,18 +1,26 @@
-"""Compares an export with the task bank, task by task."""
+"""The command `verify`: compares a written export with the task bank, task by task, and prints what was found.
 
+The comparing itself is in `servable/compare.py` and `lite/compare.py`. What a LiteRT model has to answer before it is
+written is in `lite/checks.py`.
+"""
+
+import dataclasses
+import resource
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import flags
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.commands.program import Program
-from piggyback_tf.data import DataError, DataProblems, Problem, read_image
-from piggyback_tf.data.cache import decode_all
+from piggyback_tf.data import DataProblems, read_image
+from piggyback_tf.data.check import find_problems
 from piggyback_tf.data.images import has_image_extension
-from piggyback_tf.data.problems import problem_of
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, given_path
@@ -22,8 +30,12 @@ from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
 
 from .edge.piggyback_edge import EdgeError
-from .errors import ExportError
-from .packs import find_base
+from .shared.errors import ExportError
+from .shared.packs import find_base
+
+if TYPE_CHECKING:
+    from piggyback_tf.backbones import Backbone
+    from piggyback_tf.packs import TaskBank
 
 FLAGS = flags.FLAGS
 _TEXT = """Compares an export with the task bank, task by task.
@@ -75,17 +87,15 @@ def _run(arguments: Sequence[str]) -> Answer:
     backbone = load_base(*find_base(files[0], FLAGS.backbone, FLAGS.weights))
     from piggyback_tf.packs import TaskBank
 
-    from .verification import verify_lite, verify_saved_model
-
     spec, bank = BaseSpec.of(backbone), TaskBank(backbone)
     packs = [TaskPack.load(file, spec) for file in files]
     for pack in packs:
         bank.add(pack)
     with filtered_stderr():  # oneDNN tells which types it leaves to others.
         if is_lite:
-            tasks = verify_lite(path, backbone, bank, packs, images, FLAGS.min_agreement)
+            tasks = _verify_lite(path, backbone, bank, packs, images, FLAGS.min_agreement)
         else:
-            tasks = verify_saved_model(path, bank, images)
+            tasks = _verify_saved_model(path, bank, images)
     good = all(task["good"] for task in tasks)
     value = {"export": str(path), "images": len(images), "good": good, "tasks": tasks}
     return Answer(value, status=DONE if good else NO)
@@ -94,15 +104,9 @@ def _run(arguments: Sequence[str]) -> Answer:
 def _check_images(paths: Sequence[Path], name: str) -> None:
     """Decodes images before the base is loaded, and raises `DataProblems` with all that cannot be compared."""
 
-    def attempt(index: int) -> Problem | None:
-        try:
-            read_image(paths[index])
-        except DataError as error:
-            return problem_of(error, shown_path(paths[index]))
-        return None
-
-    if problems := [problem for problem in decode_all(attempt, len(paths)) if problem]:
-        raise DataProblems(problems, name, flag="")
+    found = find_problems(lambda index: read_image(paths[index]), lambda index: shown_path(paths[index]), len(paths))
+    if found:
+        raise DataProblems(found, name, flag="")
 
 
 def _is_lite(path: Path) -> bool:
@@ -114,6 +118,110 @@ def _is_lite(path: Path) -> bool:
     if path.is_file() and path.suffix != ".tflite":
         raise UsageError(f"{str(path)!r} is no folder of an export, and no base.tflite or model.tflite.")
     return path.is_file()
+
+
+def _verify_saved_model(folder: Path, bank: "TaskBank", images: Sequence[Path]) -> list[dict[str, Any]]:
+    """Prints how a SavedModel compares with the bank, and returns it for each task, and whether it is `good`.
+
+    Args:
+        folder: The export, or a version of it.
+        bank: The tasks to compare.
+        images: Image files.
+
+    Raises:
+        UsageError: If the export lacks a task.
+        ExportError: If it is none.
+    """
+    import tensorflow as tf
+
+    from .servable.compare import compare
+    from .servable.folder import find_version, read_description
+
+    folder = find_version(folder)
+    known = {entry["task"] for entry in read_description(folder)["tasks"]}
+    if missing := sorted(set(bank.names) - known):
+        raise UsageError(f"The export {str(folder)!r} has no task {missing[0]!r}; it has {', '.join(sorted(known))}.")
+    before, started = _memory(), time.perf_counter()
+    model = tf.saved_model.load(str(folder))
+    loading, tasks = time.perf_counter() - started, []
+    print(f"{folder}: {len(known)} tasks, {len(images)} images; loaded in {loading:.1f} s")
+    for task in bank.names:
+        found = compare(model, bank, task, images)
+        files = "no JPEG or PNG" if found.files is None else f"{found.files:.1e}"
+        files += f" ({found.refused} refused)" if found.refused else ""
+        print(
+            f"  {task}: largest difference {found.pixels:.1e} with pixels, {files} with files; labels "
+            f"{'equal' if found.labels else 'NOT equal'}; {found.export_ms:.1f} ms an image (bank {found.bank_ms:.1f})"
+        )
+        tasks.append({**dataclasses.asdict(found), "good": found.good})
+    print(f"memory: {_memory() - before:.0f} MB more at the most; on disk {_disk(folder) / 2**20:.1f} MB")
+    print("equal to 1e-5" if all(task["good"] for task in tasks) else "NOT equal to 1e-5")
+    return tasks
+
+
+def _verify_lite(
+    path: Path,
+    backbone: "Backbone",
+    bank: "TaskBank",
+    packs: Sequence[TaskPack],
+    images: Sequence[Path],
+    min_agreement: float | None,
+) -> list[dict[str, Any]]:
+    """Prints how a model for LiteRT compares with the bank, and returns it for each task, and whether it is `good`.
+
+    Args:
+        path: The file of the model, with those of the tasks beside it.
+        backbone: The base.
+        bank: The tasks to compare, on the base.
+        packs: The same tasks.
+        images: Image files.
+        min_agreement: The least share of images with the same class; None for what the type promises.
+
+    Raises:
+        ExportError, EdgeError: If a file is not what it should be.
+    """
+    from .lite.compare import compare_lite, describe, enter_task, open_export, promise
+    from .lite.runtime import load_litert
+
+    load_litert()
+    before, started = _resident(), time.perf_counter()
+    export = open_export(path, backbone)
+    loading, tasks = time.perf_counter() - started, []
+    # With a task and after a prediction, before the bank takes memory for its own.
+    enter_task(export, packs[0])
+    export.answer(np.zeros([backbone.image_size, backbone.image_size, 3], np.float32))
+    memory = _resident() - before
+    print(
+        f"{path}: design {export.design}, quantisation {export.quantize}, {len(images)} images; "
+        f"read and verified in {1e3 * loading:.0f} ms"
+    )
+    for pack in packs:
+        found = compare_lite(export, bank, pack, images, min_agreement=min_agreement)
+        print(describe(found))
+        tasks.append({**dataclasses.asdict(found), "good": found.good})
+    print(f"memory: {memory:.1f} MB with a task; on disk {path.stat().st_size / 2**20:.1f} MB")
+    holds = all(task["good"] for task in tasks)
+    print(f"{'holds' if holds else 'does NOT hold'}: {promise(export, min_agreement)}")
+    return tasks
+
+
+def _memory() -> float:
+    """Returns the largest memory that the process has taken so far, in megabytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _resident() -> float:
+    """Returns the memory that the process takes now, in megabytes; where there is no /proc, the largest so far."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return _memory()
+    return pages * resource.getpagesize() / 2**20
+
+
+def _disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 PROGRAM = Program(_TEXT, define_flags, _run, required=("packs", "images"), arguments=1, errors=(ExportError, EdgeError))

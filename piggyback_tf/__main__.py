@@ -23,8 +23,8 @@ from piggyback_tf.commands import (
     verify,
 )
 from piggyback_tf.commands.answers import JSON_HELP, WRONG, conclude, refuse
+from piggyback_tf.commands.argparse_command import CommandLineError, Parser
 from piggyback_tf.commands.common import program_name
-from piggyback_tf.commands.parser import CommandLineError, Parser
 from piggyback_tf.extras import missing_extra
 from piggyback_tf.packs import PackError
 from piggyback_tf.quiet import open_streams, plain_log

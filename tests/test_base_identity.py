@@ -9,17 +9,17 @@ import keras
 import pytest
 
 from export.deployment.sent_pack import SentPack, SentPackError
-from export.errors import ExportError
 from export.lite.inputs.run import StatelessModel
 from export.lite.inputs.task_inputs import TaskInputs
 from export.lite.inputs.write import add_inputs, export_inputs
-from export.lite.model_description import append_files, read_description
+from export.lite.model_description import append_files, read_model_description
 from export.lite.options import LiteOptions
 from export.lite.patch import write
 from export.litert import export_litert
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.read import read_export
-from piggyback_tf.backbones import Backbone, identity
+from export.shared.errors import ExportError
+from piggyback_tf.backbones import Backbone, structure_record
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from piggyback_tf.packs.base_fit import MisfitError
@@ -51,7 +51,7 @@ def _pack(base):
 
 @pytest.fixture(autouse=True)
 def _said_again():
-    identity._say.cache_clear()
+    structure_record._say.cache_clear()
 
 
 def _older(pack):
@@ -169,10 +169,10 @@ def test_a_device_gets_no_task_of_a_twin(base, twin, pack, tmp_path, caplog):
     export_litert(base, [pack], tmp_path / "device")
     file, own = tmp_path / "device" / "base.tflite", pack_of(trained_model(twin, seed=1), twin, "fish")
     with pytest.raises(ExportError, match=f"base.tflite' {ELSE}"):
-        write.add_tasks(twin, [own], file, tmp_path, LiteOptions())
+        write.add_patches(twin, [own], file, tmp_path, LiteOptions())
     assert not list(tmp_path.glob("*.edge")) and not caplog.messages
     _without_structure(tmp_path / "device" / "manifest.json")
-    write.add_tasks(base, [renamed(pack, "again")], file, tmp_path, LiteOptions())
+    write.add_patches(base, [renamed(pack, "again")], file, tmp_path, LiteOptions())
     assert (tmp_path / "again.edge").is_file()
     assert [NOT_COMPARED in message for message in caplog.messages] == [True]
 
@@ -192,7 +192,7 @@ def test_a_model_that_takes_masks_gets_no_task_of_a_twin(base, twin, pack, tmp_p
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_model_of_before_that_takes_masks_takes_more_tasks(base, pack, tmp_path, caplog):
     model, _ = export_inputs(base, [pack], tmp_path / "a", LiteOptions(design="input"))
-    found = read_description(model)
+    found = read_model_description(model)
     description = {key: found[key] for key in ("design", "quantize")}
     layout = {key: value for key, value in found["layout"].items() if key != "base_structure"}
     digest = hashlib.sha256(json.dumps(layout, separators=(",", ":")).encode()).hexdigest()

@@ -10,7 +10,7 @@ from piggyback_tf.__main__ import main
 from piggyback_tf.commands.answers import UsageError
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.quiet import CHATTER
-from tests.packs.helpers import make_pack, pack_of, trained_model
+from tests.packs.helpers import make_pack, pack_of, save_good_looking_pack, trained_model
 from tests.run_command import run_command
 
 COMMANDS = [
@@ -31,10 +31,7 @@ CLASSES = ["cat", "dog", "emu"]
 
 @pytest.fixture(name="pack")
 def _pack(tmp_path):
-    """The file of a pack on a base that can be loaded by its name, which no check before that can tell from good."""
-    path = tmp_path / "birds.task.safetensors"
-    make_pack(base_name="mobilenet_v2", base_weights="random", image_size=32, eval_augment="resize(32,32)").save(path)
-    return path
+    return save_good_looking_pack(tmp_path)
 
 
 @pytest.fixture(scope="module", name="backbone")

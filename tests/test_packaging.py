@@ -59,9 +59,9 @@ def test_an_export_imports_nothing_by_the_name_of_the_checkout():
 
 
 def test_the_checkout_has_the_package_that_is_installed():
-    program = "import sys, piggyback_tf.export.packs as packs; print(packs.__file__, 'export' in sys.modules)"
+    program = "import sys, piggyback_tf.export.shared.packs as packs; print(packs.__file__, 'export' in sys.modules)"
     done = run_forked("-c", program)
-    assert done.stdout.split() == [str(ROOT / "export" / "packs.py"), "False"], done.stderr
+    assert done.stdout.split() == [str(ROOT / "export" / "shared" / "packs.py"), "False"], done.stderr
 
 
 def test_elsewhere_no_folder_is_taken_into_the_package(tmp_path):

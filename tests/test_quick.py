@@ -83,7 +83,7 @@ REFUSED = [
     ([*TRAIN, "--cache_dir="], "--cache_dir= is empty"),
     (["cache", "--clear", "--cache_dir="], "--cache_dir= is empty"),
     (["predict", "{pack}", "{image}", f"--weights={__file__}"], "must end in .weights.h5"),
-    ([*TRAIN, "--augment_train=resize(40,40)"], "gives images of 40x40 pixels; backbone shapesnet takes 32x32."),
+    ([*TRAIN, "--augment_train=resize(40,40)"], "gives images of 40x40 pixels, and the base takes 32x32. Change the"),
     ([*TRAIN, "--augment_eval=resise(32)"], "'resise'"),
     ([*TRAIN, "--augment_eval=resize(32,32)|flip"], "Only training may draw random numbers"),
     ([*TRAIN[:-1], "--backbone=shapenet"], "Did you mean 'shapesnet'"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from piggyback_tf.__main__ import _parser
-from piggyback_tf.commands.parser import Parser
+from piggyback_tf.commands.argparse_command import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

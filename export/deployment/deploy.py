@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from ..errors import ExportError
 from ..servable.additions import BATCHING_FILE, WARMUP_FILE
 from ..servable.folder import SECOND, is_version, read_description, versions_in
+from ..shared.errors import ExportError
 from . import texts
 from .memory import memory_of
 from .options import ServingOptions

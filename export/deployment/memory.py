@@ -18,8 +18,8 @@ _FEATURE_BYTES = 2 * 64 * 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """Memory of a server, in bytes.
+class ServerMemory:
+    """What a server needs, in bytes.
 
     Attributes:
         arrays: What both servables of a version hold all the time.
@@ -48,7 +48,7 @@ class Memory:
         return -(-most * 5 // (4 * _MEGABYTE))
 
 
-def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Memory:
+def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> ServerMemory:
     """Returns the memory that a server needs for versions of an export.
 
     Args:
@@ -74,4 +74,4 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Mem
         images = options.max_batch_size * base.spec.image_size**2 * _FEATURE_BYTES
         working = max(working, options.cpus * (kernels + images))
         pixels = max(pixels, chosen.max_image_pixels)
-    return Memory(arrays, working, options.cpus * pixels * BYTES_PER_PIXEL, loaded)
+    return ServerMemory(arrays, working, options.cpus * pixels * BYTES_PER_PIXEL, loaded)

@@ -4,8 +4,7 @@ import dataclasses
 import re
 
 from piggyback_tf.settings import option
-
-from ..checks import check_integer
+from piggyback_tf.settings.records import check_integer
 
 # A model's name stands in addresses and, in lower case and with hyphens, names what is made in Kubernetes, where 63
 # characters are allowed with what is added.

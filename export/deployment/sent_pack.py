@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 
-from ..images import prepare_image
 from ..servable.folder import DESCRIPTION
-from ..servable.layout import Layout
+from ..servable.layout import WeightLayout
+from ..shared.images import prepare_image
 
 
 class SentPackError(Exception):
@@ -46,7 +46,7 @@ class SentPack:
         except ValueError as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error}.") from error
         try:
-            layout, base = Layout.from_json(content["layout"]), content["base"]["hash"]
+            layout, base = WeightLayout.from_json(content["layout"]), content["base"]["hash"]
             self._dtype, self._top_k = np.dtype(content["options"]["image_dtype"]), int(content["options"]["top_k"])
             structure = Structure.from_json(content)
             self._shape = (int(content["base"]["image_size"]),) * 2 + (3,)

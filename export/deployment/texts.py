@@ -10,7 +10,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from ..servable.folder import SECOND
 from . import templates
-from .memory import Memory
+from .memory import ServerMemory
 from .options import ServingOptions
 
 _MEGABYTE = 2**20
@@ -60,7 +60,7 @@ def monitoring() -> str:
     return templates.MONITORING
 
 
-def compose(options: ServingOptions, memory: Memory, export: str) -> str:
+def compose(options: ServingOptions, memory: ServerMemory, export: str) -> str:
     """Returns `docker-compose.yml`.
 
     Args:
@@ -76,7 +76,7 @@ def compose(options: ServingOptions, memory: Memory, export: str) -> str:
     )
 
 
-def kubernetes(options: ServingOptions, memory: Memory, disk: int) -> str:
+def kubernetes(options: ServingOptions, memory: ServerMemory, disk: int) -> str:
     """Returns `kubernetes.yaml`.
 
     Args:
@@ -103,7 +103,7 @@ def kubernetes(options: ServingOptions, memory: Memory, disk: int) -> str:
     )
 
 
-def _common(options: ServingOptions, memory: Memory) -> dict[str, str | int]:
+def _common(options: ServingOptions, memory: ServerMemory) -> dict[str, str | int]:
     # Names in Kubernetes and Compose are in lower case, with hyphens.
     slug = re.sub(r"[._]", "-", options.name.lower())
     return {

@@ -24,9 +24,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from ..errors import ExportError
-from ..servable.layout import Layout
+from ..servable.layout import WeightLayout
 from ..servable.resize import parse_preparation
+from ..shared.errors import ExportError
 
 # A server reads no more.
 MAX_RECORDS = 1000
@@ -63,7 +63,7 @@ def warm_up_requests(content: dict[str, Any], batch_size: int) -> Iterator[tuple
         named = [names[task] for task in tasks]
         yield "by_name", {"images": images, "task": filled(tf.string, (count,), named)}
     yield from _encoded(content, batch_size)
-    layout, features = Layout.from_json(content["layout"]), content["base"]["features"]
+    layout, features = WeightLayout.from_json(content["layout"]), content["base"]["features"]
     head = filled(tf.float32, (features + 1, 2), [0.0])
     norm = layout.norm.length
     for count, planes, numbers in ((1, 1, 0), (1, 2, norm), (batch_size, 1, 0)):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from piggyback_tf.files import atomic_file
 
-from ..errors import ExportError
-from ..folders import made_folder
+from ..shared.errors import ExportError
+from ..shared.folders import made_folder
 
 # What was written last, to tell whether somebody changed it since.
 RECORD = ".written.json"

@@ -1,1 +1,1 @@
-"""Files that a device reads: the manifest of a base, the files of tasks, and the patcher for both."""
+"""What goes to a device, and nothing else: the patcher, which puts tasks on a base there, in Python and in C++."""

@@ -1,4 +1,4 @@
-"""Compares an export for LiteRT with the task bank, on one task at a time, whatever its design."""
+"""Compares a written LiteRT model of any design with the bank, on one task at a time; `export/verify.py` prints it."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ from piggyback_tf.data import parse_augment
 from piggyback_tf.packs import TaskBank, TaskPack
 
 from ..edge.piggyback_edge import Base, Model, Task
-from ..errors import ExportError
-from ..images import prepare_image
+from ..shared.errors import ExportError
+from ..shared.images import prepare_image
 from .folder import TASK_SUFFIX, is_patched
 from .inputs.run import load_model
 from .inputs.task_inputs import SUFFIX, TaskInputs
-from .model_description import read_description
-from .patch.check import check_constants
+from .model_description import read_model_description
+from .patch.checks import check_constants
 from .patch.patchable import Patchable
 from .patch.write import read_base
 from .plain import DESIGN, MODEL_SUFFIX, check_is_plain
@@ -162,14 +162,14 @@ class PlainExport:
 
     def __init__(self, path: Path, backbone: Backbone):
         self.path, self._backbone = path, backbone
-        self.quantize = read_description(path)["quantize"]
+        self.quantize = read_model_description(path)["quantize"]
         self.enter(path)
 
     def file_of(self, task: str) -> Path:
         return self.path.parent / f"{task}{MODEL_SUFFIX}"
 
     def enter(self, path: Path) -> Sequence[str]:
-        found = read_description(path)
+        found = read_model_description(path)
         check_is_plain(found, path, self._backbone)
         self._current = path
         self.change()
@@ -194,7 +194,7 @@ def open_export(path: Path, backbone: Backbone) -> LiteExport:
     """
     if is_patched(path):
         return PatchedExport(path, backbone)
-    return PlainExport(path, backbone) if read_description(path)["design"] == DESIGN else InputsExport(path)
+    return PlainExport(path, backbone) if read_model_description(path)["design"] == DESIGN else InputsExport(path)
 
 
 @dataclasses.dataclass(frozen=True)

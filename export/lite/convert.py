@@ -1,17 +1,19 @@
-"""From a network with given weights to a .tflite file, and the images that the ranges of int8 are found on."""
+"""Converts to the content of a .tflite file: a network with given weights, or a module with signatures."""
 
+import tempfile
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.data import load_data, make_dataset, surface_data_errors
-from piggyback_tf.packs import TaskPack
+from piggyback_tf.problems import head_logits
+from piggyback_tf.surgery import features_with
 
-from ..errors import ExportError
-from ..graph import features_with
+from ..shared.errors import ExportError
 from .weights import HEAD_BIAS, HEAD_KERNEL
+
+Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
 
 
 def convert(
@@ -46,7 +48,7 @@ def convert(
         features = features_with(backbone.model, mapping, images)
         if HEAD_KERNEL not in weights:
             return {"features": features}
-        logits = tf.nn.bias_add(tf.matmul(features, weights[HEAD_KERNEL]), weights[HEAD_BIAS])
+        logits = head_logits(features, weights[HEAD_KERNEL], weights[HEAD_BIAS])
         return {"probabilities": tf.nn.softmax(logits)} if softmax else {"logits": logits}
 
     module = tf.Module()
@@ -64,46 +66,30 @@ def convert(
     return converter.convert()
 
 
-def representative_images(specs: str, packs: list[TaskPack], count: int) -> list[np.ndarray]:
-    """Returns images for each task, prepared as the task says, float32 `[N, S, S, 3]`.
+def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bool) -> bytes:
+    """Converts a module whose signatures LiteRT's own operators compute.
 
     Args:
-        specs: A data spec for all tasks, or one for each by comma.
-        packs: The tasks.
-        count: How many images of each; fewer if there are no more. They are spread over the training split. Files that
-            cannot be used are left out, and the log says which: of a sample no result depends on a single image.
+        module: The module.
+        signatures: Its signatures by name.
+        float16: Whether its constants become float16; else they stay float32.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        ExportError: If there are neither one nor as many specs as packs.
-        DataError: If the images cannot be read.
+        ExportError: If they cannot compute a signature.
     """
-    return [_images(spec, pack, count) for spec, pack in zip(split_specs(specs, len(packs)), packs, strict=True)]
-
-
-def split_specs(specs: str, packs: int) -> list[str]:
-    """Returns the data spec of each pack; see `representative_images`.
-
-    Raises:
-        ExportError: If there are neither one nor as many specs as packs.
-    """
-    given = specs.split(",")
-    if len(given) not in (1, packs):
-        raise ExportError(
-            f"representative_data has {len(given)} data specs for {packs} packs; give one, or one for each."
-        )
-    return given if len(given) == packs else given * packs
-
-
-def _images(spec: str, pack: TaskPack, count: int) -> np.ndarray:
-    source = load_data(spec, skip_broken_images=True).train
-    with surface_data_errors():
-        batches = make_dataset(source, pack.eval_augment, batch_size=1, training=False, cache="none")
-        step = max(1, len(source.labels) // count)
-        chosen = [images.numpy()[0] for images, _ in batches.shard(step, 0).take(count)]
-    images = np.stack(chosen).astype(np.float32)
-    if images.shape[1:3] != (pack.image_size, pack.image_size):
-        raise ExportError(
-            f"Task {pack.task!r} prepares images of {spec!r} to {images.shape[1]}x{images.shape[2]} pixels, and its "
-            f"base takes {pack.image_size}x{pack.image_size}."
-        )
-    return images
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=dict(signatures))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+        converter.experimental_enable_resource_variables = True
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if float16:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            return converter.convert()
+        except Exception as error:  # noqa: BLE001 (the converter has no public exception type)
+            reason = next((line for line in str(error).splitlines() if "error:" in line), str(error).splitlines()[0])
+            raise ExportError(f"LiteRT's own operators cannot compute this network: {reason}") from error

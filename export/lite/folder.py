@@ -9,8 +9,8 @@ from pathlib import Path
 from piggyback_tf.packs import PackError
 
 from ..edge.piggyback_edge import EdgeError
-from ..errors import ExportError
-from ..folders import new_folders
+from ..shared.errors import ExportError
+from ..shared.folders import new_folders
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 # A copy of `piggyback_tf/data/images.py`, which `piggyback_edge.py` imports by this name.

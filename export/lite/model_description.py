@@ -1,4 +1,4 @@
-"""What a model that is no base says of itself; nothing here needs TensorFlow."""
+"""What a model of design `switch`, `input` or `plain` says of itself; nothing here needs TensorFlow."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def append_files(
             archive.writestr(zipfile.ZipInfo(name), text)
 
 
-def read_description(model: str | os.PathLike) -> dict[str, Any]:
+def read_model_description(model: str | os.PathLike) -> dict[str, Any]:
     """Returns the description that `append_files` added to a model.
 
     Raises:

@@ -4,8 +4,8 @@ import dataclasses
 
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
+from piggyback_tf.settings.records import check_integer
 
-from ..checks import check_integer
 from ..edge.piggyback_edge import QUANTIZATIONS
 
 DESIGNS = ("patch", "switch", "input", "plain")

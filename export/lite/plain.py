@@ -9,15 +9,16 @@ from pathlib import Path
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
-from ..errors import ExportError
-from ..packs import PackSource, fitting_packs
-from .answers import check_answers, probe_images, run_model
-from .convert import convert, representative_images
+from ..shared.errors import ExportError
+from ..shared.packs import PackSource, fitting_packs
+from .checks import check_answers, probe_images, run_model
+from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
 from .metadata import LABELS_FILE, add_metadata
 from .model_description import append_files
 from .options import LiteOptions
+from .representative_images import representative_images
 from .weights import Network, own_weights
 
 DESIGN, MODEL_SUFFIX = "plain", ".tflite"

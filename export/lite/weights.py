@@ -10,7 +10,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import TaskPack
 
-from ..task_weights import TaskWeights
+from ..shared.task_weights import TaskWeights
 
 HEAD_KERNEL, HEAD_BIAS = "head/kernel", "head/bias"
 Weights = Mapping[str, np.ndarray]

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .layout import Layout
+from .layout import WeightLayout
 from .tables import TaskTables
 
 _MEGABYTE = 2**20
@@ -43,7 +43,7 @@ class UnpackedKernels(tf.saved_model.experimental.TrackableResource):
         return tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
 
 
-def choose_cache(cache: str, memory_limit: int, layout: Layout, tables: TaskTables) -> str:
+def choose_cache(cache: str, memory_limit: int, layout: WeightLayout, tables: TaskTables) -> str:
     """Decides how kernels are kept, so that all arrays of the export fit into memory.
 
     Args:
@@ -74,7 +74,7 @@ def choose_cache(cache: str, memory_limit: int, layout: Layout, tables: TaskTabl
     return chosen
 
 
-def memory_needed(layout: Layout, tables: TaskTables) -> dict[str, int]:
+def memory_needed(layout: WeightLayout, tables: TaskTables) -> dict[str, int]:
     """Returns the bytes of all arrays in a server's memory by way of keeping kernels."""
     base = 4 * (layout.kernels.length + layout.rest.length)
     # Texts in memory take 24 bytes each, and the longer ones what they are long.

@@ -1,4 +1,4 @@
-"""Compares a SavedModel with the task bank, on one task at a time."""
+"""Compares a written SavedModel with the task bank, on one task at a time; `export/verify.py` prints it."""
 
 import dataclasses
 import time
@@ -12,7 +12,7 @@ import tensorflow as tf
 from piggyback_tf.data import parse_augment
 from piggyback_tf.packs import TaskBank
 
-from ..images import prepare_image
+from ..shared.images import prepare_image
 
 LIMIT = 1e-5
 _ENCODED = (".jpg", ".jpeg", ".png")

@@ -15,7 +15,7 @@ import tensorflow as tf
 from .batches import surviving
 from .headers import DEEP_GREY, DEEP_RGBA, JPEG, RGB, RGBA, Headers, read_headers
 from .options import MAX_PIXELS
-from .resize import parse_preparation, prepare
+from .resize import parse_preparation, prepare_in_graph
 
 # Files that are decoded at a time: at most so many, and pixels unless it is one file.
 _FILES, _PIXELS = 32, 50_000_000
@@ -51,7 +51,7 @@ def decode_batch(
     def prepare_row(row_and_content: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         row, content = row_and_content
         image = restore(content, headers.kind[row], headers.orientation[row])
-        ways = [lambda chain=chain: prepare(image, chain, size) for chain in chains]
+        ways = [lambda chain=chain: prepare_in_graph(image, chain, size) for chain in chains]
         return tf.switch_case(preparation[row], ways) if len(ways) > 1 else ways[0]()
 
     def decode_next(start: tf.Tensor, images: tf.Tensor, good: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""The folder of an export: versions that are written whole or not at all, each with what is known of it.
+"""The folder of a SavedModel export: versions that are written whole or not at all, each with what is known of it.
 
 `DIR/<version>` is the servable; `DIR/with_mask/<version>` is the second one, beside it. A server takes no notice of
 subfolders whose names are no numbers. Nothing here needs TensorFlow.
@@ -14,9 +14,9 @@ from typing import Any
 
 from piggyback_tf.packs import BaseSpec
 
-from ..errors import ExportError
-from ..folders import new_folders
-from .layout import Layout
+from ..shared.errors import ExportError
+from ..shared.folders import new_folders
+from .layout import WeightLayout
 from .tables import TaskTables
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
         yield folders[1], folders[0]
 
 
-def share_variables(first: Path, second: Path) -> None:
+def link_variables(first: Path, second: Path) -> None:
     """Makes the variables' files of the second servable those of the first, so that the disk holds the base once.
 
     A loader reads by name what its graph asks for, and the first one's files hold all that the second one's do. A copy
@@ -93,7 +93,7 @@ def share_variables(first: Path, second: Path) -> None:
 
 
 def write_description(
-    folder: Path, spec: BaseSpec, layout: Layout, tables: TaskTables, options: dict[str, Any], kernels: str
+    folder: Path, spec: BaseSpec, layout: WeightLayout, tables: TaskTables, options: dict[str, Any], kernels: str
 ) -> None:
     """Writes what is known of an export beside its variables; `kernels` says how masked kernels are kept."""
     base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}

@@ -1,4 +1,4 @@
-"""Where the weights of a base lie in the flat vectors of an export, and the masks in its bits.
+"""Where the weights of a base lie in the flat vectors of a SavedModel, and the masks in its bits.
 
 Nothing here needs TensorFlow: a client that sends a mask packs it with this file.
 """
@@ -66,7 +66,7 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """The three vectors that the weights of a base are kept in.
 
     Attributes:
@@ -81,7 +81,7 @@ class Layout:
     rest: Section
 
     @classmethod
-    def of(cls, backbone: "Backbone") -> "Layout":
+    def of(cls, backbone: "Backbone") -> "WeightLayout":
         """Returns the layout of a base.
 
         Raises:
@@ -92,7 +92,7 @@ class Layout:
 
         from piggyback_tf.backbones import named_variables
 
-        from ..task_weights import TaskWeights
+        from ..shared.task_weights import TaskWeights
 
         found = TaskWeights.of(backbone)
         parts: dict[str, dict[str, tuple[int, ...]]] = {"kernels": {}, "norm": {}, "rest": {}}
@@ -103,7 +103,7 @@ class Layout:
         return cls.from_json(parts)
 
     @classmethod
-    def from_json(cls, parts: Mapping[str, Mapping[str, Any]]) -> "Layout":
+    def from_json(cls, parts: Mapping[str, Mapping[str, Any]]) -> "WeightLayout":
         """Returns the layout that `to_json` described."""
         shapes = {name: {path: tuple(shape) for path, shape in part.items()} for name, part in parts.items()}
         return cls(Section(shapes["kernels"], _MASKED_ROW), Section(shapes["norm"]), Section(shapes["rest"]))

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec
+from piggyback_tf.surgery import features_with
 
-from ..graph import features_with
-from .layout import Layout, Section
+from .layout import Section, WeightLayout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,18 +28,18 @@ class ServedNetwork:
     """
 
     spec: BaseSpec
-    layout: Layout
+    layout: WeightLayout
     features: Callable[..., tf.Tensor]
     kernels: np.ndarray
     rest: np.ndarray
 
 
-def save_network(backbone: Backbone, layout: Layout, folder: Path) -> None:
+def save_network(backbone: Backbone, layout: WeightLayout, folder: Path) -> None:
     """Writes the forward pass of a base as a SavedModel with no variables and one function, `features`.
 
     The function takes a list of kernels, in the order of `layout.kernels`, the vectors of batch norm and other weights,
-    float32 (see `Layout`), and images, float32 `[B, S, S, 3]` in [0, 255]; it returns features, float32 `[B, F]`. It is
-    a pure function, so that every signature, task and later export can use the one graph.
+    float32 (see `WeightLayout`), and images, float32 `[B, S, S, 3]` in [0, 255]; it returns features, float32 `[B, F]`.
+    It is a pure function, so that every signature, task and later export can use the one graph.
 
     Args:
         backbone: The base.
@@ -86,7 +86,7 @@ def unpack_kernels(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> dict
     Args:
         section: Where the kernels are.
         flat: The vector of kernels, float32 `[n]`.
-        planes: The mask as of `Layout.pack_mask`, uint8 `[1 or 2, n / 8]`.
+        planes: The mask as of `WeightLayout.pack_mask`, uint8 `[1 or 2, n / 8]`.
     """
     return _in_shape(section, _unpack_pieces(section, flat, planes))
 

@@ -1,11 +1,10 @@
-"""What can be chosen about an export."""
+"""What can be chosen about a SavedModel."""
 
 import dataclasses
 
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
-
-from ..checks import check_integer
+from piggyback_tf.settings.records import check_integer
 
 CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")

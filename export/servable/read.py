@@ -1,15 +1,15 @@
-"""Reads an export again, to add tasks to it."""
+"""Reads a SavedModel export again, to add tasks to it."""
 
 from pathlib import Path
 
 import tensorflow as tf
 
-from piggyback_tf.backbones.identity import Structure
+from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.packs import BaseSpec
 
-from ..errors import ExportError
+from ..shared.errors import ExportError
 from .folder import NETWORK, read_description
-from .layout import Layout
+from .layout import WeightLayout
 from .network import ServedNetwork
 from .options import ExportOptions
 from .tables import ARRAYS, TaskTables
@@ -23,7 +23,7 @@ def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]
     """
     content = read_description(folder)
     try:
-        layout = Layout.from_json(content["layout"])
+        layout = WeightLayout.from_json(content["layout"])
         shapes = {p: s for part in (layout.kernels, layout.norm, layout.rest) for p, s in part.shapes.items()}
         spec = BaseSpec(
             **content["base"],

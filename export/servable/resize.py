@@ -3,14 +3,14 @@
 import tensorflow as tf
 
 from piggyback_tf.data import DataError, Operation, parse_augment
-from piggyback_tf.data.augment import chain_size
+from piggyback_tf.data.augment import chain_size, check_final_size
 from piggyback_tf.data.operations import MAX_PIXELS, CentralCrop, Resize
 
 # Pillow computes with weights that are integers of so many bits behind the point.
 _PRECISION = 22
 
 
-def prepare(image: tf.Tensor, operations: list[Operation], size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def prepare_in_graph(image: tf.Tensor, operations: list[Operation], size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Prepares an image; nothing about it makes the call fail.
 
     Args:
@@ -53,12 +53,7 @@ def check_preparation(augment: str, size: int) -> None:
     Raises:
         DataError: If not, or if they would not be of `size` pixels.
     """
-    found = chain_size(parse_preparation(augment), None)
-    if found is not None and found != (size, size):
-        raise DataError(
-            f"The augmentation {augment!r} gives images of {found[0]}x{found[1]} pixels, and the base takes "
-            f"{size}x{size}."
-        )
+    check_final_size(augment, chain_size(parse_preparation(augment), None), size)
 
 
 def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,7 +5,9 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from ..graph import good_images
+from piggyback_tf.problems import head_logits
+
+from ..shared.graph import good_images
 from .cache import UnpackedKernels
 from .decode import decode_batch
 from .network import ServedNetwork, split_section, unpack_kernels, unpack_vector
@@ -151,7 +153,7 @@ class Servable(tf.Module):
 
     def _checked(self, images: tf.Tensor, task: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Fails a call unless there are images of the right size and a task for each."""
-        images = check_images(images, self._size)
+        images = check_image_shape(images, self._size)
         with tf.control_dependencies([images]):
             return _same_length(images, task)
 
@@ -177,10 +179,10 @@ def class_labels(tables: tf.Module, tasks: tf.Tensor, classes: tf.Tensor) -> tf.
 
 def head_probabilities(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Returns the softmax over the logits of a head, `[B, C]`."""
-    return tf.nn.softmax(tf.nn.bias_add(tf.matmul(features, kernel), bias))
+    return tf.nn.softmax(head_logits(features, kernel, bias))
 
 
-def check_images(images: tf.Tensor, size: int) -> tf.Tensor:
+def check_image_shape(images: tf.Tensor, size: int) -> tf.Tensor:
     """Returns images; the call fails unless they are of shape `[B, size, size, 3]`."""
     shape = tf.shape(any_shape(images))
     good = (tf.size(shape) == 4) & tf.reduce_all(tf.concat([shape, [0] * 4], 0)[1:4] == [size, size, 3])

@@ -8,7 +8,7 @@ import numpy as np
 
 from piggyback_tf.packs import TaskPack
 
-from .layout import Layout
+from .layout import WeightLayout
 
 # The arrays that are variables of an export, by their dtype there; texts are UTF-8.
 ARRAYS = {
@@ -32,7 +32,7 @@ class TaskTables:
     """The tasks of an export, T in number.
 
     Attributes:
-        planes: Packed masks, uint8 `[rows, mask_bytes]`; see `Layout.pack_mask`. A ternary task has two rows.
+        planes: Packed masks, uint8 `[rows, mask_bytes]`; see `WeightLayout.pack_mask`. A ternary task has two rows.
         norms: Batch norm, float32 `[rows, M]`; the first row is the base's.
         heads: For each task its kernel `[F, C]` and its bias `[C]`, one behind another: float32 `[numbers]`.
         keep_row: The row of `planes` that tells which weights a task keeps, int32 `[T]`.
@@ -64,7 +64,7 @@ class TaskTables:
     details: tuple[dict[str, Any], ...]
 
     @classmethod
-    def empty(cls, layout: Layout, base_norm: np.ndarray) -> "TaskTables":
+    def empty(cls, layout: WeightLayout, base_norm: np.ndarray) -> "TaskTables":
         """Returns the tables of no task.
 
         Args:
@@ -79,7 +79,7 @@ class TaskTables:
         """Returns the arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
-    def with_tasks(self, packs: Iterable[TaskPack], layout: Layout) -> "TaskTables":
+    def with_tasks(self, packs: Iterable[TaskPack], layout: WeightLayout) -> "TaskTables":
         """Returns the tables with more tasks behind those that are there, which stay as they are.
 
         Args:

@@ -6,13 +6,13 @@ served without batching.
 
 import tensorflow as tf
 
-from ..graph import good_images
+from ..shared.graph import good_images
 from .network import ServedNetwork, unpack_kernels
 from .options import ExportOptions
 from .signatures import (
     Outputs,
     any_shape,
-    check_images,
+    check_image_shape,
     class_labels,
     head_probabilities,
     table_variable,
@@ -23,9 +23,9 @@ from .tables import TaskTables
 class WithMask(tf.Module):
     """The base, and the names of tasks.
 
-    `with_mask` takes images, `mask` (uint8: the bytes of `Layout.pack_mask` one behind another, two planes if the mask
-    is ternary), `head` (float32 `[F + 1, C]`: the kernel and below it the bias) and `norm` (float32: batch norm of the
-    task as `Layout.norm` flattens it, or none for that of the base).
+    `with_mask` takes images, `mask` (uint8: the bytes of `WeightLayout.pack_mask` one behind another, two planes if the
+    mask is ternary), `head` (float32 `[F + 1, C]`: the kernel and below it the bias) and `norm` (float32: batch norm of
+    the task as `WeightLayout.norm` flattens it, or none for that of the base).
 
     Args:
         base: The base.
@@ -60,7 +60,7 @@ class WithMask(tf.Module):
 
     def _with_mask(self, images: tf.Tensor, mask: tf.Tensor, head: tf.Tensor, norm: tf.Tensor) -> Outputs:
         bits, numbers = self._layout.mask_bytes, self._layout.norm.length
-        images = check_images(images, self._size)
+        images = check_image_shape(images, self._size)
         mask = _check(mask, f"mask must be [{bits}], or [{2 * bits}] if ternary, not", [[bits], [2 * bits]])
         norm = _check(norm, f"norm must be [{numbers}], or [0] for that of the base, not", [[numbers], [0]])
         rows, columns = self._feature_count + 1, tf.shape(any_shape(head))[-1]

@@ -1,4 +1,4 @@
-"""Writes the SavedModels of an export."""
+"""Writes a SavedModel of a base and its tasks, and one that adds tasks to it."""
 
 import dataclasses
 import os
@@ -12,20 +12,20 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import BaseSpec, TaskPack
 
-from ..errors import ExportError
-from ..packs import PackSource, fitting_packs
+from ..shared.errors import ExportError
+from ..shared.packs import PackSource, fitting_packs
 from .additions import carry_over
 from .cache import choose_cache
 from .folder import (
     NETWORK,
     find_version,
     is_version,
+    link_variables,
     new_version,
     next_version,
-    share_variables,
     write_description,
 )
-from .layout import Layout
+from .layout import WeightLayout
 from .network import ServedNetwork, save_network
 from .options import ExportOptions
 from .read import read_export
@@ -62,7 +62,7 @@ def export_saved_model(
         ValueError: If the base cannot be exported, or what it takes is more than the limit of memory.
         OSError: If the files cannot be written.
     """
-    layout, spec = Layout.of(backbone), BaseSpec.of(backbone)
+    layout, spec = WeightLayout.of(backbone), BaseSpec.of(backbone)
     arrays = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
     kernels, norm, rest = (part.flatten(arrays) for part in (layout.kernels, layout.norm, layout.rest))
 
@@ -128,7 +128,7 @@ def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables) ->
 def _write(
     make_base: Callable[[Path], ServedNetwork],
     spec: BaseSpec,
-    layout: Layout,
+    layout: WeightLayout,
     tables: TaskTables,
     output: Path,
     options: ExportOptions,
@@ -153,7 +153,7 @@ def _write(
             with_mask = WithMask(base, tables, options)
             for module, folder in ((servable, first), (with_mask, second)):
                 tf.saved_model.save(module, str(folder), signatures=module.signatures())
-            share_variables(first, second)
+            link_variables(first, second)
             write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels)
             network.rename(first / NETWORK)
             if source is not None:

@@ -8,9 +8,9 @@ from piggyback_tf.lazy import lazy_names
 _HOMES = {
     "Backbone": "backbone",
     "load_backbone": "backbone",
-    "Structure": "identity",
-    "model_hash": "hashing",
-    "model_structure": "structure",
+    "Structure": "structure_record",
+    "model_hash": "weights_hash",
+    "model_structure": "structure_text",
     "WeightsError": "errors",
     "list_backbones": "registry",
     "register_backbone": "registry",

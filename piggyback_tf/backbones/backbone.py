@@ -12,12 +12,13 @@ import keras
 
 from piggyback_tf.backbones import own
 from piggyback_tf.backbones import weights as weight_files
-from piggyback_tf.backbones.errors import WeightsError, one_line
-from piggyback_tf.backbones.hashing import model_hash
-from piggyback_tf.backbones.identity import Structure
+from piggyback_tf.backbones.errors import WeightsError
 from piggyback_tf.backbones.paths import is_container, rename_layers
 from piggyback_tf.backbones.registry import FILE_KINDS, BackboneEntry, check_file, check_request
-from piggyback_tf.backbones.structure import model_structure
+from piggyback_tf.backbones.structure_record import Structure
+from piggyback_tf.backbones.structure_text import model_structure
+from piggyback_tf.backbones.weights_hash import model_hash
+from piggyback_tf.sentences import one_line
 
 _SEED_LOCK = threading.Lock()
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from piggyback_tf.backbones.errors import WeightsError, one_line
+from piggyback_tf.backbones.errors import WeightsError
+from piggyback_tf.sentences import one_line
 
 if TYPE_CHECKING:
     import keras

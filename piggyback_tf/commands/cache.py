@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import printable
-from piggyback_tf.evaluation.text import format_bytes, markdown_table
+from piggyback_tf.evaluation.text import format_bytes, format_table
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -40,7 +39,7 @@ def _days(text: str) -> float:
 
 def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.cache import cache_folder
-    from piggyback_tf.data.disk_cache import list_entries, list_results, remove_entry, remove_leftovers
+    from piggyback_tf.data.disk_cache import list_entries, list_results, remove_cache_leftovers, remove_entry
 
     folder = cache_folder(options.cache_dir)
     if options.unused_days is not None and not options.clear:
@@ -53,7 +52,7 @@ def _run(options: argparse.Namespace) -> Answer:
         small = [result for result in results if result.used <= oldest]
         for result in small:
             result.path.unlink(missing_ok=True)
-        freed = remove_leftovers(folder) + sum(entry.size for entry in (*removed, *small))
+        freed = remove_cache_leftovers(folder) + sum(entry.size for entry in (*removed, *small))
         kept = [entry for entry in old if entry not in removed]
         text = f"Removed {len(removed)} sets of images and {len(small)} small results, {format_bytes(freed)}."
         if kept:
@@ -67,12 +66,13 @@ def _run(options: argparse.Namespace) -> Answer:
                 format_bytes(entry.size),
                 _date(entry.used),
                 f"{entry.about.get('images', '')}",
-                printable(entry.about.get("operations", "")),
-                printable(entry.about.get("first", "")),
+                str(entry.about.get("operations", "")),
+                str(entry.about.get("first", "")),
             ]
             for entry in entries
         ]
-        lines += markdown_table(["entry", "size", "last used", "images", "after", "first image"], rows)
+        header = ["entry", "size", "last used", "images", "after", "first image"]
+        lines.append(format_table(header, rows, end=2))
     total = sum(entry.size for entry in (*entries, *results))
     lines.append(
         f"{len(entries)} sets of decoded images and {len(results)} small results in {folder}: {format_bytes(total)}. "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from piggyback_tf.commands.answers import UsageError
 from piggyback_tf.files import check_target, with_home
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.packs.fileformat import LARGEST_FILE
+from piggyback_tf.packs.container import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
 from piggyback_tf.quiet import load_tensorflow
 
@@ -46,12 +46,6 @@ def load_pack(path: str) -> tuple[TaskPack, bytes]:
 def file_error(path: str, error: Exception) -> str:
     """Returns the sentence for an error that belongs to one of several files."""
     return f"{path!r}: {error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def printable(value: object) -> str:
-    """Returns a value as text on one line; a pack may come from anywhere, and must not send commands to a terminal."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)
 
 
 def check_output(path: str) -> None:
@@ -211,12 +205,3 @@ def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
         return TaskBank(backbone).add(pack)
     except tf.errors.ResourceExhaustedError as error:
         raise UsageError(f"{size}, for which its base takes more memory than there is.") from error
-
-
-def check_size(size: tuple[int, ...], pack: TaskPack) -> None:
-    """Raises a `UsageError` if images of this height and width do not fit the pack's base."""
-    if tuple(size) != (pack.image_size, pack.image_size):
-        raise UsageError(
-            f"The pack's augmentation {pack.eval_augment!r} gives images of {size[0]}x{size[1]} pixels, and its base "
-            f"takes {pack.image_size}x{pack.image_size}."
-        )

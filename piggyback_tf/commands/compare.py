@@ -5,8 +5,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.commands.answers import Answer
-from piggyback_tf.commands.common import PACK_HELP, load_pack, printable
+from piggyback_tf.commands.common import PACK_HELP, load_pack
 from piggyback_tf.evaluation import format_table
+from piggyback_tf.sentences import printable
 
 if TYPE_CHECKING:
     from piggyback_tf.packs.compare import MaskOverlap

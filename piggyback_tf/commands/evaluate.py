@@ -9,19 +9,19 @@ from piggyback_tf.commands.common import (
     PACK_HELP,
     add_base_options,
     add_batch_size,
-    check_size,
     choose_base,
     complain,
     load_bank,
     load_pack,
     prepare_for,
-    printable,
     seed_of,
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import evaluate, format_error
+from piggyback_tf.evaluation.text import format_pairs
 from piggyback_tf.files import same_look
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data import DataError, make_dataset, surface_data_errors
+    from piggyback_tf.data.augment import check_final_size
     from piggyback_tf.data.images import PIXELS_VERSION
 
     pack, _ = load_pack(options.pack)
@@ -71,25 +72,23 @@ def _run(options: argparse.Namespace) -> Answer:
             batches = make_dataset(
                 source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none"
             )
-            check_size(tuple(batches.element_spec[0].shape[1:3]), pack)
+            check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_size)
             result = evaluate(
                 lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
                 _with_progress(((images, labels[y.numpy()]) for images, y in batches), source, options.batch_size),
             )
     except DataError as error:
         raise UsageError(str(error)) from error
-    rows = [
-        ["task", printable(pack.task)],
-        ["data", f"{options.data}, {options.split} split"],
-        ["images", f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else "")],
-    ]
+    told = {
+        "task": pack.task,
+        "data": f"{options.data}, {options.split} split",
+        "images": f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else ""),
+    }
     for k in (1, 5):
         if f"top{k}_error" in result:
-            rows.append([f"top-{k} error %", format_error(result, f"top{k}_error")])
+            told[f"top-{k} error %"] = format_error(result, f"top{k}_error")
     if options.split in pack.errors:
-        rows.append(["as of training", format_error(pack.errors[options.split])])
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+        told["as of training"] = format_error(pack.errors[options.split])
     if pack.versions.get("pixels") != PIXELS_VERSION:
         complain(
             options.command,
@@ -106,7 +105,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "skipped_images": len(source.skipped),
         "as_of_training": pack.errors.get(options.split),
     }
-    return Answer(value, "\n".join([*lines, "In brackets: 95 % Wilson score interval."]))
+    return Answer(value, "\n".join([*format_pairs(told), "In brackets: 95 % Wilson score interval."]))
 
 
 def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
@@ -139,13 +138,10 @@ def _label_map(data: "TaskData", pack: TaskPack) -> "np.ndarray":
     if unknown:
         raise UsageError(
             f"The data {data.spec!r} have {len(unknown)} of {len(data.class_names)} classes that task {pack.task!r} "
-            f"does not know, such as {_some(unknown)}. The task's classes: {_some(pack.class_names)}."
+            f"does not know, such as {some(unknown, form=repr)}. The task's classes: "
+            f"{some(pack.class_names, form=repr)}."
         )
     return np.array(found, np.int64)
-
-
-def _some(names: list[str], count: int = 5) -> str:
-    return ", ".join(map(repr, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _with_progress(batches: Iterable, source: "Source", batch_size: int) -> Iterator:

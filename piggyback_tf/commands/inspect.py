@@ -7,9 +7,11 @@ from typing import Any
 from safetensors.numpy import load as load_tensors
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer
-from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack, printable
+from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
+from piggyback_tf.evaluation.text import format_pairs
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.sentences import printable
 
 # The list of classes is wrapped to this many characters.
 _WIDTH = 100
@@ -96,10 +98,10 @@ def _json(path: str, pack: TaskPack, size: int, mask_bytes: int, layers: bool) -
 
 def _row(pack: TaskPack, size: int, mask_bytes: int) -> list[str]:
     return [
-        printable(pack.task),
-        printable(pack.method),
-        printable(f"{pack.base_name} ({pack.base_weights})"),
-        printable(pack.base_hash[:12]),
+        pack.task,
+        pack.method,
+        f"{pack.base_name} ({pack.base_weights})",
+        pack.base_hash[:12],
         pack.mask_kind + (" + norm" if pack.norm else ""),
         f"{len(pack.class_names):,}",
         format_error(pack.errors.get("test")),
@@ -133,7 +135,7 @@ def _details(pack: TaskPack) -> str:
     settings = {name: json.dumps(value, ensure_ascii=False) for name, value in pack.settings.items()}
     errors = [
         [
-            printable(split),
+            split,
             format_error(measured, "top1_error"),
             format_error(measured, "top5_error"),
             f"{measured['images']:,}" if "images" in measured else "-",
@@ -142,22 +144,17 @@ def _details(pack: TaskPack) -> str:
     ]
     return "\n".join(
         [
-            *_pairs(about, indent=2),
+            *format_pairs(about, indent=2),
             f"  classes: {classes:,}",
             *_wrapped(names, indent=4),
             "  errors % [95 % Wilson score interval]:" if errors else "  errors: none measured",
             *(_indented(format_table(["split", "top-1", "top-5", "images"], errors), 4) if errors else []),
             "  settings:" if settings else "  settings: none",
-            *_pairs(settings, indent=4),
+            *format_pairs(settings, indent=4),
             "  package versions:" if pack.versions else "  package versions: none",
-            *_pairs(pack.versions, indent=4),
+            *format_pairs(pack.versions, indent=4),
         ]
     )
-
-
-def _pairs(values: dict[str, Any], indent: int) -> list[str]:
-    width = max(map(len, values), default=0)
-    return [" " * indent + f"{printable(name).ljust(width)}  {printable(value)}" for name, value in values.items()]
 
 
 def _wrapped(names: list[str], indent: int) -> list[str]:

@@ -9,16 +9,15 @@ from piggyback_tf.commands.common import (
     PACK_HELP,
     add_base_options,
     add_batch_size,
-    check_size,
     choose_base,
     complain,
     load_bank,
     load_pack,
     positive,
-    printable,
 )
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
+from piggyback_tf.sentences import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +41,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data import DataError, parse_augment
-    from piggyback_tf.data.augment import RandomOperation
+    from piggyback_tf.data.augment import check_draws_nothing
 
     pack, _ = load_pack(options.pack)
     base = choose_base(pack, options.backbone, options.weights)
@@ -55,13 +54,9 @@ def _run(options: argparse.Namespace) -> Answer:
         )
     try:
         operations = parse_augment(pack.eval_augment)
+        check_draws_nothing(operations, pack.eval_augment)
     except DataError as error:
         raise UsageError(str(error)) from error
-    if drawn := [operation.source for operation in operations if isinstance(operation, RandomOperation)]:
-        raise UsageError(
-            f"The pack's augmentation {pack.eval_augment!r} draws random numbers, in {', '.join(drawn)}; images can be "
-            "prepared for a prediction only by one that draws none."
-        )
     bank, status = None, DONE
     answers: list[dict[str, Any]] = []
     for start in range(0, len(options.images), options.batch_size):
@@ -94,12 +89,12 @@ def _run(options: argparse.Namespace) -> Answer:
 
 def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "np.ndarray":
     from piggyback_tf.data import DataError, decode_image, read_image
+    from piggyback_tf.data.augment import apply_operations, check_final_size
 
     image = decode_image(read_bytes(path), path) if is_url(path) else read_image(path)
     try:
-        for operation in operations:
-            image = operation.apply(image)
+        image = apply_operations(operations, image)
+        check_final_size(pack.eval_augment, image.shape[:2], pack.image_size)
     except DataError as error:
         raise DataError(f"Image {path!r} cannot be prepared: {error}") from error
-    check_size(image.shape[:2], pack)
     return image

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
-from piggyback_tf.commands.common import complain, printable
+from piggyback_tf.commands.common import complain
 from piggyback_tf.evaluation import format_bytes, format_error, format_table
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import local_path, make_folder
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.packs.remote import is_url, write_bytes
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.sentences import printable
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -80,18 +81,15 @@ def _run(options: argparse.Namespace) -> Answer:
         )
         rows.append(
             [
-                printable(pack.task),
-                printable(pack.base_name),
+                pack.task,
+                pack.base_name,
                 f"{len(pack.class_names):,}",
                 format_error(pack.errors.get("test")),
                 format_bytes(len(data)),
-                printable(path),
+                str(path),
             ]
         )
     text = ""
     if rows:
-        # The path last, and to the left as text is.
-        width = max(len(row[-1]) for row in rows)
-        header = ["task", "base", "classes", "error %", "bytes", "file".ljust(width)]
-        text = format_table(header, [[*row[:-1], row[-1].ljust(width)] for row in rows], left=2)
+        text = format_table(["task", "base", "classes", "error %", "bytes", "file"], rows, left=2, end=1)
     return Answer(value, text, status)

@@ -4,9 +4,10 @@ import argparse
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import PACK_HELP, complain, load_pack, printable
+from piggyback_tf.commands.common import PACK_HELP, complain, load_pack
 from piggyback_tf.evaluation import format_bytes
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.sentences import printable
 
 _CARD = "README.md"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import complain, printable
+from piggyback_tf.commands.common import complain
 from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Number, Table, TableError, make_table, read_runs
 from piggyback_tf.evaluation.tables.cells import Cell
 from piggyback_tf.extras import extra_sentence, is_installed
 from piggyback_tf.files import local_path, write_atomically
+from piggyback_tf.sentences import printable
 
 _LAYOUTS_HELP = (
     "paper2: errors by task and method on one network, models and size; paper3: the same with joint training and top-5 "

@@ -8,15 +8,15 @@ from typing import Any
 
 from absl import flags, logging
 
+from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer
-from piggyback_tf.commands.looking import look_first
-from piggyback_tf.commands.program import Program
+from piggyback_tf.commands.train_check_images import look_first
 from piggyback_tf.commands.train_request import TrainRequest, read_request, read_tasks
 from piggyback_tf.data import describe_images
-from piggyback_tf.evaluation import METRICS_FILE, RESULT_FILE, summary, write_report
+from piggyback_tf.evaluation import summary, write_report
 from piggyback_tf.evaluation.left_out import count_files, files_left_out
-from piggyback_tf.evaluation.report import REPORT
 from piggyback_tf.evaluation.results import read_metrics, write_metrics
+from piggyback_tf.file_names import METRICS_FILE, REPORT_FILE, RESULT_FILE
 from piggyback_tf.flags import define_flags, read_config, settings, settings_of_run, verbosity
 from piggyback_tf.quiet import load_tensorflow
 from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig, complete_run
@@ -40,7 +40,7 @@ def _run(arguments: list[str]) -> Answer:
     with run_folder(FLAGS.output_dir) as folder:
         check_settings(folder, settings_of_run(request.methods[-1], request.methods[:-1]), complete=complete_run)
         metrics = _finished(folder) or _learn(folder, request)
-    report = folder / REPORT
+    report = folder / REPORT_FILE
     text = "\n".join([*summary(metrics), "", f"Report: {report}"])
     return Answer({"folder": str(folder), "report": str(report), **metrics}, text)
 

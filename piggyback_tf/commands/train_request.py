@@ -11,9 +11,9 @@ from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
 from piggyback_tf.data import TaskData, load_data, output_size, parse_augment
 from piggyback_tf.data.augment import check_draws_nothing
+from piggyback_tf.file_names import pack_name
 from piggyback_tf.flags import check_unused, read_config
 from piggyback_tf.packs import check_task_name
-from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.sequences import folders_of, parse_tasks
 from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig
 from piggyback_tf.training import check_file_name, folders_of_methods
@@ -86,7 +86,7 @@ def read_request() -> TrainRequest:
     inputs = read_config(InputConfig).for_size(image_size)
     check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     for augment in (inputs.augment_train, inputs.augment_eval):
-        check_image_size(output_size(augment), FLAGS.backbone, image_size, augment)
+        check_image_size(augment, output_size(augment), image_size)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}
     return TrainRequest(parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs, names, inputs, bool(FLAGS.tasks))
 
@@ -123,5 +123,5 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
 def _check_name(folder: Path, task: str) -> str:
     """Returns the name of a task if its files can be written into the run's folder."""
     flag = "--tasks=NAME=DATA" if FLAGS.tasks else "--task=NAME"
-    check_file_name(folder, f"{check_task_name(task)}{PACK_SUFFIX}", f"Give the task another name: {flag}.")
+    check_file_name(folder, pack_name(check_task_name(task)), f"Give the task another name: {flag}.")
     return task

@@ -12,10 +12,10 @@ from piggyback_tf.data.augment import (
 from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
-from piggyback_tf.data.kinds import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.pipeline import make_dataset, stream_batches, surface_data_errors
 from piggyback_tf.data.problems import DataProblems, Problem
 from piggyback_tf.data.sources import Source, Subset, TaskData
+from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 
 __all__ = [
     "AUGMENTATIONS",

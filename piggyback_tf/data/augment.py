@@ -10,6 +10,7 @@ An operation that has a `geometry` moves the label map of an image with it, and 
 import abc
 import ast
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from piggyback_tf.data.geometry import warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.registry import Registry
+from piggyback_tf.sentences import shown
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -174,6 +176,33 @@ def check_moves(operations: list[Operation]) -> None:
             raise _moves_no_targets(operation)
 
 
+def check_final_size(augment: str, size: Size | None, image_size: int) -> None:
+    """Raises a `DataError` if images are not as large as a base takes them.
+
+    Args:
+        augment: The augmentation that they went through.
+        size: Their `(height, width)`; `None` if that depends on the image.
+        image_size: Height and width that the base takes.
+    """
+    if size is not None and tuple(size) != (image_size, image_size):
+        raise DataError(
+            f"The augmentation {augment!r} gives images of {size[0]}x{size[1]} pixels, and the base takes "
+            f"{image_size}x{image_size}."
+        )
+
+
+def apply_operations(operations: Iterable[DeterministicOperation], image: np.ndarray) -> np.ndarray:
+    """Returns an image, with or without a label map as a fourth channel, after several operations.
+
+    Raises:
+        DataError: If an operation cannot work on an image of its size.
+    """
+    for operation in operations:
+        operation.output_size(image.shape[:2])
+        image = operation.apply_to(image)
+    return image
+
+
 def leading_deterministic(operations: list[Operation]) -> int:
     """Returns how many operations stand before the first random one."""
     random = (index for index, operation in enumerate(operations) if isinstance(operation, RandomOperation))
@@ -181,7 +210,7 @@ def leading_deterministic(operations: list[Operation]) -> int:
 
 
 def _parse_operation(part: str, spec: str) -> Operation:
-    where = f"in the augmentation {_shown(spec)}"
+    where = f"in the augmentation {shown(spec)}"
     try:
         tree = ast.parse(part, mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
@@ -193,7 +222,7 @@ def _parse_operation(part: str, spec: str) -> Operation:
     # A pack may come from a stranger: what is nested too deeply is no operation either.
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise DataError(
-            f"Cannot read {_shown(part)} {where}. Write operations as name or name(number, ...), "
+            f"Cannot read {shown(part)} {where}. Write operations as name or name(number, ...), "
             f"with | between them, as in 'resize(256)|random_crop(224)|flip'."
         ) from None
     try:
@@ -205,19 +234,14 @@ def _parse_operation(part: str, spec: str) -> Operation:
         bound = signature.bind(*arguments, **keywords)
     except TypeError as error:
         raise DataError(
-            f"Wrong arguments of {_shown(part)} {where}: {error}. It is written {name}{signature}."
+            f"Wrong arguments of {shown(part)} {where}: {error}. It is written {name}{signature}."
         ) from None
     for key, value in bound.arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DataError(f"Argument {key} of {_shown(part)} {where} must be a number.")
+            raise DataError(f"Argument {key} of {shown(part)} {where} must be a number.")
     try:
         operation = operation_class(*arguments, **keywords)
     except DataError as error:
-        raise DataError(f"Wrong arguments of {_shown(part)} {where}: {error}") from None
+        raise DataError(f"Wrong arguments of {shown(part)} {where}: {error}") from None
     operation.source = part
     return operation
-
-
-def _shown(text: str, most: int = 200) -> str:
-    """Returns a text in quotes, without its end if it is long."""
-    return repr(text) if len(text) <= most else f"{text[:most]!r}..."

@@ -135,7 +135,7 @@ def cache_in_memory(images: Iterable[np.ndarray], estimate: int, channels: int =
     return CachedImages(pixels, np.array(shapes, dtype=np.int32), "memory", channels)
 
 
-def remember(
+def compute_once(
     kind: str, fingerprint: str, compute: Callable[[], dict[str, np.ndarray]], cache_dir: str | os.PathLike | None
 ) -> dict[str, np.ndarray]:
     """Returns what `compute` returns, from the cache folder if it was computed before.
@@ -149,15 +149,15 @@ def remember(
     Returns:
         The arrays. A folder that cannot be written to is logged, and costs only the time to compute again.
     """
-    arrays = recall(kind, fingerprint, cache_dir)
+    arrays = read_kept(kind, fingerprint, cache_dir)
     if arrays is None:
         arrays = compute()
-        keep(kind, fingerprint, arrays, cache_dir)
+        write_kept(kind, fingerprint, arrays, cache_dir)
     return arrays
 
 
-def recall(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) -> dict[str, np.ndarray] | None:
-    """Returns arrays that were kept, `None` if there are none, or what is there is damaged; see `remember`."""
+def read_kept(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) -> dict[str, np.ndarray] | None:
+    """Returns arrays that were kept, `None` if there are none, or what is there is damaged; see `compute_once`."""
     path = _result_path(kind, fingerprint, cache_dir)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -172,8 +172,8 @@ def recall(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) -> 
     return found
 
 
-def keep(kind: str, fingerprint: str, arrays: dict[str, np.ndarray], cache_dir: str | os.PathLike | None) -> None:
-    """Writes arrays by name into the cache folder; see `remember`."""
+def write_kept(kind: str, fingerprint: str, arrays: dict[str, np.ndarray], cache_dir: str | os.PathLike | None) -> None:
+    """Writes arrays by name into the cache folder; see `compute_once`."""
     path = _result_path(kind, fingerprint, cache_dir)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)

@@ -1,4 +1,4 @@
-"""Looks at all images before a training, so that it never ends at one: what is wrong is told at once."""
+"""Checks the images of a whole run before it trains, by `look.py`, so that no training ends at one of them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +72,7 @@ def check_images(
             if not len(all_images(part.source)):
                 len(part.source)  # Says so, if all were left out; otherwise it is among what was listed.
             elif check == "headers" and not isinstance(part.source, WithoutBroken):
-                problems += _check_headers(part.source, step)
+                problems += find_problems(part.source.check_header, part.source.describe, len(part.source), step)
             else:
                 problems += _check_pixels(part, options, step, held)
         except DataError as found:  # Of the whole part; what is wrong with single images is told before.
@@ -85,16 +85,30 @@ def check_images(
         raise error
 
 
-def _check_headers(source: Source, step: Callable[[], None]) -> list[Problem]:
+def find_problems(
+    look: Callable[[int], Any],
+    describe: Callable[[int], str],
+    count: int,
+    step: Callable[[], Any] = lambda: None,
+) -> list[Problem]:
+    """Returns what is wrong with images, in their order.
+
+    Args:
+        look: Called with the number of each image, from several threads; raises a `DataError` if something is wrong.
+        describe: Returns what is said of an image, by its number.
+        count: How many images there are.
+        step: Called after each of them.
+    """
+
     def attempt(index: int) -> Problem | None:
         try:
-            source.check_header(index)
+            look(index)
         except DataError as error:
-            return problem_of(error, source.describe(index))
+            return problem_of(error, describe(index))
         return None
 
     problems = []
-    for problem in decode_all(attempt, len(source)):
+    for problem in decode_all(attempt, count):
         step()
         problems += [problem] if problem else []
     return problems

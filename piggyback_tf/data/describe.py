@@ -1,8 +1,9 @@
-"""What there is to learn from, in a sentence."""
+"""A sentence on what there is to learn from: images by split and class."""
 
 import numpy as np
 
 from piggyback_tf.data.sources import TaskData
+from piggyback_tf.sentences import printable
 
 # Up to so many classes each has its number of images; of more only the fewest and the most are told.
 _LISTED = 12
@@ -27,11 +28,6 @@ def _by_class(labels: np.ndarray, names: tuple[str, ...]) -> str:
     if counts.min() == counts.max():
         return f"{counts[0]:,} of each class"
     if len(names) <= _LISTED:
-        return ", ".join(f"{_printable(name)}: {count:,}" for name, count in zip(names, counts, strict=True))
+        return ", ".join(f"{printable(name)}: {count:,}" for name, count in zip(names, counts, strict=True))
     least, most = int(counts.argmin()), int(counts.argmax())
-    return f"{counts[least]:,} of {_printable(names[least])} to {counts[most]:,} of {_printable(names[most])}"
-
-
-def _printable(name: str) -> str:
-    """Returns a name on one line; it is that of somebody's folder."""
-    return name if name.isprintable() else repr(name)
+    return f"{counts[least]:,} of {printable(names[least])} to {counts[most]:,} of {printable(names[most])}"

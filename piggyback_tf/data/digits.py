@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 
 from piggyback_tf.data.images import DataError
-from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.sources import Source, Subset, TaskData, carve_validation, digest, stratified_split
+from piggyback_tf.data.specs import DataRequest, register_data
 
 TEST_FRACTION = 0.2
 

@@ -36,7 +36,7 @@ _RESULT = re.compile(r"[a-z]+-[0-9a-f]{32}\.npz")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """An entry of the cache.
 
     Attributes:
@@ -157,7 +157,7 @@ def make_room(cache_dir: Path, size: int, limit: int | None) -> int:
     Returns:
         How many bytes there is room for: below the limit, with a part of the disk left free.
     """
-    remove_leftovers(cache_dir)
+    remove_cache_leftovers(cache_dir)
     for result in list_results(cache_dir):
         if time.time() - result.used > RESULT_DAYS * 86400:
             result.path.unlink(missing_ok=True)
@@ -178,23 +178,23 @@ def make_room(cache_dir: Path, size: int, limit: int | None) -> int:
     return max(room(), 0)
 
 
-def list_entries(cache_dir: Path) -> list[Entry]:
+def list_entries(cache_dir: Path) -> list[CacheEntry]:
     """Returns the entries of images, largest first."""
     entries = []
     for path in _named(cache_dir, _ENTRY):
         with contextlib.suppress(OSError):
             size = sum(file.stat().st_size for file in path.iterdir())
-            entries.append(Entry(path, size, path.stat().st_mtime, _read_about(path)))
+            entries.append(CacheEntry(path, size, path.stat().st_mtime, _read_about(path)))
     return sorted(entries, key=lambda entry: -entry.size)
 
 
-def list_results(cache_dir: Path) -> list[Entry]:
+def list_results(cache_dir: Path) -> list[CacheEntry]:
     """Returns the files that keep results of scans."""
     results = []
     for path in _named(cache_dir, _RESULT):
         with contextlib.suppress(OSError):
             status = path.stat()
-            results.append(Entry(path, status.st_size, status.st_mtime, {}))
+            results.append(CacheEntry(path, status.st_size, status.st_mtime, {}))
     return results
 
 
@@ -213,7 +213,7 @@ def remove_entry(folder: Path) -> bool:
         return not folder.exists()
 
 
-def remove_leftovers(cache_dir: Path) -> int:
+def remove_cache_leftovers(cache_dir: Path) -> int:
     """Removes what killed processes left of entries; returns how many bytes that were."""
     size = 0
     for path in cache_dir.glob("images-*.partial") if cache_dir.is_dir() else ():

@@ -9,11 +9,12 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
-from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.problems import DataProblems, Problem, check_header, no_image_by_name
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
+from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.files import PathError, is_text, local_path, same_look, shown_path
 from piggyback_tf.junk import is_junk
+from piggyback_tf.sentences import some
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
 # The names of their folders.
@@ -107,13 +108,13 @@ def load_folder(request: DataRequest) -> TaskData:
     def source(split: str) -> FolderSource:
         split, found = folders[split], _named_as(class_names, files[split])
         if unknown := [name for name in found if name not in class_names]:
-            which = f"Class {unknown[0]!r} is" if len(unknown) == 1 else f"Classes {_some(unknown)} are"
+            which = f"Class {unknown[0]!r} is" if len(unknown) == 1 else f"Classes {some(unknown, 10, repr)} are"
             it = "it" if len(unknown) == 1 else "they"
             raise DataError(
                 f"{which} in {str(root / split)!r} but not in {str(root / 'train')!r}, so that {it} cannot be learned."
             )
         if missing := [name for name in class_names if not found.get(name)]:
-            logging.warning("%s has no images of %d class(es): %s.", root / split, len(missing), ", ".join(missing[:5]))
+            logging.warning("%s has no images of %d class(es): %s.", root / split, len(missing), some(missing))
         pairs = [(path, label) for label, name in enumerate(class_names) for path in found.get(name, [])]
         return FolderSource(root, [path for path, _ in pairs], [label for _, label in pairs])
 
@@ -155,15 +156,11 @@ def _list_split(root: Path, split: str, problems: list[Problem]) -> dict[str, li
         if not files[entry.name] and len(problems) == before:
             empty.append(entry.path)
     if empty:
-        which = f"Class folder {empty[0]!r} has" if len(empty) == 1 else f"Class folders {_some(empty)} have"
+        which = f"Class folder {empty[0]!r} has" if len(empty) == 1 else f"Class folders {some(empty, 10, repr)} have"
         raise DataError(f"{which} no images. Remove the folder or put images into it.")
     if not files:
         raise DataError(f"Folder {str(root / split)!r} has no class folders with images. {LAYOUT}")
     return files
-
-
-def _some(paths: list[str]) -> str:
-    return ", ".join(map(repr, paths[:10])) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
 
 
 def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...], problems: list[Problem]) -> list[str]:

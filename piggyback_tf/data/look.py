@@ -9,11 +9,12 @@ import numpy as np
 import PIL
 from absl import logging
 
-from piggyback_tf.data.augment import Operation, Size, chain_size
-from piggyback_tf.data.cache import decode_all, keep, recall
+from piggyback_tf.data.augment import Operation, Size, apply_operations, chain_size
+from piggyback_tf.data.cache import decode_all, read_kept, write_kept
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.problems import KINDS, DataProblems, Problem, problem_of
 from piggyback_tf.data.sources import Source, Subset, digest
+from piggyback_tf.sentences import some
 
 # The name under which results are kept; the number goes up when a look finds other things.
 _KEPT = "looked"
@@ -93,7 +94,7 @@ class WithoutBroken(Source):
         if not len(whole):
             raise DataError(f"Every image of {self._name} is broken, for example {[*broken, *self._also][0].place!r}.")
         if broken:
-            examples = ", ".join(problem.place for problem in broken[:5]) + (", ..." if len(broken) > 5 else "")
+            examples = some([problem.place for problem in broken])
             logging.warning(
                 "Skipped %d broken of %d images of %s: %s.", len(broken), len(look.sizes), self._name, examples
             )
@@ -160,13 +161,10 @@ class ReadAndPrepare:
 
     def prepare(self, image: np.ndarray, index: int) -> np.ndarray:
         """Returns an image that was read, after the operations."""
-        for operation in self.operations:
-            try:
-                operation.output_size(image.shape[:2])
-            except DataError as error:
-                raise UnfitImageError(f"Image {self.source.describe(index)!r}: {error}") from None
-            image = operation.apply_to(image)
-        return image
+        try:
+            return apply_operations(self.operations, image)
+        except DataError as error:
+            raise UnfitImageError(f"Image {self.source.describe(index)!r}: {error}") from None
 
     def known_size(self) -> Size | None:
         """Returns the size of all images after the operations, where it is known without reading them."""
@@ -247,7 +245,7 @@ def known_look(source: Source, cache_dir: str | None) -> Look | None:
 
 def recall_look(source: Source, cache_dir: str | None) -> Look | None:
     """Returns what an earlier look at the same images found, `None` if there was none."""
-    found = recall(_KEPT, _key(source), cache_dir)
+    found = read_kept(_KEPT, _key(source), cache_dir)
     if found is None or len(found["sizes"]) != len(source):
         return None
     rows = zip(found["indices"], found["kinds"], found["sentences"], strict=True)
@@ -283,7 +281,7 @@ def _keep_look(source: Source, look: Look, cache_dir: str | None) -> None:
         "kinds": np.array([problem.kind for problem in problems], np.str_),
         "sentences": np.array([problem.sentence for problem in problems], np.str_),
     }
-    keep(_KEPT, _key(source), arrays, cache_dir)
+    write_kept(_KEPT, _key(source), arrays, cache_dir)
 
 
 def _key(source: Source) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from piggyback_tf.data.images import EXTENSIONS, DataError, unidentified
+from piggyback_tf.sentences import printable
 
 HEIC_EXTENSIONS = ("heic", "heif", "hif")
 FLAG = "--skip_broken_images"
@@ -116,7 +117,7 @@ def describe_problems(problems: Sequence[Problem], name: str, listed: int | None
         own = [problem for problem in problems if problem.kind == kind_name]
         if own:
             lines.append(f"  {len(own):,} {kind.one if len(own) == 1 else kind.many}. {kind.cure}".rstrip())
-            lines += [f"    {shown(problem)}" for problem in own[:listed]]
+            lines += [f"    {_line(problem)}" for problem in own[:listed]]
             if len(own) > len(own[:listed]):
                 lines.append(f"    ... and {len(own) - listed:,} more")
     if skippable:
@@ -125,10 +126,9 @@ def describe_problems(problems: Sequence[Problem], name: str, listed: int | None
     return "\n".join(lines)
 
 
-def shown(problem: Problem) -> str:
+def _line(problem: Problem) -> str:
     """Returns a problem as a line under its kind; names of files may hold what is no text."""
-    text = problem.place if KINDS[problem.kind].explains else problem.sentence
-    return text if text.isprintable() else repr(text)
+    return printable(problem.place if KINDS[problem.kind].explains else problem.sentence)
 
 
 def are_all_listed(problems: Sequence[Problem]) -> bool:

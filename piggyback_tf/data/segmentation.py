@@ -16,10 +16,10 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
-from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, read_class_names, reader_of
 from piggyback_tf.data.problems import DataProblems, Problem, check_header
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
+from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.files import PathError, local_path, shown_path
 from piggyback_tf.junk import is_junk
 

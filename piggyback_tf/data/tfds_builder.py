@@ -12,6 +12,7 @@ from absl import logging
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.label_maps import LabelReader, class_names_of, reader_of
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.sentences import reason
 
 HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
 SPLITS = ("train", "validation", "test")
@@ -86,7 +87,7 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         ) from None
     except Exception as error:
         # Wrong configurations and versions come as ValueError, AssertionError and others.
-        raise DataError(f"TensorFlow Datasets cannot open {name!r}: {_shorten(error)}") from error
+        raise DataError(f"TensorFlow Datasets cannot open {name!r}: {reason(error, 600)}.") from error
     return builder
 
 
@@ -109,7 +110,7 @@ def make_prepared(builder: Any, name: str, data_dir: str | None) -> None:
         except Exception as error:
             argument = f", data_dir={data_dir!r}" if data_dir else ""
             raise DataError(
-                f"Data set {name!r} is not prepared in {where} and could not be downloaded: {_shorten(error)} "
+                f"Data set {name!r} is not prepared in {where} and could not be downloaded: {reason(error, 600)}. "
                 f'Prepare it where there is a network, with python -c "import tensorflow_datasets as tfds; '
                 f'tfds.builder({name!r}{argument}).download_and_prepare()", '
                 f"copy the folder, and pass --data_dir=FOLDER."
@@ -172,11 +173,6 @@ def _parser(features: Any, image: str, label: str) -> Callable[[bytes], tuple[by
             return bytes(example[image]), bytes(found) if is_map else int(found)
         except Exception as error:
             # Records of other features come as KeyError, AttributeError, ValueError or an error of protobuf.
-            raise ValueError(f"a record in it holds no {image} and {label}: {_shorten(error, 200)[:-1]}") from error
+            raise ValueError(f"a record in it holds no {image} and {label}: {reason(error, 200)}") from error
 
     return parse
-
-
-def _shorten(error: Exception, limit: int = 600) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= limit else text[:limit] + "...").rstrip(".") + "."

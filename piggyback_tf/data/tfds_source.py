@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data.cache import remember
+from piggyback_tf.data.cache import compute_once
 from piggyback_tf.data.images import DataError, decode_image
-from piggyback_tf.data.kinds import DataRequest, register_data
 from piggyback_tf.data.label_maps import check_size
-from piggyback_tf.data.records import READERS, Shard, shared_records
+from piggyback_tf.data.record_files import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
+from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.data.tfds_builder import HINT, Fields, find_fields, make_prepared, open_builder, parse_options
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
@@ -64,7 +64,7 @@ class TfdsSource(Source):
             return {field.name: columns[:, i] for i, field in enumerate(dataclasses.fields(_Record))}
 
         # The number goes up when a scan finds other things: what is in the cache was found by an older one.
-        return remember("records", digest("records 2", self.fingerprint()), scan, self._cache_dir)
+        return compute_once("records", digest("records 2", self.fingerprint()), scan, self._cache_dir)
 
     @property
     def _title(self) -> str:

@@ -1,10 +1,15 @@
-"""Errors with their intervals, zeros per layer, and the report of a training. Nothing here imports TensorFlow."""
+"""What measurements say: errors with their intervals, zeros per layer, reports and tables. Nothing here is measured.
+
+Networks are run on images elsewhere: by `sequences/measure.py` in a run, by `commands/evaluate.py` for a pack. Here
+figures are computed from what they answer. Nothing here imports TensorFlow.
+"""
 
 from piggyback_tf.evaluation.metrics import evaluate, top_k_error, top_k_hits, wilson_interval
 from piggyback_tf.evaluation.report import summary, write_report
-from piggyback_tf.evaluation.results import METRICS_FILE, RESULT_FILE, ResultsError
-from piggyback_tf.evaluation.sparsity import format_table, format_zeros, zeros_table
-from piggyback_tf.evaluation.text import format_bytes, format_error
+from piggyback_tf.evaluation.results import ResultsError
+from piggyback_tf.evaluation.sparsity import format_zeros, zeros_table
+from piggyback_tf.evaluation.text import format_bytes, format_error, format_table
+from piggyback_tf.file_names import METRICS_FILE, RESULT_FILE
 
 __all__ = [
     "METRICS_FILE",

@@ -6,6 +6,7 @@ from typing import Any
 
 from piggyback_tf.data import TaskData
 from piggyback_tf.data.problems import KINDS
+from piggyback_tf.sentences import printable
 
 # So many of a kind and a split are named; the others are in the metrics.
 _NAMED = 100
@@ -47,7 +48,7 @@ def left_out_lines(left_out: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
 
 
 def _code(place: str) -> str:
-    text = place if place.isprintable() else ascii(place)
+    text = printable(place)
     # Longer than any run of backquotes in the name.
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"

@@ -8,9 +8,9 @@ import html
 import re
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.backbones.errors import one_line
 from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.sentences import escaped, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoCard
@@ -61,7 +61,7 @@ def model_card(repository: str, files: list[PackFile], existing: str | None = No
     card = _parse(existing or "")
     body = "\n".join([BEGIN, *_body(repository, files), END])
     if not card.text.strip():
-        card.text = f"\n# {_plain(name)}\n\n{body}\n"
+        card.text = f"\n# {escaped(name)}\n\n{body}\n"
     else:
         card.text = _replace_between_markers(card.text, body)
     for key, value in _metadata(name, files, card.data.to_dict()).items():
@@ -104,8 +104,8 @@ def _metadata(name: str, files: list[PackFile], old: dict[str, Any]) -> dict[str
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
-            dataset_type=_plain(pack.task),
-            dataset_name=f"{_plain(pack.task)}, {pack.errors['test']['images']} test images",
+            dataset_type=escaped(pack.task),
+            dataset_name=f"{escaped(pack.task)}, {pack.errors['test']['images']} test images",
             dataset_split="test",
             metric_type="accuracy",
             metric_name="Top-1 accuracy",
@@ -119,7 +119,7 @@ def _metadata(name: str, files: list[PackFile], old: dict[str, Any]) -> dict[str
     return {
         "library_name": old.get("library_name", "piggyback_tf"),
         "pipeline_tag": old.get("pipeline_tag", "image-classification"),
-        "tags": list(dict.fromkeys([*tags, *_TAGS, *(_plain(pack.base_name) for pack in packs)])),
+        "tags": list(dict.fromkeys([*tags, *_TAGS, *(escaped(pack.base_name) for pack in packs)])),
         "model-index": others + (eval_results_to_model_index(name, results) if results else []) or None,
     }
 
@@ -164,7 +164,7 @@ def _example(file: str, pack: TaskPack) -> list[str]:
     if is_model_file(name):
         backbone = f"pb.load_backbone({f'FOLDER/{name}'!r}, image_size={size})"
     elif name not in list_backbones():
-        backbone = f"pb.Backbone.from_model(model)  # {_plain(name)}, as the task's author has it"
+        backbone = f"pb.Backbone.from_model(model)  # {escaped(name)}, as the task's author has it"
     elif pack.base_weights in get_entry(name).weights:
         seed = f", seed={pack.settings.get('seed', 0)!r}" if pack.base_weights == "random" else ""
         backbone = f"pb.load_backbone({name!r}, weights={pack.base_weights!r}, image_size={size}{seed})"
@@ -181,11 +181,6 @@ def _example(file: str, pack: TaskPack) -> list[str]:
     ]
 
 
-def _plain(text: str) -> str:
-    """Returns a text on one line, without control characters; a pack may come from anywhere."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
 def _markdown(text: str) -> str:
     """Returns a text that Markdown shows as it is, neither as HTML nor as a link."""
-    return re.sub(r"([\\`*\[\]])", r"\\\1", html.escape(_plain(text), quote=False))
+    return re.sub(r"([\\`*\[\]])", r"\\\1", html.escape(escaped(text), quote=False))

@@ -13,12 +13,9 @@ from piggyback_tf.evaluation.results import learned_steps, tasks_of
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
 from piggyback_tf.extras import is_installed
+from piggyback_tf.file_names import CURVES_PLOT, MATRIX_PLOT, REPORT_FILE, ZEROS_PLOT
 from piggyback_tf.files import write_atomically
 
-REPORT = "report.md"
-ZEROS_PLOT = "zeros.png"
-CURVES_PLOT = "learning_curves.png"
-MATRIX_PLOT = "errors.png"
 # Masks with fewer zeros change nothing that could be measured.
 _IDLE = 1e-4
 
@@ -59,8 +56,8 @@ def write_report(output_dir: str | os.PathLike, metrics: Mapping[str, Any]) -> P
     }
     lines += left_out_lines(found)
     # Last, so that a report never points to plots that are not there.
-    write_atomically(folder / REPORT, "\n".join(lines).rstrip("\n") + "\n")
-    return folder / REPORT
+    write_atomically(folder / REPORT_FILE, "\n".join(lines).rstrip("\n") + "\n")
+    return folder / REPORT_FILE
 
 
 def summary(metrics: Mapping[str, Any]) -> Lines:

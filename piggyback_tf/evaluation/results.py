@@ -35,13 +35,10 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.evaluation.continual import measures
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import write_atomically
-from piggyback_tf.packs.pack import PACK_SUFFIX
 
 FORMAT = 2
-METRICS_FILE = "metrics.json"
-# What a training was found to be worth; a training that has one is not done again.
-RESULT_FILE = "result.json"
 
 
 class ResultsError(ValueError):
@@ -100,12 +97,22 @@ def learned_steps(sequence: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[st
             yield task, step
 
 
-def _read(path: Path, of_before: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Returns what a file holds, in the shape of today."""
+def read_json(path: Path) -> Any:
+    """Returns what a file of JSON holds.
+
+    Raises:
+        ResultsError: If it is none.
+        OSError: If it cannot be read.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResultsError(f"{str(path)!r} is no JSON file: {error}.") from None
+
+
+def _read(path: Path, of_before: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Returns what a file holds, in the shape of today."""
+    found = read_json(path)
     try:
         version = found.get("format", 1)
         if version == 1:

@@ -1,7 +1,9 @@
 """Errors, sizes and tables as text for people."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from piggyback_tf.sentences import printable
 
 
 def format_error(errors: dict[str, Any] | None, name: str = "top1_error") -> str:
@@ -29,17 +31,57 @@ def format_bytes(count: int | None) -> str:
     return f"{size:.1f} {unit}"
 
 
+def format_pairs(values: Mapping[str, object], indent: int = 0) -> list[str]:
+    """Returns names and values as lines, the values below one another.
+
+    Args:
+        values: The values; their names are what stands before them.
+        indent: How many blanks each line begins with.
+    """
+    pairs = [(printable(name), printable(value)) for name, value in values.items()]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{' ' * indent}{name.ljust(width)}  {value}" for name, value in pairs]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, end: int = 0) -> str:
+    """Returns a table in plain text.
+
+    Args:
+        header: The columns' names.
+        rows: The cells.
+        left: How many columns, from the first, are aligned to the left; the others hold numbers.
+        end: How many columns before the end of the lines are aligned to the left, too.
+    """
+    header, *rows = _cells(header, rows)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    places = [*range(left), *range(len(widths) - end, len(widths))]
+    lines = [_aligned(line, widths, places) for line in (header, ["-" * width for width in widths], *rows)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Returns the lines of a Markdown table.
 
     Args:
         header: The columns' names.
         rows: The cells.
-        left: How many columns, from the first, are aligned to the left; the others hold numbers.
+        left: As in `format_table`.
     """
-    table = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    header, *rows = [[cell.replace("|", "\\|") for cell in line] for line in _cells(header, rows)]
     # Filled up with blanks, so that the table can be read in a terminal too.
-    widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
-    lines = [[*map(str.ljust, row[:left], widths), *map(str.rjust, row[left:], widths[left:])] for row in table]
-    lines.insert(1, [*("-" * w for w in widths[:left]), *("-" * (w - 1) + ":" for w in widths[left:])])
-    return [f"| {' | '.join(line)} |" for line in lines]
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    below = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    return [f"| {' | '.join(_aligned(line, widths, range(left)))} |" for line in (header, below, *rows)]
+
+
+def _cells(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Returns all lines of a table; what a cell holds may come from a pack, and a pack from anywhere."""
+    return [[printable(cell) for cell in line] for line in (header, *rows)]
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int], left: Collection[int]) -> list[str]:
+    """Returns the cells of a line filled up to the widths of their columns, to the left in those that are named."""
+    return [
+        cell.ljust(width) if place in left else cell.rjust(width)
+        for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]

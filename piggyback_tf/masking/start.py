@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.masking.wrap import masked_weights
+from piggyback_tf.sentences import some
 from piggyback_tf.settings.masks import MaskConfig
 
 
@@ -45,8 +46,7 @@ def start_masks(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
     """
     weights = masked_weights(model)
     if left_out := [path for path in masks if path not in weights and not (masks[path] == 1).all()]:
-        shown = ", ".join(left_out[:5]) + (" and more" if len(left_out) > 5 else "")
-        logging.warning("Not masked here, and so not as in the pack that masks start from: %s.", shown)
+        logging.warning("Not masked here, and so not as in the pack that masks start from: %s.", some(left_out))
     for path, weight in weights.items():
         if path in masks:
             weight.mask_real.assign(start_value(masks[path], weight.layer.mask_config))

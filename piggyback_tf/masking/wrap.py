@@ -8,13 +8,12 @@ import keras
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.backbones.paths import batch_norm_paths, copy_weights, is_batch_norm, is_container, named_layers
-from piggyback_tf.backbones.settings import changed_kernel
+from piggyback_tf.backbones.layer_settings import changed_kernel
+from piggyback_tf.backbones.paths import copy_weights, is_batch_norm, is_container, named_layers
 from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
 from piggyback_tf.settings.masks import MaskConfig
-from piggyback_tf.surgery import TrainedNorm, copy_layers, foreign_kernels, share_variables
-
-NORMS = ("frozen", "task")
+from piggyback_tf.settings.methods.base import check_norm
+from piggyback_tf.surgery import TrainedNorm, check_has_batch_norm, copy_layers, foreign_kernels, share_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +69,12 @@ def mask(
     if not isinstance(config, MaskConfig):
         raise ValueError(f"`config` must be a piggyback_tf.MaskConfig. Received: {config!r}.")
     trained_norm = TrainedNorm(norm_statistics, norm_momentum)
-    if norm not in NORMS:
-        raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}.")
+    check_norm(norm)
     _check_model(model)
     paths = {id(layer): path for path, layer in named_layers(model)}
     chosen = _choose_layers(model, _as_patterns(include), _as_patterns(exclude))
-    if norm == "task" and not batch_norm_paths(model):
-        raise ValueError(f"Model {model.name!r} has no batch normalisation to train per task; use norm='frozen'.")
+    if norm == "task":
+        check_has_batch_norm(model)
 
     def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
         if id(layer) in chosen:

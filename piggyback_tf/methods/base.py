@@ -14,9 +14,9 @@ from piggyback_tf.backbones import (
 )
 from piggyback_tf.data import TaskData
 from piggyback_tf.masking import MaskedLayer, MaskStart
-from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
-from piggyback_tf.methods.memory import Memory
-from piggyback_tf.problems import HEAD_NAME, HeadSpec, HeadStart, add_head, network_for, read_spec
+from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
+from piggyback_tf.methods.parts.memory import Arrays, Memory
+from piggyback_tf.problems import HeadSpec, HeadStart, add_head, is_head, network_for, read_spec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
 from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays
@@ -283,6 +283,22 @@ class Method(abc.ABC):
         assign_arrays(model, self.memory.of(task))
         return bake_kernels(model)
 
+    def recalled(self, network: keras.Model, task: str, arrays: Arrays) -> keras.Model:
+        """Returns the network of a learned task, for a `recall` that needs no `build`.
+
+        Args:
+            network: From images to features; it becomes a part of the result.
+            task: The task's name.
+            arrays: Values of the network's variables by canonical path; what belongs to the task alone comes on top.
+
+        Raises:
+            ValueError: If the task was not learned.
+        """
+        own = self.memory.of(task)
+        model = add_head(network, HeadSpec("dense", self.memory.classes(task)))
+        assign_arrays(model, {**arrays, **own})
+        return model
+
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         """Returns the group, one of `VARIABLE_GROUPS`, of a trainable variable.
 
@@ -290,7 +306,7 @@ class Method(abc.ABC):
             path: Canonical path of the variable.
             layer: The layer that owns it.
         """
-        if path.startswith(f"{HEAD_NAME}/"):
+        if is_head(path):
             return "head"
         if isinstance(layer, MaskedLayer):
             return "mask"

@@ -26,12 +26,12 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.methods.added_loss import AddedLoss
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.fisher import diagonal_fisher, sample_images
-from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.shared_network import SharedNetwork
-from piggyback_tf.problems import HEAD_NAME
+from piggyback_tf.methods.parts.added_loss import AddedLoss
+from piggyback_tf.methods.parts.fisher import diagonal_fisher, sample_images
+from piggyback_tf.methods.parts.memory import Memory
+from piggyback_tf.methods.parts.shared_network import SharedNetwork
+from piggyback_tf.problems import is_head
 from piggyback_tf.settings.methods.ewc import EWCConfig
 
 
@@ -88,5 +88,5 @@ def penalised_variables(model: keras.Model) -> dict[str, keras.Variable]:
     return {
         path: variable
         for path, variable in named_variables(model).items()
-        if id(variable) in trainable and not path.startswith(f"{HEAD_NAME}/")
+        if id(variable) in trainable and not is_head(path)
     }

@@ -4,7 +4,7 @@ import keras
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.methods.base import METHODS, Method
-from piggyback_tf.methods.shared_network import SharedNetwork, trainable_network
+from piggyback_tf.methods.parts.shared_network import SharedNetwork, trainable_network
 from piggyback_tf.settings.methods.finetune import FinetuneConfig, FinetuneSequentialConfig
 
 

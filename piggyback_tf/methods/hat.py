@@ -43,9 +43,8 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers
 from piggyback_tf.methods.base import METHODS, Method
-from piggyback_tf.methods.memory import Arrays, Memory
-from piggyback_tf.methods.units import GATED_LAYERS, UnitGraph
-from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
+from piggyback_tf.methods.parts.memory import Arrays, Memory, split_off_head
+from piggyback_tf.methods.parts.units import GATED_LAYERS, UnitGraph
 from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
 from piggyback_tf.surgery import (
     PACKAGE,
@@ -269,8 +268,7 @@ class HAT(Method):
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         del backbone, images
-        arrays = own_arrays(model)
-        own = {path: arrays.pop(path) for path in list(arrays) if path.startswith(f"{HEAD_NAME}/")}
+        own, arrays = split_off_head(own_arrays(model))
         for path in held_layers(model):
             own[f"{_gates_of(path)}/open"] = arrays.pop(f"{_gates_of(path)}/embedding") > 0
         if self.memory.tasks:
@@ -278,12 +276,9 @@ class HAT(Method):
         return self.memory.with_task(task, own, shared=arrays)
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        own = self.memory.of(task)
         gates = {last: Gates(name=_gates_of(path)) for last, path in UnitGraph(backbone.model).gate_of.items()}
         network, _ = copy_layers(backbone.model, lambda layer: (type(layer), {}), GateInsertion(gates))
-        model = add_head(network, HeadSpec("dense", self.memory.classes(task)))
-        assign_arrays(model, {**self.memory.shared, **own})
-        return model
+        return self.recalled(network, task, self.memory.shared)
 
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         return "adapter" if isinstance(layer, LearnedGates) else super().variable_group(path, layer)

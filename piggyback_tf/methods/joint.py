@@ -18,9 +18,9 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import TaskData
 from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.many_heads import split_heads
-from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.methods.parts.many_heads import split_heads
+from piggyback_tf.methods.parts.memory import Memory
+from piggyback_tf.methods.parts.shared_network import SharedNetwork
 from piggyback_tf.problems import HEAD_NAME, HeadSpec
 from piggyback_tf.settings.methods.joint import JointConfig
 from piggyback_tf.surgery import own_arrays

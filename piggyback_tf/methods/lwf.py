@@ -26,11 +26,11 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.masking import share
-from piggyback_tf.methods.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.many_heads import join_heads, split_heads
-from piggyback_tf.methods.memory import Memory
-from piggyback_tf.methods.shared_network import SharedNetwork
+from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
+from piggyback_tf.methods.parts.many_heads import join_heads, split_heads
+from piggyback_tf.methods.parts.memory import Memory
+from piggyback_tf.methods.parts.shared_network import SharedNetwork
 from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
 from piggyback_tf.settings.methods.lwf import LwFConfig
 from piggyback_tf.surgery import own_arrays

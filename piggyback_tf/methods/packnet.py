@@ -33,8 +33,7 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
-from piggyback_tf.methods.memory import Arrays, Memory
-from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
+from piggyback_tf.methods.parts.memory import Arrays, Memory, split_off_head
 from piggyback_tf.settings.methods.packnet import PackNetConfig
 from piggyback_tf.surgery import (
     KERNELS,
@@ -198,8 +197,7 @@ class PackNet(Method):
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         del backbone, images
-        arrays = own_arrays(model)
-        head = {path: arrays.pop(path) for path in list(arrays) if path.startswith(f"{HEAD_NAME}/")}
+        head, arrays = split_off_head(own_arrays(model))
         owners = {path: arrays[_owner_of(path)] for path in owned_kernels(arrays)}
         for path, owner in owners.items():
             arrays[path][owner == 0] = 0
@@ -207,15 +205,12 @@ class PackNet(Method):
         return self.memory.with_task(task, head, shared=arrays)
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        head = self.memory.of(task)
+        self.memory.of(task)  # It says so if the task was not learned.
         arrays, number = dict(self.memory.shared), self.memory.tasks.index(task) + 1
         for path in owned_kernels(arrays):
             owner = arrays.pop(_owner_of(path))
             arrays[path] = np.where((owner > 0) & (owner <= number), arrays[path], 0)
-        network = copy_of_base(backbone.model)
-        model = add_head(network, HeadSpec("dense", self.memory.classes(task)))
-        assign_arrays(model, {**arrays, **head})
-        return model
+        return self.recalled(copy_of_base(backbone.model), task, arrays)
 
     @property
     def _task(self) -> int:

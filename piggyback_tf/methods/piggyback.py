@@ -19,9 +19,9 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.masking import MaskStart, mask, masked_weights, start_masks
 from piggyback_tf.masking.threshold import count_dropped
-from piggyback_tf.methods.added_loss import AddedLoss
 from piggyback_tf.methods.base import AUTO, METHODS, Method
-from piggyback_tf.methods.memory import Memory
+from piggyback_tf.methods.parts.added_loss import AddedLoss
+from piggyback_tf.methods.parts.memory import Memory
 from piggyback_tf.settings.methods.piggyback import PiggybackConfig
 
 

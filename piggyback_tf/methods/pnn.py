@@ -26,8 +26,8 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, copy_weights, is_container, named_layers
 from piggyback_tf.methods.base import METHODS, Method
-from piggyback_tf.methods.shared_network import trainable_network
-from piggyback_tf.problems import HEAD_NAME
+from piggyback_tf.methods.parts.memory import split_off_head
+from piggyback_tf.methods.parts.shared_network import trainable_network
 from piggyback_tf.settings.methods.pnn import PNNConfig
 from piggyback_tf.surgery import PACKAGE, assign_arrays, copy_layers, generator, share_variables
 
@@ -154,7 +154,7 @@ class PNN(Method):
         for number, task in enumerate(self.memory.tasks):
             column, laterals = self._column(backbone, earlier, number, seed)
             own = self.memory.of(task)
-            assign_arrays(column, {path: own[path] for path in own if not path.startswith(f"{HEAD_NAME}/")})
+            assign_arrays(column, split_off_head(own)[1])
             earlier = FrozenColumns(
                 inputs=column.input, outputs=[*laterals.sources, *laterals.boundaries], name=EARLIER_NAME
             )

@@ -8,8 +8,8 @@ from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fields import check_task_name
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.container import PackError
+from piggyback_tf.packs.description import check_task_name
 from piggyback_tf.packs.pack import TaskPack
 
 __all__ = ["BaseSpec", "MaskBits", "PackError", "TaskArrays", "TaskBank", "TaskPack", "check_task_name"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fileformat import PackError, check_path, check_shape
+from piggyback_tf.packs.container import PackError, check_path, check_shape
 
 DTYPES = ("float32", "float16")
 _FLOAT32 = np.dtype("float32")

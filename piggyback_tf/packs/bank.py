@@ -11,17 +11,21 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixel_range import as_images
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.find import packs_in
 from piggyback_tf.packs.held import HOLDS, HeldTask
 from piggyback_tf.packs.kernel_cache import KernelCache
 from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
-from piggyback_tf.packs.pack import PACK_SUFFIX, TaskPack
+from piggyback_tf.packs.pack import TaskPack
 from piggyback_tf.packs.to_keras import keras_model
+from piggyback_tf.problems import head_logits
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings.records import check_integer
+from piggyback_tf.surgery import features_with
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -195,7 +199,7 @@ class TaskBank:
         Raises:
             ValueError: As in `predict`, or if k is no integer of at least 1.
         """
-        _check_count("k", k)
+        check_integer("k", k, 1)
         tasks = self._tasks_of(task)
         rows = self._predict(images, tasks, batch_size)
         if isinstance(tasks, HeldTask):
@@ -226,8 +230,8 @@ class TaskBank:
     def _predict(
         self, images: Any, tasks: HeldTask | list[HeldTask], batch_size: int
     ) -> "np.ndarray | list[np.ndarray]":
-        _check_count("batch_size", batch_size)
-        images = self._check_images(images)
+        check_integer("batch_size", batch_size, 1)
+        images = as_images(images, self.backbone.image_size)
         if isinstance(tasks, HeldTask):
             return self._predict_one(images, tasks, batch_size)
         if len(tasks) != len(images):
@@ -252,10 +256,8 @@ class TaskBank:
         )
 
     def _forward(self, weights: list[tf.Tensor], kernel: tf.Tensor, bias: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        # Within the scope Keras reads these tensors in the place of the variables, in this thread only.
-        with keras.StatelessScope(state_mapping=list(zip(self._variables, weights, strict=True))):
-            features = self.backbone.model(images, training=False)
-        return tf.nn.softmax(tf.nn.bias_add(tf.matmul(tf.cast(features, tf.float32), kernel), bias))
+        features = features_with(self.backbone.model, zip(self._variables, weights, strict=True), images)
+        return tf.nn.softmax(head_logits(features, kernel, bias))
 
     def _tensors(self, task: HeldTask) -> TaskTensors:
         """Returns the tensors of a task, from the cache or made now."""
@@ -287,18 +289,6 @@ class TaskBank:
                 raise ValueError(unknown_name_message("task", str(name), list(tasks)))
         return [tasks[name] for name in names]
 
-    def _check_images(self, images: Any) -> np.ndarray:
-        size = self.backbone.image_size
-        try:
-            images = np.asarray(images)
-        except (TypeError, ValueError) as error:
-            # Lists of images of several sizes, for instance.
-            raise ValueError(f"Images must be an array [N, {size}, {size}, 3], which these cannot become.") from error
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
-        check_pixels(images)
-        return images
-
     def _packs(self, source: TaskPack | str | os.PathLike) -> Iterator[TaskPack]:
         """Yields the pack itself, that of a file, or those of a folder, checked and one in memory at a time."""
         if isinstance(source, TaskPack):
@@ -316,8 +306,3 @@ class TaskBank:
                 raise PackError(f"The folder {os.fspath(source)!r} has no file *{PACK_SUFFIX}.")
         for file in files:
             yield TaskPack.load(file, self._spec)
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1. Received: {value!r}.")

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.backbones.identity import Structure, check_same_computation
-from piggyback_tf.packs.fileformat import PackError, shown
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
+from piggyback_tf.packs.container import PackError
+from piggyback_tf.sentences import escaped, shown
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
@@ -146,4 +147,4 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
 
 def short_hash(digest: str) -> str:
     """Returns the beginning of a hash, without anything that could not be printed."""
-    return repr(digest[:12])[1:-1] + "..."
+    return escaped(digest[:12]) + "..."

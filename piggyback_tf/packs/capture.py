@@ -8,11 +8,11 @@ import numpy as np
 
 from piggyback_tf.backbones.paths import batch_norm_paths, is_container, named_layers, named_variables
 from piggyback_tf.data import DataError, parse_augment
-from piggyback_tf.data.augment import chain_size, check_draws_nothing
+from piggyback_tf.data.augment import chain_size, check_draws_nothing, check_final_size
 from piggyback_tf.masking import mask_config, masked_weights, read_masks
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits, pack_bits
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.container import PackError
 from piggyback_tf.problems import HEAD_NAME
 
 
@@ -82,14 +82,9 @@ def check_augment(augment: str, image_size: int) -> None:
     try:
         operations = parse_augment(augment)
         check_draws_nothing(operations, augment)
-        size = chain_size(operations, None)
+        check_final_size(augment, chain_size(operations, None), image_size)
     except DataError as error:
         raise PackError(f"eval_augment: {error}") from error
-    if size not in (None, (image_size, image_size)):
-        raise PackError(
-            f"eval_augment={augment!r} gives images of {size[0]}x{size[1]} pixels, and the base takes "
-            f"{image_size}x{image_size}."
-        )
 
 
 def _unwrapped(model: keras.Model, paths: Collection[str]) -> keras.Model:

@@ -15,7 +15,7 @@ import numpy as np
 
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fileformat import PackError, check_shape, shown
+from piggyback_tf.packs.container import PackError, check_shape
 from piggyback_tf.packs.partition import (
     MAX_CLASSES,
     Partition,
@@ -24,7 +24,8 @@ from piggyback_tf.packs.partition import (
     members,
     whole_layer,
 )
-from piggyback_tf.packs.rates import NEVER, RATE_BITS, RATE_ONE, RATES, rate_code
+from piggyback_tf.packs.zero_rates import NEVER, RATE_BITS, RATE_ONE, RATES, rate_code
+from piggyback_tf.sentences import shown
 
 CODECS = ("best", "static", "bits")
 # How a layer is coded: by the entropy coder, or as it is.
@@ -64,7 +65,7 @@ class EncodedMasks:
     Attributes:
         kind: `"binary"` or `"ternary"`.
         layers: The index, in layer order.
-        rates: Codes of all rates, uint8, in layer order; see `rates.py` and `docs/pack-format.md`.
+        rates: Codes of all rates, uint8, in layer order; see `zero_rates.py` and `docs/pack-format.md`.
         stream: What the entropy coder wrote, uint32.
         raw: The packed bits of the layers that are coded as they are, uint8.
     """

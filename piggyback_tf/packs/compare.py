@@ -7,7 +7,7 @@ import numpy as np
 
 from piggyback_tf.packs.base_fit import short_hash
 from piggyback_tf.packs.bits import MaskBits, count_ones
-from piggyback_tf.packs.fileformat import PackError
+from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.pack import TaskPack
 
 

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import with_home
 from piggyback_tf.junk import JUNK, is_junk
-from piggyback_tf.packs.fileformat import PackError
-from piggyback_tf.packs.pack import PACK_SUFFIX
+from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.remote import is_url
 
 

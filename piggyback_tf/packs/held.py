@@ -18,7 +18,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class ArrayPlaces:
     """Where a task's arrays are in its buffers; one object serves all tasks that agree in it.
 
     Attributes:
@@ -67,7 +67,7 @@ class HeldTask:
     eval_augment: str
     errors: dict[str, dict[str, Any]]
     zeros: float
-    layout: Layout
+    layout: ArrayPlaces
     bits: np.ndarray | EncodedMasks
     floats: np.ndarray
 
@@ -147,12 +147,12 @@ class HeldTask:
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(masks: Shapes, planes: int, norm: Shapes) -> Layout:
+def _layout(masks: Shapes, planes: int, norm: Shapes) -> ArrayPlaces:
     """Returns the same object for the same arguments: a layout takes more memory than the head of a small task."""
-    return Layout(masks, planes, norm)
+    return ArrayPlaces(masks, planes, norm)
 
 
-def _shared_index(encoded: EncodedMasks, layout: Layout) -> EncodedMasks:
+def _shared_index(encoded: EncodedMasks, layout: ArrayPlaces) -> EncodedMasks:
     """Returns the same encoded masks with the paths and shapes of the layout, of which there is one copy."""
     layers = zip(encoded.layers, layout.masks, strict=True)
     shared = tuple(dataclasses.replace(layer, path=path, shape=shape) for layer, (path, shape) in layers)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from piggyback_tf.backbones.errors import one_line
-from piggyback_tf.packs.fields import check_task_name
-from piggyback_tf.packs.fileformat import LARGEST_FILE, PackError
-from piggyback_tf.packs.pack import PACK_SUFFIX
+from piggyback_tf.file_names import PACK_SUFFIX, pack_name
+from piggyback_tf.packs.container import LARGEST_FILE, PackError
+from piggyback_tf.packs.description import check_task_name
 from piggyback_tf.packs.remote import RemoteError
+from piggyback_tf.sentences import one_line, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -138,7 +138,7 @@ def pack_file(task: str) -> str:
     Raises:
         PackError: If the name could lead out of a folder on some system.
     """
-    name = check_task_name(task) + PACK_SUFFIX
+    name = pack_name(check_task_name(task))
     if PureWindowsPath(name).drive:
         raise PackError(
             "In a repository, a task's name must not begin with a letter and a colon, as drives do. Received: "
@@ -189,8 +189,8 @@ def _sentence(error: Exception, name: str, revision: str | None) -> str:
     # The library wraps what goes wrong in one of several uploads.
     error = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    said = getattr(error, "server_message", None)
-    said = f" ({one_line(Exception(said)).rstrip('.')})" if said else ""
+    said = reason(getattr(error, "server_message", None) or "")
+    said = f" ({said})" if said else ""
     if isinstance(error, errors.GatedRepoError):
         return f"{hub} gives {repository} only to users whom its owner lets in; ask there for access."
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -205,4 +205,4 @@ def _sentence(error: Exception, name: str, revision: str | None) -> str:
         return f"Somebody else changed {repository} meanwhile; run the command again."
     if status is not None:
         return f"{hub} answered for {repository} with status {status}{said or ': ' + one_line(error)}."
-    return f"{hub} could not be used: {one_line(error).rstrip('.')}."
+    return f"{hub} could not be used: {reason(error)}."

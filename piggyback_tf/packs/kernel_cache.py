@@ -4,6 +4,8 @@ import collections
 import threading
 from typing import Generic, Protocol, TypeVar
 
+from piggyback_tf.settings.records import check_integer
+
 
 class _Sized(Protocol):
     @property
@@ -29,8 +31,7 @@ class KernelCache(Generic[Key, Value]):
     """
 
     def __init__(self, limit: int):
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-            raise ValueError(f"cache_bytes must be an integer of at least 0. Received: {limit!r}.")
+        check_integer("cache_bytes", limit, 0)
         self.limit = limit
         self._entries: collections.OrderedDict[Key, Value] = collections.OrderedDict()
         self._nbytes = 0

@@ -15,20 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from piggyback_tf.packs import bits, fileformat, remote, version1, version2
+from piggyback_tf.packs import bits, container, format1, format2_and_3, remote
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.fields import DICTS, check_fields
-from piggyback_tf.packs.fileformat import FORMAT_VERSION, PackError, PackFileError
+from piggyback_tf.packs.container import FORMAT_VERSION, PackError, PackFileError
+from piggyback_tf.packs.description import DICTS, check_fields
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:
     import keras
 
     from piggyback_tf.backbones import Backbone
-
-PACK_SUFFIX = ".task.safetensors"
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -88,7 +86,7 @@ class TaskPack:
         for field in DICTS:
             # What a file would make of it (tuples become lists, keys strings), so that a pack equals its file.
             try:
-                setattr(self, field, json.loads(fileformat.canonical_json(getattr(self, field))))
+                setattr(self, field, json.loads(container.canonical_json(getattr(self, field))))
             except (TypeError, ValueError) as error:
                 raise PackError(f"The pack's {field} cannot be written as JSON: {error}.") from error
         self.check()
@@ -217,7 +215,7 @@ class TaskPack:
         del content["format_version"]
         # What was digested before these were recorded has the same digest.
         content = {key: value for key, value in content.items() if value is not None or key not in _MAY_BE_MISSING}
-        return fileformat.digest(content, self.arrays.named())
+        return container.digest_of_content(content, self.arrays.named())
 
     def to_bytes(self, codec: str = "best") -> bytes:
         """Returns the pack as the bytes of its file; equal packs of one date give equal bytes.
@@ -231,7 +229,7 @@ class TaskPack:
             ValueError: If there is no such codec.
         """
         self.check()
-        return version2.write(self.arrays, self._plain(), self.content_digest(), codec)
+        return format2_and_3.write(self.arrays, self._plain(), self.content_digest(), codec)
 
     def save(self, path: str | os.PathLike, codec: str = "best") -> None:
         """Writes the pack to a file, whole or not at all.
@@ -263,22 +261,22 @@ class TaskPack:
             OSError: If the file cannot be read.
         """
         if remote.is_url(path):
-            return cls.from_bytes(remote.read_bytes(path, fileformat.LARGEST_FILE), os.fspath(path), base)
+            return cls.from_bytes(remote.read_bytes(path, container.LARGEST_FILE), os.fspath(path), base)
         with Path(path).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            return cls._read(fileformat.PackReader(stream, size, os.fspath(path)), base)
+            return cls._read(container.PackReader(stream, size, os.fspath(path)), base)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "bytes", base: BaseSpec | None = None) -> "TaskPack":
         """Does what `load` does with the content of a file; `name` stands for the file in errors."""
-        return cls._read(fileformat.PackReader(io.BytesIO(data), len(data), name), base)
+        return cls._read(container.PackReader(io.BytesIO(data), len(data), name), base)
 
     @classmethod
-    def _read(cls, reader: fileformat.PackReader, base: BaseSpec | None) -> "TaskPack":
+    def _read(cls, reader: container.PackReader, base: BaseSpec | None) -> "TaskPack":
         try:
             if reader.version == 1:
-                return cls(**version1.read(reader, _PLAIN_FIELDS, base))
-            fields, checksum = version2.read(reader, _PLAIN_FIELDS, base)
+                return cls(**format1.read(reader, _PLAIN_FIELDS, base))
+            fields, checksum = format2_and_3.read(reader, _PLAIN_FIELDS, base)
             pack = cls(**fields)
             if pack.content_digest() != checksum:
                 raise PackError("its checksum is not that of its content.")

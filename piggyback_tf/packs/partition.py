@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from piggyback_tf.packs.rates import RATE_BITS, RATE_ONE, RATES, rate_code
+from piggyback_tf.packs.zero_rates import RATE_BITS, RATE_ONE, RATES, rate_code
 
 MAX_CLASSES = 16
 _CLASSES = (1, 2, 3, 4, 6, 8, 12, MAX_CLASSES)

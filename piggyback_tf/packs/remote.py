@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piggyback_tf.backbones.errors import one_line
 from piggyback_tf.files import atomic_file, protocol_of, write_atomically
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.sentences import reason
 
 if TYPE_CHECKING:
     import fsspec
@@ -146,9 +146,9 @@ def _filesystem(url: str) -> tuple["fsspec.AbstractFileSystem", str]:
         return url_to_fs(url)
     except ImportError as error:
         # fsspec's text names the package.
-        raise RemoteError(f"{url!r} needs a driver that is not installed: {_reason(error)}.") from error
+        raise RemoteError(f"{url!r} needs a driver that is not installed: {reason(error)}.") from error
     except Exception as error:
-        raise RemoteError(f"{url!r} cannot be used: {_reason(error)}.") from error
+        raise RemoteError(f"{url!r} cannot be used: {reason(error)}.") from error
 
 
 def _is_local(filesystem: "fsspec.AbstractFileSystem") -> bool:
@@ -164,14 +164,10 @@ def _sentences(url: str, done: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         # Most drivers only repeat the path; that of the Hub says whether it is the repository that is missing.
-        reason = "" if error.errno or url.endswith(str(error).lstrip("/")) else f": {_reason(error)}"
+        said = "" if error.errno or url.endswith(str(error).lstrip("/")) else f": {reason(error)}"
         missing = "file" if done == "read" else "folder for"
-        raise MissingFileError(f"There is no {missing} {url!r}{reason}.") from error
+        raise MissingFileError(f"There is no {missing} {url!r}{said}.") from error
     except NotImplementedError as error:
         raise RemoteError(f"{url!r} cannot be {done}: its driver has no way to do so.") from error
     except Exception as error:
-        raise RemoteError(f"{url!r} could not be {done}: {_reason(error)}.") from error
-
-
-def _reason(error: Exception) -> str:
-    return one_line(error).rstrip(".")
+        raise RemoteError(f"{url!r} could not be {done}: {reason(error)}.") from error

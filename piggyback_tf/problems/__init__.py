@@ -11,6 +11,8 @@ from piggyback_tf.problems.heads import (
     HeadStart,
     add_head,
     features_of,
+    head_logits,
+    is_head,
     network_for,
     read_spec,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "Problem",
     "add_head",
     "features_of",
+    "head_logits",
+    "is_head",
     "network_for",
     "problem_of",
     "read_spec",

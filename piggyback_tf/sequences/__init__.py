@@ -1,10 +1,12 @@
 """Sequences: several tasks learned one after another by any method, and what becomes of all of them.
 
+Who measures: `measure.py` here runs networks on images and counts; `evaluation/` only computes figures from that.
 Names are looked up when they are first used: to read the list of tasks needs no TensorFlow.
 """
 
+from piggyback_tf.file_names import folders_of
 from piggyback_tf.lazy import lazy_names
-from piggyback_tf.sequences.tasks import folders_of, parse_tasks
+from piggyback_tf.sequences.tasks import parse_tasks
 
 _HOMES = {"SequenceSettings": "runner", "run_sequence": "runner", "with_start": "init_from"}
 

@@ -13,16 +13,17 @@ from absl import logging
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Subset, TaskData, make_dataset, surface_data_errors
 from piggyback_tf.evaluation.transferability import log_me
+from piggyback_tf.file_names import START_FILE
 from piggyback_tf.files import with_home
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.fileformat import shown
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
+from piggyback_tf.sentences import shown
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
+from piggyback_tf.training.run_folder import damaged
 
-START_FILE = "start.json"
 # Training images by which packs are compared: so many, and at least so many for each class.
 IMAGES, IMAGES_PER_CLASS = 500, 5
 _BATCH = 32
@@ -155,4 +156,4 @@ def _read(path: Path) -> dict[str, Any]:
         origin = json.loads(path.read_text())
         return {key: origin[key] for key in ("pack", "scores") if key in origin or key == "pack"}
     except (ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} is damaged ({error}). Choose another --output_dir.") from error
+        raise damaged(path, error) from error

@@ -15,13 +15,12 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Source, TaskData, make_dataset, stream_batches
 from piggyback_tf.evaluation.continual import measures
-from piggyback_tf.evaluation.results import RESULT_FILE, read_result, write_result
+from piggyback_tf.evaluation.results import read_result, write_result
+from piggyback_tf.file_names import ALONE_FOLDER, MEMORY_FILE, RESULT_FILE, TENSORBOARD_FOLDER, folders_of
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
-from piggyback_tf.sequences.answers import measure, measure_task_agnostic
-from piggyback_tf.sequences.cost import multiply_adds
 from piggyback_tf.sequences.init_from import with_start
-from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, NetworkStore, PackStore, Store
-from piggyback_tf.sequences.tasks import folders_of
+from piggyback_tf.sequences.measure import measure, measure_task_agnostic, multiply_adds
+from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, Store
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 
 
@@ -107,7 +106,7 @@ def run_sequence(
     if "task_agnostic" in steps[-1]:
         sequence["task_agnostic"] = steps[-1].pop("task_agnostic")
     if settings.forward_transfer and sequence["sequential"]:
-        sequence["alone"] = _learn_alone(folder / "alone", backbone, tasks, settings)
+        sequence["alone"] = _learn_alone(folder / ALONE_FOLDER, backbone, tasks, settings)
     return sequence | {"measures": measures(sequence)}
 
 
@@ -206,7 +205,7 @@ class _Learner:
             settings.train,
             inputs,
             state_dir=folder,
-            tensorboard_dir=folder / "tensorboard" if settings.tensorboard else None,
+            tensorboard_dir=folder / TENSORBOARD_FOLDER if settings.tensorboard else None,
             verbose=settings.verbose,
             title=title,
         )

@@ -10,13 +10,10 @@ from typing import Any, ClassVar, Protocol
 import keras
 
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.file_names import MEMORY_FILE, network_name, pack_name
 from piggyback_tf.files import atomic_file
 from piggyback_tf.methods import Memory, Method
 from piggyback_tf.packs import TaskBank, TaskPack
-from piggyback_tf.packs.pack import PACK_SUFFIX
-
-MEMORY_FILE = "memory.safetensors"
-NETWORK_SUFFIX = ".keras"
 
 
 class Store(Protocol):
@@ -83,7 +80,7 @@ class PackStore:
 
     def __init__(self, backbone: Backbone, folders: Mapping[str, Path]):
         self._backbone = backbone
-        self._files = {task: folder / f"{task}{PACK_SUFFIX}" for task, folder in folders.items()}
+        self._files = {task: folder / pack_name(task) for task, folder in folders.items()}
         self._packs: dict[str, TaskPack] = {}
         self._plain_bytes: dict[str, int] = {}
 
@@ -198,7 +195,7 @@ class NetworkStore(MemoryStore):
 
     def __init__(self, backbone: Backbone, folders: Mapping[str, Path]):
         super().__init__(backbone, folders)
-        self._files = {task: folder / f"{task}{NETWORK_SUFFIX}" for task, folder in folders.items()}
+        self._files = {task: folder / network_name(task) for task, folder in folders.items()}
         self._networks: dict[str, keras.Model] = {}
 
     def network(self, method: Method, task: str, after: str) -> keras.Model:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,6 +12,8 @@ from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.held import HeldTask
 from piggyback_tf.packs.materialise import BaseTensors
+from piggyback_tf.problems import head_logits
+from piggyback_tf.surgery import features_with
 
 
 class Superposition:
@@ -109,8 +110,7 @@ class Superposition:
         """Returns logits of all classes, and their derivatives where the weights move in directions."""
         with tf.autodiff.ForwardAccumulator(weights, directions) as accumulator:
             *own, kernel, bias = weights
-            # Within the scope Keras reads these tensors in the place of the variables.
-            with keras.StatelessScope(state_mapping=list(zip(self._variables, own, strict=True))):
-                features = self._model(images, training=False)
-            logits = tf.nn.bias_add(tf.matmul(tf.cast(features, tf.float32), kernel), bias)
+            logits = head_logits(
+                features_with(self._model, zip(self._variables, own, strict=True), images), kernel, bias
+            )
         return logits, accumulator.jvp(logits)

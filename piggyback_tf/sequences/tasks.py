@@ -1,7 +1,6 @@
 """The tasks of a sequence, as a command line gives them."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from piggyback_tf.packs import check_task_name
 
@@ -24,14 +23,3 @@ def parse_tasks(entries: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"Task {name!r} is there twice. Give every task a name of its own.")
         tasks[name] = data
     return tasks
-
-
-def folders_of(folder: Path, tasks: Iterable[str], *, in_turn: bool = True) -> dict[str, Path]:
-    """Returns the folder of each task of a sequence, by task.
-
-    Args:
-        folder: The folder of the sequence.
-        tasks: The tasks in the order of learning.
-        in_turn: Whether each has a folder of its own; the files of one task by itself are in the folder itself.
-    """
-    return {task: folder / f"{place}_{task}" if in_turn else folder for place, task in enumerate(tasks, start=1)}

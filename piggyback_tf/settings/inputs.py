@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from piggyback_tf.settings.records import option
+from piggyback_tf.settings.records import check_choice, option
 
 CACHES = ("auto", "memory", "disk", "none", "existing")
 CHECKS = ("pixels", "headers")
@@ -23,10 +23,7 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         for name, valid in (("cache", CACHES), ("check", CHECKS)):
-            if getattr(self, name) not in valid:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(valid)}. Received: {name}={getattr(self, name)!r}."
-                )
+            check_choice(name, getattr(self, name), valid)
         for name in ("cache_limit_mb", "cache_disk_limit_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")

@@ -7,7 +7,8 @@ as the default where the field does not say. So settings can be added, and old r
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Mapping
+import numbers
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_type_hints
 
 # In the record of a run, beside the settings of its own method: what is otherwise with its baselines, by method.
@@ -76,6 +77,28 @@ def check_finite(config: Any) -> None:
         value = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{field.name}` must be a finite number. Received: {field.name}={value}.")
+
+
+def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
+    """Raises a `ValueError` if a setting has none of the values that are valid."""
+    if value not in valid:
+        raise ValueError(f"`{name}` must be one of {', '.join(valid)}. Received: {name}={value!r}.")
+
+
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises a `ValueError` if a setting is no integer in a range.
+
+    Args:
+        name: The setting's name.
+        value: What was given; integers of NumPy are some, too.
+        least: The smallest that is valid.
+        most: The largest; any if None.
+    """
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_integer and least <= value and (most is None or value <= most):
+        return
+    valid = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{name} must be an integer {valid}. Received: {name}={value!r}.")
 
 
 def write_record(values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:

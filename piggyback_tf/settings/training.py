@@ -3,7 +3,7 @@
 import dataclasses
 
 from piggyback_tf.settings.methods import VARIABLE_GROUPS
-from piggyback_tf.settings.records import check_finite, option
+from piggyback_tf.settings.records import check_choice, check_finite, option
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
@@ -70,7 +70,4 @@ class TrainConfig:
             (f"{group}_optimizer" for group in VARIABLE_GROUPS), OPTIMIZERS
         )
         for name, valid in choices.items():
-            if getattr(self, name) not in valid:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(valid)}. Received: {name}={getattr(self, name)!r}."
-                )
+            check_choice(name, getattr(self, name), valid)

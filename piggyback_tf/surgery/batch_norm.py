@@ -11,7 +11,8 @@ from typing import Any
 
 import keras
 
-from piggyback_tf.settings.methods.base import check_norm
+from piggyback_tf.backbones.paths import batch_norm_paths
+from piggyback_tf.settings.methods.base import check_trained_norm
 from piggyback_tf.surgery.kernels import PACKAGE
 
 
@@ -41,7 +42,7 @@ class TrainedNorm:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        check_norm(self.statistics, self.momentum)
+        check_trained_norm(self.statistics, self.momentum)
 
     def settings_of(self, layer: keras.layers.BatchNormalization) -> tuple[type[keras.Layer], dict[str, Any]]:
         """Returns the class of a layer's copy that is trained so, and what is changed in its config.
@@ -64,3 +65,9 @@ class TrainedNorm:
         """The names of the weights that training changes, in any layer of batch norm; a layer may lack some."""
         statistics = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
         return ("gamma", "beta") + (statistics if self.statistics == "task" else ())
+
+
+def check_has_batch_norm(model: keras.Model) -> None:
+    """Raises a `ValueError` if a network has no batch norm that a task could train."""
+    if not batch_norm_paths(model):
+        raise ValueError(f"Network {model.name!r} has no batch normalisation to train; use norm='frozen'.")

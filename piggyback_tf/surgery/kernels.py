@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.backbones.settings import changed_kernel
+from piggyback_tf.backbones.layer_settings import changed_kernel
+from piggyback_tf.sentences import some
 
 PACKAGE = "piggyback_tf"
 
@@ -151,7 +152,7 @@ def foreign_kernels(layers: dict[str, keras.Layer], kinds: Iterable[type[keras.L
         for path, layer in layers.items()
         if type(layer) not in kinds and any(len(weight.shape) > 1 for weight in layer.weights)
     ]
-    return ", ".join(foreign[:10]) + (" and more" if len(foreign) > 10 else "")
+    return some(foreign, 10)
 
 
 def check_kernel(layer: keras.Layer) -> None:

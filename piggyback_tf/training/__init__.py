@@ -3,21 +3,22 @@
 Names are looked up when they are first used: to look after the folder of a run needs no TensorFlow.
 """
 
+from piggyback_tf.file_names import folders_of_methods
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.settings import STRATEGIES, InputConfig, RunConfig, TrainConfig, complete, complete_run
 from piggyback_tf.training.errors import TrainingError
-from piggyback_tf.training.run_folder import check_file_name, check_settings, folders_of_methods, run_folder
+from piggyback_tf.training.run_folder import check_file_name, check_settings, run_folder
 
 _HOMES = {
     "TrainedTask": "fit",
     "TrustRegionAdam": "trust_region",
     "WarmupSchedule": "schedules",
-    "check_found": "found",
-    "describe_tasks": "found",
+    "check_found": "base_and_data",
+    "describe_tasks": "base_and_data",
     "finish_training": "backup",
     "make_optimizer": "optimizers",
     "make_strategy": "strategies",
-    "mask_rate": "optimizers",
+    "mask_rate": "schedules",
     "prepare_devices": "strategies",
     "train_task": "fit",
 }

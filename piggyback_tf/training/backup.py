@@ -15,16 +15,15 @@ import numpy as np
 from safetensors import safe_open
 
 from piggyback_tf.backbones import named_layers, named_variables
+from piggyback_tf.file_names import STATE_FILE
 from piggyback_tf.files import write_arrays
 from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training.errors import TrainingError
 
-STATE_FILE = "training_state.safetensors"
-
 
 @dataclasses.dataclass
-class Progress:
-    """How far a training is.
+class CompletedEpochs:
+    """How far a training is, and what its completed epochs came to.
 
     Attributes:
         epochs_done: Completed epochs.
@@ -58,7 +57,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         super().__init__()
         self._first_best_epoch = first_best_epoch
         self.path = folder / STATE_FILE if folder else None
-        self.progress = Progress()
+        self.completed = CompletedEpochs()
         self._best: dict[str, np.ndarray] = {}
         self._started = 0.0
 
@@ -72,7 +71,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return 0
         try:
             with safe_open(self.path, framework="np") as state:
-                return int(_progress(state).epochs_done)
+                return int(_completed(state).epochs_done)
         except Exception as error:
             raise self._unreadable(error) from error
 
@@ -87,7 +86,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         variables = training_variables(self.model)
         try:
             with safe_open(self.path, framework="np") as state:
-                progress = _progress(state)
+                completed = _completed(state)
                 shapes = {key: tuple(state.get_slice(key).get_shape()) for key in state.keys()}  # noqa: SIM118
                 keys = _numbers(variables) if "now/model/0" in shapes else {name: name for name in variables}
                 wanted = {f"now/{keys[name]}": tuple(variable.shape) for name, variable in variables.items()}
@@ -104,7 +103,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             raise
         except Exception as error:
             raise self._unreadable(error) from error
-        self.progress = progress
+        self.completed = completed
 
     def restore_best(self) -> None:
         """Puts the weights of the best epoch into the model."""
@@ -115,23 +114,23 @@ class BackupAndRestore(keras.callbacks.Callback):
         self._started = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        progress = self.progress
+        completed = self.completed
         for name, value in (logs or {}).items():
-            progress.history.setdefault(name, []).append(float(value))
+            completed.history.setdefault(name, []).append(float(value))
         score = [float(logs["val_error"]), float(logs["val_loss"])]
-        better = progress.best_epoch < 0 or _rank(score) < _rank(progress.best_score)
+        better = completed.best_epoch < 0 or _rank(score) < _rank(completed.best_score)
         if epoch >= self._first_best_epoch and better:
-            progress.best_epoch, progress.best_score = epoch, score
+            completed.best_epoch, completed.best_score = epoch, score
             self._best = {name: _to_numpy(variable) for name, variable in _learned(self.model).items()}
-        progress.epochs_done = epoch + 1
-        progress.seconds += time.perf_counter() - self._started
+        completed.epochs_done = epoch + 1
+        completed.seconds += time.perf_counter() - self._started
         if self.path is not None:
             self._save()
 
     def _save(self) -> None:
         tensors = {f"now/{name}": _to_numpy(variable) for name, variable in training_variables(self.model).items()}
         tensors |= {f"best/{name}": value for name, value in self._best.items()}
-        write_arrays(self.path, tensors, {"progress": json.dumps(dataclasses.asdict(self.progress))})
+        write_arrays(self.path, tensors, {"progress": json.dumps(dataclasses.asdict(self.completed))})
 
     def _unreadable(self, error: Exception) -> TrainingError:
         return TrainingError(
@@ -234,8 +233,8 @@ def finish_training(folder: Path) -> None:
     (folder / STATE_FILE).unlink(missing_ok=True)
 
 
-def _progress(state: Any) -> Progress:
-    return Progress(**json.loads(state.metadata()["progress"]))
+def _completed(state: Any) -> CompletedEpochs:
+    return CompletedEpochs(**json.loads(state.metadata()["progress"]))
 
 
 def _to_numpy(variable: keras.Variable) -> np.ndarray:

@@ -105,7 +105,7 @@ def train_task(
         watches = [StopOnNaN(type(method).__name__, method.groups(model))]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
-            losses, heads = backup.progress.history.get("cross_entropy", []), tuple(method.heads.values())
+            losses, heads = backup.completed.history.get("cross_entropy", []), tuple(method.heads.values())
             if data.target == "class":
                 watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
             if method.watches_features:
@@ -148,7 +148,7 @@ def train_task(
             )
     backup.restore_best()
     method.end_training(model)
-    done = backup.progress
+    done = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = {
         name: [100 * value for value in values] if name.endswith("error") else values
@@ -234,7 +234,7 @@ def _datasets(
 def _check_size(dataset: tf.data.Dataset, backbone: Backbone, shape: tuple[int, int], augment: str) -> None:
     found = tuple(dataset.element_spec[0].shape[1:3])
     if shape == (backbone.image_size, backbone.image_size):
-        check_image_size(found, backbone.name, backbone.image_size, augment)
+        check_image_size(augment, found, backbone.image_size)
     elif found != shape:
         raise DataError(
             f"The augmentation {augment!r} gives images of {found[0]}x{found[1]} pixels, and that of evaluation "

@@ -10,12 +10,9 @@ from absl import logging
 from piggyback_tf.masking import MaskConfig, mask_config, masked_weights
 from piggyback_tf.methods import Method
 from piggyback_tf.settings import TrainConfig
-from piggyback_tf.training.schedules import WarmupSchedule, warmup_length
+from piggyback_tf.training.schedules import WarmupSchedule, mask_rate, warmup_length
 from piggyback_tf.training.trust_region import TrustRegionAdam, WatchedLossScale, WatchedOptimizers
 
-# A weight whose gradient keeps its direction comes to the threshold so many times in a training whose rate falls by a
-# cosine: half of this, as the mean of a cosine is.
-_CROSSINGS = 32
 # Rates above these are doubted. Adam moves each weight by about its rate, and weights are rarely as large as 1.
 _LARGEST_ADAM, _LARGEST_SGD = 0.5, 100.0
 
@@ -126,13 +123,3 @@ def _reaches_threshold(rate: WarmupSchedule, masks: MaskConfig, total_steps: int
     places = np.linspace(0, total_steps - 1, min(total_steps, 1000), dtype=np.float32)
     way = float(np.mean(rate(places))) * total_steps
     return masks.init != "constant" or way > masks.scale - masks.threshold
-
-
-def mask_rate(masks: MaskConfig, total_steps: int) -> float:
-    """Returns the masks' learning rate of a training of some steps, where none is given.
-
-    Adam moves a `mask_real` whose gradient keeps its direction by the rate. A rate that is the same for every training
-    lets nothing reach the threshold in a short one, and everything in a long one, noise included.
-    """
-    distance = abs(masks.scale - masks.threshold) or masks.scale
-    return _CROSSINGS * distance / total_steps

@@ -3,10 +3,11 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from piggyback_tf.file_names import BEFORE_TRAINING, OWN_FOLDERS, SETTINGS_FILE, TENSORBOARD_FOLDER
 from piggyback_tf.files import (
     LOCK_FILE,
     PathError,
@@ -21,12 +22,6 @@ from piggyback_tf.files import (
 )
 from piggyback_tf.training.errors import TrainingError
 
-# All that is wrong with a run's images, where that is too much for a message.
-PROBLEMS_FILE = "problems.txt"
-# What a run finds out before it trains: its settings, data and base, and with what its masks start.
-_BEFORE_TRAINING = ("settings.json", "found.json", "start.json", PROBLEMS_FILE)
-# The folders in a run's folder to which it writes: of baselines, of the tasks of a sequence, of tasks learned alone.
-_OWN_FOLDERS = ("baselines/*", "[0-9]*_*", "alone/[0-9]*_*")
 _NOT_SET = object()
 
 
@@ -57,17 +52,9 @@ def run_folder(path: str | Path) -> Iterator[Path]:
         for each in own:
             remove_leftovers(each)
         if _is_untrained(folder):
-            for leftover in [each / name for each in own for name in _BEFORE_TRAINING]:
+            for leftover in [each / name for each in own for name in BEFORE_TRAINING]:
                 leftover.unlink(missing_ok=True)
         yield folder
-
-
-def folders_of_methods(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Returns the folder of each method of a run; the last is the main one.
-
-    Its files lie in the run's folder itself, and those of the baselines beside them.
-    """
-    return {name: folder if name == names[-1] else folder / "baselines" / name for name in names}
 
 
 def check_file_name(folder: Path, name: str, cure: str) -> None:
@@ -102,7 +89,7 @@ def check_settings(
     folder: Path,
     settings: dict[str, Any],
     *,
-    file: str = "settings.json",
+    file: str = SETTINGS_FILE,
     prefix: str = "--",
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> None:
@@ -133,7 +120,7 @@ def check_settings(
     try:
         earlier = complete(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{path} is damaged ({error}). Choose another --output_dir.") from error
+        raise damaged(path, error) from error
     settings = complete(settings)
     changed = [
         f"{prefix}{name} was {_shown(earlier, name)} and is {_shown(settings, name)} now"
@@ -149,20 +136,25 @@ def check_settings(
 
 def _own_folders(folder: Path) -> list[Path]:
     """Returns the folders of a run's baselines and tasks; one with a lock is the folder of another run."""
-    found = [path for pattern in _OWN_FOLDERS for path in folder.glob(pattern)]
+    found = [path for pattern in OWN_FOLDERS for path in folder.glob(pattern)]
     return [path for path in found if path.is_dir() and not path.is_symlink() and not (path / LOCK_FILE).exists()]
 
 
 def _is_untrained(folder: Path) -> bool:
     """Whether a folder is that of a run, and holds nothing but what is written before the first training step."""
     try:
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = json.loads((folder / SETTINGS_FILE).read_text())
     except (OSError, ValueError):
         return False
     if not (isinstance(settings, dict) and "method" in settings):
         return False  # Other programs have files of this name too.
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return all(path.name in (*_BEFORE_TRAINING, LOCK_FILE) or "tensorboard" in path.parts for path in files)
+    return all(path.name in (*BEFORE_TRAINING, LOCK_FILE) or TENSORBOARD_FOLDER in path.parts for path in files)
+
+
+def damaged(path: Path, error: Exception) -> TrainingError:
+    """Returns the error for a file of a run that does not hold what was written there."""
+    return TrainingError(f"{path} is damaged ({error}). Choose another --output_dir.")
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Learning rates over time."""
+"""Learning rates: over the steps of a training, and how high those of masks are for its number of steps."""
 
 import math
 from typing import Any
@@ -6,8 +6,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from piggyback_tf.masking import MaskConfig
+
 # Half of a short training leaves masks too few steps at the full rate.
 _LONGEST_WARMUP = 3 / 8
+# A weight whose gradient keeps its direction comes to the threshold so many times in a training whose rate falls by a
+# cosine: half of this, as the mean of a cosine is.
+_CROSSINGS = 32
 
 
 def warmup_length(steps: int, total_steps: int) -> int:
@@ -18,6 +23,16 @@ def warmup_length(steps: int, total_steps: int) -> int:
         total_steps: Steps of the training.
     """
     return total_steps // 10 if steps < 0 else min(steps, int(_LONGEST_WARMUP * total_steps))
+
+
+def mask_rate(masks: MaskConfig, total_steps: int) -> float:
+    """Returns the masks' learning rate of a training of some steps, where none is given.
+
+    Adam moves a `mask_real` whose gradient keeps its direction by the rate. A rate that is the same for every training
+    lets nothing reach the threshold in a short one, and everything in a long one, noise included.
+    """
+    distance = abs(masks.scale - masks.threshold) or masks.scale
+    return _CROSSINGS * distance / total_steps
 
 
 @keras.saving.register_keras_serializable(package="piggyback_tf")

@@ -14,7 +14,7 @@ from piggyback_tf.backbones.networks.applications import build_application
 from piggyback_tf.backbones.preprocessing import preprocess_images
 from piggyback_tf.backbones.registry import get_entry
 from piggyback_tf.backbones.scaling import DESCRIPTIONS, Scaling
-from piggyback_tf.backbones.structure import structure_text
+from piggyback_tf.backbones.structure_text import structure_text
 
 # The smallest network of each family, the module in keras.applications that scales its images, and F.
 FAMILIES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from piggyback_tf.__main__ import main
-from piggyback_tf.data.cache import keep
+from piggyback_tf.data.cache import write_kept
 from piggyback_tf.data.disk_cache import cache_on_disk, open_disk_cache
 from tests.run_command import run_command
 
@@ -24,14 +24,14 @@ def _entries(tmp_path, monkeypatch):
         cache_on_disk([np.zeros((side, side, 3), np.uint8)] * (number + 1), entry, about)
         found.append(entry)
     os.utime(found[1], (time.time() - 10 * 86400,) * 2)
-    keep("looked", "a" * 64, {"x": np.arange(3)}, tmp_path)
+    write_kept("looked", "a" * 64, {"x": np.arange(3)}, tmp_path)
     return found
 
 
 def test_what_is_kept_is_listed(entries, tmp_path, capsys):
     assert main(["cache"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [[cell.strip() for cell in line.split("|")[1:-1]][-3:] for line in lines[2:4]] == [
+    assert [line.split()[-3:] for line in lines[2:4]] == [
         ["2", "resize(10)", "/photos/10.jpg"],
         ["1", "resize(2)", "/photos/2.jpg"],
     ]

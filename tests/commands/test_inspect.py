@@ -5,20 +5,13 @@ import pytest
 
 from piggyback_tf.__main__ import main
 from piggyback_tf.packs.codec import encode
-from tests.packs.helpers import make_pack
+from tests.packs.helpers import make_pack, save_good_looking_pack
 from tests.run_command import run_command
 
 
 @pytest.fixture(name="pack")
 def _pack(tmp_path):
-    """The file of a pack on a base that can be loaded by its name, which no check before that can tell from good."""
-    path = tmp_path / "birds.task.safetensors"
-    make_pack(base_name="mobilenet_v2", base_weights="random", image_size=32, eval_augment="resize(32,32)").save(path)
-    return path
-
-
-def _rows(output):
-    return {name.strip(): value.strip() for name, _, value in (line.partition("  ") for line in output.splitlines())}
+    return save_good_looking_pack(tmp_path)
 
 
 def test_inspect_needs_no_tensorflow(tmp_path, pack):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from piggyback_tf.__main__ import main
 from tests.packs.helpers import make_pack
@@ -27,8 +28,21 @@ def _run(tmp_path, capsys):
 def test_an_augmentation_that_draws_random_numbers(run, augment):
     status, _, error = run("predict", __file__, eval_augment=augment)
     assert status == 2
-    assert error.startswith(f"python -m piggyback_tf predict: The pack's augmentation {augment!r} draws random numbers")
+    assert error.startswith(
+        f"python -m piggyback_tf predict: Only training may draw random numbers, but the augmentation {augment!r} has "
+    )
     assert error.count("\n") == 1
+
+
+def test_an_augmentation_after_which_images_have_another_size_than_the_base_takes(run, tmp_path):
+    paths = [tmp_path / "wide.png", tmp_path / "high.png"]
+    for path, size in zip(paths, [(64, 32), (32, 64)], strict=True):
+        Image.new("RGB", size).save(path)
+    status, _, error = run("predict", *paths, eval_augment="resize(32)")
+    assert status == 2
+    for line, path, found in zip(error.splitlines(), paths, ["32x64", "64x32"], strict=True):
+        sentence = f"The augmentation 'resize(32)' gives images of {found} pixels, and the base takes 32x32."
+        assert line.endswith(f"Image {str(path)!r} cannot be prepared: {sentence}")
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])

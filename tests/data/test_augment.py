@@ -10,7 +10,12 @@ from piggyback_tf.data import (
     parse_augment,
     register_augmentation,
 )
-from piggyback_tf.data.augment import DeterministicOperation, leading_deterministic
+from piggyback_tf.data.augment import (
+    DeterministicOperation,
+    apply_operations,
+    check_final_size,
+    leading_deterministic,
+)
 
 
 def apply(spec: str, image: np.ndarray) -> np.ndarray:
@@ -46,7 +51,7 @@ def test_parsing():
         ("resize(256)||flip", "Cannot read ''"),
         ("resize 256", "Cannot read 'resize 256'"),
         ("os.system(1)", "Cannot read"),
-        pytest.param("resize(" + "-" * 100_000 + "1)", r"^Cannot read 'resize\(-{193}'\.\.\. in", id="nested"),
+        pytest.param("resize(" + "-" * 100_000 + "1)", r"^Cannot read 'resize\(-{50}\.\.\.-{56}1\)' in", id="nested"),
         ("resize(open(1))", "Cannot read"),
         ("resize(__import__)", "Cannot read"),
         ("1", "Cannot read '1'"),
@@ -249,3 +254,21 @@ def test_registering():
             register_augmentation("invert_for_test")(Invert)
     finally:
         del AUGMENTATIONS._entries["invert_for_test"]
+
+
+def test_operations_one_after_another():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    expected = apply("central_crop(8)", apply("resize(10)", image))
+    np.testing.assert_array_equal(apply_operations(parse_augment("resize(10)|central_crop(8)"), image), expected)
+    assert apply_operations([], image) is image
+    with pytest.raises(DataError, match="central_crop"):
+        apply_operations(parse_augment("resize(10)|central_crop(12)"), image)
+
+
+def test_images_of_another_size_than_a_base_takes():
+    for size in (None, (8, 8), tf.TensorShape([8, 8])):
+        check_final_size("resize(8,8)", size, 8)
+    for size in ((8, 9), (9, 9), tf.TensorShape([9, 8])):
+        found = f"gives images of {size[0]}x{size[1]} pixels, and the base takes 8x8."
+        with pytest.raises(DataError, match=f"^The augmentation 'flip' {found}$"):
+            check_final_size("flip", size, 8)

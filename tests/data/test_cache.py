@@ -16,9 +16,9 @@ from piggyback_tf.data.cache import (
     CachedImages,
     bytes_in_memory,
     cache_in_memory,
+    compute_once,
     decode_all,
     default_cache_dir,
-    remember,
 )
 from piggyback_tf.data.disk_cache import cache_on_disk, open_disk_cache
 
@@ -254,12 +254,12 @@ def test_remember(tmp_path, caplog):
         return {"a": np.arange(3)}
 
     for _ in range(2):
-        assert remember("x", "f" * 64, compute, tmp_path / "new")["a"].tolist() == [0, 1, 2]
+        assert compute_once("x", "f" * 64, compute, tmp_path / "new")["a"].tolist() == [0, 1, 2]
     assert len(calls) == 1
-    remember("x", "e" * 64, compute, tmp_path / "new")
+    compute_once("x", "e" * 64, compute, tmp_path / "new")
     assert len(calls) == 2
     (tmp_path / "file").write_text("x")
-    assert remember("x", "f" * 64, compute, tmp_path / "file")["a"].tolist() == [0, 1, 2]
+    assert compute_once("x", "f" * 64, compute, tmp_path / "file")["a"].tolist() == [0, 1, 2]
     assert "cannot be kept" in caplog.text
 
 
@@ -268,11 +268,11 @@ def test_a_damaged_result_is_computed_again(size, tmp_path, caplog):
     def compute():
         return {"a": np.arange(100)}
 
-    remember("x", "f" * 64, compute, tmp_path)
+    compute_once("x", "f" * 64, compute, tmp_path)
     (path,) = tmp_path.glob("x-*.npz")
     os.truncate(path, size)
     for _ in range(2):
-        assert remember("x", "f" * 64, compute, tmp_path)["a"].tolist() == list(range(100))
+        assert compute_once("x", "f" * 64, compute, tmp_path)["a"].tolist() == list(range(100))
     assert caplog.text.count("cannot be read and is made again") == 1
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from piggyback_tf.data import Part, check_images, disk_cache, load_data, make_dataset, stream_batches
-from piggyback_tf.data.cache import keep
+from piggyback_tf.data.cache import write_kept
 from piggyback_tf.data.disk_cache import (
     cache_on_disk,
     list_entries,
     make_room,
     open_disk_cache,
+    remove_cache_leftovers,
     remove_entry,
-    remove_leftovers,
 )
 from piggyback_tf.settings import InputConfig
 
@@ -87,7 +87,7 @@ def test_nothing_of_others_is_touched(tmp_path):
         (tmp_path / other).mkdir()
         (tmp_path / other / "pixels.bin").write_bytes(b"mine")
         os.utime(tmp_path / other, (1e9, 1e9))
-    assert make_room(tmp_path, 1 << 19, 1 << 20) > 0 and remove_leftovers(tmp_path) == 0
+    assert make_room(tmp_path, 1 << 19, 1 << 20) > 0 and remove_cache_leftovers(tmp_path) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
@@ -97,13 +97,13 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path
         folder.mkdir()
         (folder / "pixels.bin").write_bytes(bytes(100))
     with disk_cache._locked(disk_cache._lock_of(tmp_path / name(2))):
-        assert remove_leftovers(tmp_path) == 100
+        assert remove_cache_leftovers(tmp_path) == 100
     assert not dead.exists() and alive.exists()
 
 
 def test_small_results_go_when_they_were_not_used_for_long(tmp_path):
     for fingerprint in ("a" * 64, "b" * 64):
-        keep("looked", fingerprint, {"x": np.arange(3)}, tmp_path)
+        write_kept("looked", fingerprint, {"x": np.arange(3)}, tmp_path)
     old = tmp_path / f"looked-{'a' * 32}.npz"
     os.utime(old, (time.time() - 91 * 86400,) * 2)
     make_room(tmp_path, 1, 1 << 20)

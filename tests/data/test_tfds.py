@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from piggyback_tf.data import DataError, load_data, make_dataset
-from piggyback_tf.data.records import READERS
+from piggyback_tf.data.record_files import READERS
 
 SIZES = {"train": 14, "validation": 6, "test": 8}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.servable.layout import Layout, Section
+from export.servable.layout import Section, WeightLayout
 from export.servable.network import split_section, unpack_kernels, unpack_vector
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import MaskBits, PackError
@@ -13,7 +13,7 @@ from tests.packs.helpers import with_arrays
 
 
 def test_unpacked_kernels_are_the_masked_ones_to_the_bit(small):
-    layout = Layout.of(small.backbone)
+    layout = WeightLayout.of(small.backbone)
     arrays = {path: variable.numpy() for path, variable in named_variables(small.backbone.model).items()}
     flat = layout.kernels.flatten(arrays)
     assert len(flat) == 8 * layout.mask_bytes
@@ -32,13 +32,13 @@ def test_unpacked_kernels_are_the_masked_ones_to_the_bit(small):
 
 
 def test_every_weight_begins_at_a_multiple_of_64_bytes_and_is_in_one_section(small):
-    layout = Layout.of(small.backbone)
+    layout = WeightLayout.of(small.backbone)
     sections = (layout.kernels, layout.norm, layout.rest)
     paths = [path for section in sections for path in section.shapes]
     assert sorted(paths) == sorted(named_variables(small.backbone.model))
     assert all(start % 16 == 0 for section in sections for _, _, start in section.items())
     assert layout.mask_bytes % 64 == 0
-    assert Layout.from_json(layout.to_json()) == layout
+    assert WeightLayout.from_json(layout.to_json()) == layout
 
 
 @pytest.mark.parametrize("rows", [1, 2, None])
@@ -55,7 +55,7 @@ def test_bits_are_planar_within_each_kernel(rows):
 
 
 def test_a_mask_of_a_weight_that_no_export_masks_is_refused(small):
-    layout, pack = Layout.of(small.backbone), small.packs[0]
+    layout, pack = WeightLayout.of(small.backbone), small.packs[0]
     path, shape = next(iter(layout.norm.shapes.items()))
     bits = MaskBits(shape, pack_bits(np.ones(shape, np.int8), "binary"))
     with pytest.raises(PackError, match="belongs to no kind of layer that an export masks"):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from export.errors import ExportError
 from export.lite.folder import new_folder
+from export.shared.errors import ExportError
 from tests.forked import ROOT, run_forked
 
 

@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
-from export.errors import ExportError
 from export.saved_model import add_tasks, export_saved_model
 from export.servable import write
 from export.servable.additions import BATCHING_FILE
@@ -21,6 +20,7 @@ from export.servable.folder import find_version, new_version, next_version, read
 from export.servable.options import ExportOptions
 from export.servable.read import read_export
 from export.servable.tables import TaskTables
+from export.shared.errors import ExportError
 from piggyback_tf.data import DataError
 from piggyback_tf.packs import PackError
 from tests.export.helpers import encode, picture

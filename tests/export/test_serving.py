@@ -10,15 +10,15 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.deployment import writing
-from export.deployment.memory import Memory, memory_of
+from export.deployment.memory import ServerMemory, memory_of
 from export.deployment.options import ServingOptions
-from export.errors import ExportError
 from export.saved_model import add_tasks
 from export.servable.additions import WARMUP_FILE, carry_over
 from export.servable.cache import memory_needed
 from export.servable.options import MAX_PIXELS
 from export.servable.read import read_export
 from export.serving import write_deployment
+from export.shared.errors import ExportError
 from tests.export.helpers import BATCH, ROOT, replay
 from tests.packs.helpers import renamed
 
@@ -116,8 +116,8 @@ def test_memory_is_that_of_the_arrays(small):
     mega = 2**20
     # One image of the largest size must not be enough to have a server killed.
     assert packed.decoding == 4 * MAX_PIXELS * 12
-    assert Memory(100 * mega, 50 * mega, 30 * mega, 2).request == 512 + 2 * 100 + 50
-    assert Memory(100 * mega, 50 * mega, 30 * mega, 2).limit == (512 + 3 * 100 + 50 + 30) * 5 / 4
+    assert ServerMemory(100 * mega, 50 * mega, 30 * mega, 2).request == 512 + 2 * 100 + 50
+    assert ServerMemory(100 * mega, 50 * mega, 30 * mega, 2).limit == (512 + 3 * 100 + 50 + 30) * 5 / 4
 
 
 def test_memory_is_that_of_the_kernels_as_they_were_written(export):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.servable.layout import Layout
+from export.servable.layout import WeightLayout
 from tests.export.helpers import call, texts
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
@@ -24,7 +24,7 @@ def _inputs(pack, layout, images=IMAGES):
 @pytest.fixture(scope="module", params=["v2", "c_api"], name="found")
 def _found(request, small):
     """The answers for each pack, and the errors for inputs that are wrong."""
-    layout = Layout.of(small.backbone)
+    layout = WeightLayout.of(small.backbone)
     calls = {pack.task: ("with_mask", _inputs(pack, layout)) for pack in small.packs}
     inputs = calls["ternary"][1]
     calls["tasks"] = ("tasks", {})

@@ -12,15 +12,16 @@ import tensorflow as tf
 from safetensors import safe_open
 
 from piggyback_tf.backbones import Backbone, model_hash
+from piggyback_tf.file_names import MEMORY_FILE, STATE_FILE
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import METHODS, Memory, Method
-from piggyback_tf.methods.added_loss import ExtendedModel
+from piggyback_tf.methods.parts.added_loss import ExtendedModel
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
-from piggyback_tf.sequences.store import MEMORY_FILE, MemoryStore, PackStore
+from piggyback_tf.sequences.store import MemoryStore, PackStore
 from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainingError
-from piggyback_tf.training.backup import STATE_FILE, BackupAndRestore
+from piggyback_tf.training.backup import BackupAndRestore
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()

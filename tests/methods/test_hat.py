@@ -8,7 +8,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, load_backbone, named_layers, named_variables
 from piggyback_tf.methods import METHODS, Memory
 from piggyback_tf.methods.hat import Annealing, HATConfig, LearnedGates, attention, held_layers, held_units
-from piggyback_tf.methods.units import UnitGraph
+from piggyback_tf.methods.parts.units import UnitGraph
 from piggyback_tf.training import train_task
 from tests.methods.learning import answers, check_old_tasks_stay, learn, noise_images
 from tests.methods.toy import SIZE, toy_backbone, toy_settings, toy_tasks

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from piggyback_tf.data.joined import Joined
-from piggyback_tf.methods.added_loss import ExtendedModel
 from piggyback_tf.methods.finetune import Finetune
+from piggyback_tf.methods.parts.added_loss import ExtendedModel
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
 from piggyback_tf.training import train_task

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from piggyback_tf.backbones import named_variables
+from piggyback_tf.file_names import START_FILE
 from piggyback_tf.masking import read_masks
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.sequences import SequenceSettings, run_sequence, with_start
 from piggyback_tf.sequences import init_from as start_module
-from piggyback_tf.sequences.init_from import START_FILE
 from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training import TrainingError
 from piggyback_tf.training.backup import BackupAndRestore

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from piggyback_tf.masking import masked_weights, read_masks
 from piggyback_tf.masking.threshold import count_dropped
-from piggyback_tf.methods.added_loss import ExtendedModel
+from piggyback_tf.methods.parts.added_loss import ExtendedModel
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.training import train_task
 from tests.methods.toy import INPUTS, SIZE, toy_backbone, toy_settings, toy_tasks

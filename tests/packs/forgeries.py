@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from piggyback_tf.packs import PackError, TaskPack, fileformat
+from piggyback_tf.packs import PackError, TaskPack, container
 
 _UNSIGNED = "0" * 64
 # What stands where something else should.
@@ -49,7 +49,7 @@ class Parts:
     def of(cls, data: bytes) -> "Parts":
         """Takes a good file apart."""
         length = int.from_bytes(data[:8], "little")
-        document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][fileformat.METADATA_KEY])
+        document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][container.METADATA_KEY])
         tensors = {name: tensor.copy() for name, tensor in load_tensors(data).items()}
         index = tensors.pop("index", None)
         return cls(document, None if index is None else json.loads(zlib.decompress(index.tobytes())), tensors)
@@ -61,7 +61,7 @@ class Parts:
         if self.index is not None:
             plain = self.index if isinstance(self.index, bytes) else zlib.compress(json.dumps(self.index).encode(), 9)
             tensors["index"] = np.frombuffer(plain, np.uint8)
-        data = save_tensors(tensors, {fileformat.METADATA_KEY: text})
+        data = save_tensors(tensors, {container.METADATA_KEY: text})
         if not self.header:
             return data
         length = int.from_bytes(data[:8], "little")
@@ -74,7 +74,7 @@ class Parts:
             return
         with contextlib.suppress(PackError, ValueError, TypeError):
             if self.index is None:
-                self.document["checksum"] = fileformat.digest(self.document, self.tensors)
+                self.document["checksum"] = container.digest_of_content(self.document, self.tensors)
             else:
                 self.document["checksum"] = _UNSIGNED
                 pack = _Credulous.from_bytes(self.to_bytes())
@@ -181,7 +181,7 @@ def _header(parts: Parts, rng: Random) -> None:
         elif action == 4:
             return f"{{{json.dumps(name)}:{json.dumps(entry)},{text[1:]}"
         elif action == 5:
-            return text[:-1] + ',"__metadata__":{"' + fileformat.METADATA_KEY + '":"{}"}}'
+            return text[:-1] + ',"__metadata__":{"' + container.METADATA_KEY + '":"{}"}}'
         elif action == 6:
             return rng.choice(
                 (" " * 9 + text, text + "\n" * 99, text + "\0", "[" * 99_999, text[:-1] + ',"x":' + "[" * 200)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as load_tensors
 
-from piggyback_tf.packs import BaseSpec, MaskBits, TaskArrays, TaskPack, fileformat
+from piggyback_tf.packs import BaseSpec, MaskBits, TaskArrays, TaskPack, container
 from piggyback_tf.packs.bits import MASK_VALUES, pack_bits
 from piggyback_tf.packs.partition import channel_view_shape
 
@@ -121,18 +121,18 @@ def forge(pack, tensors=None, index=None, **document):
     """
     data = pack if isinstance(pack, bytes) else pack.to_bytes()
     length = int.from_bytes(data[:8], "little")
-    content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][fileformat.METADATA_KEY])
+    content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][container.METADATA_KEY])
     found = load_tensors(data)
     if index:
         entries = json.loads(zlib.decompress(found["index"].tobytes()))
         changed = index(entries)
         changed = entries if changed is None else changed
         if not isinstance(changed, bytes):
-            changed = zlib.compress(fileformat.canonical_json(changed).encode())
+            changed = zlib.compress(container.canonical_json(changed).encode())
         found["index"] = np.frombuffer(changed, np.uint8)
     found = {name: value for name, value in {**found, **(tensors or {})}.items() if value is not ...}
     content = {key: value for key, value in {**content, **document}.items() if value is not ...}
-    return fileformat.to_bytes(content, found)
+    return container.to_bytes(content, found)
 
 
 def small_backbone(seed=0, image_size=8):
@@ -225,3 +225,10 @@ def packs_of_all_kinds(backbone, some_layers=VARIANTS["some_layers"]["include"])
         pack_of(trained_model(backbone, classes=classes, seed=classes, **variant), backbone, name, classes)
         for classes, (name, variant) in enumerate(variants.items(), start=2)
     ]
+
+
+def save_good_looking_pack(folder):
+    """Writes a pack on a base that can be loaded by its name, which no check before that can tell from good."""
+    path = folder / "birds.task.safetensors"
+    make_pack(base_name="mobilenet_v2", base_weights="random", image_size=32, eval_augment="resize(32,32)").save(path)
+    return path

@@ -17,7 +17,7 @@ from piggyback_tf.packs import MaskBits
 from piggyback_tf.packs.bits import MASK_VALUES, pack_bits, unpack_bits
 from piggyback_tf.packs.codec import CODECS, check_layer, encode, layer_entry
 from piggyback_tf.packs.partition import MAX_CLASSES, channel_view_shape, find_partition, whole_layer
-from piggyback_tf.packs.rates import ALWAYS, NEVER, RATE_ONE, RATES, rate_code
+from piggyback_tf.packs.zero_rates import ALWAYS, NEVER, RATE_ONE, RATES, rate_code
 from tests.packs.helpers import channel_mask, structured_pack
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from piggyback_tf.packs import BaseSpec, MaskBits, PackError, TaskPack, fileformat
+from piggyback_tf.packs import BaseSpec, MaskBits, PackError, TaskPack, container
 from tests.packs.helpers import GOLDEN, forge, make_pack
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def test_a_file_gives_back_the_pack(tmp_path, kind):
     loaded = TaskPack.load(path)
     assert loaded.content_digest() == pack.content_digest()
     assert loaded.to_bytes() == pack.to_bytes() == path.read_bytes()
-    assert pack.format_version == loaded.format_version == fileformat.FORMAT_VERSION
+    assert pack.format_version == loaded.format_version == container.FORMAT_VERSION
     assert list(loaded.masks) == list(pack.masks), "the order of the layers is kept"
     assert loaded.class_names == ["wren", "rook", "tüvö"]
     assert loaded.settings == pack.settings
@@ -211,9 +211,9 @@ def test_every_cut_and_every_addition_is_found():
         ((1 << 63).to_bytes(8, "little") + bytes(90), "no task pack"),
         (save_safetensors({"a": np.zeros(3, "float32")}), "does not describe a task"),
         (save_safetensors({"a": np.zeros(3, "float32")}, {"format": "pt"}), "does not describe a task"),
-        (save_safetensors({}, {fileformat.METADATA_KEY: "{"}), "description of the task is not a JSON object"),
-        (save_safetensors({}, {fileformat.METADATA_KEY: "{}"}), "format version None"),
-        (save_safetensors({}, {fileformat.METADATA_KEY: '{"format_version": 1, "x": NaN}'}), "is not a JSON object"),
+        (save_safetensors({}, {container.METADATA_KEY: "{"}), "description of the task is not a JSON object"),
+        (save_safetensors({}, {container.METADATA_KEY: "{}"}), "format version None"),
+        (save_safetensors({}, {container.METADATA_KEY: '{"format_version": 1, "x": NaN}'}), "is not a JSON object"),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, data, message):
@@ -342,7 +342,7 @@ GOLDEN_FILES = {
 def test_every_version_has_golden_files():
     assert {f"{path.name.split('.task')[0]}" for path in GOLDEN.iterdir()} == GOLDEN_FILES.keys()
     versions = {TaskPack.load(path).format_version for path in GOLDEN.iterdir()}
-    assert versions == set(range(1, fileformat.FORMAT_VERSION + 1))
+    assert versions == set(range(1, container.FORMAT_VERSION + 1))
     lines = []
     forge(
         (GOLDEN / "classes.v2.task.safetensors").read_bytes(),
@@ -357,7 +357,7 @@ def test_files_of_older_versions_open_for_ever(name):
     pack = TaskPack.load(path)
     assert pack.format_version == int(name[-1])
     assert pack.content_digest() == GOLDEN_FILES[name]
-    assert TaskPack.from_bytes(pack.to_bytes()).format_version == fileformat.FORMAT_VERSION
+    assert TaskPack.from_bytes(pack.to_bytes()).format_version == container.FORMAT_VERSION
     damaged = bytearray(path.read_bytes())
     for position in range(0, len(damaged), 11):
         damaged[position] ^= 4

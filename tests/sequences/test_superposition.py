@@ -9,7 +9,7 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.masking import MASKED_LAYERS
 from piggyback_tf.packs import MaskBits, PackError, TaskBank
 from piggyback_tf.packs.bits import MASK_VALUES, pack_bits
-from piggyback_tf.sequences.answers import measure_task_agnostic
+from piggyback_tf.sequences.measure import measure_task_agnostic
 from piggyback_tf.sequences.superposition import Superposition
 from tests.methods.toy import SIZE, toy_backbone
 from tests.packs.helpers import make_pack

@@ -11,12 +11,14 @@ from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.masking import mask
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.base import NormConfig
+from piggyback_tf.settings.methods.base import OptionalNormConfig
 from piggyback_tf.surgery import FrozenStatisticsBatchNormalization, TrainedNorm
 from tests.methods.toy import SIZE, toy_backbone
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (8, SIZE, SIZE, 3)).astype(np.float32)
 LABELS = np.arange(8) % 3
 TRAINED = [name for name in METHODS if issubclass(METHODS[name].Config, NormConfig)]
+OPTIONAL = [name for name in TRAINED if issubclass(METHODS[name].Config, OptionalNormConfig)]
 
 
 class Louder(keras.layers.BatchNormalization):
@@ -122,6 +124,29 @@ def test_every_method_trains_batch_norm_with_the_statistics_that_it_is_told(name
 def test_wrong_settings_are_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         METHODS[name].Config(**settings)
+
+
+def test_whether_batch_norm_is_trained_is_refused_in_one_sentence():
+    backbone = toy_backbone()
+    calls = {name: lambda name=name: METHODS[name].Config(norm="trained") for name in OPTIONAL}
+    calls["mask"] = lambda: mask(backbone.model, norm="trained")
+    assert calls.keys() >= {"mask", "piggyback", "finetune", "joint", "lwf", "ewc"}
+    for call in calls.values():
+        with pytest.raises(ValueError, match=r"^`norm` must be one of frozen, task. Received: norm='trained'.$"):
+            call()
+
+
+def test_a_network_without_batch_norm_has_none_to_train():
+    images = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv")(images)
+    net = keras.Model(images, keras.layers.GlobalAveragePooling2D()(x), name="bare")
+    backbone = Backbone.from_model(net)
+    for kind in (METHODS[name] for name in OPTIONAL):
+        method = kind(kind.Config(norm="task"), heads={"a": 3} if kind.Config.at_once else None)
+        with pytest.raises(
+            ValueError, match="^Network 'bare' has no batch normalisation to train; use norm='frozen'.$"
+        ):
+            method.build(backbone, 3)
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from export.lite.weights import Network
-from export.servable.layout import Layout
+from export.servable.layout import WeightLayout
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.masking import MASKED_LAYERS, mask, maskable_weights, masked_weights
 from piggyback_tf.methods import METHODS
@@ -124,7 +124,7 @@ def test_a_bank_takes_no_mask_for_them(change):
 @pytest.mark.parametrize("change", CASES)
 def test_they_are_not_exported(change):
     backbone = Backbone.from_model(base(change))
-    for of in (Network.of, Layout.of):
+    for of in (Network.of, WeightLayout.of):
         with pytest.raises(ValueError, match=CASES[change][1]):
             of(backbone)
 

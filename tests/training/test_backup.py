@@ -6,10 +6,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from piggyback_tf.file_names import STATE_FILE
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training import TrainConfig, TrainingError, make_optimizer
-from piggyback_tf.training.backup import STATE_FILE, BackupAndRestore, training_variables
+from piggyback_tf.training.backup import BackupAndRestore, training_variables
 from tests.methods.toy import toy_backbone
 
 LOGS = {"loss": 1.0, "val_error": 0.5, "val_loss": 1.0}
@@ -141,6 +142,6 @@ def test_a_loss_that_is_no_number_is_the_highest(scores, best, tmp_path):
         head.assign([epoch, 0.0, 0.0])
         backup.on_epoch_begin(epoch)
         backup.on_epoch_end(epoch, {"val_error": error, "val_loss": loss})
-    assert backup.progress.best_epoch == best
+    assert backup.completed.best_epoch == best
     backup.restore_best()
     assert head.numpy()[0] == best

@@ -11,8 +11,8 @@ from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import Subset, load_data
 from piggyback_tf.methods.classifier_only import ClassifierOnly
 from piggyback_tf.methods.finetune import Finetune
+from piggyback_tf.methods.parts.shared_network import TrainedNetworkConfig
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
-from piggyback_tf.methods.shared_network import TrainedNetworkConfig
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 
 CONFIG = TrainConfig(epochs=3, batch_size=32, chance_epochs=0, head_lr=1e-2, mask_lr=2e-3, mask_budget=1.0)

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixel_range import as_images
 from piggyback_tf.packs import PackError
 from piggyback_tf.registry import unknown_name_message
 
-from ..model_description import read_description
+from ..model_description import read_model_description
 from .task_inputs import TaskInputs
 
 RUNTIMES = ("interpreter", "compiled")
@@ -92,7 +92,7 @@ class LiteModel:
     def __init__(self, path: str | os.PathLike, *, threads: int = 1, runtime: str = "interpreter"):
         if runtime not in RUNTIMES:
             raise ValueError(unknown_name_message("runtime", str(runtime), list(RUNTIMES)))
-        description = read_description(path)
+        description = read_model_description(path)
         if description["design"] != self.DESIGN:
             raise PackError(f"{os.fspath(path)!r} is of design {description['design']!r}, not {self.DESIGN!r}.")
         self.quantize: str = description["quantize"]
@@ -144,11 +144,7 @@ class LiteModel:
         Raises:
             ValueError: If there is no current task, or the images are of another shape or hold other values.
         """
-        images, size = np.asarray(images), self._size
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
-        check_pixels(images)
-        images = images.astype(np.float32)
+        images = as_images(images, self._size).astype(np.float32)
         with self._lock:
             task = self._current()
             rows = [self._answer(task, image[None])[0, : len(task.labels)] for image in images]
@@ -196,7 +192,7 @@ def load_model(path: str | os.PathLike) -> LiteModel:
         OSError: If it cannot be read.
     """
     kinds = {kind.DESIGN: kind for kind in (SwitchModel, StatelessModel)}
-    design = read_description(path)["design"]
+    design = read_model_description(path)["design"]
     if design not in kinds:
         raise PackError(f"{os.fspath(path)!r} is of design {design!r}, which takes no masks as inputs.")
     return kinds[design](path)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from ...graph import good_images
-from .device_network import DeviceNetwork
+from ...shared.graph import good_images
+from ..convert import Signatures
+from .network import DeviceNetwork
 from .task_inputs import NO_CLASS
-
-Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
 
 
 def make_switch(network: DeviceNetwork) -> tuple[tf.Module, Signatures]:
@@ -61,7 +60,7 @@ def make_input(network: DeviceNetwork) -> tuple[tf.Module, Signatures]:
 
 
 # What makes the module of a design.
-DESIGNS: Mapping[str, Callable[[DeviceNetwork], tuple[tf.Module, Signatures]]] = {
+MODULE_MAKERS: Mapping[str, Callable[[DeviceNetwork], tuple[tf.Module, Signatures]]] = {
     "switch": make_switch,
     "input": make_input,
 }
@@ -69,7 +68,7 @@ DESIGNS: Mapping[str, Callable[[DeviceNetwork], tuple[tf.Module, Signatures]]] =
 
 def _head_probabilities(images: tf.Tensor, features: tf.Tensor, head: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Returns the softmax over the logits of a head, `[1, C]`; zeros if the images are not numbers in [0, 255]."""
-    # A product of rank 3 is one that XNNPACK takes; see `device_layers`.
+    # A product of rank 3 is one that XNNPACK takes; see `layers.py`.
     found = tf.nn.softmax(tf.matmul(features[None], head[None])[0] + bias)
     return tf.where(good_images(images)[:, None], found, 0.0)
 

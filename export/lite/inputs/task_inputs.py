@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.packs.fileformat import canonical_json
+from piggyback_tf.packs.container import canonical_json
 
 SUFFIX = ".inputs.safetensors"
 METADATA_KEY = "piggyback_tf.task_inputs"

@@ -1,30 +1,28 @@
 """Writes a model that takes masks as inputs, and what tasks hand over to it."""
 
 import functools
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 
-from ...errors import ExportError
-from ...packs import PackSource, fitting_packs
-from ..answers import check_answers, probe_images
+from ...shared.packs import PackSource, fitting_packs
+from ..checks import check_answers, probe_images
+from ..convert import convert_signatures
 from ..flatbuffer import pack_objects, read_objects
 from ..folder import new_folder, refuse_other_task
 from ..metadata import add_metadata
-from ..model_description import append_files, read_description
+from ..model_description import append_files, read_model_description
 from ..options import LiteOptions
-from .device_network import DeviceNetwork
 from .input_format import Changes
+from .network import DeviceNetwork
 from .run import load_model
-from .signatures import DESIGNS, Signatures
+from .signatures import MODULE_MAKERS
 from .task_inputs import SUFFIX, TaskInputs
 
 MODEL = "model.tflite"
@@ -56,7 +54,7 @@ def export_inputs(backbone: Backbone, packs: Iterable[PackSource], output: Path,
         changes.check(pack)
     structure = backbone.structure
     network = DeviceNetwork(backbone, changes, structure.digest)
-    model = convert_signatures(*DESIGNS[options.design](network), float16=options.quantize == "float16")
+    model = convert_signatures(*MODULE_MAKERS[options.design](network), float16=options.quantize == "float16")
     description = {"design": options.design, "quantize": options.quantize}
     description |= {"digest": network.format.digest(), "layout": network.format.to_json(), **structure.to_json()}
     objects = read_objects(model)
@@ -85,7 +83,7 @@ def add_inputs(backbone: Backbone, packs: Iterable[PackSource], model: Path, out
         ExportError: If there are no packs, or the model does not answer as the bank.
         OSError: If the files cannot be written.
     """
-    found = read_description(model)
+    found = read_model_description(model)
     packs, layout = list(fitting_packs(packs, BaseSpec.of(backbone))), found["layout"]
     if layout["base_hash"] != backbone.hash:
         raise PackError(f"The model {str(model)!r} is of another base than {backbone.name!r} as it is here.")
@@ -100,27 +98,6 @@ def add_inputs(backbone: Backbone, packs: Iterable[PackSource], model: Path, out
     folder = model.parent if output is None else output
     make_folder(folder)
     return [folder / name for name in _write_inputs(network, packs, folder, model, backbone)]
-
-
-def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bool) -> bytes:
-    """Returns the bytes of a .tflite file of LiteRT's own operators.
-
-    Raises:
-        ExportError: If they cannot compute a signature.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=dict(signatures))
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
-        converter.experimental_enable_resource_variables = True
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if float16:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = [tf.float16]
-        try:
-            return converter.convert()
-        except Exception as error:  # noqa: BLE001 (the converter has no public exception type)
-            reason = next((line for line in str(error).splitlines() if "error:" in line), str(error).splitlines()[0])
-            raise ExportError(f"LiteRT's own operators cannot compute this network: {reason}") from error
 
 
 def _write_inputs(

@@ -52,13 +52,15 @@ class Encoder:
         """
         tensor, value = self.file.tensors[constant.tensor], constant.value(self.network, weights)
         if not np.isfinite(value).all():
-            raise ElementError(f"{describe(constant)} holds numbers that are not finite.")
+            raise ElementError(f"{describe_constant(constant)} holds numbers that are not finite.")
         kind = tensor.data.dtype.str[1:]
         if kind == "f4":
             return Elements(value)
         if kind == "f2":
             if np.abs(value).max(initial=0) > _FLOAT16_MAX:
-                raise ElementError(f"{describe(constant)} holds {np.abs(value).max():.3g}, too large for float16.")
+                raise ElementError(
+                    f"{describe_constant(constant)} holds {np.abs(value).max():.3g}, too large for float16."
+                )
             return Elements(value.astype(np.float16))
         if kind == "i4":
             return bias_elements(value, self.bias_scales(constant.tensor, weights))
@@ -129,7 +131,7 @@ def float16_tolerance(constant: Constant, network: Network, weights: Weights) ->
     return _FLOAT16_ROUNDING * value + _FLOAT16_CHANNEL * most + 2 * _FLOAT16_STEP
 
 
-def describe(constant: Constant) -> str:
+def describe_constant(constant: Constant) -> str:
     """Returns what a constant is, for errors."""
     names = {FILTER: constant.kernel, BIAS: constant.norm, FACTOR: constant.norm, OFFSET: constant.norm}
     return (

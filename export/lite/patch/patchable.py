@@ -10,9 +10,8 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone
 
-from ...edge.manifest import KIND_CODES
 from ...edge.piggyback_edge import Entry, Manifest
-from ..answers import check_features
+from ..checks import check_features
 from ..convert import convert
 from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
 from ..metadata import TASK_NAME, add_metadata, add_task_place
@@ -29,6 +28,7 @@ from .constants import (
     identify,
 )
 from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
+from .manifest import KIND_CODES
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]

@@ -7,10 +7,10 @@ from piggyback_tf.packs.bits import pack_bits
 
 from ...edge.piggyback_edge import DIGEST, TERNARY, Task
 from ...edge.piggyback_edge import FILTER as FILTER_KIND
-from ...errors import ExportError
+from ...shared.errors import ExportError
 from ..weights import HEAD_KERNEL, Network, Weights, own_weights
 from .constants import FILTER, HEAD_BIAS_ROLE, HEAD_KERNEL_ROLE
-from .elements import describe, float16_tolerance
+from .elements import describe_constant, float16_tolerance
 from .patchable import Patchable, Slot
 
 # By how much more than the base's a task's batch norm may multiply a channel; beyond, the base's is as good as zero.
@@ -87,8 +87,8 @@ def _scales_of(base: Patchable, slot: Slot, weights: Weights) -> np.ndarray:
     """Returns the scales of a quantised filter, which keeps its numbers."""
     if slot.entry.size != slot.constant.channels(base.network)[0]:
         raise ExportError(
-            f"{describe(slot.constant)} has one scale for all channels in this quantisation, so that a task cannot "
-            "have its own batch norm; export with --quantize=none or float16."
+            f"{describe_constant(slot.constant)} has one scale for all channels in this quantisation, so that a "
+            "task cannot have its own batch norm; export with --quantize=none or float16."
         )
     return base.encoder.filter_scales(slot.constant, slot.constant.value(base.network, weights))
 

@@ -10,18 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.backbones.identity import Structure, check_same_computation
+from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.data import images as images_module
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 
 from ...edge import piggyback_edge
-from ...edge.manifest import manifest_bytes, manifest_json
 from ...edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
-from ...edge.task_file import task_bytes
-from ...errors import ExportError
-from ...packs import PackSource, fitting_packs
-from ..convert import representative_images, split_specs
+from ...shared.errors import ExportError
+from ...shared.packs import PackSource, fitting_packs
 from ..flatbuffer import LiteFile
 from ..folder import (
     BASE_FILE,
@@ -33,16 +30,19 @@ from ..folder import (
     refuse_other_task,
 )
 from ..options import LiteOptions
+from ..representative_images import representative_images, split_specs
 from ..weights import Network, Weights, own_weights
 from .calibrate import Saturation, corresponding, find_ranges, find_saturation
-from .check import check_base, check_task
+from .checks import check_base, check_task
+from .manifest import manifest_bytes, manifest_json
 from .patchable import Patchable, constants_from_json, make_float_file
+from .task_file import task_bytes
 from .tasks import check_room, make_task
 
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What `add_tasks` wrote of a task.
+    """What `add_patches` wrote of a task.
 
     Attributes:
         path: The task's file.
@@ -104,7 +104,7 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     return Path(output)
 
 
-def add_tasks(
+def add_patches(
     backbone: Backbone, packs: Sequence[PackSource], base_file: Path, output: Path | None, options: LiteOptions
 ) -> list[Added]:
     """Writes the files of new tasks for a base that devices have; all of them are checked before the first is written.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table
 from piggyback_tf.evaluation.text import markdown_table
+from piggyback_tf.sentences import printable
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -105,9 +106,7 @@ def _parts(cells: tuple[Cell, ...]) -> dict[str, Callable[[Cell], object]]:
 
 
 def _text(cell: Cell) -> str:
-    """Returns a cell on one line; a name from a file must not send commands to a terminal."""
-    text = "" if cell is None else str(cell)
-    return text if text.isprintable() else repr(text)
+    return "" if cell is None else printable(cell)
 
 
 def _escape(text: str) -> str:

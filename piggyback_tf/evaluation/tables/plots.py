@@ -18,6 +18,7 @@ from piggyback_tf.evaluation.tables.variants import (
     name_variants,
 )
 from piggyback_tf.evaluation.text import format_bytes
+from piggyback_tf.file_names import ZEROS_PLOT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def write_plots(folder: Path, records: Sequence[Record]) -> list[Path]:
         rows = [row for row in survey_rows(own) if row.seeds]
         tasks = all_tasks(own)
         if lines := _zeros_by_layer(own):
-            written.append(folder / f"{prefix}zeros.png")
+            written.append(folder / f"{prefix}{ZEROS_PLOT}")
             write_plot(written[-1], lambda lines=lines, base=base: _plot_zeros(lines, base))
         for row in rows:
             if row.order and len(row.seeds[0].records[0].tasks) > 1:

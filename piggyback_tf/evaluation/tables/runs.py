@@ -2,14 +2,19 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.evaluation.results import METRICS_FILE, ResultsError, learned_steps, read_metrics, read_sequence
+from piggyback_tf.evaluation.results import (
+    ResultsError,
+    learned_steps,
+    read_json,
+    read_metrics,
+    read_sequence,
+)
+from piggyback_tf.file_names import FOUND_FILE, METRICS_FILE, SETTINGS_FILE, folder_of_method, folders_of, pack_name
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.packs.pack import PACK_SUFFIX
 from piggyback_tf.settings import complete
 from piggyback_tf.settings.records import own_record
 
@@ -19,7 +24,7 @@ class TableError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class RunBase:
     """The frozen network of a run.
 
     Attributes:
@@ -64,7 +69,7 @@ class Record:
     source: str
     method: str
     seed: int | None
-    base: Base
+    base: RunBase
     tasks: tuple[str, ...]
     sequence: Mapping[str, Any] | None
     in_turn: bool = True
@@ -178,7 +183,7 @@ def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchma
                 source=f"{source}: {key}",
                 method=row["method"],
                 seed=int(seed),
-                base=Base(row["base_hash"] if done else hashes[0]),
+                base=RunBase(row["base_hash"] if done else hashes[0]),
                 tasks=orders[order],
                 sequence=read_sequence(row) if done else None,
                 name=label,
@@ -189,20 +194,20 @@ def read_benchmark(rows: Mapping[str, Mapping[str, Any]], source: str = "benchma
 
 
 def _read_folder(folder: Path, source: str) -> list[Record]:
-    if not (folder / "settings.json").is_file():
-        raise TableError(f"{source!r} is no folder of a run of train.py: there is no settings.json in it.")
+    if not (folder / SETTINGS_FILE).is_file():
+        raise TableError(f"{source!r} is no folder of a run of train.py: there is no {SETTINGS_FILE} in it.")
     if not (folder / METRICS_FILE).is_file():
         raise TableError(
-            f"The run in {source!r} is not finished: there is no metrics.json in it. Its command, given again, goes on."
+            f"The run in {source!r} is not finished: there is no {METRICS_FILE} in it. Its command, given again, goes "
+            "on."
         )
-    settings, metrics = _read_json(folder / "settings.json"), read_metrics(folder / METRICS_FILE)
-    found = _read_json(folder / "found.json") if (folder / "found.json").is_file() else {}
+    settings, metrics = read_json(folder / SETTINGS_FILE), read_metrics(folder / METRICS_FILE)
+    found = read_json(folder / FOUND_FILE) if (folder / FOUND_FILE).is_file() else {}
     in_turn, records = bool(settings.get("tasks")), []
     for method, sequence in metrics["methods"].items():
         tasks, baseline = tuple(sequence["tasks"]), method != settings.get("method")
-        own = folder / "baselines" / method if baseline else folder
-        folders = {task: own / f"{place}_{task}" if in_turn else own for place, task in enumerate(tasks, start=1)}
-        files = {task: place / f"{task}{PACK_SUFFIX}" for task, place in folders.items()}
+        folders = folders_of(folder_of_method(folder, method, baseline=baseline), tasks, in_turn=in_turn)
+        files = {task: place / pack_name(task) for task, place in folders.items()}
         classes = {task: f"{task}: class_names" if in_turn else "class_names" for task in tasks}
         records.append(
             Record(
@@ -238,20 +243,13 @@ def _check(record: Record) -> None:
 def _read_file(path: Path, source: str) -> list[Record]:
     if not path.is_file():
         raise TableError(f"There is no folder or file {source!r}.")
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or "rows" not in content:
         raise TableError(f"{source!r} is neither a folder of train.py nor a JSON file of benchmarks/methods.py.")
     return read_benchmark(content["rows"], source)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TableError(f"{str(path)!r} is no JSON file: {error}.") from None
-
-
-def _base(digest: str, settings: Mapping[str, Any]) -> Base:
+def _base(digest: str, settings: Mapping[str, Any]) -> RunBase:
     """Returns the base of a run; where a flag was not given, the backbone's default."""
     from piggyback_tf.backbones.registry import get_entry
 
@@ -261,9 +259,9 @@ def _base(digest: str, settings: Mapping[str, Any]) -> Base:
         try:
             entry = get_entry(backbone)
         except ValueError:  # A network that another program registered.
-            return Base(digest, backbone, weights or "", image_size)
+            return RunBase(digest, backbone, weights or "", image_size)
         weights, image_size = weights or entry.weights[0], image_size or entry.image_size
-    return Base(digest, backbone, weights, image_size)
+    return RunBase(digest, backbone, weights, image_size)
 
 
 @functools.cache

@@ -2,7 +2,17 @@
 
 from piggyback_tf.problems.heads import dense as _dense  # noqa: F401  (it registers itself)
 from piggyback_tf.problems.heads import fpn as _fpn  # noqa: F401
-from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head, add_head, features_of, network_for, read_spec
+from piggyback_tf.problems.heads.dense import head_logits
+from piggyback_tf.problems.heads.registry import (
+    HEAD_NAME,
+    HEADS,
+    Head,
+    add_head,
+    features_of,
+    is_head,
+    network_for,
+    read_spec,
+)
 from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 
@@ -14,6 +24,8 @@ __all__ = [
     "HeadStart",
     "add_head",
     "features_of",
+    "head_logits",
+    "is_head",
     "network_for",
     "read_spec",
 ]

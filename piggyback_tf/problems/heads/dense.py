@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import keras
+import tensorflow as tf
 
 from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
 from piggyback_tf.problems.heads.spec import HeadSpec
@@ -29,6 +30,17 @@ def dense(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart
 def read_dense(layer: keras.Layer) -> HeadSpec | None:
     """Returns the spec of a Dense layer."""
     return HeadSpec("dense", layer.units) if isinstance(layer, keras.layers.Dense) else None
+
+
+def head_logits(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Returns what a head that is given by its weights makes of features: logits, float32 `[B, C]`.
+
+    Args:
+        features: float32 `[B, F]`.
+        kernel: float32 `[F, C]`.
+        bias: float32 `[C]`.
+    """
+    return tf.nn.bias_add(tf.matmul(features, kernel), bias)
 
 
 HEADS.register("dense")(Head(dense, read_dense))

@@ -16,6 +16,11 @@ from piggyback_tf.surgery import for_image_shape
 HEAD_NAME = "head"
 
 
+def is_head(path: str) -> bool:
+    """Whether a canonical path is that of a variable of the head."""
+    return path.startswith(f"{HEAD_NAME}/")
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """A kind of head.

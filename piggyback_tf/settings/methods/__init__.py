@@ -6,9 +6,10 @@ from piggyback_tf.settings.methods.base import (
     VARIABLE_GROUPS,
     MethodConfig,
     NormConfig,
+    OptionalNormConfig,
     TrainedNetworkConfig,
 )
 
 import_modules(__name__, __path__)
 
-__all__ = ["CONFIGS", "VARIABLE_GROUPS", "MethodConfig", "NormConfig", "TrainedNetworkConfig"]
+__all__ = ["CONFIGS", "VARIABLE_GROUPS", "MethodConfig", "NormConfig", "OptionalNormConfig", "TrainedNetworkConfig"]

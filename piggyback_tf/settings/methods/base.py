@@ -6,11 +6,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from piggyback_tf.registry import Registry
-from piggyback_tf.settings.records import check_finite, option
+from piggyback_tf.settings.records import check_choice, check_finite, option
 
 CONFIGS: Registry[type["MethodConfig"]] = Registry("method")
 VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
 HEAD_INITS = ("zeros", "glorot")
+NORMS = ("frozen", "task")
 NORM_STATISTICS = ("frozen", "task")
 
 
@@ -30,8 +31,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if self.head_init not in (valid := ("auto", *HEAD_INITS)):
-            raise ValueError(f"`head_init` must be one of {', '.join(valid)}. Received: head_init={self.head_init!r}.")
+        check_choice("head_init", self.head_init, ("auto", *HEAD_INITS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,28 +43,34 @@ class NormConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_norm(self.norm_statistics, self.norm_momentum)
+        check_trained_norm(self.norm_statistics, self.norm_momentum)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedNetworkConfig(NormConfig):
-    """Settings of methods that train the network itself."""
-
-    trains = ("weights", "norm", "head")
+class OptionalNormConfig(NormConfig):
+    """Settings of methods that train batch norm where they are told to."""
 
     norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm not in ("frozen", "task"):
-            raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
+        check_norm(self.norm)
 
 
-def check_norm(statistics: str, momentum: float) -> None:
+@dataclasses.dataclass(frozen=True)
+class TrainedNetworkConfig(OptionalNormConfig):
+    """Settings of methods that train the network itself."""
+
+    trains = ("weights", "norm", "head")
+
+
+def check_norm(norm: str) -> None:
+    """Raises a `ValueError` if a value of the setting `norm` is not valid."""
+    check_choice("norm", norm, NORMS)
+
+
+def check_trained_norm(statistics: str, momentum: float) -> None:
     """Raises a `ValueError` if batch norm cannot be trained so."""
-    if statistics not in NORM_STATISTICS:
-        raise ValueError(
-            f"`norm_statistics` must be one of {', '.join(NORM_STATISTICS)}. Received: norm_statistics={statistics!r}."
-        )
+    check_choice("norm_statistics", statistics, NORM_STATISTICS)
     if not 0 <= momentum < 1:
         raise ValueError(f"`norm_momentum` must be in [0, 1). Received: norm_momentum={momentum}.")

@@ -4,7 +4,7 @@ import dataclasses
 from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
-from piggyback_tf.settings.records import option
+from piggyback_tf.settings.records import check_choice, option
 
 SCHEDULES = ("one_shot", "gradual")
 
@@ -32,11 +32,7 @@ class PackNetConfig(NormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.packnet_schedule not in SCHEDULES:
-            raise ValueError(
-                f"`packnet_schedule` must be one of {', '.join(SCHEDULES)}. Received: "
-                f"packnet_schedule={self.packnet_schedule!r}."
-            )
+        check_choice("packnet_schedule", self.packnet_schedule, SCHEDULES)
         for name in ("packnet_prune_first", "packnet_prune"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}.")

@@ -3,7 +3,7 @@
 import dataclasses
 
 from piggyback_tf.settings.masks import MaskConfig
-from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
+from piggyback_tf.settings.methods.base import CONFIGS, OptionalNormConfig
 from piggyback_tf.settings.records import option, prefixed, without_prefix
 
 _PREFIX = "mask_"
@@ -11,22 +11,19 @@ _PREFIX = "mask_"
 
 @CONFIGS.register("piggyback")
 @dataclasses.dataclass(frozen=True)
-class PiggybackConfig(prefixed(MaskConfig, _PREFIX, NormConfig)):
+class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):
     """Settings of the masks, those of `MaskConfig` too; the defaults are the paper's, but for `norm_statistics`."""
 
     trains = ("mask", "norm", "head")
 
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
-    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
     init_from: str = option("", "Start as the masks of PACK; auto:PACKS or, with --tasks, auto: of the best or none.")
     sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.masks()  # It checks the values.
-        if self.norm not in ("frozen", "task"):
-            raise ValueError(f"`norm` must be 'frozen' or 'task'. Received: norm={self.norm!r}.")
         if self.sparsity_weight < 0:
             raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
         if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:

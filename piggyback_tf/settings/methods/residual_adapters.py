@@ -4,7 +4,7 @@ import dataclasses
 from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
-from piggyback_tf.settings.records import option
+from piggyback_tf.settings.records import check_choice, option
 
 KINDS = ("series", "parallel")
 
@@ -26,7 +26,4 @@ class ResidualAdaptersConfig(NormConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adapter_kind not in KINDS:
-            raise ValueError(
-                f"`adapter_kind` must be one of {', '.join(KINDS)}. Received: adapter_kind={self.adapter_kind!r}."
-            )
+        check_choice("adapter_kind", self.adapter_kind, KINDS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from export.edge.piggyback_edge import DIGEST, DTYPES, TERNARY, Base, Entry, Manifest, Task
-from export.edge.task_file import task_bytes
+from export.lite.patch.task_file import task_bytes
 
 # The fixture `patched`.
 from tests.export.lite.conftest import _patched  # noqa: F401

@@ -5,7 +5,6 @@ import hashlib
 
 import numpy as np
 
-from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import (
     COMPRESSED,
     DIGEST,
@@ -18,7 +17,8 @@ from export.edge.piggyback_edge import (
     Model,
     Task,
 )
-from export.edge.task_file import task_bytes
+from export.lite.patch.manifest import manifest_bytes
+from export.lite.patch.task_file import task_bytes
 
 FEATURES, MAX_CLASSES = 6, 5
 # Finite float16 numbers, all of them: 63488 in 496 channels.

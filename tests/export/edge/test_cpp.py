@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from export.edge.piggyback_edge import EdgeError, Manifest, Task, weight_cache
-from piggyback_tf.packs.rates import RATES
+from piggyback_tf.packs.zero_rates import RATES
 from tests.export.edge.conftest import SOURCE
 from tests.export.edge.cpp_files import FEATURES, make_device, make_task
 

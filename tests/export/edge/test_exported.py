@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from export.edge.piggyback_edge import Base, Model, Task
-from export.edge.task_file import task_bytes
+from export.lite.patch.task_file import task_bytes
 
 
 def _run(program, *arguments):

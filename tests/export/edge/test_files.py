@@ -6,12 +6,12 @@ import struct
 import numpy as np
 import pytest
 
-from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import MANIFEST_HEADER, TASK_HEADER, EdgeError, Manifest, Task, _rate, decode_masks
-from export.edge.task_file import task_bytes
+from export.lite.patch.manifest import manifest_bytes
+from export.lite.patch.task_file import task_bytes
 from piggyback_tf.packs import codec
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.rates import RATES
+from piggyback_tf.packs.zero_rates import RATES
 
 
 def _sealed(data):
@@ -59,16 +59,17 @@ def test_a_manifest_is_read_as_it_was_written(base):
     assert Manifest.from_bytes(manifest_bytes(base.manifest)) == base.manifest
 
 
+def _file_of(kind, base, make_task):
+    """Returns the content of a file, and what reads it."""
+    if kind == "manifest":
+        return manifest_bytes(base.manifest), Manifest.from_bytes
+    data = task_bytes(make_task(), base.manifest, compress=kind == "compressed")
+    return data, lambda content: Task.from_bytes(content, base.manifest)
+
+
 @pytest.mark.parametrize("kind", ["manifest", "plain", "compressed"])
 def test_any_changed_or_missing_byte_is_found(base, make_task, kind):
-    if kind == "manifest":
-        data, read = manifest_bytes(base.manifest), Manifest.from_bytes
-    else:
-        data = task_bytes(make_task(), base.manifest, compress=kind == "compressed")
-
-        def read(content):
-            return Task.from_bytes(content, base.manifest)
-
+    data, read = _file_of(kind, base, make_task)
     read(data)
     for place in range(len(data)):
         for bit in (1, 128):
@@ -85,14 +86,7 @@ def test_any_changed_or_missing_byte_is_found(base, make_task, kind):
 @pytest.mark.parametrize("kind", ["manifest", "plain", "compressed"])
 def test_forged_files_are_refused_or_read_whole(base, make_task, kind):
     """Bytes are changed and the checksum is made right: an answer may be another one, but never another error."""
-    if kind == "manifest":
-        data, read = manifest_bytes(base.manifest), Manifest.from_bytes
-    else:
-        data = task_bytes(make_task(), base.manifest, compress=kind == "compressed")
-
-        def read(content):
-            return Task.from_bytes(content, base.manifest)
-
+    data, read = _file_of(kind, base, make_task)
     rng, refused = np.random.default_rng(0), 0
     for _ in range(1500):
         changed = bytearray(data)

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from export.edge import piggyback_edge
-from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import EdgeError, main
-from export.edge.task_file import task_bytes
 from export.lite.folder import IMAGES_FILE
+from export.lite.patch.manifest import manifest_bytes
+from export.lite.patch.task_file import task_bytes
 from piggyback_tf.data import BrokenImageError, DataError, decode_image, images, parse_augment
-from piggyback_tf.data.pixels import check_pixels
+from piggyback_tf.data.pixel_range import check_pixels
 from tests import image_files as made
 from tests.export.edge.test_patcher import PATCHER
 from tests.odd_image_files import odd_pngs, other_files

@@ -19,9 +19,9 @@ from PIL import Image
 
 from export.deployment import client
 from export.edge import piggyback_edge
-from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import EdgeError, Model, main, write_file
-from export.edge.task_file import task_bytes
+from export.lite.patch.manifest import manifest_bytes
+from export.lite.patch.task_file import task_bytes
 from piggyback_tf.data import images
 
 ROOT = Path(__file__).parents[3]

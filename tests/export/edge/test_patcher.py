@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from export.edge import piggyback_edge
-from export.edge.manifest import manifest_bytes
 from export.edge.piggyback_edge import EdgeError, Model, Task, main, weight_cache
-from export.edge.task_file import task_bytes
+from export.lite.patch.manifest import manifest_bytes
+from export.lite.patch.task_file import task_bytes
 
 PATCHER = Path(piggyback_edge.__file__)
 

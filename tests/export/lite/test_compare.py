@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from export.edge.piggyback_edge import Base, Model, Task
-from export.errors import ExportError
 from export.lite.compare import MIN_AGREEMENT, LiteComparison, PatchedExport, compare_lite, describe
 from export.lite.options import LiteOptions
 from export.lite.patch import write
-from export.lite.patch.check import check_constants
+from export.lite.patch.checks import check_constants
 from export.lite.patch.write import read_base
+from export.shared.errors import ExportError
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.packs import TaskBank
 from piggyback_tf.packs.bits import MaskBits

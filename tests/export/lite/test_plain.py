@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from export.errors import ExportError
 from export.lite import plain
 from export.lite.compare import PlainExport, compare_lite, open_export, promise
 from export.lite.inputs.run import load_model
 from export.lite.options import LiteOptions
 from export.lite.plain import export_plain
 from export.litert import export_litert
+from export.shared.errors import ExportError
 from piggyback_tf.packs import PackError
 from tests.export.helpers import encode, picture
 from tests.export.lite.conftest import noise

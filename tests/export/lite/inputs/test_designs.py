@@ -13,12 +13,12 @@ from ai_edge_litert.interpreter import Interpreter
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from export.errors import ExportError
 from export.lite.inputs.run import RUNTIMES, StatelessModel, SwitchModel
 from export.lite.inputs.task_inputs import METADATA_KEY, TaskInputs
 from export.lite.inputs.write import add_inputs, export_inputs
-from export.lite.model_description import DESCRIPTION, read_description
+from export.lite.model_description import DESCRIPTION, read_model_description
 from export.lite.options import LiteOptions
+from export.shared.errors import ExportError
 from piggyback_tf.packs import PackError, TaskBank
 from tests.packs.helpers import pack_of, packs_of_all_kinds, renamed, small_backbone, trained_model
 
@@ -85,7 +85,7 @@ def test_what_no_task_changes_is_constant(small, tmp_path, design, only):
     arrays = load_file(inputs)
     assert set(arrays) == ({"mask", "head", "bias"} if pack.masks else {"head", "bias"})
     assert arrays["bias"].shape == (len(pack.class_names),)
-    assert {path for path, _ in read_description(model_file)["layout"]["filters"]} == set(pack.masks)
+    assert {path for path, _ in read_model_description(model_file)["layout"]["filters"]} == set(pack.masks)
     model = _model(tmp_path, design)
     model.set_task(inputs)
     np.testing.assert_allclose(model.predict(IMAGES), small.bank.predict(IMAGES, task=only), atol=1e-3)
@@ -148,7 +148,7 @@ def test_a_damaged_description_of_a_model(small, tmp_path, damage):
         data[data.rindex(b"PK\1\2") + (8 if damage == "encrypted" else 10)] = 1
         path.write_bytes(data)
     with pytest.raises(PackError, match="and no model that says what it is"):
-        read_description(path)
+        read_model_description(path)
 
 
 def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
@@ -156,7 +156,7 @@ def test_equal_exports_give_equal_files_of_tasks(small, tmp_path):
     for path in files[1:]:
         assert path.read_bytes() == (small.input / path.name).read_bytes()
     # A task's file fits a model of either design.
-    assert read_description(files[0])["digest"] == read_description(small.switch / "model.tflite")["digest"]
+    assert read_model_description(files[0])["digest"] == read_model_description(small.switch / "model.tflite")["digest"]
 
 
 def test_tasks_are_added_to_a_model(small, tmp_path):

@@ -3,9 +3,9 @@
 import keras
 import pytest
 
-from export.errors import ExportError
 from export.lite.options import LiteOptions
 from export.litert import export_litert
+from export.shared.errors import ExportError
 from piggyback_tf.backbones import Backbone
 from tests.packs.helpers import pack_of, trained_model
 

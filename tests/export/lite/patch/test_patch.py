@@ -11,19 +11,19 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel, CpuOptions, HardwareAccelerator, Options
 
-from export.edge.manifest import manifest_bytes, manifest_json
 from export.edge.piggyback_edge import Base, EdgeError, Model, Task, main, weight_cache
-from export.errors import ExportError
-from export.lite.answers import run_model
+from export.lite.checks import run_model
 from export.lite.flatbuffer import LiteFile, pack_objects, read_objects
 from export.lite.folder import is_patched
 from export.lite.metadata import TASK_NAME
 from export.lite.options import LiteOptions
 from export.lite.patch import write
+from export.lite.patch.manifest import manifest_bytes, manifest_json
 from export.lite.patch.patchable import Patchable
 from export.lite.patch.tasks import make_task
 from export.lite.patch.write import read_base
 from export.litert import export_litert
+from export.shared.errors import ExportError
 from piggyback_tf.backbones import Backbone, load_backbone, rename_layers
 from piggyback_tf.packs import PackError, TaskBank
 from tests.export.lite.conftest import noise
@@ -173,7 +173,7 @@ def test_a_task_is_added_to_a_base_in_the_field(patched, tmp_path, quantize, mon
 
     def add(pack, images):
         monkeypatch.setattr(write, "representative_images", lambda spec, packs, count: [images])
-        return write.add_tasks(export.backbone, [pack], export.folder / "base.tflite", tmp_path, options)[0]
+        return write.add_patches(export.backbone, [pack], export.folder / "base.tflite", tmp_path, options)[0]
 
     added = add(renamed(export.packs[3], "again"), noise(8, 32))
     assert added.path == tmp_path / "again.edge"
@@ -197,9 +197,9 @@ def test_what_is_refused(patched, tmp_path):
     other = small_backbone(seed=5)
     pack = pack_of(trained_model(other), other)
     with pytest.raises(ExportError, match="was made of another base"):
-        write.add_tasks(other, [pack], export.folder / "base.tflite", tmp_path, LiteOptions())
+        write.add_patches(other, [pack], export.folder / "base.tflite", tmp_path, LiteOptions())
     with pytest.raises(PackError, match="was trained on another base"):
-        write.add_tasks(
+        write.add_patches(
             export.backbone, [export.packs[0], pack], export.folder / "base.tflite", tmp_path, LiteOptions()
         )
     with pytest.raises(PackError, match="two tasks named 'binary'"):
@@ -220,7 +220,7 @@ def test_what_is_refused(patched, tmp_path):
     with pytest.raises(ExportError, match="representative_data is for --quantize=int8"):
         export_litert(export.backbone, export.packs, tmp_path / "out", unused)
     with pytest.raises(ExportError, match="representative_data is for bases of int8"):
-        write.add_tasks(export.backbone, export.packs[:1], export.folder / "base.tflite", tmp_path, unused)
+        write.add_patches(export.backbone, export.packs[:1], export.folder / "base.tflite", tmp_path, unused)
     long = dataclasses.replace(export.packs[0], class_names=["a" * 65536, "b"])
     with pytest.raises(EdgeError, match="'binary' cannot be used: a text in it is too long"):
         export_litert(export.backbone, [long], tmp_path / "out")
@@ -232,7 +232,7 @@ def test_what_is_refused(patched, tmp_path):
         (tmp_path / name).write_bytes((export.folder / name).read_bytes())
     (tmp_path / "base.tflite").write_bytes(data)
     with pytest.raises(ExportError, match="base.tflite' is damaged, or is not the base"):
-        write.add_tasks(export.backbone, export.packs[:1], tmp_path / "base.tflite", None, LiteOptions())
+        write.add_patches(export.backbone, export.packs[:1], tmp_path / "base.tflite", None, LiteOptions())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.tflite", "manifest.bin", "manifest.json"]
 
 
@@ -243,7 +243,7 @@ def test_another_task_of_the_same_name_is_not_replaced(patched, tmp_path):
     base, (first, second) = tmp_path / "base.tflite", export.packs[:2]
 
     def add(*packs, compress=False):
-        write.add_tasks(export.backbone, packs, base, None, LiteOptions(compress=compress))
+        write.add_patches(export.backbone, packs, base, None, LiteOptions(compress=compress))
         return {path.name: path.read_bytes() for path in tmp_path.glob("*.edge")}
 
     kept = add(first)
@@ -370,7 +370,7 @@ def test_a_base_of_version_1_is_still_used(patched, tmp_path):
     (tmp_path / "manifest.bin").write_bytes(content)
     document = manifest_json(old.manifest, [slot.to_json() for slot in old.slots], {})
     (tmp_path / "manifest.json").write_text(json.dumps(document))
-    added = write.add_tasks(export.backbone, export.packs[:1], tmp_path / "base.tflite", None, LiteOptions())
+    added = write.add_patches(export.backbone, export.packs[:1], tmp_path / "base.tflite", None, LiteOptions())
     device = Base.load(tmp_path / "base.tflite")
     task, images, installed = Task.load(added[0].path, device.manifest), noise(8), Model(device)
     installed.install(task)

@@ -1,0 +1,77 @@
+"""Before a LiteRT model is written, whatever its design: it has to answer as the network itself and the bank do."""
+
+import numpy as np
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import TaskBank, TaskPack
+
+from ..shared.errors import ExportError
+from .runtime import ImageModel
+
+# How much features may differ, as a share of their length. What a wrong constant does is far beyond; what integers
+# cost, a test set has to show. An int8 base has the ranges of its tasks, not its own: it is compared as float32.
+FEATURE_LIMITS = {"none": 1e-3, "float16": 5e-2, "dynamic": 0.5}
+# The same for probabilities, absolute; only of types that are exact enough for it.
+_LIMITS = {"none": 1e-3, "float16": 5e-2}
+
+
+def probe_images(size: int) -> np.ndarray:
+    """Returns the images that exports are compared on, float32 `[2, S, S, 3]`."""
+    return np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype(np.float32)
+
+
+def run_model(data: bytes | bytearray, images: np.ndarray) -> np.ndarray:
+    """Returns the output of a model, float32 `[B, ...]`, for images, float32 `[B, S, S, 3]`."""
+    model = ImageModel(bytes(data))
+    return np.concatenate([model(image) for image in images])
+
+
+def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -> None:
+    """Checks that a file that ends in features gives those of its network.
+
+    Raises:
+        ExportError: If not.
+    """
+    images = probe_images(backbone.image_size)
+    expected = np.asarray(backbone.model(images, training=False), np.float32)
+    found = run_model(data, images)
+    difference = float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+    # Not "greater than": NaN is no number that is small enough.
+    if not difference <= FEATURE_LIMITS[quantize]:
+        cure = (
+            "Conversion has made a constant of a kernel and of something else, such as the offset of a Rescaling "
+            "before a convolution without padding. Use --design=switch or --design=input."
+            if quantize == "none"
+            else "Try another quantisation, or --design=switch."
+        )
+        raise ExportError(
+            f"The converted base does not give the features of {backbone.name!r}: with constants of type {quantize!r} "
+            f"they differ by {difference:.1%} of their length. {cure}"
+        )
+
+
+def check_answers(found: np.ndarray, bank: TaskBank, pack: TaskPack, quantize: str) -> None:
+    """Checks that an export gives the bank's probabilities for `probe_images`; with integers, that it gives numbers.
+
+    Args:
+        found: The probabilities.
+        bank: Without the task, which is in it while this runs. One bank for many tasks is built only once.
+        pack: The task.
+        quantize: The type of the export's constants.
+
+    Raises:
+        ExportError: If not.
+    """
+    if not np.isfinite(found).all():
+        raise ExportError(f"Task {pack.task!r} gives results that are no numbers on this base.")
+    limit = _LIMITS.get(quantize)
+    if limit is None:
+        return
+    expected = bank.add(pack).predict(probe_images(bank.backbone.image_size), task=pack.task)
+    bank.remove(pack.task)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= limit:
+        raise ExportError(
+            f"Task {pack.task!r} gives other probabilities on the converted base than in the bank: they differ by "
+            f"{difference:.2g}."
+        )

@@ -1,0 +1,74 @@
+"""Before files of design `patch` are written: what `lite/checks.py` asks of all, and that constants are the task's."""
+
+import numpy as np
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import TaskBank, TaskPack
+
+from ...edge.piggyback_edge import Model
+from ...shared.errors import ExportError
+from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
+from ..flatbuffer import LiteFile
+from ..weights import own_weights
+from .constants import FACTOR, OFFSET
+from .elements import describe_constant, float16_tolerance
+from .patchable import Patchable
+
+# By how many steps a quantised constant may differ from its weight: rounding, and a second one of the zero point.
+_STEPS, _STEPS_WITH_ZERO = 0.501, 1.01
+# What float32 adds, as a share of the weight.
+_ROUNDING = 2e-5
+
+
+def check_base(base: Patchable, backbone: Backbone) -> None:
+    """Checks that a base.tflite gives the features of its network.
+
+    Raises:
+        ExportError: If not.
+    """
+    # With a head, nothing but zeros comes out of it before a task is installed.
+    if base.manifest.quantize in FEATURE_LIMITS and not base.manifest.max_classes:
+        check_features(base.file.data, backbone, base.manifest.quantize)
+
+
+def check_task(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack) -> None:
+    """Checks that a patched base answers as the bank does, and that its constants are the task's; see `check_answers`.
+
+    Raises:
+        ExportError: If not.
+    """
+    content = bytes(model.data)
+    found = model.task.probabilities(run_model(content, probe_images(bank.backbone.image_size)), content)
+    check_answers(found, bank, pack, base.manifest.quantize)
+    # Where one class is all but certain, the answers show little.
+    check_constants(base, model.data, pack)
+
+
+def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) -> None:
+    """Checks that every constant of a patched base is the task's weight, of integers to half a step of its scale.
+
+    This is all that an integer type promises of one: what the roundings of all do to the answers, a test set shows.
+
+    Args:
+        base: The base.
+        data: The file with the task installed.
+        pack: The task.
+
+    Raises:
+        ExportError: With the first one that is not.
+    """
+    file, weights, whole = LiteFile(data), *(own_weights(base.network, pack, masked=each) for each in (True, False))
+    for constant in base.constants.values():
+        tensor = file.tensors[constant.tensor]
+        expected = constant.value(base.network, weights).astype(np.float64)
+        distance = np.abs(file.doubles(tensor) - expected)
+        steps = _STEPS_WITH_ZERO if constant.role in (FACTOR, OFFSET) else _STEPS
+        allowed = steps * file.steps(tensor) + _ROUNDING * np.abs(expected) + np.finfo(np.float32).tiny
+        if tensor.data.dtype == np.float16:
+            allowed = float16_tolerance(constant, base.network, whole)
+        # Not "any is greater": NaN is no number that is small enough.
+        if not (distance <= allowed).all():
+            raise ExportError(
+                f"{describe_constant(constant)} of task {pack.task!r} is another one on the converted base: weight "
+                f"{int(np.argmax(distance - allowed))} differs by {distance.max():.2g}."
+            )

@@ -1,0 +1,199 @@
+"""Versions 2 and 3 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
+
+Version 3 has more entries in the description, and is what is written.
+"""
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+
+from piggyback_tf.packs import codec, container
+from piggyback_tf.packs.arrays import TaskArrays
+from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
+from piggyback_tf.packs.bits import MaskBits
+from piggyback_tf.packs.container import PackError, PackReader, Shape
+from piggyback_tf.packs.description import check_fields, fields_of_version, with_defaults
+from piggyback_tf.packs.partition import MAX_CLASSES
+from piggyback_tf.sentences import shown
+
+# Without a base to compare with, a file is believed so many weights (VGG19 has 140 million), or so many for each of its
+# bytes: larger networks, of which it drops more than next to nothing.
+MAX_WEIGHTS, MAX_WEIGHTS_PER_BYTE = 150_000_000, 32
+# Characters of the index, and numbers of rates; the networks with most layers need a tenth of it.
+_MAX_INDEX, _MAX_RATES = 1 << 20, 1 << 18
+# Vectors of this length cost nothing: what is too long in them for a small base gets an error that says more.
+_SHORT = 1 << 10
+# Characters of a line of the index, but for its path, of which every character may be written as "\\u0000".
+_INDEX_LINE = 256
+_UINT8, _UINT32 = np.dtype("uint8"), np.dtype("<u4")
+_FLOAT = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+
+
+def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: str) -> bytes:
+    """Returns the bytes of a pack's file.
+
+    Args:
+        arrays: What it holds.
+        plain: What it says of them, as JSON values.
+        checksum: The digest of its content.
+        codec_name: How to code the masks, see `codec.encode`.
+
+    Raises:
+        PackError: If there is more to describe than can be read.
+    """
+    masks = codec.encode(arrays.masks, arrays.mask_kind, codec_name)
+    dtype = _FLOAT[plain["dtype"]]
+    index = {
+        "masks": [codec.layer_entry(layer) for layer in masks.layers],
+        "norm": [{"path": path, "shape": list(value.shape)} for path, value in arrays.norm.items()],
+    }
+    text = container.canonical_json(index).encode("ascii")
+    for what, size, most in (
+        ("characters to list its weights", len(text), _MAX_INDEX),
+        ("rates for its masks", masks.rates.size, _MAX_RATES),
+    ):
+        if size > most:
+            raise PackError(f"The pack takes {size:,} {what}; at most {most:,} can be read.")
+    tensors = {f"head/{name}": value.astype(dtype) for name, value in arrays.head.items()}
+    tensors["index"] = np.frombuffer(zlib.compress(text, 9), np.uint8)
+    for name, array in _mask_arrays(masks).items():
+        if array.size:
+            tensors[name] = array
+    if arrays.norm:
+        tensors["norm"] = np.concatenate([value.reshape(-1) for value in arrays.norm.values()]).astype(dtype)
+    return container.to_bytes({**plain, "format_version": container.FORMAT_VERSION, "checksum": checksum}, tensors)
+
+
+def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | None) -> tuple[dict[str, Any], str]:
+    """Returns the fields of a `TaskPack`, and the digest that its content must have.
+
+    Args:
+        reader: The file, of which the header has been read.
+        plain_fields: The fields that the description holds as they are.
+        base: The base that it must fit; it is compared before memory is taken.
+
+    Raises:
+        PackError: If anything in the file is not as it must be.
+    """
+    reader.check_keys({*fields_of_version(plain_fields, reader.version), "checksum"})
+    document = with_defaults(reader.document)
+    check_fields(document)
+    kind, names = document["mask_kind"], document["class_names"]
+    features = reader.first_side("head/kernel")
+    if base is not None:
+        check_fits(Claims.of(document, features, {}, {}), base)
+    limits = _limits(reader, base, 2 if kind == "ternary" else 1)
+    tensors = reader.tensors(_expected(reader, (features, len(names)), _FLOAT[document["dtype"]], limits))
+    layers, norm_shapes = _read_index(tensors["index"], limits["index"])
+    head = {name: tensors[f"head/{name}"].astype(np.float32) for name in ("kernel", "bias")}
+    weights = sum(layer.size for layer in layers)
+    if base is not None:
+        shapes = {layer.path: layer.shape for layer in layers}
+        check_fits(Claims.of(document, features, shapes, norm_shapes), base)
+    elif weights > (believed := max(MAX_WEIGHTS, MAX_WEIGHTS_PER_BYTE * reader.size)):
+        raise PackError(
+            f"it has masks for {weights:,} weights. More than {believed:,} are read from a file of its size only when "
+            "the base is given, with which they are compared first."
+        )
+    norm = _split(tensors.get("norm"), norm_shapes)
+    arrays = TaskArrays(mask_kind=kind, masks=_decode(tensors, layers, kind), norm=norm, head=head)
+    described = {field: document[field] for field in plain_fields if field != "mask_kind"}
+    return {**described, "arrays": arrays}, document["checksum"]
+
+
+def _limits(reader: PackReader, base: BaseSpec | None, planes: int) -> dict[str, int]:
+    """Returns how long the vectors may be: what a mask over every weight of the base could need."""
+    if base is None:
+        unknown = dict.fromkeys(("masks/stream", "masks/bits", "norm"), reader.size)
+        return unknown | {"index": _MAX_INDEX, "masks/rates": _MAX_RATES}
+    sizes = [math.prod(shape) for shape in base.shapes.values()]
+    limits = {
+        "index": min(_MAX_INDEX, sum(_INDEX_LINE + 6 * len(path) for path in base.shapes)),
+        "masks/rates": min(_MAX_RATES, (MAX_CLASSES + 1) ** 2 * len(sizes)),
+        # Twice as long as the packed bits: no encoder takes so many words.
+        "masks/stream": planes * sum(sizes) // 16,
+        "masks/bits": planes * sum(-(-size // 8) for size in sizes),
+        "norm": sum(sizes),
+    }
+    return {name: max(limit, _SHORT) for name, limit in limits.items()}
+
+
+def _mask_arrays(masks: codec.EncodedMasks) -> dict[str, np.ndarray]:
+    return {
+        "masks/rates": masks.rates,
+        "masks/stream": masks.stream.astype(_UINT32, copy=False),
+        "masks/bits": masks.raw,
+    }
+
+
+def _expected(
+    reader: PackReader, head: tuple[int, int], dtype: np.dtype, limits: dict[str, int]
+) -> dict[str, tuple[np.dtype, Shape]]:
+    """Returns what tensors there must be; those that may be missing only if they are there."""
+    expected: dict[str, tuple[np.dtype, Shape]] = {
+        "head/kernel": (dtype, head),
+        "head/bias": (dtype, head[1:]),
+        "index": (_UINT8, limits["index"]),
+    }
+    optional = {"masks/rates": _UINT8, "masks/stream": _UINT32, "masks/bits": _UINT8, "norm": dtype}
+    return expected | {name: (kind, limits[name]) for name, kind in optional.items() if reader.has(name)}
+
+
+def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLayer], dict[str, tuple[int, ...]]]:
+    try:
+        unpacker = zlib.decompressobj()
+        text = unpacker.decompress(compressed.tobytes(), limit)
+        if not unpacker.eof or unpacker.unused_data:
+            raise PackError("its index is cut off, too long, or followed by something else.")
+        index = container.parse_json(text)
+    except (zlib.error, ValueError) as error:
+        raise error if isinstance(error, PackError) else PackError(f"its index cannot be read: {error}.") from error
+    if index.keys() != {"masks", "norm"} or not all(isinstance(table, list) for table in index.values()):
+        raise PackError("its index does not list masks and batch norm.")
+    try:
+        layers = [codec.check_layer(entry) for entry in index["masks"]]
+    except ValueError as error:
+        raise PackError(str(error)) from error
+    norm = {}
+    for entry in index["norm"]:
+        if not isinstance(entry, dict) or entry.keys() != {"path", "shape"} or not isinstance(entry["path"], str):
+            raise PackError("its index of batch norm is wrong.")
+        if not isinstance(entry["shape"], list):
+            raise PackError(f"its index is wrong at {shown(entry['path'])}.")
+        container.check_shape(entry["shape"])
+        norm[entry["path"]] = tuple(entry["shape"])
+    if len(norm) != len(index["norm"]) or len({layer.path for layer in layers}) != len(layers):
+        raise PackError("its index lists a weight twice.")
+    return layers, norm
+
+
+def _decode(tensors: dict[str, np.ndarray], layers: list[codec.CodedLayer], kind: str) -> dict[str, MaskBits]:
+    if (kind == "none") != (not layers):
+        raise PackError(f"its mask kind is {kind!r}, and its index lists {len(layers)} masks.")
+    arrays = {
+        "rates": tensors.get("masks/rates", np.zeros(0, np.uint8)),
+        "stream": tensors.get("masks/stream", np.zeros(0, np.uint32)),
+        "raw": tensors.get("masks/bits", np.zeros(0, np.uint8)),
+    }
+    if not layers:
+        if any(array.size for array in arrays.values()):
+            raise PackError("it has coded masks that its index does not list.")
+        return {}
+    try:
+        return codec.EncodedMasks(kind, tuple(layers), **arrays).decode()
+    except ValueError as error:
+        raise PackError(str(error)) from error
+
+
+def _split(values: np.ndarray | None, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns the variables of batch norm, float32, from the vector that holds them one after another."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if sum(sizes) != (0 if values is None else values.size):
+        raise PackError("it has more or fewer numbers of batch norm than its index lists.")
+    result, start = {}, 0
+    for (path, shape), size in zip(shapes.items(), sizes, strict=True):
+        result[path] = values[start : start + size].astype(np.float32).reshape(shape)
+        start += size
+    return result

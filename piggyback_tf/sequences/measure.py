@@ -1,0 +1,109 @@
+"""Measures networks: runs them on test images and counts what they get wrong, and what an image costs them.
+
+Here they are run. What follows from labels and answers, as numbers, is computed in `evaluation/`.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone
+from piggyback_tf.data import surface_data_errors
+from piggyback_tf.evaluation import evaluate, top_k_hits
+from piggyback_tf.evaluation.task_agnostic import normalised_entropy, task_agnostic_measures
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.sequences.superposition import Superposition
+
+
+def measure(network: keras.Model, batches: tf.data.Dataset) -> tuple[dict[str, Any], str]:
+    """Returns the errors of a network on a split, and a digest of all its answers."""
+    digest, forward = hashlib.sha256(), _compile(network, batches)
+
+    def predict(images: tf.Tensor) -> np.ndarray:
+        scores = forward(images).numpy()
+        digest.update(scores.tobytes())
+        return scores
+
+    with surface_data_errors():
+        return evaluate(predict, batches), digest.hexdigest()
+
+
+def measure_task_agnostic(
+    network: Callable[[str], keras.Model],
+    batches: Mapping[str, tf.data.Dataset],
+    backbone: Backbone,
+    packs: Sequence[TaskPack],
+    *,
+    probabilities: bool,
+) -> dict[str, dict[str, Any]]:
+    """Measures all tasks on images that do not say of which task they are; each image by itself.
+
+    Two ways of inferring the task. By `"entropy"`: every task's network answers, and that of the lowest entropy, each
+    divided by the logarithm of its number of classes, is believed. By `"gradient"`, where tasks are masks over one
+    base: see `Superposition`. (SupSup infers the task from one image, too, and then answers for a batch of its task.)
+
+    Args:
+        network: Returns the network of a task. One is in memory at a time.
+        batches: The test images and labels of each task, by task in the order of learning.
+        backbone: The base.
+        packs: The tasks' packs in the same order; none if they are no packs.
+        probabilities: Whether the networks answer with probabilities; with logits otherwise.
+
+    Returns:
+        What `task_agnostic_measures` returns, by way; only the ways that the tasks have.
+    """
+    counts, entropies, hits = {}, [], []
+    with surface_data_errors():
+        for task, own in batches.items():
+            labels = np.concatenate([labels.numpy() for _, labels in own])
+            counts[task] = len(labels)
+            scores = _scores(network(task), batches)
+            hits.append(top_k_hits(labels, scores[task], 1))
+            logits = np.concatenate(list(scores.values()))
+            if probabilities:  # Logarithms of probabilities are logits; one that underflowed is next to nothing.
+                logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
+            entropies.append(normalised_entropy(logits))
+        costs = {"entropy": np.stack(entropies, axis=1)}
+        if any(pack.masks for pack in packs):
+            images = functools.reduce(tf.data.Dataset.concatenate, batches.values()).map(lambda images, _: images)
+            costs["gradient"] = Superposition(backbone, packs).gradient(images)
+    return {way: task_agnostic_measures(counts, cost, np.concatenate(hits)) for way, cost in costs.items()}
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Returns how many multiplications with an addition an image takes: half of its floating point operations.
+
+    Args:
+        model: From images `[B, S, S, 3]`.
+    """
+    function = tf.function(lambda images: model(images, training=False))
+    # Keras runs convolutions in groups as functions of their own, into which the profiler does not look. In this mode
+    # they become part of the outer one.
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        function = function.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]], tf.float32))
+    finally:
+        tf.config.run_functions_eagerly(before)
+    options = tf.compat.v1.profiler.ProfileOptionBuilder(
+        tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    ).with_empty_output()
+    profile = tf.compat.v1.profiler.profile(function.graph, options=options.build())
+    return int(profile.total_float_ops) // 2
+
+
+def _scores(network: keras.Model, batches: Mapping[str, tf.data.Dataset]) -> dict[str, np.ndarray]:
+    """Returns what a network answers to the images of each task."""
+    forward = _compile(network, next(iter(batches.values())))
+    return {task: np.concatenate([forward(images).numpy() for images, _ in found]) for task, found in batches.items()}
+
+
+def _compile(network: keras.Model, batches: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a network as a function of batches of any size, traced once."""
+    spec = tf.TensorSpec([None, *network.input_shape[1:]], batches.element_spec[0].dtype)
+    return tf.function(lambda images: network(images, training=False), input_signature=[spec], jit_compile=False)
