@@ -9,6 +9,7 @@ import constriction
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.backbones.registry import _BACKBONES, list_backbones
@@ -168,3 +169,21 @@ def test_the_entropy_coder_is_the_documented_one():
         for _, starts, symbols in parts:
             assert [reader.decode(starts) for _ in symbols] == symbols.tolist()
         assert reader.is_empty()
+
+
+def test_the_example_of_segments(tmp_path, monkeypatch):
+    for split, count in (("train", 4), ("val", 2)):
+        for kind in ("images", "labels"):
+            (tmp_path / "roads" / split / kind).mkdir(parents=True)
+        for number in range(count):
+            labels = np.zeros((40, 56), np.uint8)
+            labels[5 : 20 + number, 10:30] = 1
+            Image.fromarray(labels).save(tmp_path / f"roads/{split}/labels/{number}.png")
+            image = np.repeat(labels[..., None] * 200, 3, axis=2)
+            Image.fromarray(image).save(tmp_path / f"roads/{split}/images/{number}.png")
+    (tmp_path / "roads/classes.txt").write_text("0 ground\n1 road\n")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    code = _code("docs/segmentation.md", "Training").replace("epochs=20", "epochs=2")
+    exec(compile(code, "segmentation.md", "exec"), names)
+    assert names["trained"].model.output_shape == (None, 40, 56, 2)

@@ -151,3 +151,16 @@ def test_wrong_choices_are_refused(photos, tmp_path):
         refused = _train(tmp_path / "run", photos, flag)
         assert refused.returncode == 2
         assert f"must be one of {valid}" in refused.stderr
+
+
+def test_segments_are_refused_before_anything_is_loaded(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / "roads/train" / kind).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((8, 8, 3) if kind == "images" else (8, 8), number % 2, np.uint8)
+            PIL.Image.fromarray(pixels).save(tmp_path / f"roads/train/{kind}/{number}.png")
+    (tmp_path / "roads/classes.txt").write_text("ground\nroad\n")
+    spec = f"segmentation:{tmp_path / 'roads'}"
+    refused = run_forked("train.py", f"--data={spec}", *QUICK, f"--output_dir={tmp_path / 'run'}")
+    assert refused.returncode == 2
+    assert f"{spec!r} has a class for each pixel, and train learns one for each image" in refused.stderr

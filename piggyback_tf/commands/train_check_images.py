@@ -5,7 +5,7 @@ from pathlib import Path
 
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.data import DataError, DataProblems, Part, TaskData, check_images
-from piggyback_tf.data.problems import are_all_listed, describe_problems
+from piggyback_tf.data.unusable_files import are_all_listed, describe_problems
 from piggyback_tf.file_names import PROBLEMS_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.settings import InputConfig

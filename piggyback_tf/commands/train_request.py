@@ -9,7 +9,7 @@ from absl import flags
 from piggyback_tf.backbones.own import is_model_file
 from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
-from piggyback_tf.data import TaskData, load_data, output_size, parse_augment
+from piggyback_tf.data import DataError, TaskData, load_data, output_size, parse_augment
 from piggyback_tf.data.augment import check_draws_nothing
 from piggyback_tf.file_names import pack_name
 from piggyback_tf.flags import check_unused, read_config
@@ -116,6 +116,11 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
             cache_dir=FLAGS.cache_dir or None,
             raise_problems=False,
         )
+        if data.target != "class":
+            raise DataError(
+                f"{spec!r} has a class for each pixel, and train learns one for each image. Segments are learned in "
+                "Python, by train_task: see docs/segmentation.md."
+            )
         tasks[name or _check_name(folder, data.name)] = data
     return tasks
 

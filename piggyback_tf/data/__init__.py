@@ -13,9 +13,9 @@ from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.pipeline import make_dataset, stream_batches, surface_data_errors
-from piggyback_tf.data.problems import DataProblems, Problem
 from piggyback_tf.data.sources import Source, Subset, TaskData
 from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
+from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
 
 __all__ = [
     "AUGMENTATIONS",
@@ -26,7 +26,7 @@ __all__ = [
     "DataRequest",
     "Operation",
     "Part",
-    "Problem",
+    "UnusableFile",
     "Source",
     "Subset",
     "TaskData",

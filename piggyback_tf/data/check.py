@@ -9,8 +9,8 @@ from piggyback_tf.data.cache import CachedImages, decode_all
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import ReadAndPrepare, WithoutBroken, all_images, known_look, look_through, unfit_images
 from piggyback_tf.data.prepared import CacheOptions, cache_images, common_size
-from piggyback_tf.data.problems import DataProblems, Problem, problem_of
 from piggyback_tf.data.sources import Source
+from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, unusable_file
 from piggyback_tf.settings.inputs import CHECKS
 
 
@@ -35,7 +35,7 @@ def check_images(
     name: str,
     *,
     check: str = "pixels",
-    listed: Iterable[Problem] = (),
+    listed: Iterable[UnusableFile] = (),
     progress: Callable[[int, int], Any] = lambda done, total: None,
     **cache: Any,
 ) -> None:
@@ -90,7 +90,7 @@ def find_problems(
     describe: Callable[[int], str],
     count: int,
     step: Callable[[], Any] = lambda: None,
-) -> list[Problem]:
+) -> list[UnusableFile]:
     """Returns what is wrong with images, in their order.
 
     Args:
@@ -100,11 +100,11 @@ def find_problems(
         step: Called after each of them.
     """
 
-    def attempt(index: int) -> Problem | None:
+    def attempt(index: int) -> UnusableFile | None:
         try:
             look(index)
         except DataError as error:
-            return problem_of(error, describe(index))
+            return unusable_file(error, describe(index))
         return None
 
     problems = []
@@ -116,7 +116,7 @@ def find_problems(
 
 def _check_pixels(
     part: Part, options: CacheOptions, step: Callable[[], None], held: list[CachedImages]
-) -> list[Problem]:
+) -> list[UnusableFile]:
     source, operations = part.source, parse_augment(part.augment)
     look = known_look(source, options.cache_dir)
     if look is not None and look.problems:

@@ -9,9 +9,9 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
-from piggyback_tf.data.problems import DataProblems, Problem, check_header, no_image_by_name
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
+from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header, no_image_by_name
 from piggyback_tf.files import PathError, is_text, local_path, same_look, shown_path
 from piggyback_tf.junk import is_junk
 from piggyback_tf.sentences import some
@@ -93,7 +93,7 @@ def load_folder(request: DataRequest) -> TaskData:
         raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
 
     folders = {split: name for split, names in SPLITS.items() for name in names if name in splits}
-    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    problems: dict[str, list[UnusableFile]] = {split: [] for split in SPLITS}
     files = {split: _list_split(root, folder, problems[split]) for split, folder in folders.items()}
     class_names = tuple(sorted(files["train"]))
     if len(class_names) == 1:
@@ -135,7 +135,7 @@ def _named_as(class_names: Sequence[str], files: Mapping[str, list[str]]) -> dic
     return found
 
 
-def _list_split(root: Path, split: str, problems: list[Problem]) -> dict[str, list[str]]:
+def _list_split(root: Path, split: str, problems: list[UnusableFile]) -> dict[str, list[str]]:
     """Returns the image files of every class folder of a split, relative to `root` and sorted.
 
     Args:
@@ -148,7 +148,7 @@ def _list_split(root: Path, split: str, problems: list[Problem]) -> dict[str, li
         if not entry.is_dir():
             if has_image_extension(entry.name):
                 place = shown_path(entry.path)
-                problems.append(Problem(place, "no_class", f"Image {place!r} is in no class folder. {LAYOUT}"))
+                problems.append(UnusableFile(place, "no_class", f"Image {place!r} is in no class folder. {LAYOUT}"))
             continue
         _check_text(entry.name, f"Class folder {shown_path(entry.path)!r}")
         before = len(problems)
@@ -163,7 +163,9 @@ def _list_split(root: Path, split: str, problems: list[Problem]) -> dict[str, li
     return files
 
 
-def _list_class(folder: Path, relative: str, above: tuple[tuple[int, int], ...], problems: list[Problem]) -> list[str]:
+def _list_class(
+    folder: Path, relative: str, above: tuple[tuple[int, int], ...], problems: list[UnusableFile]
+) -> list[str]:
     # Links to folders are followed, as data sets are often put together from them; a link to a folder
     # further up would never end.
     status = folder.stat()

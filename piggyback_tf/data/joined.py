@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 
 from piggyback_tf.data.images import DataError
-from piggyback_tf.data.problems import Problem
 from piggyback_tf.data.sources import Source, TaskData, digest
+from piggyback_tf.data.unusable_files import UnusableFile
 
 
 class Joined(Source):
@@ -55,7 +55,7 @@ class Joined(Source):
         self._sources[number].check_header(place)
 
     @property
-    def left_out(self) -> list[Problem]:
+    def left_out(self) -> list[UnusableFile]:
         return [problem for source in self._sources for problem in source.left_out]
 
     @cached_property

@@ -12,8 +12,8 @@ from absl import logging
 from piggyback_tf.data.augment import Operation, Size, apply_operations, chain_size
 from piggyback_tf.data.cache import decode_all, read_kept, write_kept
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
-from piggyback_tf.data.problems import KINDS, DataProblems, Problem, problem_of
 from piggyback_tf.data.sources import Source, Subset, digest
+from piggyback_tf.data.unusable_files import KINDS, DataProblems, UnusableFile, unusable_file
 from piggyback_tf.sentences import some
 
 # The name under which results are kept; the number goes up when a look finds other things.
@@ -37,7 +37,7 @@ class Look:
     """
 
     sizes: np.ndarray
-    problems: Mapping[int, Problem]
+    problems: Mapping[int, UnusableFile]
 
     @property
     def whole(self) -> np.ndarray:
@@ -65,7 +65,7 @@ class WithoutBroken(Source):
         name: str,
         cache_dir: str | None = None,
         class_names: tuple[str, ...] | None = None,
-        also: Sequence[Problem] = (),
+        also: Sequence[UnusableFile] = (),
     ):
         self.raw, self.cache_dir = source, cache_dir
         self._name, self._class_names, self._also = name, class_names, list(also)
@@ -139,7 +139,7 @@ class WithoutBroken(Source):
         return self._subset.fingerprint()
 
     @property
-    def left_out(self) -> list[Problem]:
+    def left_out(self) -> list[UnusableFile]:
         _ = self._subset  # Looks, if nobody has.
         return [*self._also, *self._look.problems.values()]
 
@@ -213,7 +213,7 @@ def look_at(
     for index, found in enumerate(decode_all(attempt, len(raw))):
         progress()
         if isinstance(found, DataError):
-            problems[index] = problem_of(found, raw.describe(index))
+            problems[index] = unusable_file(found, raw.describe(index))
         elif leaves_out or not problems:
             yield found
     unfit = [problem for problem in problems.values() if not KINDS[problem.kind].skippable]
@@ -251,11 +251,11 @@ def recall_look(source: Source, cache_dir: str | None) -> Look | None:
     rows = zip(found["indices"], found["kinds"], found["sentences"], strict=True)
     return Look(
         found["sizes"],
-        {int(index): Problem(source.describe(int(index)), str(kind), str(text)) for index, kind, text in rows},
+        {int(index): UnusableFile(source.describe(int(index)), str(kind), str(text)) for index, kind, text in rows},
     )
 
 
-def unfit_images(source: Source, sizes: np.ndarray, operations: list[Operation]) -> list[Problem]:
+def unfit_images(source: Source, sizes: np.ndarray, operations: list[Operation]) -> list[UnusableFile]:
     """Returns the images whose sizes, `(n, 2)`, do not fit some operations; those of size 0 are passed over."""
     problems = []
     for size in np.unique(sizes, axis=0):
@@ -265,7 +265,7 @@ def unfit_images(source: Source, sizes: np.ndarray, operations: list[Operation])
         except DataError as error:
             for index in np.flatnonzero((sizes == size).all(axis=1)):
                 place = source.describe(int(index))
-                problems.append(problem_of(UnfitImageError(f"Image {place!r}: {error}"), place))
+                problems.append(unusable_file(UnfitImageError(f"Image {place!r}: {error}"), place))
     return problems
 
 

@@ -252,7 +252,8 @@ def _build(plan: _Plan):
             # Once for all operations, as every time moves a label by up to half a pixel.
             arguments = [label_map[..., 0], moves, tf.shape(image)[:2]]
             label_map = tf.numpy_function(warp_map, arguments, tf.uint8, stateful=False)[..., None]
-        return epoch, index, valid, tf.ensure_shape(tf.concat([image, label_map], -1), [*size, channels])
+            image = tf.concat([image, label_map], -1)
+        return epoch, index, valid, tf.ensure_shape(image, [*size, channels])
 
     def finish(epoch, index, valid, images):
         images = images[: tf.reduce_sum(tf.cast(valid, tf.int32))]

@@ -17,9 +17,9 @@ from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, read_class_names, reader_of
-from piggyback_tf.data.problems import DataProblems, Problem, check_header
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
+from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header
 from piggyback_tf.files import PathError, local_path, shown_path
 from piggyback_tf.junk import is_junk
 
@@ -195,7 +195,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _folder_splits(root: Path) -> tuple[dict[str, list[Pair]], dict[str, list[Problem]]]:
+def _folder_splits(root: Path) -> tuple[dict[str, list[Pair]], dict[str, list[UnusableFile]]]:
     """Returns the pairs of every split of a folder, and what is wrong with its files."""
     there = [name for names in SPLITS.values() for name in names if (root / name).is_dir()]
     if {"val", "validation"} <= set(there):
@@ -226,19 +226,19 @@ def _images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], problems: list[Problem]) -> list[Pair]:
+def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], problems: list[UnusableFile]) -> list[Pair]:
     """Returns images with their label maps; `problems` gets those that have none, and label maps without images."""
     for name in images.keys() - labels.keys():
         place = shown_path(images[name])
-        problems.append(Problem(place, "no_label_map", f"Image {place!r} has no label map of the same name."))
+        problems.append(UnusableFile(place, "no_label_map", f"Image {place!r} has no label map of the same name."))
     for name in labels.keys() - images.keys():
         place = shown_path(labels[name])
-        problems.append(Problem(place, "no_image_of_map", f"Label map {place!r} has no image of the same name."))
+        problems.append(UnusableFile(place, "no_image_of_map", f"Label map {place!r} has no image of the same name."))
     problems.sort(key=lambda problem: problem.place)
     return [Pair(images[name], labels[name]) for name in images if name in labels]
 
 
-def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], dict[str, list[Problem]]]:
+def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], dict[str, list[UnusableFile]]]:
     """Returns the pairs of every split in the layout of PASCAL VOC.
 
     The labels of VOC's own test images are not public. Where they are not there, the images that it calls `val` are the
@@ -264,7 +264,7 @@ def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], di
         held_out = {split: [p for p in own if p.image.stem not in train] for split, own in held_out.items()}
         logging.info("%d images of %s are trained on, too.", len(added), sbd)
     splits = {"train": [train[name] for name in sorted(train)], **held_out}
-    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    problems: dict[str, list[UnusableFile]] = {split: [] for split in SPLITS}
     for split, own in splits.items():
         for pair in own:
             for path, kind, what in (
@@ -273,7 +273,7 @@ def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], di
             ):
                 if not path.exists():
                     problems[split].append(
-                        Problem(shown_path(path), kind, f"{what} {shown_path(path)!r} is not there.")
+                        UnusableFile(shown_path(path), kind, f"{what} {shown_path(path)!r} is not there.")
                     )
         splits[split] = [pair for pair in own if pair.image.exists() and pair.labels.exists()]
     return {split: splits.get(split, []) for split in SPLITS}, problems

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from piggyback_tf.data.images import DataError
-from piggyback_tf.data.problems import Problem
+from piggyback_tf.data.unusable_files import UnusableFile
 
 
 class Source(abc.ABC):
@@ -79,7 +79,7 @@ class Source(abc.ABC):
         del index
 
     @property
-    def left_out(self) -> list[Problem]:
+    def left_out(self) -> list[UnusableFile]:
         """What was left out, and why."""
         return []
 
@@ -148,7 +148,7 @@ class TaskData:
     train: Source
     validation: Source
     test: Source | None
-    problems: Mapping[str, Sequence[Problem]] = dataclasses.field(default_factory=dict)
+    problems: Mapping[str, Sequence[UnusableFile]] = dataclasses.field(default_factory=dict)
     target: str = "class"
 
     @property

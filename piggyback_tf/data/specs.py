@@ -9,8 +9,8 @@ from absl import logging
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import WithoutBroken
-from piggyback_tf.data.problems import DataProblems
 from piggyback_tf.data.sources import TaskData
+from piggyback_tf.data.unusable_files import DataProblems
 from piggyback_tf.files import PathError, local_path, protocol_of, same_look
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
 from piggyback_tf.sentences import some
@@ -71,6 +71,7 @@ def load_data(
             `"folder:PATH"`: image files in `PATH/train/CLASS/`, optionally `PATH/val/` and `PATH/test/`;
             `"tfds:NAME"`: a data set of TensorFlow Datasets, optionally with its splits, as in
             `"tfds:oxford_flowers102?train=train+validation&test=test"`;
+            `"segmentation:PATH"`: images with a label map each, see docs/segmentation.md;
             `"digits"`: scikit-learn's handwritten digits; `"digits:0-4"`: those from 0 to 4.
         data_dir: Where TensorFlow Datasets keeps its data sets; `None` for its own default.
         val_fraction: The share of the training images, class by class, that becomes the validation

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from piggyback_tf.data import TaskData
-from piggyback_tf.data.problems import KINDS
+from piggyback_tf.data.unusable_files import KINDS
 from piggyback_tf.sentences import printable
 
 # So many of a kind and a split are named; the others are in the metrics.

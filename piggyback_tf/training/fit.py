@@ -237,6 +237,6 @@ def _check_size(dataset: tf.data.Dataset, backbone: Backbone, shape: tuple[int, 
         check_image_size(augment, found, backbone.image_size)
     elif found != shape:
         raise DataError(
-            f"The augmentation {augment!r} gives images of {found[0]}x{found[1]} pixels, and that of evaluation "
+            f"Training images have {found[0]}x{found[1]} pixels after {augment!r}, and those of evaluation "
             f"{shape[0]}x{shape[1]}; a task has one size."
         )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from piggyback_tf.data import DataError, DataProblems, Part, check_images, folder, load_data, make_dataset
 from piggyback_tf.data.look import WithoutBroken
-from piggyback_tf.data.problems import KINDS
+from piggyback_tf.data.unusable_files import KINDS
 
 SPLITS = {split: {"cat": 4, "dog": 4} for split in ("train", "val", "test")}
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)

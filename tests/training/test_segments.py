@@ -124,5 +124,5 @@ def test_a_finetuned_network_is_recalled_with_its_head():
 def test_training_and_evaluation_have_one_size():
     kind = METHODS["classifier_only"]
     inputs = InputConfig(augment_train="resize(36,56)", augment_eval="resize(40,56)")
-    with pytest.raises(DataError, match=r"gives images of 36x56 pixels, and that of evaluation 40x56"):
+    with pytest.raises(DataError, match="Training images have 36x56 pixels .* and those of evaluation 40x56"):
         train_task(kind(), load_backbone("shapesnet", image_size=32), rectangles(), CONFIG, inputs)

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a data set: found one by one, told all at once, by kind, with what to do."""
+"""Files of a data set that cannot be used: found one by one, told all at once, by kind, with what to do."""
 
 import dataclasses
 import os
@@ -72,7 +72,7 @@ KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class UnusableFile:
     """Something that is wrong with one file, or one record.
 
     Attributes:
@@ -95,12 +95,14 @@ class DataProblems(DataError):
         flag: What leaves out what can be left out; empty where nothing does.
     """
 
-    def __init__(self, problems: Sequence[Problem], name: str, flag: str = FLAG):
+    def __init__(self, problems: Sequence[UnusableFile], name: str, flag: str = FLAG):
         self.problems = tuple(problems)
         super().__init__(describe_problems(self.problems, name, flag=flag))
 
 
-def describe_problems(problems: Sequence[Problem], name: str, listed: int | None = _LISTED, *, flag: str = FLAG) -> str:
+def describe_problems(
+    problems: Sequence[UnusableFile], name: str, listed: int | None = _LISTED, *, flag: str = FLAG
+) -> str:
     """Returns a text about problems: how many of each kind, which files, what to do.
 
     Args:
@@ -126,27 +128,27 @@ def describe_problems(problems: Sequence[Problem], name: str, listed: int | None
     return "\n".join(lines)
 
 
-def _line(problem: Problem) -> str:
+def _line(problem: UnusableFile) -> str:
     """Returns a problem as a line under its kind; names of files may hold what is no text."""
     return printable(problem.place if KINDS[problem.kind].explains else problem.sentence)
 
 
-def are_all_listed(problems: Sequence[Problem]) -> bool:
+def are_all_listed(problems: Sequence[UnusableFile]) -> bool:
     """Returns whether the text of `DataProblems` lists all of some problems."""
     return all(sum(problem.kind == kind for problem in problems) <= _LISTED for kind in KINDS)
 
 
-def problem_of(error: DataError, place: str) -> Problem:
+def unusable_file(error: DataError, place: str) -> UnusableFile:
     """Returns the problem that an error of one image stands for."""
-    return Problem(place, error.kind, str(error))
+    return UnusableFile(place, error.kind, str(error))
 
 
-def no_image_by_name(path: str) -> Problem:
+def no_image_by_name(path: str) -> UnusableFile:
     """Returns the problem of a file in a class folder whose name is no image's."""
     if Path(path).suffix.lower().removeprefix(".") in HEIC_EXTENSIONS:
-        return Problem(path, "heic", f"File {path!r} is a {KINDS['heic'].one}. {_TO_JPEG}")
+        return UnusableFile(path, "heic", f"File {path!r} is a {KINDS['heic'].one}. {_TO_JPEG}")
     kind = KINDS["extension"]
-    return Problem(path, "extension", f"File {path!r} in a class folder is not an image by its name. {kind.cure}")
+    return UnusableFile(path, "extension", f"File {path!r} in a class folder is not an image by its name. {kind.cure}")
 
 
 def check_header(path: str | os.PathLike) -> None:
