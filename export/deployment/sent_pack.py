@@ -13,7 +13,7 @@ from piggyback_tf.packs import PackError, TaskPack
 
 from ..servable.folder import DESCRIPTION
 from ..servable.layout import WeightLayout
-from ..shared.images import prepare_image
+from ..shared.prepare_image import prepare_image
 
 
 class SentPackError(Exception):

@@ -17,7 +17,7 @@ from piggyback_tf.packs import BaseSpec
 from ..shared.errors import ExportError
 from ..shared.folders import new_folders
 from .layout import WeightLayout
-from .tables import TaskTables
+from .task_arrays import TaskTables
 
 FORMAT = 1
 SECOND = "with_mask"

@@ -12,7 +12,7 @@ from .folder import NETWORK, read_description
 from .layout import WeightLayout
 from .network import ServedNetwork
 from .options import ExportOptions
-from .tables import ARRAYS, TaskTables
+from .task_arrays import ARRAYS, TaskTables
 
 
 def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]:

@@ -1,4 +1,8 @@
-"""The output folder of a run: one process at a time, one set of settings, done once."""
+"""The output folder of a run: one process at a time, one set of settings, and no leftovers of a run that was killed.
+
+Those are the temporary folders of files that were being written. Where nothing was trained, what was written before the
+first step goes, too, so that other settings may be given.
+"""
 
 import contextlib
 import json
