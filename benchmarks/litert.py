@@ -214,7 +214,7 @@ def compared(base: Any, packs: list[Any], design: str, quantize: str) -> dict[st
 
 def usual_error(base: Any, pack: Any, quantize: str, files: list[Path]) -> float:
     """Returns the test error in percent of a model of one task that was quantised in the usual way."""
-    from export.shared.images import prepare_image
+    from export.shared.prepare_image import prepare_image
     from piggyback_tf.data import parse_augment
 
     model, operations = interpreter(usual_model(base, pack, quantize)), parse_augment(pack.eval_augment)

@@ -1,4 +1,4 @@
-"""Every method on the three sets of real images, one after another: errors, forgetting, bytes, time.
+"""The survey in docs/results.md: every method on three sets of real images in turn, errors, forgetting, bytes, time.
 
     PIGGYBACK_REALDATA=... python benchmarks/methods.py
 

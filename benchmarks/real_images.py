@@ -1,4 +1,4 @@
-"""Test error of the three methods on three sets of real images, over three seeds.
+"""The table at the top of README.md: test error of three methods on three sets of real images, over three seeds.
 
     PIGGYBACK_REALDATA=... python benchmarks/real_images.py
 

@@ -17,12 +17,12 @@ from .deployment.options import ServingOptions
 from .shared.errors import ExportError
 
 if TYPE_CHECKING:
-    from .deployment.deploy import write_deployment
+    from .deployment.write import write_deployment
 
 __all__ = ["write_deployment"]
 
 # A command line is checked before TensorFlow is loaded.
-__getattr__, __dir__ = lazy_names(__package__, {"write_deployment": "deployment.deploy"}, __name__)
+__getattr__, __dir__ = lazy_names(__package__, {"write_deployment": "deployment.write"}, __name__)
 
 FLAGS = flags.FLAGS
 _TEXT = """All that a TensorFlow Serving deployment needs beside an export.
@@ -52,7 +52,7 @@ def _run(arguments: list[str]) -> Answer:
     if not Path(arguments[0]).is_dir():
         raise UsageError(f"{arguments[0]!r} is no export: there is no such folder.")
     load_tensorflow()
-    from .deployment.deploy import write_deployment
+    from .deployment.write import write_deployment
 
     files = [str(path) for path in write_deployment(arguments[0], output, options, overwrite=FLAGS.overwrite)]
     return Answer({"files": files}, "\n".join(files))

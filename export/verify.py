@@ -1,4 +1,4 @@
-"""The command `verify`: compares a written export with the task bank, task by task, and prints what was found.
+"""`python -m export.verify`: compares a written export with the task bank. For packs there is `piggyback verify`.
 
 The comparing itself is in `servable/compare.py` and `lite/compare.py`. What a LiteRT model has to answer before it is
 written is in `lite/checks.py`.

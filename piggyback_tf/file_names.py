@@ -1,7 +1,8 @@
 """Names of all files and folders that a run writes, and of task packs wherever they lie.
 
 A run of one task has its files in its own folder. In turn, each task has a folder there, `1_NAME`. A baseline has its
-files in `baselines/METHOD`, in the same order. Nothing else in the package knows one of these names.
+files in `baselines/METHOD`, and in turn its tasks have theirs in `baselines/METHOD/1_NAME`.
+Nothing else in the package knows one of these names.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,8 +41,11 @@ MATRIX_PLOT = "errors.png"
 _BASELINES_FOLDER = "baselines"
 # Of tasks that are learned once more as if each were the first.
 ALONE_FOLDER = "alone"
-# Patterns of the folders to which a run writes: of baselines, of tasks in turn, of tasks learned alone.
-OWN_FOLDERS = (f"{_BASELINES_FOLDER}/*", "[0-9]*_*", f"{ALONE_FOLDER}/[0-9]*_*")
+# Patterns of the folders to which a run writes: of each baseline, and, in its own and in theirs, of tasks in turn and
+# of those that are learned alone.
+_TASK_FOLDERS = ("[0-9]*_*", f"{ALONE_FOLDER}/[0-9]*_*")
+_BASELINE = f"{_BASELINES_FOLDER}/*"
+OWN_FOLDERS = (_BASELINE, *(f"{_BASELINE}/{tasks}" for tasks in _TASK_FOLDERS), *_TASK_FOLDERS)
 
 
 def folder_of_method(folder: Path, method: str, *, baseline: bool) -> Path:

@@ -1,4 +1,7 @@
-"""Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses."""
+"""Every flag of `train.py`, defined once; most are made from the fields of the config dataclasses.
+
+`commands/absl_command.py` answers flags that do not exist, and lists those that do.
+"""
 
 import dataclasses
 import sys

@@ -15,6 +15,7 @@ from export.lite.inputs.write import add_inputs, export_inputs
 from export.lite.model_description import append_files, read_model_description
 from export.lite.options import LiteOptions
 from export.lite.patch import write
+from export.lite.plain import check_is_plain
 from export.litert import export_litert
 from export.saved_model import add_tasks, export_saved_model
 from export.servable.read import read_export
@@ -22,13 +23,16 @@ from export.shared.errors import ExportError
 from piggyback_tf.backbones import Backbone, structure_record
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
-from piggyback_tf.packs.base_fit import MisfitError
+from piggyback_tf.packs.base_fit import MisfitError, check_same_weights
 from piggyback_tf.sequences import with_start
 from piggyback_tf.training import TrainingError, check_found
 from tests.methods.toy import INPUTS, toy_tasks
 from tests.packs.helpers import make_pack, pack_of, renamed, small_backbone, trained_model, twin_of
 
 ELSE = r"is for a base with these weights that computes something else with them \(structure \w{12}..., here \w{12}"
+OTHER = (
+    r"another base: ('.*' with weights '.*' and )?hash \w{12}\.\.\., and this is '.*' with weights '.*' and hash \w{12}"
+)
 NOT_COMPARED = "Whether the same is computed with them here was not compared, since"
 
 
@@ -148,8 +152,15 @@ def test_a_server_gets_no_pack_of_a_twin(base, twin, pack, tmp_path, caplog):
     foreign.save(tmp_path / "fish")
     with pytest.raises(PackError, match=f"Task 'fish' {ELSE}"):
         add_tasks(first, [tmp_path / "fish"])
-    with pytest.raises(SentPackError, match=f"Task 'fish' {ELSE}"):
-        SentPack(str(tmp_path / "fish"), str(first))
+    other = small_backbone(seed=1)
+    for sent, reason in (
+        (foreign, ELSE),
+        (renamed(pack_of(trained_model(other), other), "fish"), f"was trained on {OTHER}"),
+        (dataclasses.replace(pack, task="fish", image_size=64), "takes images of 64 pixels"),
+    ):
+        sent.save(tmp_path / "sent")
+        with pytest.raises(SentPackError, match=f"Task 'fish' {reason}.*The base here is that of the export '.*json'"):
+            SentPack(str(tmp_path / "sent"), str(first))
     second = add_tasks(first, [renamed(pack, "fish")])
     assert read_export(second)[0].spec.structure == base.structure
     assert not caplog.messages
@@ -161,6 +172,20 @@ def test_a_server_gets_no_pack_of_a_twin(base, twin, pack, tmp_path, caplog):
     assert (
         f"Task 'fish' is for a base with these weights. {NOT_COMPARED} what is here of the base" in caplog.messages[0]
     )
+
+
+def test_whatever_was_made_of_other_weights_is_refused_in_one_sentence(base, pack, tmp_path):
+    """Models and files for devices are asked in the tests of their designs, which write some."""
+    other = small_backbone(seed=1)
+    with pytest.raises(MisfitError, match=f"^Task 'birds' was trained on {OTHER}"):
+        TaskBank(other).add(pack)
+    model = {"design": "plain", "base_hash": base.hash}
+    check_is_plain(model, tmp_path / "birds.tflite", base)
+    with pytest.raises(MisfitError, match=f"^The model '.*birds.tflite' was made of {OTHER}"):
+        check_is_plain(model, tmp_path / "birds.tflite", other)
+    with pytest.raises(ExportError, match=f"^'base.tflite' was made of {OTHER}"):
+        check_same_weights("'base.tflite' was made of", base.hash, other, ExportError)
+    check_same_weights("'base.tflite' was made of", base.hash, base)
 
 
 def test_a_device_gets_no_task_of_a_twin(base, twin, pack, tmp_path, caplog):

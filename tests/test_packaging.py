@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piggyback_tf.evaluation.figures import write_plot
+from piggyback_tf.evaluation.plot_style import write_plot
 from piggyback_tf.extras import EXTRAS
 from tests.forked import run_forked
 

@@ -14,7 +14,7 @@ import pytest
 
 from piggyback_tf.data import load_data
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.training.base_and_data import describe_data
+from piggyback_tf.training.same_base_and_data import describe_data
 from tests.forked import run_forked, start_forked
 
 ROOT = Path(__file__).resolve().parent.parent

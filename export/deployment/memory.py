@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from ..servable.cache import memory_needed
 from ..servable.decode import BYTES_PER_PIXEL
 from ..servable.folder import read_description
 from ..servable.read import read_export
+from ..servable.unpacked_kernels import memory_needed
 from .options import ServingOptions
 
 _MEGABYTE = 2**20

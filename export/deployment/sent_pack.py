@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs.base_fit import check_fits
 
-from ..servable.folder import DESCRIPTION
+from ..servable.folder import DESCRIPTION, described_base
 from ..servable.layout import WeightLayout
-from ..shared.images import prepare_image
+from ..shared.prepare_image import prepare_image
 
 
 class SentPackError(Exception):
@@ -46,18 +46,16 @@ class SentPack:
         except ValueError as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error}.") from error
         try:
-            layout, base = WeightLayout.from_json(content["layout"]), content["base"]["hash"]
+            layout = WeightLayout.from_json(content["layout"])
+            base = described_base(content, layout)
             self._dtype, self._top_k = np.dtype(content["options"]["image_dtype"]), int(content["options"]["top_k"])
-            structure = Structure.from_json(content)
-            self._shape = (int(content["base"]["image_size"]),) * 2 + (3,)
+            self._shape = (int(base.image_size),) * 2 + (3,)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
-        if pack.base_hash != base:
-            raise SentPackError(
-                f"Task {pack.task!r} was trained on another base, {pack.base_hash[:12]}, than that of {str(file)!r}, "
-                f"{base[:12]}."
-            )
-        check_same_computation(f"Task {pack.task!r}", pack.claims.structure, structure, SentPackError)
+        try:
+            check_fits(pack.claims, base)
+        except PackError as error:
+            raise SentPackError(f"{error} The base here is that of the export {str(file)!r}.") from error
         try:
             self.inputs = {
                 "mask": layout.pack_mask(pack).reshape(-1),

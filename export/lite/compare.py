@@ -15,7 +15,7 @@ from piggyback_tf.packs import TaskBank, TaskPack
 
 from ..edge.piggyback_edge import Base, Model, Task
 from ..shared.errors import ExportError
-from ..shared.images import prepare_image
+from ..shared.prepare_image import prepare_image
 from .folder import TASK_SUFFIX, is_patched
 from .inputs.run import load_model
 from .inputs.task_inputs import SUFFIX, TaskInputs

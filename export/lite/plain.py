@@ -8,6 +8,7 @@ from pathlib import Path
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+from piggyback_tf.packs.base_fit import check_same_weights
 
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
@@ -90,5 +91,4 @@ def check_is_plain(description: dict, path: Path, backbone: Backbone) -> None:
     """
     if description["design"] != DESIGN:
         raise PackError(f"{str(path)!r} is of design {description['design']!r}, not {DESIGN!r}.")
-    if description["base_hash"] != backbone.hash:
-        raise PackError(f"The model {str(path)!r} is of another base than {backbone.name!r} as it is here.")
+    check_same_weights(f"The model {str(path)!r} was made of", description["base_hash"], backbone)

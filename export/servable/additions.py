@@ -1,4 +1,4 @@
-"""What a deployment adds to a version, for the version that grows out of it."""
+"""Copies what `export.serving` added to a version of an export to the next one, to which tasks were added."""
 
 import shutil
 from pathlib import Path

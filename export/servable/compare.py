@@ -12,7 +12,7 @@ import tensorflow as tf
 from piggyback_tf.data import parse_augment
 from piggyback_tf.packs import TaskBank
 
-from ..shared.images import prepare_image
+from ..shared.prepare_image import prepare_image
 
 LIMIT = 1e-5
 _ENCODED = (".jpg", ".jpeg", ".png")

@@ -8,16 +8,17 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.packs import BaseSpec
 
 from ..shared.errors import ExportError
 from ..shared.folders import new_folders
 from .layout import WeightLayout
-from .tables import TaskTables
+from .task_arrays import TaskTables
 
 FORMAT = 1
 SECOND = "with_mask"
@@ -122,6 +123,27 @@ def read_description(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{str(folder)!r} is no export, or is damaged: {error}.") from error
     return content
+
+
+def described_base(content: Mapping[str, Any], layout: WeightLayout) -> BaseSpec:
+    """Returns with what packs for an export have to agree.
+
+    Args:
+        content: What `write_description` wrote.
+        layout: Where weights are, as it says.
+
+    Raises:
+        LookupError, TypeError, ValueError: If it is damaged.
+    """
+    return BaseSpec(
+        **content["base"],
+        shapes={
+            path: shape for part in (layout.kernels, layout.norm, layout.rest) for path, shape in part.shapes.items()
+        },
+        norm_paths=frozenset(layout.norm.shapes),
+        structure=Structure.from_json(content),
+        maskable=frozenset(layout.kernels.shapes),
+    )
 
 
 def versions_in(folder: Path) -> list[int]:

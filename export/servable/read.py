@@ -4,15 +4,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from piggyback_tf.backbones.structure_record import Structure
-from piggyback_tf.packs import BaseSpec
-
 from ..shared.errors import ExportError
-from .folder import NETWORK, read_description
+from .folder import NETWORK, described_base, read_description
 from .layout import WeightLayout
 from .network import ServedNetwork
 from .options import ExportOptions
-from .tables import ARRAYS, TaskTables
+from .task_arrays import ARRAYS, TaskTables
 
 
 def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]:
@@ -24,14 +21,7 @@ def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]
     content = read_description(folder)
     try:
         layout = WeightLayout.from_json(content["layout"])
-        shapes = {p: s for part in (layout.kernels, layout.norm, layout.rest) for p, s in part.shapes.items()}
-        spec = BaseSpec(
-            **content["base"],
-            shapes=shapes,
-            norm_paths=frozenset(layout.norm.shapes),
-            structure=Structure.from_json(content),
-            maskable=frozenset(layout.kernels.shapes),
-        )
+        spec = described_base(content, layout)
         options = ExportOptions(**content["options"])
         # From the file: loading the SavedModel would unpack the kernels of every task.
         reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))

@@ -8,11 +8,11 @@ import tensorflow as tf
 from piggyback_tf.problems import head_logits
 
 from ..shared.graph import good_images
-from .cache import UnpackedKernels
 from .decode import decode_batch
 from .network import ServedNetwork, split_section, unpack_kernels, unpack_vector
 from .options import ExportOptions
-from .tables import ARRAYS, TaskTables
+from .task_arrays import ARRAYS, TaskTables
+from .unpacked_kernels import UnpackedKernels
 
 Outputs = dict[str, tf.Tensor]
 

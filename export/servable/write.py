@@ -15,7 +15,6 @@ from piggyback_tf.packs import BaseSpec, TaskPack
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
 from .additions import carry_over
-from .cache import choose_cache
 from .folder import (
     NETWORK,
     find_version,
@@ -31,7 +30,8 @@ from .options import ExportOptions
 from .read import read_export
 from .resize import check_preparation
 from .signatures import Servable
-from .tables import TaskTables
+from .task_arrays import TaskTables
+from .unpacked_kernels import choose_cache
 from .with_mask import WithMask
 
 

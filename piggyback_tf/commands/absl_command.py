@@ -1,4 +1,7 @@
-"""Commands whose settings are flags of absl, `train` and the exports: how they are called, answer and end."""
+"""Commands with flags of absl, `train` and the exports: what is wrong with a line is a sentence, and how they answer.
+
+All other commands have arguments of argparse, and `argparse_command.py` words what is wrong with those.
+"""
 
 import dataclasses
 import re

@@ -1,4 +1,7 @@
-"""Commands with arguments of argparse, all but `train` and the exports: what is wrong with a line is a sentence."""
+"""Commands with arguments of argparse, all but `train` and the exports: what is wrong with a line is a sentence.
+
+`absl_command.py` does the same for those with flags.
+"""
 
 import argparse
 import difflib

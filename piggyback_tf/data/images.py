@@ -1,7 +1,7 @@
 """Images as a person sees them: any file that Pillow reads becomes uint8 RGB, upright, opaque and in sRGB.
 
-This module needs NumPy and Pillow alone, and Python 3.9: a copy of it goes to devices, beside what is exported for
-them.
+A copy of this module goes to devices as `piggyback_images.py`, beside what is in `export/edge/`. It needs NumPy and
+Pillow alone, and Python 3.9.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model card of a repository of task packs: README.md with YAML in front, as the Hugging Face Hub shows it.
+"""The README.md of a repository of packs on the Hugging Face Hub, its model card: not the README of this project.
 
 Only what stands between two marker lines is written anew; the rest belongs to the user, a licence for instance.
 """

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.evaluation.continual import read_errors
-from piggyback_tf.evaluation.figures import COLOURS, PLOTS_MISSING, write_plot
 from piggyback_tf.evaluation.left_out import left_out_lines
+from piggyback_tf.evaluation.plot_style import COLOURS, PLOTS_MISSING, write_plot
 from piggyback_tf.evaluation.report_plots import plot_curves, plot_matrix, plot_zeros
 from piggyback_tf.evaluation.results import learned_steps, tasks_of
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines

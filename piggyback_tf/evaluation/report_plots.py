@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from piggyback_tf.evaluation.figures import GREY, new_figure
+from piggyback_tf.evaluation.plot_style import GREY, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

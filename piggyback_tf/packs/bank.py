@@ -17,7 +17,7 @@ from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.find import packs_in
-from piggyback_tf.packs.held import HOLDS, HeldTask
+from piggyback_tf.packs.held_task import HOLDS, HeldTask
 from piggyback_tf.packs.kernel_cache import KernelCache
 from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
 from piggyback_tf.packs.pack import TaskPack

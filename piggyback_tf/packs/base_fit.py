@@ -1,4 +1,4 @@
-"""Does a task fit a base? Everything that a file says of its arrays is compared with the base before it is believed."""
+"""Does a task, or an export, belong to a base? All that a file says of its arrays is compared before it is believed."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MisfitError(PackError):
-    """A good pack, and another base than its own."""
+    """A good pack or export, and another base than its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +109,8 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
         MisfitError: With the first thing that does not fit.
     """
     task = f"Task {shown(claims.task)}"
-    if claims.base_hash != base.hash:
-        raise MisfitError(
-            f"{task} was trained on another base: {shown(claims.base_name)} with weights {shown(claims.base_weights)} "
-            f"and hash {short_hash(claims.base_hash)}, and this is {base.name!r} with weights {base.weights!r} and "
-            f"hash {short_hash(base.hash)}."
-        )
+    named = f"{shown(claims.base_name)} with weights {shown(claims.base_weights)} and "
+    check_same_weights(f"{task} was trained on", claims.base_hash, base, named=named)
     check_same_computation(task, claims.structure, base.structure, MisfitError)
     if claims.image_size != base.image_size:
         raise MisfitError(
@@ -142,6 +138,30 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
         raise MisfitError(
             f"The head of {task[0].lower() + task[1:]} takes {claims.features} features, and {base.name!r} gives "
             f"{base.features}."
+        )
+
+
+def check_same_weights(
+    made_of: str, base_hash: str, base: "BaseSpec | Backbone", error: type[Exception] = MisfitError, *, named: str = ""
+) -> None:
+    """Checks that what was made of a base is used on one with the same weights.
+
+    Whether the same is computed with them is asked next, by `check_same_computation`.
+
+    Args:
+        made_of: What was made of a base, to begin a sentence with: `"Task 'birds' was trained on"`.
+        base_hash: The hash of that base.
+        base: The base here.
+        error: The kind of error to raise.
+        named: What else is known of that base, to stand before its hash.
+
+    Raises:
+        MisfitError: If it is another base; or `error`.
+    """
+    if base_hash != base.hash:
+        raise error(
+            f"{made_of} another base: {named}hash {short_hash(base_hash)}, and this is {base.name!r} with weights "
+            f"{base.weights!r} and hash {short_hash(base.hash)}."
         )
 
 

@@ -1,4 +1,6 @@
-"""Masks in a file: entropy-coded with one rate of zeros for a layer, or for each rectangle of channel classes.
+"""Masks in packs and in `.edge` files: entropy-coded, with one rate of zeros for a layer or for parts of its channels.
+
+The patchers on devices, `export/edge/piggyback_edge.py` and the one in C++, have decoders of their own.
 
 Layers follow one another in one stream, so that a layer costs no more than its own bits. How a layer is coded is
 written beside it: the encoder takes for each layer what is smallest. The coder is ANS (asymmetric numeral systems): as

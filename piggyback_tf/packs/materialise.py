@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.packs.held import HeldTask
+from piggyback_tf.packs.held_task import HeldTask
 from piggyback_tf.packs.spare_memory import SpareMemory
 
 # TensorFlow takes memory over without a copy if it begins at a multiple of this. It is also room for eight weights of

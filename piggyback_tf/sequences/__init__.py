@@ -1,4 +1,4 @@
-"""Sequences: several tasks learned one after another by any method, and what becomes of all of them.
+"""Sequences: tasks learned one after another by any method. Every run goes through here, that of one task, too.
 
 Who measures: `measure.py` here runs networks on images and counts; `evaluation/` only computes figures from that.
 Names are looked up when they are first used: to read the list of tasks needs no TensorFlow.

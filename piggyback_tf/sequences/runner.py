@@ -1,4 +1,4 @@
-"""Learns tasks one after another, measures all of them after each, and goes on after a kill where it was.
+"""Every run goes through here: learns one task or several in turn, measures all after each, goes on after a kill.
 
 A task by itself is a sequence of length one.
 """

@@ -10,7 +10,7 @@ from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.evaluation.task_agnostic import entropy_change
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
-from piggyback_tf.packs.held import HeldTask
+from piggyback_tf.packs.held_task import HeldTask
 from piggyback_tf.packs.materialise import BaseTensors
 from piggyback_tf.problems import head_logits
 from piggyback_tf.surgery import features_with

@@ -35,7 +35,7 @@ class TrainConfig:
     )
     mask_trust: float = option(0.1, "Part of the loss that a step's flips may promise; 0: off.", before=0.0)
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
-    mask_budget: float = option(0.2, "mask_trust>0: part of the masks that may flip in all.", before=0.2)
+    mask_budget: float = option(1.0, "mask_trust>0: part of the masks that may flip in all.", before=1.0)
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")

@@ -1,4 +1,8 @@
-"""The output folder of a run: one process at a time, one set of settings, done once."""
+"""The output folder of a run: one process at a time, one set of settings, and no leftovers of a run that was killed.
+
+Those are the temporary folders of files that were being written. Where nothing was trained, what was written before the
+first step goes, too, so that other settings may be given.
+"""
 
 import contextlib
 import json
@@ -135,9 +139,19 @@ def check_settings(
 
 
 def _own_folders(folder: Path) -> list[Path]:
-    """Returns the folders of a run's baselines and tasks; one with a lock is the folder of another run."""
+    """Returns the folders of a run's baselines and tasks, but none that belongs to another run, or lies elsewhere."""
     found = [path for pattern in OWN_FOLDERS for path in folder.glob(pattern)]
-    return [path for path in found if path.is_dir() and not path.is_symlink() and not (path / LOCK_FILE).exists()]
+    return [path for path in found if path.is_dir() and not any(map(_is_foreign, _between(folder, path)))]
+
+
+def _between(folder: Path, path: Path) -> list[Path]:
+    """Returns a path, and the folders above it that lie in a folder."""
+    return [path, *(above for above in path.parents if folder in above.parents)]
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder in that of a run is none of its own: a link, or with a lock, which the folder of a run has."""
+    return folder.is_symlink() or (folder / LOCK_FILE).exists()
 
 
 def _is_untrained(folder: Path) -> bool:

@@ -15,11 +15,11 @@ from tensorflow.python.saved_model.loader_impl import parse_saved_model
 from export.saved_model import add_tasks, export_saved_model
 from export.servable import write
 from export.servable.additions import BATCHING_FILE
-from export.servable.cache import choose_cache, memory_needed
 from export.servable.folder import find_version, new_version, next_version, read_description
 from export.servable.options import ExportOptions
 from export.servable.read import read_export
-from export.servable.tables import TaskTables
+from export.servable.task_arrays import TaskTables
+from export.servable.unpacked_kernels import choose_cache, memory_needed
 from export.shared.errors import ExportError
 from piggyback_tf.data import DataError
 from piggyback_tf.packs import PackError

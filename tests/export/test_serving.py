@@ -9,14 +9,14 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from export.deployment import writing
+from export.deployment import owned_files
 from export.deployment.memory import ServerMemory, memory_of
 from export.deployment.options import ServingOptions
 from export.saved_model import add_tasks
 from export.servable.additions import WARMUP_FILE, carry_over
-from export.servable.cache import memory_needed
 from export.servable.options import MAX_PIXELS
 from export.servable.read import read_export
+from export.servable.unpacked_kernels import memory_needed
 from export.serving import write_deployment
 from export.shared.errors import ExportError
 from tests.export.helpers import BATCH, ROOT, replay
@@ -208,14 +208,14 @@ def test_warm_up_requests_of_others_are_kept(export):
 
 
 def test_nothing_is_left_when_the_disk_is_full(export, monkeypatch):
-    before, real = _files(export), writing.atomic_file
+    before, real = _files(export), owned_files.atomic_file
 
     def full(path):
         if path.name == "client.py":
             raise OSError("No space left on device")
         return real(path)
 
-    monkeypatch.setattr(writing, "atomic_file", full)
+    monkeypatch.setattr(owned_files, "atomic_file", full)
     with pytest.raises(OSError, match="No space"):
         write_deployment(export)
     assert _files(export) == before

@@ -37,7 +37,7 @@ def _build(memory, **settings):
 @pytest.mark.slow
 def test_forgets_less_than_finetuning_in_sequence():
     backbone, old, new = load_backbone("shapesnet"), digits_task(0, 4, 200), digits_task(5, 9, 200)
-    config = TrainConfig(epochs=4, chance_epochs=0, warmup_steps=3, weights_lr=1e-3, head_lr=1e-2)
+    config = TrainConfig(epochs=4, chance_epochs=0, warmup_steps=3, weights_lr=3e-3, head_lr=1e-2)
     memory = train_and_remember(METHODS["finetune_sequential"](), backbone, "old", old, config)
     start = error_of(LwF(None, memory).recall(backbone, "old"), old)
     errors = {}

@@ -12,7 +12,7 @@ import pytest
 
 from piggyback_tf.packs import materialise
 from piggyback_tf.packs.bits import MASK_VALUES, MaskBits, pack_bits
-from piggyback_tf.packs.held import HeldTask
+from piggyback_tf.packs.held_task import HeldTask
 from piggyback_tf.packs.kernel_cache import KernelCache
 from piggyback_tf.packs.materialise import BaseTensors, apply_mask
 from tests.packs.helpers import make_pack

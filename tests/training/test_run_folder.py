@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from piggyback_tf.file_names import ALONE_FOLDER, START_FILE, folder_of_method, folders_of
 from piggyback_tf.training import TrainingError, check_settings, run_folder
 
 
@@ -52,6 +53,49 @@ def test_files_of_other_people_and_runs_stay(tmp_path):
     with run_folder(tmp_path):
         assert all((tmp_path / name).exists() for name in others)
         assert not own.exists()
+
+
+def _folders_of_a_run(folder):
+    """Returns all folders to which a run of two methods and two tasks writes."""
+    found = []
+    for baseline in (True, False):
+        own = folder_of_method(folder, "pnn", baseline=baseline)
+        for place in (own, own / ALONE_FOLDER):
+            found += [own, *folders_of(place, ["art", "fish"]).values()]
+    return list(dict.fromkeys(found))
+
+
+def test_what_a_killed_run_left_goes_from_each_of_its_folders(tmp_path):
+    left = [folder / ".piggyback_tf-0123456789abcdef.tmp" for folder in _folders_of_a_run(tmp_path)]
+    assert tmp_path / "baselines" / "pnn" / "1_art" in [folder.parent for folder in left] and len(left) == 10
+    started = [folder.parent / START_FILE for folder in left]
+    for folder, start in zip(left, started, strict=True):
+        (folder / "of a killed writer").mkdir(parents=True)
+        start.write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}")
+    with run_folder(tmp_path):
+        assert not [folder for folder in left if folder.exists()]
+        assert all(start.exists() for start in started)
+    (tmp_path / "metrics.json").unlink()
+    # Where nothing was trained, what was found out before goes, too.
+    (tmp_path / "settings.json").write_text('{"method": "pnn"}')
+    with run_folder(tmp_path):
+        assert not [start for start in started if start.exists()]
+
+
+def test_tasks_of_another_run_in_a_folder_named_as_a_baseline_stay(tmp_path):
+    with run_folder(tmp_path) as folder:
+        check_settings(folder, {"data": "folder:typo", "method": "dan"})
+    with run_folder(tmp_path / "baselines" / "other"):
+        starts = [folder / START_FILE for folder in _folders_of_a_run(tmp_path / "baselines" / "other")]
+        for start in starts:
+            start.parent.mkdir(parents=True, exist_ok=True)
+            start.write_text("{}")
+        linked = tmp_path / "1_link"
+        linked.symlink_to(starts[0].parent)
+        with run_folder(tmp_path) as folder:
+            assert not (folder / "settings.json").exists()
+        assert all(start.exists() for start in starts)
 
 
 def test_another_run_that_has_just_begun_in_a_folder_of_runs_goes_on(tmp_path):

@@ -1,4 +1,6 @@
-"""Runs the models of the designs `switch` and `input` by LiteRT; TensorFlow is not needed.
+"""Runs the models of the designs `switch` and `input` by LiteRT, where this package is installed.
+
+TensorFlow is not needed. This file is not copied to devices: programs there ask LiteRT's interpreter themselves.
 
 model = SwitchModel("DIR/model.tflite")
 model.set_task("DIR/birds.inputs.safetensors")

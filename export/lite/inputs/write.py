@@ -10,6 +10,7 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
+from piggyback_tf.packs.base_fit import check_same_weights
 
 from ...shared.packs import PackSource, fitting_packs
 from ..checks import check_answers, probe_images
@@ -85,8 +86,7 @@ def add_inputs(backbone: Backbone, packs: Iterable[PackSource], model: Path, out
     """
     found = read_model_description(model)
     packs, layout = list(fitting_packs(packs, BaseSpec.of(backbone))), found["layout"]
-    if layout["base_hash"] != backbone.hash:
-        raise PackError(f"The model {str(model)!r} is of another base than {backbone.name!r} as it is here.")
+    check_same_weights(f"The model {str(model)!r} was made of", layout["base_hash"], backbone)
     check_same_computation(f"The model {str(model)!r}", Structure.from_json(found), backbone.structure, PackError)
     masked = frozenset(path for path, _ in layout["filters"])
     changes = Changes(masked, bool(layout["norms"]), layout["bits"], layout["classes"])

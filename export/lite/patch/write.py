@@ -14,6 +14,7 @@ from piggyback_tf.backbones.structure_record import Structure, check_same_comput
 from piggyback_tf.data import images as images_module
 from piggyback_tf.files import make_folder, write_atomically
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
+from piggyback_tf.packs.base_fit import check_same_weights
 
 from ...edge import piggyback_edge
 from ...edge.piggyback_edge import Base, EdgeError, Manifest, Model, Task
@@ -157,11 +158,7 @@ def read_base(backbone: Backbone, base_file: Path) -> Patchable:
         device = Base(base_file.read_bytes(), manifest, name=str(base_file))
     except EdgeError as error:
         raise ExportError(str(error)) from error
-    if manifest.base_hash.hex() != backbone.hash:
-        raise ExportError(
-            f"{str(base_file)!r} was made of another base: its hash is {manifest.base_hash.hex()[:12]}..., and that of "
-            f"{backbone.name!r} with weights {backbone.weights!r} is {backbone.hash[:12]}...."
-        )
+    check_same_weights(f"{str(base_file)!r} was made of", manifest.base_hash.hex(), backbone, ExportError)
     file, network = LiteFile(device.data), Network.of(backbone, manifest.max_classes)
     try:
         document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))

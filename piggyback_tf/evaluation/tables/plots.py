@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.evaluation.continual import read_errors
-from piggyback_tf.evaluation.figures import COLOURS, GREY, new_figure, write_plot
+from piggyback_tf.evaluation.plot_style import COLOURS, GREY, new_figure, write_plot
 from piggyback_tf.evaluation.report_plots import plot_matrix
 from piggyback_tf.evaluation.tables.runs import Record
 from piggyback_tf.evaluation.tables.survey import Row, survey_rows

@@ -176,8 +176,11 @@ def test_tasks_are_added_to_a_model(small, tmp_path):
     for pack, reason in ((ternary, "ternary masks"), (norm, "batch norm"), (small.packs[4], "room for 4")):
         with pytest.raises(PackError, match=reason):
             add_inputs(backbone, [pack], folder / "model.tflite")
-    with pytest.raises(PackError, match="another base"):
-        add_inputs(small_backbone(seed=1), [new], folder / "model.tflite")
+    other = small_backbone(seed=1)
+    with pytest.raises(PackError, match=r"model.tflite' was made of another base: hash \w{12}\.\.\., and this is"):
+        add_inputs(other, [pack_of(trained_model(other), other)], folder / "model.tflite")
+    with pytest.raises(PackError, match="Task 'new' was trained on another base"):
+        add_inputs(other, [new], folder / "model.tflite")
     # The same task may be written again, another one of its name may not.
     inputs = folder / "binary.inputs.safetensors"
     kept = inputs.read_bytes()

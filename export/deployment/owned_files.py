@@ -1,4 +1,4 @@
-"""Files that are written all or none, and never over what somebody else wrote or changed."""
+"""Files that a command owns: written all or none, and never over what somebody else wrote or changed."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Image files as a task wants them."""
+"""An image file as a task wants it: where exports are compared with the bank, and where a task is sent to a server."""
 
 from collections.abc import Iterable
 

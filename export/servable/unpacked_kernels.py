@@ -1,4 +1,4 @@
-"""Packed or unpacked: how the masked kernels of an export are kept in the memory of a server."""
+"""Masked kernels in a server's memory: whether they are unpacked there once or in each call, and those that are."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from .layout import WeightLayout
-from .tables import TaskTables
+from .task_arrays import TaskTables
 
 _MEGABYTE = 2**20
 # So many tasks are unpacked if nobody asks for anything. Each task takes a server about 0.1 s of loading, whatever the

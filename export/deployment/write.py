@@ -9,8 +9,8 @@ from ..shared.errors import ExportError
 from . import texts
 from .memory import memory_of
 from .options import ServingOptions
+from .owned_files import write_files
 from .warmup import warm_up_records, warm_up_requests
-from .writing import write_files
 
 
 def write_deployment(

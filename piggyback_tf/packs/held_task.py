@@ -1,4 +1,4 @@
-"""What a bank keeps of a task: its numbers in as few bytes as they take, and what has to be told about it."""
+"""A task as a bank holds it: its numbers in as few bytes as they take, and what has to be told about it."""
 
 import dataclasses
 import functools
