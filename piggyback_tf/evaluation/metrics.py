@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.problems.classification import top_k_hits
+from piggyback_tf.top_k import top_k_hits
 
 # The 97.5 % quantile of the normal distribution, for two-sided 95 % intervals.
 _Z = 1.959963984540054
