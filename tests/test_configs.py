@@ -12,7 +12,7 @@ from piggyback_tf.backbones import list_backbones
 from piggyback_tf.backbones.registry import get_entry
 from piggyback_tf.data import data_kinds, output_size, parse_augment
 from piggyback_tf.data.augment import RandomOperation
-from piggyback_tf.data.tfds_source import _parse_splits
+from piggyback_tf.data.tfds_builder import parse_options
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import parse_tasks
 from piggyback_tf.training import InputConfig, RunConfig, TrainConfig
@@ -107,7 +107,7 @@ def test_data_specs_are_well_formed(name, monkeypatch):
 
         set_name, _, query = argument.partition("?")
         assert set_name in tfds.list_builders(with_community_datasets=False)
-        assert set(_parse_splits(query, FLAGS.data)) == {"train", "test"}
+        assert set(parse_options(query, FLAGS.data)) == {"train", "test"}
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
