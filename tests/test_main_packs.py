@@ -64,7 +64,7 @@ def test_inspect_as_json(tmp_path):
     assert signs == {
         "file": str(tmp_path / "signs"),
         "bytes": (tmp_path / "signs").stat().st_size,
-        "format_version": 3,
+        "format_version": 4,
         "content_digest": pack.content_digest(),
         "task": "birds",
         "classes": ["wren", "rook", "tüvö"],
@@ -164,7 +164,7 @@ def test_convert_an_older_version(tmp_path, kind):
         f"{new}: {sizes[1]:,} bytes, format version 3, float32, codec best ({100 * sizes[1] / sizes[0]:.1f} %)",
     ]
     assert TaskPack.load(new).content_digest() == TaskPack.load(old).content_digest()
-    assert TaskPack.load(new).format_version == 3
+    assert TaskPack.load(new).format_version == 4
 
 
 def test_convert_codec_and_float16(tmp_path, capsys):

@@ -47,7 +47,7 @@ def _images(spec: str, pack: TaskPack, count: int) -> np.ndarray:
         chosen = [images.numpy()[0] for images, _ in batches.shard(step, 0).take(count)]
     images = np.stack(chosen).astype(np.float32)
     try:
-        check_final_size(pack.eval_augment, images.shape[1:3], pack.image_size)
+        check_final_size(pack.eval_augment, images.shape[1:3], pack.image_shape)
     except DataError as error:
         raise ExportError(f"Task {pack.task!r} cannot take the images of {spec!r}. {error}") from error
     return images

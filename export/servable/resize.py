@@ -53,7 +53,7 @@ def check_preparation(augment: str, size: int) -> None:
     Raises:
         DataError: If not, or if they would not be of `size` pixels.
     """
-    check_final_size(augment, chain_size(parse_preparation(augment), None), size)
+    check_final_size(augment, chain_size(parse_preparation(augment), None), (size, size))
 
 
 def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor]:

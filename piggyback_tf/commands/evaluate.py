@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> Answer:
             batches = make_dataset(
                 source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none"
             )
-            check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_size)
+            check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_shape)
             result = evaluate(
                 lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
                 _with_progress(((images, labels[y.numpy()]) for images, y in batches), source, options.batch_size),

@@ -94,7 +94,7 @@ def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> 
     image = decode_image(read_bytes(path), path) if is_url(path) else read_image(path)
     try:
         image = apply_operations(operations, image)
-        check_final_size(pack.eval_augment, image.shape[:2], pack.image_size)
+        check_final_size(pack.eval_augment, image.shape[:2], pack.image_shape)
     except DataError as error:
         raise DataError(f"Image {path!r} cannot be prepared: {error}") from error
     return image

@@ -4,6 +4,7 @@ from piggyback_tf.data import operations as _operations  # noqa: F401  (register
 from piggyback_tf.data.augment import (
     AUGMENTATIONS,
     Operation,
+    at_own_size,
     augmentation_names,
     output_size,
     parse_augment,
@@ -30,6 +31,7 @@ __all__ = [
     "Source",
     "Subset",
     "TaskData",
+    "at_own_size",
     "augmentation_names",
     "check_images",
     "data_kinds",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from piggyback_tf.data.geometry import warp_map
+from piggyback_tf.data.geometry import IDENTITY, composed, inverted, warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.registry import Registry
 from piggyback_tf.sentences import shown
@@ -176,19 +176,46 @@ def check_moves(operations: list[Operation]) -> None:
             raise _moves_no_targets(operation)
 
 
-def check_final_size(augment: str, size: Size | None, image_size: int) -> None:
-    """Raises a `DataError` if images are not as large as a base takes them.
+def check_final_size(augment: str, size: Size | None, image_shape: Size) -> None:
+    """Raises a `DataError` if images are not as large as a network takes them.
 
     Args:
         augment: The augmentation that they went through.
         size: Their `(height, width)`; `None` if that depends on the image.
-        image_size: Height and width that the base takes.
+        image_shape: The `(height, width)` that the network takes.
     """
-    if size is not None and tuple(size) != (image_size, image_size):
+    if size is not None and tuple(size) != tuple(image_shape):
         raise DataError(
             f"The augmentation {augment!r} gives images of {size[0]}x{size[1]} pixels, and the base takes "
-            f"{image_size}x{image_size}."
+            f"{image_shape[0]}x{image_shape[1]}."
         )
+
+
+def at_own_size(labels: np.ndarray, operations: Iterable[DeterministicOperation], size: Size) -> np.ndarray:
+    """Returns a label map for an image as it was before it was prepared.
+
+    Each pixel of the image has the label of the place that its middle went to, and one that was cut off that of the
+    nearest place that was not.
+
+    Args:
+        labels: What was found in the prepared image, uint8 `(height, width)`.
+        operations: How it was prepared.
+        size: `(height, width)` of the image before.
+
+    Raises:
+        DataError: If an operation does not say where pixels go, or does not give a label map's size.
+    """
+    operations, moves, before = list(operations), IDENTITY, tuple(size)
+    check_moves(operations)
+    for operation in operations:
+        moves = composed(moves, operation.geometry(before))
+        before = operation.output_size(before)
+    if tuple(before) != labels.shape:
+        raise DataError(
+            f"An image of {size[0]}x{size[1]} pixels becomes {before[0]}x{before[1]}, and this is a label map of "
+            f"{labels.shape[0]}x{labels.shape[1]}."
+        )
+    return warp_map(labels, inverted(moves), size, nearest=True)
 
 
 def apply_operations(operations: Iterable[DeterministicOperation], image: np.ndarray) -> np.ndarray:

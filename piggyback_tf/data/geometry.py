@@ -33,16 +33,23 @@ def composed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return tf.concat([linear @ second[:, :2], moved], axis=1)
 
 
-def warp_map(labels: np.ndarray, geometry: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def inverted(geometry: np.ndarray) -> np.ndarray:
+    """Returns the geometry of the way back."""
+    linear = np.linalg.inv(geometry[:, :2])
+    return np.concatenate([linear, -linear @ geometry[:, 2:]], axis=1)
+
+
+def warp_map(labels: np.ndarray, geometry: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
     """Returns a label map as it is after a step: each pixel has the label of the pixel that its middle comes from.
 
     Args:
         labels: uint8 `(height, width)`.
         geometry: The step.
         size: `(height, width)` of the result.
+        nearest: Whether a pixel that comes from outside has the nearest label inside, and not `VOID`.
 
     Returns:
-        uint8 of that size, with `VOID` where nothing comes from inside.
+        uint8 of that size.
     """
     height, width = (int(side) for side in size)
     y, x = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
@@ -50,4 +57,6 @@ def warp_map(labels: np.ndarray, geometry: np.ndarray, size: tuple[int, int]) ->
     columns = np.floor(geometry[1, 0] * y + geometry[1, 1] * x + geometry[1, 2]).astype(np.int64)
     inside = (rows >= 0) & (rows < labels.shape[0]) & (columns >= 0) & (columns < labels.shape[1])
     found = labels[np.clip(rows, 0, labels.shape[0] - 1), np.clip(columns, 0, labels.shape[1] - 1)]
+    if nearest:
+        return found
     return np.where(inside, found, np.uint8(VOID))

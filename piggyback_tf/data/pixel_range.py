@@ -5,19 +5,24 @@ from typing import Any
 import numpy as np
 
 
-def as_images(images: Any, size: int) -> np.ndarray:
-    """Returns images as an array `[N, size, size, 3]`, after all checks.
+def as_images(images: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Returns images as an array `[N, H, W, 3]`, after all checks.
+
+    Args:
+        images: The images.
+        shape: The `(height, width)` that they must have.
 
     Raises:
         ValueError: If they are of another shape, or `check_pixels` refuses what they hold.
     """
+    wanted = f"[N, {shape[0]}, {shape[1]}, 3]"
     try:
         images = np.asarray(images)
     except (TypeError, ValueError) as error:
         # Lists of images of several sizes, for instance.
-        raise ValueError(f"Images must be an array [N, {size}, {size}, 3], which these cannot become.") from error
-    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-        raise ValueError(f"Images must be an array [N, {size}, {size}, 3]. Received: shape {list(images.shape)}.")
+        raise ValueError(f"Images must be an array {wanted}, which these cannot become.") from error
+    if images.ndim != 4 or images.shape[1:] != (*shape, 3):
+        raise ValueError(f"Images must be an array {wanted}. Received: shape {list(images.shape)}.")
     check_pixels(images)
     return images
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import PackError, check_path, check_shape
@@ -21,7 +22,7 @@ class TaskArrays:
         mask_kind: `"binary"`, `"ternary"`, or `"none"` if the task has no masks.
         masks: Packed masks by the weight's canonical path, in layer order.
         norm: The variables, float32, of batch norm layers trained for the task, by canonical path.
-        head: `"kernel"`, float32 `[F, C]`, and `"bias"`, float32 `[C]`; softmax of its logits gives probabilities.
+        head: The variables, float32, of the head by name; of a Dense layer `"kernel"`, `[F, C]`, and `"bias"`, `[C]`.
     """
 
     mask_kind: str
@@ -65,11 +66,11 @@ class TaskArrays:
             head={name: rounded(f"head/{name}", value) for name, value in self.head.items()},
         )
 
-    def check(self, classes: int, dtype: str) -> None:
+    def check(self, spec: HeadSpec, dtype: str) -> None:
         """Checks that the parts fit together.
 
         Args:
-            classes: How many classes the task has.
+            spec: Which head the task has.
             dtype: One of `DTYPES`, in which batch norm and head must lose nothing.
 
         Raises:
@@ -85,14 +86,12 @@ class TaskArrays:
                 bits.check_bits(mask.packed, mask.shape, self.mask_kind)
             except ValueError as error:
                 raise PackError(f"The mask of {path!r} is wrong: {error}") from error
-        if self.head.keys() != {"kernel", "bias"}:
-            raise PackError(f"The head must hold 'kernel' and 'bias'. Received: {sorted(self.head)}.")
-        kernel, bias = self.head["kernel"], self.head["bias"]
-        if kernel.ndim != 2 or kernel.shape[1] != classes or bias.shape != (classes,):
-            raise PackError(
-                f"The head of a task with {classes} classes has a kernel [F, {classes}] and a bias [{classes}]. "
-                f"Received: {list(kernel.shape)} and {list(bias.shape)}."
-            )
+        for name in self.head:
+            check_path(name)
+        if spec.is_dense:
+            self._check_dense(spec.classes)
+        elif not self.head:
+            raise PackError(f"The head, {spec.kind!r}, must hold variables.")
         for name, value in [(f"head/{k}", v) for k, v in self.head.items()] + list(self.norm.items()):
             if value.dtype != _FLOAT32 or not value.size:
                 raise PackError(f"{name!r} must be float32 and not empty. Received: {value.dtype} {value.shape}.")
@@ -101,3 +100,14 @@ class TaskArrays:
             with np.errstate(over="ignore"):
                 if not np.array_equal(value.astype(dtype).astype(np.float32), value):
                     raise PackError(f"{name!r} holds numbers that are none of {dtype}; see TaskPack.astype.")
+
+    def _check_dense(self, classes: int) -> None:
+        """Raises a `PackError` unless the head is that of a Dense layer for so many classes."""
+        if self.head.keys() != {"kernel", "bias"}:
+            raise PackError(f"The head must hold 'kernel' and 'bias'. Received: {sorted(self.head)}.")
+        kernel, bias = self.head["kernel"], self.head["bias"]
+        if kernel.ndim != 2 or kernel.shape[1] != classes or bias.shape != (classes,):
+            raise PackError(
+                f"The head of a task with {classes} classes has a kernel [F, {classes}] and a bias [{classes}]. "
+                f"Received: {list(kernel.shape)} and {list(bias.shape)}."
+            )

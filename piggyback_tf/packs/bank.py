@@ -13,6 +13,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data.pixel_range import as_images
 from piggyback_tf.file_names import PACK_SUFFIX
+from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs.base_fit import BaseSpec, check_fits
 from piggyback_tf.packs.compare import MaskOverlap, compare_bits
 from piggyback_tf.packs.container import PackError
@@ -22,10 +23,10 @@ from piggyback_tf.packs.kernel_cache import KernelCache
 from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
 from piggyback_tf.packs.pack import TaskPack
 from piggyback_tf.packs.to_keras import keras_model
-from piggyback_tf.problems import head_logits
+from piggyback_tf.packs.traced_networks import TracedNetworks
+from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings.records import check_integer
-from piggyback_tf.surgery import features_with
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -65,27 +66,12 @@ class TaskBank:
         self._hold = hold
         self._spec = BaseSpec.of(backbone)
         variables = named_variables(backbone.model)
-        self._variables = list(variables.values())
         self._base = BaseTensors(variables)
         self._cache: KernelCache[HeldTask, TaskTensors] = KernelCache(cache_bytes)
         self._tasks: dict[str, HeldTask] = {}
         self._lock = threading.Lock()
-        # The number of features is known and that of classes is not: one trace serves every task and batch size.
-        features, size = backbone.feature_dim, backbone.image_size
-        self._run = tf.function(
-            self._forward,
-            input_signature=[
-                [tf.TensorSpec(v.shape, v.dtype) for v in self._variables],
-                tf.TensorSpec([features, None], tf.float32),
-                tf.TensorSpec([None], tf.float32),
-                tf.TensorSpec([None, size, size, 3], tf.float32),
-            ],
-            # XLA made MobileNetV2 many times slower on CPUs.
-            jit_compile=False,
-        )
-        # Traces and runs the network on a black image, so that the first prediction takes no longer than the next.
-        head = tf.zeros([features, 2]), tf.zeros([2])
-        self._run(list(self._base.tensors.values()), *head, tf.zeros([1, size, size, 3]))
+        self._networks = TracedNetworks(backbone, self._base)
+        self._networks.prepare("class", HeadSpec(DENSE, 2))
 
     @property
     def names(self) -> list[str]:
@@ -112,7 +98,10 @@ class TaskBank:
         for pack in self._packs(source):
             if pack.task in added:
                 raise PackError(f"The folder {os.fspath(source)!r} has two packs of a task named {pack.task!r}.")
-            added[pack.task] = HeldTask.of(pack, self._hold)
+            task = added[pack.task] = HeldTask.of(pack, self._hold)
+            self._networks.check(task)
+            if not task.head_spec.is_dense:
+                self._networks.prepare(task.problem, task.head_spec)
         with self._lock:
             for name in added:
                 if name in self._tasks:
@@ -162,22 +151,24 @@ class TaskBank:
         return compare_bits(first.arrays().masks, second.arrays().masks)
 
     def predict(self, images: Any, task: str | Sequence[str], batch_size: int = 32) -> "np.ndarray | list[np.ndarray]":
-        """Returns the probabilities of a task's classes.
+        """Returns the answers of a task: the probabilities of its classes, or the class of each pixel.
 
         Args:
-            images: Array `[N, S, S, 3]` of RGB images of the base's size S, values in [0, 255], integer or
-                floating point. Floating point numbers that end at 1 are refused, as they look scaled to [0, 1].
+            images: Array `[N, H, W, 3]` of RGB images of the task's size, which is that of the base but for tasks of
+                pixels; values in [0, 255], integer or floating point. Floating point numbers that end at 1 are refused,
+                as they look scaled to [0, 1].
             task: The name of the task, or N names, one for each image. Images of one task then go through the network
                 together, in their order.
             batch_size: Images that go through the network at once.
 
         Returns:
             Softmax over the classes of the task, float32: an array `[N, C]` for one name; for N names a list of N
-            arrays, each `[C]` with C of the image's task, in the order of the images.
+            arrays, each `[C]` with C of the image's task, in the order of the images. Of a task of pixels label maps,
+            uint8 `[N, H, W]` or `[H, W]`; `data.at_own_size` makes those of the images before they were prepared.
 
         Raises:
-            ValueError: If the bank has no such task, there is not one name for each image, or the images or
-                `batch_size` are not as they must be.
+            ValueError: If the bank has no such task, there is not one name for each image, the tasks take images of
+                several sizes, or the images or `batch_size` are not as they must be.
         """
         return self._predict(images, self._tasks_of(task), batch_size)
 
@@ -201,6 +192,9 @@ class TaskBank:
         """
         check_integer("k", k, 1)
         tasks = self._tasks_of(task)
+        for held in [tasks] if isinstance(tasks, HeldTask) else tasks:
+            if held.problem != "class":
+                raise ValueError(f"Task {held.name!r} finds no class of an image; ask for its answers by predict.")
         rows = self._predict(images, tasks, batch_size)
         if isinstance(tasks, HeldTask):
             tasks = [tasks] * len(rows)
@@ -217,21 +211,27 @@ class TaskBank:
 
         Returns:
             A functional model with weights of its own, dropped ones being 0, from images `[B, S, S, 3]` in [0, 255]
-            (scaling is a part of it) to float32 probabilities `[B, C]`. It is made of the base's kinds of layers only;
-            those of `keras` load anywhere.
+            (scaling is a part of it) to float32 probabilities `[B, C]`, or `[B, H, W, C]` of a task of pixels. It is
+            made of the base's kinds of layers, and those of the head; those of `keras` load anywhere.
 
         Raises:
             ValueError: If the bank has no such task.
         """
-        tensors = self._tensors(self._find(name))
+        task = self._find(name)
+        tensors = self._tensors(task)
         weights = {path: tensor.numpy() for path, tensor in zip(self._base.tensors, tensors.weights, strict=True)}
-        return keras_model(self.backbone.model, weights, tensors.kernel.numpy(), tensors.bias.numpy())
+        head = {name: tensor.numpy() for name, tensor in tensors.head.items()}
+        return keras_model(self.backbone, task.head_spec, PROBLEMS[task.problem].activation, weights, head)
 
     def _predict(
         self, images: Any, tasks: HeldTask | list[HeldTask], batch_size: int
     ) -> "np.ndarray | list[np.ndarray]":
         check_integer("batch_size", batch_size, 1)
-        images = as_images(images, self.backbone.image_size)
+        shapes = {self._shape_of(task) for task in ([tasks] if isinstance(tasks, HeldTask) else tasks)}
+        if len(shapes) > 1:
+            sizes = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
+            raise ValueError(f"These tasks take images of {sizes} pixels; ask for those of each size by themselves.")
+        images = as_images(images, shapes.pop() if shapes else (self.backbone.image_size,) * 2)
         if isinstance(tasks, HeldTask):
             return self._predict_one(images, tasks, batch_size)
         if len(tasks) != len(images):
@@ -247,17 +247,14 @@ class TaskBank:
         return [answers[index] for index in range(len(images))]
 
     def _predict_one(self, images: np.ndarray, task: HeldTask, batch_size: int) -> np.ndarray:
-        if not len(images):
-            return np.zeros([0, len(task.class_names)], np.float32)
+        if not len(images):  # Not every network runs on no images.
+            return self._predict_one(np.zeros([1, *images.shape[1:]], np.uint8), task, 1)[:0]
         tensors = self._tensors(task)
         parts = (tf.constant(images[i : i + batch_size], tf.float32) for i in range(0, len(images), batch_size))
-        return np.concatenate(
-            [self._run(tensors.weights, tensors.kernel, tensors.bias, part).numpy() for part in parts]
-        )
+        return np.concatenate([self._networks.answer(task, tensors, part).numpy() for part in parts])
 
-    def _forward(self, weights: list[tf.Tensor], kernel: tf.Tensor, bias: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        features = features_with(self.backbone.model, zip(self._variables, weights, strict=True), images)
-        return tf.nn.softmax(head_logits(features, kernel, bias))
+    def _shape_of(self, task: HeldTask) -> tuple[int, int]:
+        return task.head_spec.image_shape or (self.backbone.image_size, self.backbone.image_size)
 
     def _tensors(self, task: HeldTask) -> TaskTensors:
         """Returns the tensors of a task, from the cache or made now."""

@@ -72,8 +72,8 @@ class Claims:
         base_name: The name of its base.
         base_weights: Where the weights of its base came from.
         base_hash: The hash of its base.
-        image_size: Side of its images in pixels.
-        features: How many features its head takes.
+        image_size: Side of its images in pixels; None of a task that brings its own.
+        features: How many features its head takes; None of a head on other tensors, which is compared when it is used.
         masks: The shape of every mask by path.
         norm: The shape of every variable of batch norm by path.
         structure: What its base computes; None if the task does not say.
@@ -83,8 +83,8 @@ class Claims:
     base_name: str
     base_weights: str
     base_hash: str
-    image_size: int
-    features: int
+    image_size: int | None
+    features: int | None
     masks: Mapping[str, tuple[int, ...]]
     norm: Mapping[str, tuple[int, ...]]
     structure: Structure | None = None
@@ -93,12 +93,14 @@ class Claims:
     def of(
         cls,
         fields: Mapping[str, Any],
-        features: int,
+        features: int | None,
         masks: Mapping[str, tuple[int, ...]],
         norm: Mapping[str, tuple[int, ...]],
     ) -> "Claims":
         """Returns the claims of a task with these fields of a `TaskPack`, among others."""
         said = {name: fields[name] for name in ("task", "base_name", "base_weights", "base_hash", "image_size")}
+        if (fields.get("head_spec") or {}).get("image_shape"):
+            said["image_size"] = None
         return cls(**said, features=features, masks=masks, norm=norm, structure=Structure.from_json(fields))
 
 
@@ -112,7 +114,7 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
     named = f"{shown(claims.base_name)} with weights {shown(claims.base_weights)} and "
     check_same_weights(f"{task} was trained on", claims.base_hash, base, named=named)
     check_same_computation(task, claims.structure, base.structure, MisfitError)
-    if claims.image_size != base.image_size:
+    if claims.image_size not in (None, base.image_size):
         raise MisfitError(
             f"{task} takes images of {claims.image_size} pixels, and this base was built for {base.image_size}. Load "
             f"it with image_size={claims.image_size}."
@@ -134,11 +136,33 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
     for path in claims.norm:
         if path in claims.masks or path not in base.norm_paths:
             raise MisfitError(f"{task} brings batch norm for {path!r}, which is none in {base.name!r}.")
-    if claims.features != base.features:
+    if claims.features not in (None, base.features):
         raise MisfitError(
             f"The head of {task[0].lower() + task[1:]} takes {claims.features} features, and {base.name!r} gives "
             f"{base.features}."
         )
+
+
+def check_head_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], whose: str
+) -> None:
+    """Checks that a head has the variables that it has on a base.
+
+    Args:
+        found: The shapes of its variables by name.
+        expected: The shapes that there should be.
+        whose: The head, to begin a sentence with.
+
+    Raises:
+        MisfitError: With the first thing that is not so.
+    """
+    for name in sorted(found.keys() | expected.keys()):
+        here, there = found.get(name), expected.get(name)
+        if here != there:
+            raise MisfitError(
+                f"{whose} has {'no' if here is None else list(here)} {shown(name)}, and on this base "
+                f"{'there is none' if there is None else f'its shape is {list(there)}'}."
+            )
 
 
 def check_same_weights(

@@ -6,26 +6,29 @@ from typing import Any
 import keras
 import numpy as np
 
+from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.paths import batch_norm_paths, is_container, named_layers, named_variables
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.data.augment import chain_size, check_draws_nothing, check_final_size
+from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.masking import mask_config, masked_weights, read_masks
 from piggyback_tf.packs.arrays import TaskArrays
+from piggyback_tf.packs.base_fit import check_head_shapes
 from piggyback_tf.packs.bits import MaskBits, pack_bits
 from piggyback_tf.packs.container import PackError
-from piggyback_tf.problems import HEAD_NAME
+from piggyback_tf.problems import HEAD_NAME, HeadNetwork, is_head, read_spec
 
 
-def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
+def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
     """Returns what a task model adds to its base.
 
     Args:
-        model: The layers of `base`, masked or not, and on its features a Dense layer named `"head"`. They may be a
-            model within it, as in `Sequential([masked, head])`.
-        base: The frozen base.
+        model: The layers of the base, masked or not, and on its features a Dense layer named `"head"`, or what
+            `add_head` put on its endpoints. They may be a model within it, as in `Sequential([masked, head])`.
+        backbone: The frozen base.
 
     Returns:
-        The fields `arrays` and `threshold` of a `TaskPack`.
+        The fields `arrays`, `head_spec` and `threshold` of a `TaskPack`.
 
     Raises:
         PackError: If the model has no such head, lacks weights of the base, changed others than batch norm, or has
@@ -35,9 +38,9 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         raise PackError(
             f"A task is taken out of a functional or sequential Keras model that is built. Received: {model!r}."
         )
+    base = backbone.model
     base_variables = named_variables(base)
     whole, model = model, _unwrapped(model, base_variables)
-    head = _head(whole)
     variables = named_variables(model)
     norm_layers = batch_norm_paths(base)
     norm_changed, norm = set(), {}
@@ -57,8 +60,8 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
     for path in base_variables:
         if path.rpartition("/")[0] in norm_changed:
             norm[path] = np.asarray(variables[path].numpy(), np.float32)
-    _check_features(head, base.output_shape[-1])
-    _check_nothing_else(whole, [*(variables[path] for path in base_variables), *head.weights])
+    spec, head = _head(whole, backbone)
+    _check_nothing_else(whole, [*(variables[path] for path in base_variables), *head.values()])
     config = mask_config(model)
     found = read_masks(model)
     masks = {
@@ -72,17 +75,17 @@ def capture(model: keras.Model, base: keras.Model) -> dict[str, Any]:
         mask_kind=config.kind if masks else "none",
         masks=masks,
         norm=norm,
-        head={name: np.asarray(getattr(head, name).numpy(), np.float32) for name in ("kernel", "bias")},
+        head={name: np.asarray(variable.numpy(), np.float32) for name, variable in head.items()},
     )
-    return {"arrays": arrays, "threshold": float(config.threshold) if masks else None}
+    return {"arrays": arrays, "head_spec": spec, "threshold": float(config.threshold) if masks else None}
 
 
-def check_augment(augment: str, image_size: int) -> None:
-    """Raises a `PackError` if an augmentation cannot prepare an image for a base, as far as its text says so."""
+def check_augment(augment: str, image_shape: tuple[int, int]) -> None:
+    """Raises a `PackError` if an augmentation cannot give images of a size, as far as its text says so."""
     try:
         operations = parse_augment(augment)
         check_draws_nothing(operations, augment)
-        check_final_size(augment, chain_size(operations, None), image_size)
+        check_final_size(augment, chain_size(operations, None), image_shape)
     except DataError as error:
         raise PackError(f"eval_augment: {error}") from error
 
@@ -95,8 +98,29 @@ def _unwrapped(model: keras.Model, paths: Collection[str]) -> keras.Model:
     return next((layer for layer in inner if named_variables(layer).keys() >= set(paths)), model)
 
 
-def _head(model: keras.Model) -> keras.layers.Dense:
-    """Returns a task's head.
+def _head(model: keras.Model, backbone: Backbone) -> tuple[HeadSpec, dict[str, keras.Variable]]:
+    """Returns which head a task has, and its variables by name.
+
+    Raises:
+        PackError: If there is none that gives logits, or it does not stand on the base.
+    """
+    named = {path: variable for path, variable in named_variables(model).items() if is_head(path)}
+    found = {name.removeprefix(f"{HEAD_NAME}/"): variable for name, variable in named.items()}
+    if not any(is_container(layer) and layer.name == HEAD_NAME for layer in model.layers):
+        head = _dense_head(model)
+        _check_features(head, backbone.feature_dim)
+        return HeadSpec(DENSE, head.units), {name: getattr(head, name) for name in ("kernel", "bias")}
+    try:
+        spec = read_spec(model)
+        expected = HeadNetwork(backbone, spec).head_shapes
+    except ValueError as error:
+        raise PackError(f"The model's head is none that a pack can hold: {error}") from error
+    check_head_shapes({name: tuple(variable.shape) for name, variable in found.items()}, expected, "The model's head")
+    return spec, found
+
+
+def _dense_head(model: keras.Model) -> keras.layers.Dense:
+    """Returns the Dense layer that is a task's head.
 
     Raises:
         PackError: If there is none that gives logits.

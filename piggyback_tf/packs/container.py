@@ -1,6 +1,6 @@
 """The container of a task pack, of any version: a safetensors file with one JSON document as metadata.
 
-What the versions hold in it is in `format1.py` and `format2_and_3.py`. safetensors writes several metadata entries in
+What the versions hold in it is in `format1.py` and `format2_to_4.py`. safetensors writes several metadata entries in
 an order that changes from run to run, hence the single entry. Every check that a header allows is made before the
 tensors are read.
 """
@@ -17,7 +17,7 @@ from safetensors.numpy import save as serialize
 from piggyback_tf.sentences import shown
 
 METADATA_KEY = "piggyback_tf.task_pack"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Longer files are not read, whatever they say: a pack of every weight of the largest network has a tenth of that.
 LARGEST_FILE = 1 << 31
 # A header this long describes 20,000 classes and a thousand layers, and takes little memory when it is parsed.
@@ -31,8 +31,8 @@ _DTYPES = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
-# A shape that a tensor must have, or how long a vector may be at most.
-Shape = tuple[int, ...] | int
+# A shape that a tensor must have, how long a vector may be at most, or None for any shape of a weight.
+Shape = tuple[int, ...] | int | None
 
 
 class PackError(ValueError):
@@ -166,9 +166,10 @@ class PackReader:
         if extra := sorted(self.document.keys() - keys):
             raise PackError(f"its description has an entry {shown(extra[0])} that is not part of the format.")
 
-    def has(self, name: str) -> bool:
-        """Returns whether the file holds a tensor of this name."""
-        return name in self._entries
+    @property
+    def names(self) -> list[str]:
+        """The names of the tensors that the file holds."""
+        return list(self._entries)
 
     def first_side(self, name: str) -> int:
         """Returns the first side of a tensor's shape, at least 1; 1 if it has none, which `tensors` then refuses."""
@@ -206,12 +207,14 @@ class PackReader:
         entry = self._entries[name]
         kind, found = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
         good = _DTYPES.get(kind if isinstance(kind, str) else "") == dtype and isinstance(found, list)
-        if isinstance(shape, int):
+        if shape is None:
+            good = good and _is_shape(found)
+        elif isinstance(shape, int):
             good = good and len(found) == 1 and type(found[0]) is int and 0 <= found[0] <= shape
         else:
             good = good and found == list(shape)
         if not good:
-            wanted = f"a vector of at most {shape:,}" if isinstance(shape, int) else list(shape)
+            wanted = f"a vector of at most {shape:,}" if isinstance(shape, int) else list(shape or ["any"])
             raise self.error(f"has the tensor {name!r} as {shown(kind)} {shown(found)}, not as {dtype} {wanted}")
         return tuple(found)
 
@@ -224,9 +227,13 @@ class PackReader:
 
 def check_shape(shape: Any) -> None:
     """Raises a `PackError` unless `shape` is a list or tuple of one to eight positive integers below 2^31."""
-    good = isinstance(shape, list | tuple) and 1 <= len(shape) <= 8
-    if not good or not all(type(side) is int and 0 < side < 1 << 31 for side in shape):
+    if not _is_shape(shape):
         raise PackError(f"{shown(shape)} is no shape of a weight.")
+
+
+def _is_shape(shape: Any) -> bool:
+    good = isinstance(shape, list | tuple) and 1 <= len(shape) <= 8
+    return good and all(type(side) is int and 0 < side < 1 << 31 for side in shape)
 
 
 def check_path(path: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.files import is_text
+from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES
 from piggyback_tf.packs.container import FORMAT_VERSION, PackError, check_json
@@ -20,8 +21,10 @@ _SINCE: Mapping[str, tuple[int, Any]] = {
     "dtype": (2, "float32"),
     "base_structure": (3, None),
     "base_answers": (3, None),
+    "problem": (4, "class"),
+    "head_spec": (4, None),
 }
-_TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing")
+_TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing", "problem")
 
 
 def fields_of_version(fields: Iterable[str], version: int) -> tuple[str, ...]:
@@ -32,6 +35,16 @@ def fields_of_version(fields: Iterable[str], version: int) -> tuple[str, ...]:
 def with_defaults(document: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a description with what it means of the entries that came after its version."""
     return {field: default for field, (_, default) in _SINCE.items()} | dict(document)
+
+
+def head_spec_of(document: Mapping[str, Any]) -> HeadSpec:
+    """Returns which head a task has; a Dense layer for its classes where the description says nothing.
+
+    Args:
+        document: A description that was checked.
+    """
+    spec = document["head_spec"]
+    return HeadSpec(DENSE, len(document["class_names"])) if spec is None else HeadSpec.from_json(spec)
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
@@ -57,6 +70,15 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise PackError("class_names must be a list of texts that is not empty.")
     if len(set(names)) != len(names):
         raise PackError("class_names must be different from one another.")
+    if fields["head_spec"] is not None:
+        if not isinstance(fields["head_spec"], dict):
+            raise PackError(f"head_spec must be a dict or null. Received: {shown(fields['head_spec'])}.")
+        try:
+            spec = HeadSpec.from_json(fields["head_spec"])
+        except ValueError as error:
+            raise PackError(f"head_spec is wrong: {error}") from error
+        if spec.classes != len(names):
+            raise PackError(f"The head has {spec.classes} classes, and the task {len(names)}.")
     if type(fields["image_size"]) is not int or not 1 <= fields["image_size"] < 1 << 31:
         raise PackError(f"image_size must be a positive integer. Received: {shown(fields['image_size'])}.")
     if fields["threshold"] is not None and not _is_number(fields["threshold"]):

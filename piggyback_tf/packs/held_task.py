@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.codec import EncodedMasks, encode
@@ -25,11 +27,13 @@ class ArrayPlaces:
         masks: Path and shape of each weight that has a mask, in the order of the bits.
         planes: Bits a weight: 2 for ternary masks.
         norm: Path and shape of each variable of batch norm, in the order of the numbers.
+        head: Name and shape of each variable of the head, whose numbers follow.
     """
 
     masks: Shapes
     planes: int
     norm: Shapes
+    head: Shapes
 
     @functools.cached_property
     def mask_starts(self) -> tuple[int, ...]:
@@ -38,9 +42,9 @@ class ArrayPlaces:
         return tuple(itertools.accumulate(sizes, initial=0))
 
     @functools.cached_property
-    def norm_starts(self) -> tuple[int, ...]:
-        """The first number of each variable of batch norm, and the number of all numbers; the head follows."""
-        return tuple(itertools.accumulate((math.prod(shape) for _, shape in self.norm), initial=0))
+    def float_starts(self) -> tuple[int, ...]:
+        """The first number of each variable of batch norm and of the head, and the number of all numbers."""
+        return tuple(itertools.accumulate((math.prod(shape) for _, shape in (*self.norm, *self.head)), initial=0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -52,18 +56,22 @@ class HeldTask:
         class_names: The classes in the order of the head's outputs.
         method: The method that trained the task.
         mask_kind: `"binary"`, `"ternary"` or `"none"`.
+        problem: What is to be found in an image.
+        head_spec: Which head it has.
         eval_augment: The augmentation string that prepares an image for evaluation.
         errors: Split name to the errors measured there.
         zeros: The fraction of dropped weights over all masks.
         layout: Which arrays the task has.
         bits: The packed masks one after another, uint8, or the encoded ones.
-        floats: Batch norm, kernel and bias of the head one after another, float32.
+        floats: Batch norm and head, their variables one after another, float32.
     """
 
     name: str
     class_names: tuple[str, ...]
     method: str
     mask_kind: str
+    problem: str
+    head_spec: HeadSpec
     eval_augment: str
     errors: dict[str, dict[str, Any]]
     zeros: float
@@ -83,17 +91,20 @@ class HeldTask:
             tuple((path, tuple(mask.shape)) for path, mask in pack.masks.items()),
             2 if pack.mask_kind == "ternary" else 1,
             tuple((path, value.shape) for path, value in pack.norm.items()),
+            tuple((name, value.shape) for name, value in pack.head.items()),
         )
         if hold == "compressed" and pack.masks:
             bits = _shared_index(encode(pack.masks, pack.mask_kind), layout)
         else:
             bits = np.concatenate([np.zeros(0, np.uint8), *(mask.packed.reshape(-1) for mask in pack.masks.values())])
-        numbers = [*pack.norm.values(), pack.head["kernel"], pack.head["bias"]]
+        numbers = [*pack.norm.values(), *pack.head.values()]
         return cls(
             name=pack.task,
             class_names=tuple(pack.class_names),
             method=pack.method,
             mask_kind=pack.mask_kind,
+            problem=pack.problem,
+            head_spec=pack.head_spec,
             eval_augment=pack.eval_augment,
             errors={split: dict(errors) for split, errors in pack.errors.items()},
             zeros=pack.zeros_total,
@@ -109,7 +120,13 @@ class HeldTask:
 
     def arrays(self) -> TaskArrays:
         """Returns the task's arrays: views, but for masks that are held compressed, which are decoded for this call."""
-        return TaskArrays(mask_kind=self.mask_kind, masks=self._masks(), norm=self._norm(), head=self._head())
+        floats, places = self._floats(), self.layout
+        return TaskArrays(
+            mask_kind=self.mask_kind,
+            masks=self._masks(),
+            norm=dict(itertools.islice(floats, len(places.norm))),
+            head=dict(floats),
+        )
 
     def _masks(self) -> dict[str, MaskBits]:
         if not isinstance(self.bits, np.ndarray):
@@ -120,17 +137,11 @@ class HeldTask:
             for (path, shape), (start, end) in zip(self.layout.masks, starts, strict=True)
         }
 
-    def _norm(self) -> dict[str, np.ndarray]:
-        starts = itertools.pairwise(self.layout.norm_starts)
-        return {
-            path: self.floats[start:end].reshape(shape)
-            for (path, shape), (start, end) in zip(self.layout.norm, starts, strict=True)
-        }
-
-    def _head(self) -> dict[str, np.ndarray]:
-        classes = len(self.class_names)
-        numbers = self.floats[self.layout.norm_starts[-1] :]
-        return {"kernel": numbers[:-classes].reshape(-1, classes), "bias": numbers[-classes:]}
+    def _floats(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the variables of batch norm, then those of the head."""
+        starts = itertools.pairwise(self.layout.float_starts)
+        for (name, shape), (start, end) in zip((*self.layout.norm, *self.layout.head), starts, strict=True):
+            yield name, self.floats[start:end].reshape(shape)
 
     def info(self) -> dict[str, Any]:
         """Returns what a bank tells about a task."""
@@ -139,6 +150,8 @@ class HeldTask:
             "class_names": list(self.class_names),
             "method": self.method,
             "mask_kind": self.mask_kind,
+            "problem": self.problem,
+            "image_shape": self.head_spec.image_shape,
             "errors": {split: dict(errors) for split, errors in self.errors.items()},
             "zeros": self.zeros,
             "eval_augment": self.eval_augment,
@@ -147,9 +160,9 @@ class HeldTask:
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(masks: Shapes, planes: int, norm: Shapes) -> ArrayPlaces:
+def _layout(masks: Shapes, planes: int, norm: Shapes, head: Shapes) -> ArrayPlaces:
     """Returns the same object for the same arguments: a layout takes more memory than the head of a small task."""
-    return ArrayPlaces(masks, planes, norm)
+    return ArrayPlaces(masks, planes, norm, head)
 
 
 def _shared_index(encoded: EncodedMasks, layout: ArrayPlaces) -> EncodedMasks:

@@ -26,14 +26,12 @@ class TaskTensors:
 
     Attributes:
         weights: The value of every variable of the base for this task, in order.
-        kernel: The head's kernel, float32 `[F, C]`.
-        bias: The head's bias, float32 `[C]`.
+        head: The variables of the head, float32, by name.
         nbytes: Bytes that belong to this task; tensors of the base are shared and not counted.
     """
 
     weights: list[tf.Tensor]
-    kernel: tf.Tensor
-    bias: tf.Tensor
+    head: dict[str, tf.Tensor]
     nbytes: int
 
 
@@ -64,23 +62,21 @@ class BaseTensors:
         """
         arrays = task.arrays()
         masks, norm = arrays.masks, arrays.norm
-        head = [arrays.head[name] for name in ("kernel", "bias")]
         paths = [*masks, *norm]
-        like = [*(self._arrays[path] for path in paths), *head]
+        like = [*(self._arrays[path] for path in paths), *arrays.head.values()]
         buffers = self._allocate(like)
         for path, weights, buffer in zip(paths, like, buffers, strict=False):
             if path in masks:
                 apply_mask(weights, masks[path].packed, buffer)
             else:
                 buffer[: weights.size] = _as_words(norm[path].astype(weights.dtype))
-        for value, buffer in zip(head, buffers[-2:], strict=True):
+        for value, buffer in zip(arrays.head.values(), buffers[len(paths) :], strict=True):
             buffer[: value.size] = _as_words(value)
-        *own, kernel, bias = (_tensor(*pair, self._device) for pair in zip(buffers, like, strict=True))
-        own = dict(zip(paths, own, strict=True))
+        tensors = (_tensor(*pair, self._device) for pair in zip(buffers, like, strict=True))
+        own = dict(zip(paths, tensors, strict=False))
         return TaskTensors(
             weights=[own.get(path, tensor) for path, tensor in self.tensors.items()],
-            kernel=kernel,
-            bias=bias,
+            head=dict(zip(arrays.head, tensors, strict=True)),
             nbytes=sum(buffer.nbytes for buffer in buffers),
         )
 

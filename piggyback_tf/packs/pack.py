@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from piggyback_tf.packs import bits, container, format1, format2_and_3, remote
+from piggyback_tf.head_spec import DENSE, HeadSpec
+from piggyback_tf.packs import bits, container, format1, format2_to_4, remote
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits
@@ -45,8 +46,10 @@ class TaskPack:
         method: The method that trained the task.
         threshold: The threshold that made the masks; None without masks.
         arrays: Masks, batch norm and head; `mask_kind`, `masks`, `norm` and `head` are theirs.
+        problem: What is to be found in an image, the name of a `Problem`: `"class"`, or `"map"` for a class a pixel.
+        head_spec: Which head the task has; None stands for a Dense layer for its classes.
         preprocessing: What the backbone does to RGB values of 0 to 255, for the record: it is part of the backbone.
-        image_size: Side of the square input images in pixels.
+        image_size: Side of the square images that the base was built for, in pixels; see `image_shape`.
         eval_augment: The augmentation string that prepares an image for evaluation.
         settings: The settings of the training.
         errors: Split name to the errors measured there, in percent, and the number of images.
@@ -72,6 +75,8 @@ class TaskPack:
     eval_augment: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    problem: str = "class"
+    head_spec: HeadSpec | None = None
     base_structure: str | None = None
     base_answers: list[float | None] | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -89,6 +94,8 @@ class TaskPack:
                 setattr(self, field, json.loads(container.canonical_json(getattr(self, field))))
             except (TypeError, ValueError) as error:
                 raise PackError(f"The pack's {field} cannot be written as JSON: {error}.") from error
+        if self.head_spec is None and isinstance(self.class_names, list):
+            self.head_spec = HeadSpec(DENSE, len(self.class_names))
         self.check()
 
     @classmethod
@@ -101,6 +108,7 @@ class TaskPack:
         backbone: "Backbone",
         method: str,
         eval_augment: str,
+        problem: str = "class",
         settings: dict[str, Any] | None = None,
         errors: dict[str, dict[str, Any]] | None = None,
         created: str | None = None,
@@ -108,12 +116,14 @@ class TaskPack:
         """Takes a trained task out of a model.
 
         Args:
-            model: A task model: the layers of `backbone.model`, masked or not, and a Dense layer named `"head"`.
+            model: A task model: the layers of `backbone.model`, masked or not, and a head: a Dense layer named
+                `"head"`, or what `problems.add_head` makes.
             task: The task's name.
             class_names: The classes in the order of the head's outputs.
             backbone: The base that the model was made from.
             method: The name of the method that trained it.
             eval_augment: The augmentation string that prepares an image for evaluation.
+            problem: What is to be found in an image, the name of a `Problem`.
             settings: The settings of the training.
             errors: Measured errors by split.
             created: Date and time in ISO 8601; now if None.
@@ -127,7 +137,8 @@ class TaskPack:
         """
         from piggyback_tf.packs.capture import capture, check_augment
 
-        check_augment(eval_augment, backbone.image_size)
+        found = capture(model, backbone)
+        check_augment(eval_augment, found["head_spec"].image_shape or (backbone.image_size,) * 2)
 
         return cls(
             task=task,
@@ -137,6 +148,7 @@ class TaskPack:
             **backbone.structure.to_json(),
             base_weights=backbone.weights,
             method=method,
+            problem=problem,
             preprocessing=backbone.preprocessing,
             image_size=backbone.image_size,
             eval_augment=eval_augment,
@@ -144,7 +156,7 @@ class TaskPack:
             errors=errors or {},
             versions=_package_versions(),
             **({} if created is None else {"created": created}),
-            **capture(model, backbone.model),
+            **found,
         )
 
     @property
@@ -164,8 +176,13 @@ class TaskPack:
 
     @property
     def head(self) -> Mapping[str, np.ndarray]:
-        """`"kernel"`, float32 `[F, C]`, and `"bias"`, float32 `[C]`; softmax of its logits gives probabilities."""
+        """The variables, float32, of the head by name; of a Dense layer `"kernel"`, `[F, C]`, and `"bias"`, `[C]`."""
         return self.arrays.head
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the task's images in pixels: those that its head says, or the base's."""
+        return self.head_spec.image_shape or (self.image_size, self.image_size)
 
     @property
     def zeros(self) -> dict[str, float]:
@@ -214,7 +231,7 @@ class TaskPack:
         }
         del content["format_version"]
         # What was digested before these were recorded has the same digest.
-        content = {key: value for key, value in content.items() if value is not None or key not in _MAY_BE_MISSING}
+        content = {key: value for key, value in content.items() if key not in _UNSAID or value != _UNSAID[key]}
         return container.digest_of_content(content, self.arrays.named())
 
     def to_bytes(self, codec: str = "best") -> bytes:
@@ -229,7 +246,7 @@ class TaskPack:
             ValueError: If there is no such codec.
         """
         self.check()
-        return format2_and_3.write(self.arrays, self._plain(), self.content_digest(), codec)
+        return format2_to_4.write(self.arrays, self._plain(), self.content_digest(), codec)
 
     def save(self, path: str | os.PathLike, codec: str = "best") -> None:
         """Writes the pack to a file, whole or not at all.
@@ -276,7 +293,7 @@ class TaskPack:
         try:
             if reader.version == 1:
                 return cls(**format1.read(reader, _PLAIN_FIELDS, base))
-            fields, checksum = format2_and_3.read(reader, _PLAIN_FIELDS, base)
+            fields, checksum = format2_to_4.read(reader, _PLAIN_FIELDS, base)
             pack = cls(**fields)
             if pack.content_digest() != checksum:
                 raise PackError("its checksum is not that of its content.")
@@ -291,7 +308,8 @@ class TaskPack:
         """What has to agree with a base, for `check_fits`."""
         masks = {path: mask.shape for path, mask in self.masks.items()}
         norm = {path: value.shape for path, value in self.norm.items()}
-        return Claims.of(self._plain(), self.head["kernel"].shape[0], masks, norm)
+        features = self.head["kernel"].shape[0] if self.head_spec.is_dense else None
+        return Claims.of(self._plain(), features, masks, norm)
 
     def check(self) -> None:
         """Checks that the parts fit together.
@@ -299,20 +317,25 @@ class TaskPack:
         Raises:
             PackError: With the first thing that does not.
         """
+        if self.head_spec is not None and not isinstance(self.head_spec, HeadSpec):
+            raise PackError(f"head_spec must be a HeadSpec or None. Received: {self.head_spec!r}.")
         check_fields(self._plain())
         if (self.mask_kind == "none") != (not self.masks) or (self.threshold is None) != (not self.masks):
             raise PackError(
                 "A pack with masks has a mask kind and a threshold, one without has none. Received: "
                 f"{len(self.masks)} masks, mask_kind={self.mask_kind!r}, threshold={self.threshold!r}."
             )
-        self.arrays.check(len(self.class_names), self.dtype)
+        self.arrays.check(dataclasses.replace(self.head_spec, classes=len(self.class_names)), self.dtype)
 
     def _plain(self) -> dict[str, Any]:
         """Returns all but the arrays, as JSON values."""
-        return {field: getattr(self, field) for field in _PLAIN_FIELDS}
+        fields = {field: getattr(self, field) for field in _PLAIN_FIELDS}
+        spec = self.head_spec
+        return fields | {"head_spec": None if spec is None or spec.is_dense else spec.to_json()}
 
 
-_MAY_BE_MISSING = ("base_structure", "base_answers")
+# Values that are no part of a digest: those of packs of before they were recorded.
+_UNSAID = {"base_structure": None, "base_answers": None, "problem": "class", "head_spec": None}
 # The fields that are JSON values as they are.
 _PLAIN_FIELDS = ("mask_kind", *(field.name for field in dataclasses.fields(TaskPack) if field.name != "arrays"))
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from piggyback_tf.data import TaskData
 from piggyback_tf.problems.heads import HeadSpec
@@ -32,6 +33,8 @@ class Problem(abc.ABC):
 
     # What 100 % less the error is called.
     score_name: ClassVar[str]
+    # Keras' activation that makes probabilities of logits.
+    activation: ClassVar[str] = "softmax"
 
     def __init__(self, class_names: Sequence[str], image_shape: tuple[int, int]):
         self.class_names = tuple(class_names)
@@ -51,6 +54,14 @@ class Problem(abc.ABC):
 
         Args:
             reduction: As of Keras' losses.
+        """
+
+    @abc.abstractmethod
+    def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what is answered to users, by name; the first is what `TaskBank.predict` returns.
+
+        Args:
+            logits: What the task's network ends in; it is traced.
         """
 
     @abc.abstractmethod

@@ -30,6 +30,10 @@ class Classification(Problem):
     def loss(self, reduction: str) -> keras.losses.Loss:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
 
+    def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns `"probabilities"`, float32 `[B, C]`."""
+        return {"probabilities": tf.nn.softmax(logits)}
+
     def metrics(self) -> list[keras.metrics.Metric]:
         return [
             TopOneError(name="error"),

@@ -79,6 +79,10 @@ class Segmentation(Problem):
     def loss(self, reduction: str) -> keras.losses.Loss:
         return PixelCrossEntropy(reduction)
 
+    def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns `"labels"`, uint8 `[B, H, W]`: the most probable class of each pixel, of equal ones the first."""
+        return {"labels": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
+
     def metrics(self) -> list[keras.metrics.Metric]:
         cross_entropy = keras.metrics.MeanMetricWrapper(pixel_cross_entropy, name="cross_entropy")
         return [MeanIoUError(len(self.class_names)), cross_entropy]

@@ -101,7 +101,7 @@ class Superposition:
         tensors = self._base.materialise(self._tasks[number])
         classes = [len(task.class_names) for task in self._tasks]
         around = [sum(classes[:number]), sum(classes[number + 1 :])]
-        head = [tf.pad(tensors.kernel, [[0, 0], around]), tf.pad(tensors.bias, [around])]
+        head = [tf.pad(tensors.head["kernel"], [[0, 0], around]), tf.pad(tensors.head["bias"], [around])]
         return [*(tensors.weights[place] for place in self._places), *head]
 
     def _forward(

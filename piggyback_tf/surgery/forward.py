@@ -1,4 +1,4 @@
-"""The features of a network with tensors in the place of its variables, which stay as they are."""
+"""What a network makes of images with tensors in the place of its variables, which stay as they are."""
 
 from collections.abc import Iterable
 
@@ -8,8 +8,8 @@ import tensorflow as tf
 
 def features_with(
     model: keras.Model, values: Iterable[tuple[keras.Variable, tf.Tensor]], images: tf.Tensor
-) -> tf.Tensor:
-    """Returns the features of images, float32 `[B, F]`.
+) -> "tf.Tensor | list[tf.Tensor]":
+    """Returns the features of images, float32 `[B, F]`, or the tensors that the network ends in if there are several.
 
     It is what bank, superposition and exports compute with: a call has its own tensors, and threads do not meet.
 
@@ -20,4 +20,6 @@ def features_with(
     """
     # Within the scope Keras reads these tensors in the place of the variables, in this thread only.
     with keras.StatelessScope(state_mapping=list(values)):
-        return tf.cast(model(images, training=False), tf.float32)
+        found = model(images, training=False)
+    # Several are feature maps for a head that was built for their dtypes.
+    return found if isinstance(found, list) else tf.cast(found, tf.float32)

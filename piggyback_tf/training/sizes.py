@@ -12,6 +12,6 @@ def check_image_size(augment: str, size: tuple[int, int] | None, image_size: int
         TrainingError: If the sizes differ.
     """
     try:
-        check_final_size(augment, size, image_size)
+        check_final_size(augment, size, (image_size, image_size))
     except DataError as error:
         raise TrainingError(f"{error} Change the augmentation or --image_size.") from None

@@ -58,7 +58,7 @@ def test_answers_without_tensorflow(pack, tmp_path, capsys):
     assert found["to"] == {
         "file": str(tmp_path / "small"),
         "bytes": (tmp_path / "small").stat().st_size,
-        "format_version": 3,
+        "format_version": 4,
         "dtype": "float16",
         "codec": "best",
     }

@@ -267,8 +267,8 @@ def test_operations_one_after_another():
 
 def test_images_of_another_size_than_a_base_takes():
     for size in (None, (8, 8), tf.TensorShape([8, 8])):
-        check_final_size("resize(8,8)", size, 8)
+        check_final_size("resize(8,8)", size, (8, 8))
     for size in ((8, 9), (9, 9), tf.TensorShape([9, 8])):
         found = f"gives images of {size[0]}x{size[1]} pixels, and the base takes 8x8."
         with pytest.raises(DataError, match=f"^The augmentation 'flip' {found}$"):
-            check_final_size("flip", size, 8)
+            check_final_size("flip", size, (8, 8))

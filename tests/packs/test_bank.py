@@ -110,7 +110,7 @@ def test_one_trace_serves_all_tasks_and_batches(backbone):
             assert found.shape == (5, classes)
             np.testing.assert_allclose(found, _probabilities(model), rtol=0, atol=1e-6)
     bank.predict(IMAGES, task=["task2", "task4", "task2", "task7", "task3"])
-    assert bank._run.experimental_get_tracing_count() == 1
+    assert bank._networks.traces == 1
     assert bank.predict(IMAGES[:0], task="task4").shape == (0, 4)
 
 

@@ -59,8 +59,8 @@ def test_a_task_on_variables_of_any_dtype(kind, dtype):
         assert tensor.dtype == dtype
         assert tensor.shape == variable.shape
         assert np.asarray(tensor).tobytes() == expected.tobytes()
-    np.testing.assert_array_equal(tensors.kernel, pack.head["kernel"])
-    np.testing.assert_array_equal(tensors.bias, pack.head["bias"])
+    np.testing.assert_array_equal(tensors.head["kernel"], pack.head["kernel"])
+    np.testing.assert_array_equal(tensors.head["bias"], pack.head["bias"])
 
 
 def test_tensors_are_aligned_and_not_copied():

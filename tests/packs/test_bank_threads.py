@@ -54,7 +54,7 @@ def test_threads_on_different_tasks_do_not_meet(backbone, hold):
             assert bank.nbytes["cache"] <= CACHE
 
     _in_threads(call)
-    assert bank._run.experimental_get_tracing_count() == 1
+    assert bank._networks.traces == 1
 
 
 def test_tasks_come_and_go_while_others_predict(backbone):

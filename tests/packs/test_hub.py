@@ -99,7 +99,7 @@ def test_push_and_pull(hub, run, packs, tmp_path):
         "README.md": _card(hub).encode(),
     }
     assert (pushed.status, pushed.err) == (0, [])
-    assert pushed.out[:2] == ["birds.task.safetensors: 1.4 kB", "README.md: lists 1 task"]
+    assert pushed.out[:2] == ["birds.task.safetensors: 1.5 kB", "README.md: lists 1 task"]
     assert pushed.out[2].startswith(f"{hub.address}/me/packs/commit/")
     # The pack that was there before is listed too.
     assert again.out[1] == "README.md: lists 2 tasks"

@@ -150,7 +150,7 @@ def test_settings_are_what_a_file_makes_of_them():
         ({"errors": {"test": 3}}, "errors must map"),
         ({"settings": [1]}, "settings must be a dict"),
         ({"created": "yesterday"}, "created must be a date"),
-        ({"format_version": 4}, "format_version must be 1 to 3"),
+        ({"format_version": 5}, "format_version must be 1 to 4"),
         ({"base_structure": "ab"}, "base_structure must be a SHA-256 as 64 hexadecimal digits"),
         ({"base_answers": [0.5] * 16}, "base_structure must be a SHA-256 as 64 hexadecimal digits, or null without"),
         ({"base_structure": "ab" * 32, "base_answers": [0.5]}, "a list of 16 numbers or nulls"),
@@ -234,7 +234,7 @@ def _mask_entry(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 4}, "format version 4, and this version of piggyback_tf reads up to 3"),
+        ({"format_version": 5}, "format version 5, and this version of piggyback_tf reads up to 4"),
         ({"format_version": True}, "which is no version"),
         ({"task": ...}, "has no entry 'task'"),
         ({"base_structure": ...}, "has no entry 'base_structure'"),
@@ -336,6 +336,8 @@ GOLDEN_FILES = {
     "binary.v3": "ad8597a703852586283552d45e1eacd18bab7bcb6556365cfe6a5db257c96894",
     "ternary.v3": "dd78f81bf865293e8585bd378afc9bbc6bd0b73546aed2abdd48d5791a6b4c57",
     "none.v3": "4874f01340d05367861921a8c0f229e9a7633ade2439a2f113e9c016fb381d7f",
+    "binary.v4": "8ef2843cb10a5af682e31ed16c493cbe074e1eb49c40e549784db15d0787680c",
+    "segments.v4": "dfd865ea75e314363acce1a41e7bc1e79a8dfb4c396422922c5af623a81c802e",
 }
 
 

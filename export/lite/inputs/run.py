@@ -146,7 +146,7 @@ class LiteModel:
         Raises:
             ValueError: If there is no current task, or the images are of another shape or hold other values.
         """
-        images = as_images(images, self._size).astype(np.float32)
+        images = as_images(images, (self._size, self._size)).astype(np.float32)
         with self._lock:
             task = self._current()
             rows = [self._answer(task, image[None])[0, : len(task.labels)] for image in images]

@@ -1,8 +1,10 @@
 """Heads: what stands on top of a network for one task, made of a spec that packs keep."""
 
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads import dense as _dense  # noqa: F401  (it registers itself)
 from piggyback_tf.problems.heads import fpn as _fpn  # noqa: F401
 from piggyback_tf.problems.heads.dense import head_logits
+from piggyback_tf.problems.heads.forward import HeadNetwork
 from piggyback_tf.problems.heads.registry import (
     HEAD_NAME,
     HEADS,
@@ -13,13 +15,13 @@ from piggyback_tf.problems.heads.registry import (
     network_for,
     read_spec,
 )
-from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 
 __all__ = [
     "HEADS",
     "HEAD_NAME",
     "Head",
+    "HeadNetwork",
     "HeadSpec",
     "HeadStart",
     "add_head",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
-from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import keras
 
 from piggyback_tf.backbones import is_container
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
-from piggyback_tf.problems.heads.spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 
 FINEST_STRIDE = 4

@@ -7,7 +7,7 @@ import keras
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.endpoints import Endpoint, find_endpoints
-from piggyback_tf.problems.heads.spec import HeadSpec
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 from piggyback_tf.registry import Registry
 from piggyback_tf.surgery import for_image_shape

@@ -1,13 +1,15 @@
-"""Which head a task has: all that its tensors and what it computes with them follow from."""
+"""Which head a task has, as packs keep it; needs neither TensorFlow nor Keras."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+DENSE = "dense"
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec:
-    """A head, as it is kept in packs.
+    """A head: all that its tensors and what it computes with them follow from, beside the network.
 
     Attributes:
         kind: Name of the head, a key of `HEADS`.
@@ -20,6 +22,11 @@ class HeadSpec:
     classes: int
     width: int = 0
     image_shape: tuple[int, int] | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is one Dense layer on the features, of a kernel `[F, C]` and a bias `[C]`."""
+        return self.kind == DENSE
 
     def to_json(self) -> dict[str, Any]:
         """Returns the values by name, without those that say nothing."""

@@ -1,6 +1,6 @@
-"""Versions 2 and 3 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
+"""Versions 2 to 4 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
 
-Version 3 has more entries in the description, and is what is written.
+Each has more entries in the description than the one before. The last is what is written.
 """
 
 import math
@@ -14,7 +14,7 @@ from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import PackError, PackReader, Shape
-from piggyback_tf.packs.description import check_fields, fields_of_version, with_defaults
+from piggyback_tf.packs.description import check_fields, fields_of_version, head_spec_of, with_defaults
 from piggyback_tf.packs.partition import MAX_CLASSES
 from piggyback_tf.sentences import shown
 
@@ -81,13 +81,15 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
     document = with_defaults(reader.document)
     check_fields(document)
     kind, names = document["mask_kind"], document["class_names"]
-    features = reader.first_side("head/kernel")
+    spec = head_spec_of(document)
+    features = reader.first_side("head/kernel") if spec.is_dense else None
     if base is not None:
         check_fits(Claims.of(document, features, {}, {}), base)
     limits = _limits(reader, base, 2 if kind == "ternary" else 1)
-    tensors = reader.tensors(_expected(reader, (features, len(names)), _FLOAT[document["dtype"]], limits))
+    dtype = _FLOAT[document["dtype"]]
+    tensors = reader.tensors(_expected_head(reader, features, len(names), dtype) | _expected(reader, dtype, limits))
     layers, norm_shapes = _read_index(tensors["index"], limits["index"])
-    head = {name: tensors[f"head/{name}"].astype(np.float32) for name in ("kernel", "bias")}
+    head = {name[5:]: array.astype(np.float32) for name, array in tensors.items() if name.startswith("head/")}
     weights = sum(layer.size for layer in layers)
     if base is not None:
         shapes = {layer.path: layer.shape for layer in layers}
@@ -100,7 +102,7 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
     norm = _split(tensors.get("norm"), norm_shapes)
     arrays = TaskArrays(mask_kind=kind, masks=_decode(tensors, layers, kind), norm=norm, head=head)
     described = {field: document[field] for field in plain_fields if field != "mask_kind"}
-    return {**described, "arrays": arrays}, document["checksum"]
+    return {**described, "head_spec": spec, "arrays": arrays}, document["checksum"]
 
 
 def _limits(reader: PackReader, base: BaseSpec | None, planes: int) -> dict[str, int]:
@@ -128,17 +130,20 @@ def _mask_arrays(masks: codec.EncodedMasks) -> dict[str, np.ndarray]:
     }
 
 
-def _expected(
-    reader: PackReader, head: tuple[int, int], dtype: np.dtype, limits: dict[str, int]
+def _expected_head(
+    reader: PackReader, features: int | None, classes: int, dtype: np.dtype
 ) -> dict[str, tuple[np.dtype, Shape]]:
-    """Returns what tensors there must be; those that may be missing only if they are there."""
-    expected: dict[str, tuple[np.dtype, Shape]] = {
-        "head/kernel": (dtype, head),
-        "head/bias": (dtype, head[1:]),
-        "index": (_UINT8, limits["index"]),
-    }
-    optional = {"masks/rates": _UINT8, "masks/stream": _UINT32, "masks/bits": _UINT8, "norm": dtype}
-    return expected | {name: (kind, limits[name]) for name, kind in optional.items() if reader.has(name)}
+    """Returns what tensors of a head there must be; those of one that is not dense are known to its network only."""
+    if features is not None:
+        return {"head/kernel": (dtype, (features, classes)), "head/bias": (dtype, (classes,))}
+    return {name: (dtype, None) for name in reader.names if name.startswith("head/")}
+
+
+def _expected(reader: PackReader, dtype: np.dtype, limits: dict[str, int]) -> dict[str, tuple[np.dtype, Shape]]:
+    """Returns what tensors there must be beside the head; those that may be missing only if they are there."""
+    kinds = {"index": _UINT8, "masks/rates": _UINT8, "masks/stream": _UINT32, "masks/bits": _UINT8, "norm": dtype}
+    there = {"index", *reader.names}
+    return {name: (kind, limits[name]) for name, kind in kinds.items() if name in there}
 
 
 def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLayer], dict[str, tuple[int, ...]]]:

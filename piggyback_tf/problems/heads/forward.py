@@ -1,0 +1,68 @@
+"""From images to the logits of any task with one kind of head, with tensors in the place of all variables."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from piggyback_tf.backbones import Backbone, canonical_names, named_variables
+from piggyback_tf.head_spec import HeadSpec
+from piggyback_tf.problems.heads.dense import head_logits
+from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, network_for
+from piggyback_tf.problems.heads.start import HeadStart
+from piggyback_tf.surgery import features_with
+
+
+class HeadNetwork:
+    """A base and a kind of head as one function of images, the base's weights and the head's variables.
+
+    Banks and exports trace it once for all tasks whose heads have one spec; that of dense heads serves any number of
+    classes.
+
+    Args:
+        backbone: The base; its variables are not changed.
+        spec: The head.
+
+    Raises:
+        ValueError: If the base cannot take images of the head's size, or has no feature maps for it.
+    """
+
+    def __init__(self, backbone: Backbone, spec: HeadSpec):
+        network, endpoints = network_for(backbone, spec)
+        self.spec = spec
+        self.image_shape = spec.image_shape or (backbone.image_size, backbone.image_size)
+        self._variables = list(named_variables(network.model).values())
+        self._network, self._head, self._head_variables = network.model, None, {}
+        if spec.is_dense:
+            return
+        names = canonical_names(network.model)
+        outputs = {names[id(layer)]: layer.output for layer in network.model.layers if id(layer) in names}
+        tensors = [outputs[endpoint.layer] for endpoint in endpoints]
+        self._network = keras.Model(network.model.input, tensors)
+        inputs = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in tensors]
+        self._head = keras.Model(inputs, HEADS[spec.kind].build(spec, inputs, HeadStart()))
+        self._head_variables = {
+            path.removeprefix(f"{HEAD_NAME}/"): variable for path, variable in named_variables(self._head).items()
+        }
+
+    @property
+    def head_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The shape of every variable of the head by its name; None of a dense head, whose shapes are the task's."""
+        if self._head is None:
+            return None
+        return {name: tuple(variable.shape) for name, variable in self._head_variables.items()}
+
+    def logits(self, weights: Sequence[tf.Tensor], head: Mapping[str, tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+        """Returns what a task answers: logits, float32 `[B, C]`, or `[B, H, W, C]` of a head for pixels.
+
+        Args:
+            weights: The value of every variable of the base, in the order of `named_variables`.
+            head: The variables of the head by name.
+            images: float32 `[B, H, W, 3]` in [0, 255].
+        """
+        found = features_with(self._network, zip(self._variables, weights, strict=True), images)
+        if self._head is None:
+            return head_logits(found, head["kernel"], head["bias"])
+        values = [(variable, head[name]) for name, variable in self._head_variables.items()]
+        with keras.StatelessScope(state_mapping=values):
+            return self._head(found, training=False)
