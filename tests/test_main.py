@@ -287,16 +287,16 @@ def test_other_messages_of_tensorflow_are_shown(line, shown):
 def test_classes_are_the_same_if_their_names_look_the_same():
     from types import SimpleNamespace
 
-    from piggyback_tf.commands.evaluate import _label_map
+    from piggyback_tf.commands.evaluate import _class_numbers
 
     here, mac = "h\u00e4user", "ha\u0308user"
     pack = make_pack(class_names=["cat", here, "dog"])
     data = SimpleNamespace(class_names=("cat", "dog", mac), spec="folder:photos")
-    assert _label_map(data, pack).tolist() == [0, 2, 1]
+    assert _class_numbers(data, pack).tolist() == [0, 2, 1]
     # Both in one pack: each is itself.
     pack = make_pack(class_names=["cat", here, mac])
     data.class_names = (here, mac)
-    assert _label_map(data, pack).tolist() == [1, 2]
+    assert _class_numbers(data, pack).tolist() == [1, 2]
     data.class_names = ("cat", "house")
     with pytest.raises(UsageError, match="have 1 of 2 classes that task 'birds' does not know, such as 'house'"):
-        _label_map(data, pack)
+        _class_numbers(data, pack)

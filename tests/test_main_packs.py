@@ -243,11 +243,11 @@ def test_verify(trained, backbone, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         f"{path}:",
-        f"  file    whole: {path.stat().st_size:,} bytes, format version 3, checksum as computed",
+        f"  file    whole: {path.stat().st_size:,} bytes, format version 4, checksum as computed",
         f"  base    shapesnet (random) has the hash that the pack names, {backbone.hash[:12]}..., and computes the "
         "same",
-        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head from "
-        f"{backbone.feature_dim} features to 3 classes",
+        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head, "
+        f"kernel {backbone.feature_dim}x3, bias 3",
     ]
     assert lines[4] == f"{misfit}:"
     # Another base, a file that is cut off, and a mask for a weight that the base does not have.

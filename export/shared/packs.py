@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 
 from piggyback_tf.commands.common import choose_base
+from piggyback_tf.data import TARGETS
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
 
@@ -49,6 +50,11 @@ def fitting_packs(packs: Iterable[PackSource], spec: BaseSpec, taken: Collection
         # A pack that is given may have been changed since it was made.
         pack.check()
         check_fits(pack.claims, spec)
+        if pack.problem != "class":
+            raise ExportError(
+                f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and exports hold tasks with a "
+                "class for each image. A TaskBank, evaluate, predict and merge take it."
+            )
         if pack.task in names:
             raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
         names.add(pack.task)

@@ -192,9 +192,10 @@ def load_bank(pack: TaskPack, base: tuple[str, str]) -> "TaskBank":
     """
     from piggyback_tf.data.operations import MAX_SIDE
 
-    size = f"Task {pack.task!r} takes images of {pack.image_size:,} pixels in height and width"
+    height, width = pack.image_shape
+    size = f"Task {pack.task!r} takes images of {height:,}x{width:,} pixels"
     # A pack may come from a stranger, and the base runs once when the bank is made.
-    if pack.image_size > MAX_SIDE:
+    if max(height, width, pack.image_size) > MAX_SIDE:
         raise UsageError(f"{size}; this command works with at most {MAX_SIDE:,}.")
     backbone = load_base(pack, base)
     import tensorflow as tf

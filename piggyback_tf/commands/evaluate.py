@@ -17,8 +17,8 @@ from piggyback_tf.commands.common import (
     seed_of,
 )
 from piggyback_tf.commands.progress import ProgressBar
-from piggyback_tf.evaluation import evaluate, format_error
-from piggyback_tf.evaluation.text import format_pairs
+from piggyback_tf.evaluation import format_error
+from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.files import same_look
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.sentences import some
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
     """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
-    command = commands.add_parser(
-        "evaluate", help="measure top-1 and top-5 error of a pack on a data set", allow_abbrev=False
-    )
+    command = commands.add_parser("evaluate", help="measure the errors of a pack on a data set", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
     command.add_argument(
-        "--data", required=True, metavar="SPEC", help="the images: folder:PATH, tfds:NAME or digits; see train.py"
+        "--data",
+        required=True,
+        metavar="SPEC",
+        help="the images: folder:PATH, segmentation:PATH, tfds:NAME or digits; see train.py",
     )
     command.add_argument(
         "--split", choices=("train", "validation", "test"), default="test", help="which of them; default: test"
@@ -54,7 +55,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    from piggyback_tf.data import DataError, make_dataset, surface_data_errors
+    from piggyback_tf.data import TARGETS, DataError, Renumbered, make_dataset
     from piggyback_tf.data.augment import check_final_size
     from piggyback_tf.data.images import PIXELS_VERSION
 
@@ -65,18 +66,26 @@ def _run(options: argparse.Namespace) -> Answer:
         source = getattr(data, options.split)
         if source is None:
             raise UsageError(f"The data {options.data!r} have no {options.split} split; choose another --split.")
-        labels = _label_map(data, pack)
+        if data.target != pack.problem:
+            raise UsageError(
+                f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and the data {options.data!r} "
+                f"have {TARGETS[data.target]}."
+            )
+        source = Renumbered(source, _class_numbers(data, pack))
         bank = load_bank(pack, base)
-        with surface_data_errors():
-            # Every image is read once, so that a cache would only cost memory.
-            batches = make_dataset(
-                source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none"
-            )
-            check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_shape)
-            result = evaluate(
-                lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
-                _with_progress(((images, labels[y.numpy()]) for images, y in batches), source, options.batch_size),
-            )
+        # Every image is read once, so that a cache would only cost memory.
+        batches = make_dataset(source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none")
+        check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_shape)
+        from piggyback_tf.problems import PROBLEMS
+        from piggyback_tf.sequences.measure import measure_answers
+
+        result = measure_answers(
+            lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
+            PROBLEMS[pack.problem](pack.class_names, pack.image_shape),
+            source,
+            pack.eval_augment,
+            _with_progress(batches, source, options.batch_size),
+        )
     except DataError as error:
         raise UsageError(str(error)) from error
     told = {
@@ -84,9 +93,10 @@ def _run(options: argparse.Namespace) -> Answer:
         "data": f"{options.data}, {options.split} split",
         "images": f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else ""),
     }
-    for k in (1, 5):
-        if f"top{k}_error" in result:
-            told[f"top-{k} error %"] = format_error(result, f"top{k}_error")
+    told |= {title: format_error(result, name) for name, title in ERROR_TITLES.items() if name in result}
+    if "pixel_accuracy" in result:
+        told["pixel accuracy %"] = f"{result['pixel_accuracy']:.2f}"
+        told |= {f"IoU % of {name}": "-" if iou is None else f"{iou:.2f}" for name, iou in result["iou"].items()}
     if options.split in pack.errors:
         told["as of training"] = format_error(pack.errors[options.split])
     if pack.versions.get("pixels") != PIXELS_VERSION:
@@ -105,7 +115,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "skipped_images": len(source.skipped),
         "as_of_training": pack.errors.get(options.split),
     }
-    return Answer(value, "\n".join([*format_pairs(told), "In brackets: 95 % Wilson score interval."]))
+    return Answer(value, "\n".join([*format_pairs(told), f"In brackets: {interval_kind(result)}."]))
 
 
 def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
@@ -126,8 +136,8 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
     return load_data(options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn)
 
 
-def _label_map(data: "TaskData", pack: TaskPack) -> "np.ndarray":
-    """Returns the pack's label of each label of the data: classes are the same if their names look the same."""
+def _class_numbers(data: "TaskData", pack: TaskPack) -> "np.ndarray":
+    """Returns the pack's number of each class of the data: classes are the same if their names look the same."""
     import numpy as np
 
     places = {same_look(name): place for place, name in enumerate(pack.class_names)}

@@ -8,8 +8,9 @@ from safetensors.numpy import load as load_tensors
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer
 from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack
+from piggyback_tf.data.sources import TARGETS
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
-from piggyback_tf.evaluation.text import format_pairs
+from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.sentences import printable
 
@@ -58,7 +59,6 @@ def _mask_bytes(data: bytes) -> int:
 
 def _json(path: str, pack: TaskPack, size: int, mask_bytes: int, layers: bool) -> dict[str, Any]:
     """Returns what a pack holds as JSON values; the keys are those in docs/commands.md."""
-    features, _ = pack.head["kernel"].shape
     return {
         "file": path,
         "bytes": size,
@@ -87,7 +87,10 @@ def _json(path: str, pack: TaskPack, size: int, mask_bytes: int, layers: bool) -
             "bits_per_weight": 8 * mask_bytes / pack.masked_weights if pack.masks else None,
         },
         "norm_variables": len(pack.norm),
-        "features": features,
+        "problem": pack.problem,
+        "image_shape": list(pack.image_shape),
+        "head": pack.head_spec.to_json(),
+        "features": pack.head["kernel"].shape[0] if pack.head_spec.is_dense else None,
         "dtype": pack.dtype,
         "errors": pack.errors,
         "settings": pack.settings,
@@ -113,7 +116,6 @@ def _row(pack: TaskPack, size: int, mask_bytes: int) -> list[str]:
 
 def _details(pack: TaskPack) -> str:
     """Returns what a pack holds but the zeros of its masks, a line each."""
-    features, classes = pack.head["kernel"].shape
     about = {
         "format version": str(pack.format_version),
         "task": pack.task,
@@ -124,20 +126,22 @@ def _details(pack: TaskPack) -> str:
         "base hash": pack.base_hash,
         "base structure": pack.base_structure or "not recorded",
         "preprocessing": pack.preprocessing,
-        "image size": f"{pack.image_size}x{pack.image_size}",
+        "finds": TARGETS.get(pack.problem, pack.problem),
+        "image size": "x".join(map(str, pack.image_shape)),
         "eval augmentation": pack.eval_augment or "none",
         "mask": f"{pack.mask_kind}, threshold {pack.threshold}" if pack.masks else "none",
         "masked weights": f"{pack.masked_weights:,} in {len(pack.masks):,} variables" if pack.masks else "none",
         "norm": f"{len(pack.norm):,} variables of this task" if pack.norm else "that of the base",
-        "head": f"kernel {features}x{classes}, bias {classes}, stored as {pack.dtype}",
+        "head": f"{pack.head_text}, stored as {pack.dtype}",
     }
     names = [f"{place} {name!r}" for place, name in enumerate(pack.class_names)]
     settings = {name: json.dumps(value, ensure_ascii=False) for name, value in pack.settings.items()}
+    kinds = [name for name in ERROR_TITLES if any(name in measured for measured in pack.errors.values())]
+    titles = [ERROR_TITLES[name].removesuffix(" error %").removesuffix(" %") for name in kinds]
     errors = [
         [
             split,
-            format_error(measured, "top1_error"),
-            format_error(measured, "top5_error"),
+            *(format_error(measured, name) for name in kinds),
             f"{measured['images']:,}" if "images" in measured else "-",
         ]
         for split, measured in pack.errors.items()
@@ -145,10 +149,10 @@ def _details(pack: TaskPack) -> str:
     return "\n".join(
         [
             *format_pairs(about, indent=2),
-            f"  classes: {classes:,}",
+            f"  classes: {len(pack.class_names):,}",
             *_wrapped(names, indent=4),
-            "  errors % [95 % Wilson score interval]:" if errors else "  errors: none measured",
-            *(_indented(format_table(["split", "top-1", "top-5", "images"], errors), 4) if errors else []),
+            f"  errors % [{interval_kind(next(iter(pack.errors.values())))}]:" if kinds else "  errors: none measured",
+            *(_indented(format_table(["split", *titles, "images"], errors), 4) if kinds else []),
             "  settings:" if settings else "  settings: none",
             *format_pairs(settings, indent=4),
             "  package versions:" if pack.versions else "  package versions: none",

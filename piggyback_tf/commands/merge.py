@@ -46,7 +46,8 @@ def _run(options: argparse.Namespace) -> Answer:
     # Keras reads few kinds of URLs.
     remote = is_url(options.output)
     copied, name = ("Copy it here and load", Path(options.output).name) if remote else ("Load", options.output)
-    images = f"[N, {pack.image_size}, {pack.image_size}, 3]"
+    height, width = pack.image_shape
+    images = f"[N, {height}, {width}, 3]"
     text = (
         f"{options.output}: {size:,} bytes.\n"
         f"{copied} it with keras.models.load_model({name!r}). It takes RGB images {images} in "
@@ -57,6 +58,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "bytes": size,
         "task": pack.task,
         "image_size": pack.image_size,
+        "image_shape": list(pack.image_shape),
         "classes": pack.class_names,
     }
     return Answer(value, text)

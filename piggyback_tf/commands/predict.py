@@ -1,4 +1,4 @@
-"""predict: the most probable classes of image files."""
+"""predict: the most probable classes of image files, or the class of each of their pixels."""
 
 import argparse
 from pathlib import Path
@@ -17,22 +17,28 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
-from piggyback_tf.sentences import printable
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from piggyback_tf.commands.shown_answers import AskedImage
     from piggyback_tf.data import Operation
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
     """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
-    command = commands.add_parser("predict", help="classify image files", allow_abbrev=False)
+    command = commands.add_parser("predict", help="classify image files, or their pixels", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or URLs of some")
     command.add_argument(
         "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
+    )
+    command.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="for a task of pixels: an existing folder for IMAGE.labels.png, whose pixels are the numbers of the "
+        "classes, and IMAGE.overlay.png, to look at",
     )
     add_base_options(command)
     add_batch_size(command)
@@ -57,15 +63,17 @@ def _run(options: argparse.Namespace) -> Answer:
         check_draws_nothing(operations, pack.eval_augment)
     except DataError as error:
         raise UsageError(str(error)) from error
+    _check_output_dir(options, pack)
     bank, status = None, DONE
     answers: list[dict[str, Any]] = []
     for start in range(0, len(options.images), options.batch_size):
         places, images = [], []
         for path in options.images[start : start + options.batch_size]:
             try:
-                images.append(_read_prepared(path, operations, pack))
-                places.append(len(answers))
-                answers.append({"image": path, "classes": []})
+                asked, image = _read_prepared(path, operations, pack)
+                images.append(image)
+                places.append((len(answers), asked))
+                answers.append({"image": path})
             except (DataError, RemoteError) as error:
                 status = WRONG
                 answers.append({"image": path, "error": str(error)})
@@ -73,28 +81,42 @@ def _run(options: argparse.Namespace) -> Answer:
         if not images:
             continue
         bank = bank or load_bank(pack, base)
-        scores = bank.predict(images, task=pack.task, batch_size=options.batch_size)
-        for answer, probabilities in zip((answers[place] for place in places), scores, strict=True):
-            # Of equal probabilities the first class comes first, as in the errors.
-            best = (-probabilities).argsort(kind="stable")[: options.top_k]
-            answer["classes"] = [
-                {"class": pack.class_names[place], "probability": float(probabilities[place])} for place in best
-            ]
+        from piggyback_tf.commands.shown_answers import SHOWN
+
+        found = bank.predict(images, task=pack.task, batch_size=options.batch_size)
+        for (place, asked), answer in zip(places, found, strict=True):
+            values, lines = SHOWN[pack.problem](pack, answer, asked, options)
+            answers[place] |= values
             if not options.json:  # A batch at a time, since there may be many.
-                print(answer["image"])
-                for found in answer["classes"]:
-                    print(f"  {100 * found['probability']:6.2f} %  {printable(found['class'])}")
+                print("\n".join([asked.path, *lines]))
     return Answer(answers, status=status)
 
 
-def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "np.ndarray":
+def _check_output_dir(options: argparse.Namespace, pack: TaskPack) -> None:
+    """Raises a `UsageError` if the pictures cannot be written, or there are none."""
+    if options.output_dir is None:
+        return
+    if pack.problem == "class":
+        raise UsageError(f"--output_dir: task {pack.task!r} finds a class for each image, and has no pictures.")
+    if not Path(options.output_dir).is_dir():
+        raise UsageError(f"--output_dir={options.output_dir}: there is no such folder.")
+    names = [Path(path).name for path in options.images]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"Two images are called {twice[0]!r}, and would have the same pictures in {options.output_dir!r}; ask for "
+            "them one after the other, with an --output_dir for each."
+        )
+
+
+def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "tuple[AskedImage, np.ndarray]":
+    from piggyback_tf.commands.shown_answers import AskedImage
     from piggyback_tf.data import DataError, decode_image, read_image
     from piggyback_tf.data.augment import apply_operations, check_final_size
 
-    image = decode_image(read_bytes(path), path) if is_url(path) else read_image(path)
+    original = decode_image(read_bytes(path), path) if is_url(path) else read_image(path)
     try:
-        image = apply_operations(operations, image)
+        image = apply_operations(operations, original)
         check_final_size(pack.eval_augment, image.shape[:2], pack.image_shape)
     except DataError as error:
         raise DataError(f"Image {path!r} cannot be prepared: {error}") from error
-    return image
+    return AskedImage(path, original, operations), image

@@ -9,7 +9,7 @@ from absl import flags
 from piggyback_tf.backbones.own import is_model_file
 from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
-from piggyback_tf.data import DataError, TaskData, load_data, output_size, parse_augment
+from piggyback_tf.data import TARGETS, DataError, TaskData, load_data, output_size, parse_augment
 from piggyback_tf.data.augment import check_draws_nothing
 from piggyback_tf.file_names import pack_name
 from piggyback_tf.flags import check_unused, read_config
@@ -32,12 +32,14 @@ class TrainRequest:
         specs: The data of each task by its name, which is empty if it is to be that of the data.
         methods: The methods, those to compare with before the main one.
         inputs: Augmentation and caching, for the backbone's size.
+        image_size: Height and width of the images that the backbone is built for.
         in_turn: Whether it is a run of tasks in turn, by `--tasks`, and not of one by itself.
     """
 
     specs: Mapping[str, str]
     methods: list[str]
     inputs: InputConfig
+    image_size: int
     in_turn: bool
 
     def folders(self, folder: Path, tasks: Mapping[str, TaskData]) -> dict[str, dict[str, Path]]:
@@ -85,10 +87,10 @@ def read_request() -> TrainRequest:
         )
     inputs = read_config(InputConfig).for_size(image_size)
     check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
-    for augment in (inputs.augment_train, inputs.augment_eval):
-        check_image_size(augment, output_size(augment), image_size)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}
-    return TrainRequest(parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs, names, inputs, bool(FLAGS.tasks))
+    return TrainRequest(
+        parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs, names, inputs, image_size, bool(FLAGS.tasks)
+    )
 
 
 def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
@@ -116,13 +118,33 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
             cache_dir=FLAGS.cache_dir or None,
             raise_problems=False,
         )
-        if data.target != "class":
-            raise DataError(
-                f"{spec!r} has a class for each pixel, and train learns one for each image. Segments are learned in "
-                "Python, by train_task: see docs/segmentation.md."
-            )
+        _check_target(data, request)
         tasks[name or _check_name(folder, data.name)] = data
     return tasks
+
+
+def _check_target(data: TaskData, request: TrainRequest) -> None:
+    """Raises an error if a method cannot learn what the data have, or the augmentation gives images of a wrong size."""
+    for name in request.methods:
+        if data.target not in CONFIGS[name].problems:
+            able = [other for other in CONFIGS.names() if data.target in CONFIGS[other].problems]
+            raise DataError(
+                f"{data.spec!r} has {TARGETS[data.target]}, which method {name} does not learn. Methods that do: "
+                f"{', '.join(able)}."
+            )
+    train, evaluation = (output_size(text) for text in (request.inputs.augment_train, request.inputs.augment_eval))
+    if data.target == "map" and train != evaluation:
+        raise DataError(
+            f"Training images get the size {_size(train)} by --augment_train and those of evaluation "
+            f"{_size(evaluation)} by --augment_eval; a task has one size."
+        )
+    if data.target == "class":
+        check_image_size(request.inputs.augment_train, train, request.image_size)
+        check_image_size(request.inputs.augment_eval, evaluation, request.image_size)
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    return f"{size[0]}x{size[1]}" if size else "of each image"
 
 
 def _check_name(folder: Path, task: str) -> str:

@@ -69,10 +69,9 @@ def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:
 
     check_fits(pack.claims, base)
     computed = ", and computes the same" if pack.base_structure else "; what that one computed is not recorded"
-    features, classes = pack.head["kernel"].shape
     return (
         f"  file    whole: {size:,} bytes, format version {pack.format_version}, checksum as computed\n"
         f"  base    {base.name} ({base.weights}) has the hash that the pack names, {base.hash[:12]}...{computed}\n"
-        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head from {features} "
-        f"features to {classes} classes"
+        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head, "
+        f"{pack.head_text}"
     )

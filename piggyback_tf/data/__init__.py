@@ -14,13 +14,14 @@ from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.pipeline import make_dataset, stream_batches, surface_data_errors
-from piggyback_tf.data.sources import Source, Subset, TaskData
+from piggyback_tf.data.sources import TARGETS, Renumbered, Source, Subset, TaskData
 from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
 
 __all__ = [
     "AUGMENTATIONS",
     "DATA_KINDS",
+    "TARGETS",
     "BrokenImageError",
     "DataError",
     "DataProblems",
@@ -28,6 +29,7 @@ __all__ = [
     "Operation",
     "Part",
     "UnusableFile",
+    "Renumbered",
     "Source",
     "Subset",
     "TaskData",

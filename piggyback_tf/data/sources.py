@@ -8,8 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
+from piggyback_tf.data.geometry import VOID
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.unusable_files import UnusableFile
+
+# What is to be found in an image, by the name of its problem.
+TARGETS = {"class": "a class for each image", "map": "a class for each pixel"}
 
 
 class Source(abc.ABC):
@@ -123,6 +127,36 @@ class Subset(Source):
 
     def fingerprint(self) -> str:
         return digest(self._source.fingerprint(), self._indices.tobytes())
+
+
+class Renumbered(Subset):
+    """The images of another source with other numbers for their classes.
+
+    Args:
+        source: Where the images are.
+        numbers: The new number of each class, by its old one.
+    """
+
+    def __init__(self, source: Source, numbers: np.ndarray):
+        super().__init__(source, np.arange(len(source)))
+        self._numbers = np.asarray(numbers)
+        # Those of no class stay so.
+        self._of_pixels = np.full(VOID + 1, VOID, np.uint8)
+        self._of_pixels[: len(self._numbers)] = self._numbers
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        labels = self._source.labels
+        return labels if self.has_maps else self._numbers[labels].astype(np.int32)
+
+    def read(self, index: int) -> np.ndarray:
+        image = self._source.read(index)
+        if not self.has_maps:
+            return image
+        return np.concatenate([image[..., :3], self._of_pixels[image[..., 3:]]], axis=-1)
+
+    def fingerprint(self) -> str:
+        return digest(super().fingerprint(), self._numbers.tobytes())
 
 
 @dataclasses.dataclass(frozen=True)

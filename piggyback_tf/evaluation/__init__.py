@@ -4,12 +4,13 @@ Networks are run on images elsewhere: by `sequences/measure.py` in a run, by `co
 figures are computed from what they answer. Nothing here imports TensorFlow.
 """
 
-from piggyback_tf.evaluation.metrics import evaluate, top_k_error, top_k_hits, wilson_interval
+from piggyback_tf.evaluation.metrics import evaluate, top_k_error
 from piggyback_tf.evaluation.report import summary, write_report
 from piggyback_tf.evaluation.results import ResultsError
 from piggyback_tf.evaluation.sparsity import format_zeros, zeros_table
 from piggyback_tf.evaluation.text import format_bytes, format_error, format_table
 from piggyback_tf.file_names import METRICS_FILE, RESULT_FILE
+from piggyback_tf.top_k import top_k_hits, wilson_interval
 
 __all__ = [
     "METRICS_FILE",

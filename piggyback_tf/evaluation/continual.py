@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from piggyback_tf.evaluation.text import main_error
 from piggyback_tf.settings import CONFIGS
 
 
@@ -81,8 +82,8 @@ class ErrorMatrix:
 
 
 def read_errors(sequence: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Returns the top-1 error of each task that was measured, after each step of a sequence."""
-    return [{task: found["top1_error"] for task, found in step["errors"].items()} for step in sequence["steps"]]
+    """Returns the error of each task that was measured, after each step of a sequence."""
+    return [{task: found[main_error(found)] for task, found in step["errors"].items()} for step in sequence["steps"]]
 
 
 def read_matrix(sequence: Mapping[str, Any]) -> ErrorMatrix:
@@ -123,6 +124,5 @@ def _forward_transfer(sequence: Mapping[str, Any], matrix: ErrorMatrix) -> float
         return None
     if not sequence["sequential"]:
         return 0.0
-    return matrix.forward_transfer(
-        {task: found["errors"][task]["top1_error"] for task, found in sequence.get("alone", {}).items()}
-    )
+    alone = {task: found["errors"][task] for task, found in sequence.get("alone", {}).items()}
+    return matrix.forward_transfer({task: found[main_error(found)] for task, found in alone.items()})

@@ -128,8 +128,8 @@ def _body(repository: str, files: list[PackFile]) -> list[str]:
     header = ["task", "base", "base hash", "classes", "test error %", "zeros %", "size"]
     lines = [_ABOUT, "", *markdown_table(header, [_row(file) for file in files], left=3), ""]
     lines += [
-        "*Test error*: top-1, with 95 % Wilson score interval. *Zeros*: the part of the masked weights that the task "
-        "does not use. *Base hash*: the first digits of the SHA-256.",
+        "*Test error*: top-1, with 95 % Wilson score interval; of tasks of pixels 100 less the mean IoU. *Zeros*: the "
+        "part of the masked weights that the task does not use. *Base hash*: the first digits of the SHA-256.",
         "",
         "```bash",
         f"python -m piggyback_tf pull --repo {repository} --output_dir packs",
@@ -170,13 +170,15 @@ def _example(file: str, pack: TaskPack) -> list[str]:
         backbone = f"pb.load_backbone({name!r}, weights={pack.base_weights!r}, image_size={size}{seed})"
     else:
         backbone = f"pb.load_backbone({name!r}, weights={f'FOLDER/{pack.base_weights}'!r}, image_size={size})"
+    answers = "probabilities" if pack.problem == "class" else "labels"
+    height, width = pack.image_shape
     return [
         "```python",
         "import piggyback_tf as pb",
         "",
         f"backbone = {backbone}",
         f"bank = pb.TaskBank(backbone).add({f'packs/{file}'!r})",
-        f"probabilities = bank.predict(images, task={pack.task!r})  # images: [N, {size}, {size}, 3], RGB in [0, 255]",
+        f"{answers} = bank.predict(images, task={pack.task!r})  # images: [N, {height}, {width}, 3], RGB in [0, 255]",
         "```",
     ]
 

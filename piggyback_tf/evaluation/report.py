@@ -1,7 +1,7 @@
 """The report of a run: tables and plots in Markdown, from nothing but its metrics."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,14 @@ from piggyback_tf.evaluation.plot_style import COLOURS, PLOTS_MISSING, write_plo
 from piggyback_tf.evaluation.report_plots import plot_curves, plot_matrix, plot_zeros
 from piggyback_tf.evaluation.results import learned_steps, tasks_of
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
-from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
+from piggyback_tf.evaluation.text import (
+    ERROR_TITLES,
+    format_bytes,
+    format_error,
+    interval_kind,
+    main_error,
+    markdown_table,
+)
 from piggyback_tf.extras import is_installed
 from piggyback_tf.file_names import CURVES_PLOT, MATRIX_PLOT, REPORT_FILE, ZEROS_PLOT
 from piggyback_tf.files import write_atomically
@@ -94,14 +101,15 @@ def results_table(metrics: Mapping[str, Any]) -> Lines:
 
 
 def matrix_table(sequence: Mapping[str, Any]) -> Lines:
-    """Returns the lines of a Markdown table: top-1 test errors in percent of every task after each step.
+    """Returns the lines of a Markdown table: test errors in percent of every task after each step.
 
     Args:
         sequence: What `run_sequence` returns.
     """
     tasks, rows = sequence["tasks"], []
     for task, step in learned_steps(sequence):
-        cells = [f"{step['errors'][other]['top1_error']:.2f}" if other in step["errors"] else "" for other in tasks]
+        errors = step["errors"]
+        cells = [f"{errors[one][main_error(errors[one])]:.2f}" if one in errors else "" for one in tasks]
         size = step["bytes"]
         compressed = size["system"] - size["added"] + size["compressed"]
         rows.append(
@@ -157,8 +165,8 @@ def _several_tasks(folder: Path, sequence: Mapping[str, Any]) -> Lines:
         "",
         *matrix_table(sequence),
         "",
-        "Top-1 test errors in percent, by task, after each task was learned. *System* is the base, unless a network of "
-        "the method replaces it, and all that is kept of the learned tasks.",
+        f"{_described(learned_steps(sequence))}, by task, after each task was learned. *System* is the base, unless a "
+        "network of the method replaces it, and all that is kept of the learned tasks.",
         "",
         f"- average error: {measured['average_error']:.2f} %",
         *(
@@ -185,12 +193,20 @@ def _dropped(zeros: float) -> str:
     return f"{100 * zeros:.4f} % of the weights" if zeros >= 5e-7 else "less than 0.0001 % of the weights"
 
 
+def _described(steps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """Returns what the errors of some steps are: `"Test errors (top-1) in percent"`."""
+    names = {main_error(errors) for _, step in steps for errors in step["errors"].values()}
+    titles = sorted(ERROR_TITLES.get(name, name).removesuffix(" %") for name in names)
+    return f"Test errors ({', '.join(titles)}) in percent"
+
+
 def _legend(steps: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns what the columns of the results mean that are there."""
-    top5 = any("top5_error" in errors for step in steps.values() for errors in step["errors"].values())
-    sentences = [
-        f"Errors are {'top-1 and top-5' if top5 else 'top-1'} in percent with 95 % Wilson score intervals in brackets."
-    ]
+    found = [errors for step in steps.values() for errors in step["errors"].values()]
+    names = [name for name in ERROR_TITLES if any(name in errors for errors in found)] or ["top1_error"]
+    named = " and ".join(ERROR_TITLES[name].removesuffix(" error %").removesuffix(" %") for name in names)
+    interval = interval_kind(dict.fromkeys(names))
+    sentences = [f"Errors are {named} in percent; in brackets: {interval}."]
     if any(step.get("zeros_total") is not None for step in steps.values()):
         sentences.append("*Zeros* is the part of the masked weights that the task does not use.")
     if any(_bytes(step, "compressed") for step in steps.values()):

@@ -5,10 +5,48 @@ from typing import Any
 
 from piggyback_tf.sentences import printable
 
+# What errors are called, by their names in results.
+ERROR_TITLES = {
+    "top1_error": "top-1 error %",
+    "top5_error": "top-5 error %",
+    "mean_iou_error": "100 less mean IoU %",
+}
 
-def format_error(errors: dict[str, Any] | None, name: str = "top1_error") -> str:
-    """Returns `"2.50 [1.71, 3.64]"` for an error and its interval, `"-"` if it was not measured."""
-    if not errors or name not in errors:
+
+def interval_kind(errors: Mapping[str, Any]) -> str:
+    """Returns what the intervals of errors are."""
+    if main_error(errors).startswith("top"):
+        return "95 % Wilson score interval"
+    return "middle 95 % of a bootstrap over images, which takes them to be independent"
+
+
+def main_error(errors: Mapping[str, Any]) -> str:
+    """Returns the name of the error that a task is judged by: the first one of what was measured.
+
+    Args:
+        errors: What a problem's `measured` returned, such as `{"top1_error": 2.5, "images": 200}`.
+
+    Raises:
+        KeyError: If there is no error.
+    """
+    # As JSON without sorted keys keeps them, but for packs, whose keys are sorted: "mean_iou_error", "top1_error".
+    found = [name for name in errors if name.endswith("_error")]
+    if not found:
+        raise KeyError("top1_error")
+    return found[0]
+
+
+def format_error(errors: Mapping[str, Any] | None, name: str | None = None) -> str:
+    """Returns `"2.50 [1.71, 3.64]"` for an error and its interval, `"-"` if it was not measured.
+
+    Args:
+        errors: What was measured.
+        name: Which error; by default the one that the task is judged by.
+    """
+    if not errors or not any(key.endswith("_error") for key in errors):
+        return "-"
+    name = name or main_error(errors)
+    if name not in errors:
         return "-"
     text = f"{errors[name]:.2f}"
     if f"{name}_low" in errors and f"{name}_high" in errors:

@@ -13,10 +13,11 @@ from piggyback_tf.backbones import (
     named_variables,
 )
 from piggyback_tf.data import TaskData
+from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.masking import MaskedLayer, MaskStart
 from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.parts.memory import Arrays, Memory
-from piggyback_tf.problems import HeadSpec, HeadStart, add_head, is_head, network_for, read_spec
+from piggyback_tf.problems import HeadStart, add_head, is_head, network_for, read_spec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
 from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays
@@ -88,8 +89,6 @@ class Method(abc.ABC):
     keeps_old_tasks: ClassVar[bool] = True
     # Whether the memory holds a network in place of the base, which is then no longer needed.
     replaces_base: ClassVar[bool] = False
-    # Whether it learns the classes of pixels, too, with a head on several tensors of the network.
-    learns_pixels: ClassVar[bool] = False
     # Whether a training can make the features the same for all images. They are then looked at after each epoch, beside
     # those of the base, as which the network starts.
     watches_features: bool = False
@@ -126,12 +125,9 @@ class Method(abc.ABC):
         Raises:
             ValueError: If the method has no such heads, or the network nothing to build one on.
         """
-        spec = HeadSpec("dense", head) if isinstance(head, int) else head
-        if spec.kind != "dense" and not self.learns_pixels:
-            raise ValueError(
-                f"{type(self).__name__} learns the classes of images, not of pixels. Methods that learn both are those "
-                "that change the backbone alone: piggyback, finetune, classifier_only, residual_adapters."
-            )
+        spec = HeadSpec(DENSE, head) if isinstance(head, int) else head
+        if not spec.is_dense and self.Config.problems == ("class",):
+            raise ValueError(f"{type(self).__name__} learns the classes of images, with a dense head on the features.")
         network, endpoints = network_for(backbone, spec)
         model = add_head(self.feature_model(network, seed), spec, self.head_start(seed), endpoints)
         term = self.added_loss(model, backbone)
@@ -295,7 +291,7 @@ class Method(abc.ABC):
             ValueError: If the task was not learned.
         """
         own = self.memory.of(task)
-        model = add_head(network, HeadSpec("dense", self.memory.classes(task)))
+        model = add_head(network, HeadSpec(DENSE, self.memory.classes(task)))
         assign_arrays(model, {**arrays, **own})
         return model
 

@@ -13,7 +13,6 @@ class ClassifierOnly(Method):
     """Learns the head; the backbone is shared, frozen, and batch norm stays in inference mode."""
 
     Config = ClassifierOnlyConfig
-    learns_pixels = True
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.

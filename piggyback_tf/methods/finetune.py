@@ -13,7 +13,6 @@ class Finetune(Method):
     """Trains all weights of a copy of the backbone, and the head."""
 
     Config = FinetuneConfig
-    learns_pixels = True
     makes_pack = False
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:

@@ -37,7 +37,6 @@ class Piggyback(Method):
     """
 
     Config = PiggybackConfig
-    learns_pixels = True
 
     def __init__(
         self,

@@ -58,7 +58,6 @@ class ResidualAdapters(Method):
     """Learns adapters at the 3x3 convolutions of the frozen backbone, batch norm, and the head."""
 
     Config = ResidualAdaptersConfig
-    learns_pixels = True
     makes_pack = False
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:

@@ -185,6 +185,16 @@ class TaskPack:
         return self.head_spec.image_shape or (self.image_size, self.image_size)
 
     @property
+    def head_text(self) -> str:
+        """What the head is, for a person: `"kernel 1280x10, bias 10"`."""
+        if self.head_spec.is_dense:
+            features, classes = self.head["kernel"].shape
+            return f"kernel {features}x{classes}, bias {classes}"
+        numbers = sum(value.size for value in self.head.values())
+        height, width = self.image_shape
+        return f"{self.head_spec.kind} of {numbers:,} numbers for {len(self.class_names)} classes at {height}x{width}"
+
+    @property
     def zeros(self) -> dict[str, float]:
         """The fraction of dropped weights by the weight's canonical path."""
         return {path: mask.zeros for path, mask in self.masks.items()}

@@ -1,14 +1,14 @@
 """What a problem is: all that depends on what is to be found in an image."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.data import TaskData
+from piggyback_tf.data import Operation, TaskData
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import MethodConfig
@@ -23,16 +23,16 @@ class Problem(abc.ABC):
     It says which head a task gets, what the loss is, and how answers are judged. Methods, training, packs and reports
     ask it and never ask which one it is.
 
-    An answer is judged image by image: `count` makes some numbers of it, and `error` the error of the numbers of any
-    number of images. So intervals by bootstrap and the best epoch need to know nothing of the problem.
+    An answer is judged image by image: `count` makes some numbers of it, and `measured` the errors of those of any
+    number of images.
 
     Args:
         class_names: The classes of the task.
         image_shape: `(height, width)` of its images.
     """
 
-    # What 100 % less the error is called.
-    score_name: ClassVar[str]
+    # Whether the task of an image can be inferred from the answers; see `measure_task_agnostic`.
+    infers_task: ClassVar[bool] = False
     # Keras' activation that makes probabilities of logits.
     activation: ClassVar[str] = "softmax"
 
@@ -69,33 +69,47 @@ class Problem(abc.ABC):
         """Returns what is told of an epoch: `"error"`, a fraction, and `"cross_entropy"`, the loss of the targets."""
 
     @abc.abstractmethod
-    def count(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Returns the numbers of each image that its error is made of, `[B, ...]`.
 
         Args:
-            logits: What a model answers to a batch.
+            answers: Logits or probabilities of a batch, or what `TaskBank.predict` returns.
             targets: What is to be found, as the data have it.
 
         Raises:
-            ValueError: If shapes do not go together, a target is out of range, or a logit is NaN.
+            ValueError: If shapes do not go together, a target is out of range, or an answer is NaN.
         """
 
+    def count_originals(
+        self, answers: np.ndarray, targets: np.ndarray, originals: Iterable[np.ndarray], operations: Sequence[Operation]
+    ) -> np.ndarray:
+        """Does what `count` does, with the targets of the images as they were before they were prepared.
+
+        Args:
+            answers: As of `count`.
+            targets: As of `count`.
+            originals: What the source has of each image of the batch; read only where the targets depend on that.
+            operations: How they were prepared.
+
+        Raises:
+            ValueError: As `count`.
+        """
+        del originals, operations
+        return self.count(answers, targets)
+
     @abc.abstractmethod
-    def error(self, counts: np.ndarray) -> float:
-        """Returns the error of some images in percent.
+    def measured(self, counts: np.ndarray) -> dict[str, Any]:
+        """Returns what is told of some images, JSON values by name.
+
+        The first is the error that the task is judged by, in percent, `"..._error"`, with the ends of its 95 % interval
+        under the same name with `_low` and `_high`. `"images"` is how many they are.
 
         Args:
             counts: The numbers that `count` returned for them, `[N, ...]`.
-        """
 
-    def measures(self, counts: np.ndarray) -> dict[str, Any]:
-        """Returns what else is told of some images, JSON values by name; nothing, for most.
-
-        Args:
-            counts: As of `error`.
+        Raises:
+            ValueError: If there are no images.
         """
-        del counts
-        return {}
 
 
 def problem_of(data: TaskData, image_shape: tuple[int, int]) -> Problem:

@@ -1,5 +1,7 @@
 """Classes: each image is of one."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tensorflow as tf
 from piggyback_tf.problems.base import PROBLEMS, Problem
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.settings.methods import MethodConfig
-from piggyback_tf.top_k import top_k_hits
+from piggyback_tf.top_k import top_k_errors, top_k_misses
 
 
 class TopOneError(keras.metrics.SparseCategoricalAccuracy):
@@ -21,7 +23,7 @@ class TopOneError(keras.metrics.SparseCategoricalAccuracy):
 class Classification(Problem):
     """Finds the class of an image; the error is the top-1 error."""
 
-    score_name = "top-1 accuracy"
+    infers_task = True
 
     def head(self, config: MethodConfig) -> HeadSpec:
         del config
@@ -40,13 +42,10 @@ class Classification(Problem):
             keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
         ]
 
-    def count(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Returns for each image whether its class is not the first answer, and whether it is not among the first five.
+    def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Returns for each image what `top_k_misses` does, boolean `[B, 2]`."""
+        return top_k_misses(targets, answers)
 
-        Returns:
-            Boolean `[B, 2]`.
-        """
-        return np.stack([~top_k_hits(targets, logits, k) for k in (1, 5)], axis=1)
-
-    def error(self, counts: np.ndarray) -> float:
-        return 100.0 * float(np.mean(counts[:, 0]))
+    def measured(self, counts: np.ndarray) -> dict[str, Any]:
+        """Returns what `top_k_errors` does."""
+        return top_k_errors(counts, len(self.class_names))

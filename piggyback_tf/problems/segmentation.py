@@ -1,11 +1,13 @@
 """Segments: each pixel of an image is of one class, or of none that counts."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from piggyback_tf.data import Operation, at_own_size
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.problems.base import PROBLEMS, Problem
 from piggyback_tf.problems.heads import HeadSpec
@@ -70,8 +72,6 @@ class Segmentation(Problem):
     over the classes that occur in the images or in the answers.
     """
 
-    score_name = "mean IoU"
-
     def head(self, config: MethodConfig) -> HeadSpec:
         del config
         return HeadSpec("fpn", len(self.class_names), 32, self.image_shape)
@@ -87,41 +87,86 @@ class Segmentation(Problem):
         cross_entropy = keras.metrics.MeanMetricWrapper(pixel_cross_entropy, name="cross_entropy")
         return [MeanIoUError(len(self.class_names)), cross_entropy]
 
-    def count(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Returns the confusion matrix of each image, `[B, K, K]`: rows are classes, columns answers."""
-        logits, targets = np.asarray(logits), np.asarray(targets)
-        classes = len(self.class_names)
-        if logits.shape != (*targets.shape, classes):
+    def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Returns the confusion matrix of each image, int32 `[B, K, K]`: rows are classes, columns answers."""
+        targets, labels = np.asarray(targets), self._labels(answers)
+        if labels.shape != targets.shape:
             raise ValueError(
-                f"Logits of {classes} classes must be [B, H, W, {classes}], and label maps [B, H, W]. Received: "
-                f"{list(logits.shape)}, {list(targets.shape)}."
+                f"Answers must be label maps [B, H, W] or [B, H, W, {len(self.class_names)}], and targets [B, H, W]. "
+                f"Received: {list(np.shape(answers))}, {list(targets.shape)}."
             )
-        strange = targets[(targets != VOID) & (targets >= classes)]
-        if strange.size:
-            raise ValueError(f"Label maps must hold classes below {classes}, or {VOID}. Received: {strange[0]}.")
-        if np.isnan(logits).any():
-            raise ValueError("Logits must not be NaN.")
-        found, counts = logits.argmax(axis=-1), []
-        for truth, answer in zip(targets, found, strict=True):
-            known = truth != VOID
-            pairs = truth[known].astype(np.int64) * classes + answer[known]
-            counts.append(np.bincount(pairs, minlength=classes * classes).reshape(classes, classes))
+        return np.stack([self._confusion(*pair) for pair in zip(labels, targets, strict=True)])
+
+    def count_originals(
+        self, answers: np.ndarray, targets: np.ndarray, originals: Iterable[np.ndarray], operations: Sequence[Operation]
+    ) -> np.ndarray:
+        """Does what `count` does, at the size that each image has in its source."""
+        del targets
+        counts = []
+        for labels, original in zip(self._labels(answers), originals, strict=True):
+            truth = original[..., 3]
+            counts.append(self._confusion(at_own_size(labels, operations, truth.shape), truth))
         return np.stack(counts)
 
-    def error(self, counts: np.ndarray) -> float:
-        return 100.0 * (1.0 - float(np.nanmean(intersection_over_union(counts.sum(axis=0)))))
+    def measured(self, counts: np.ndarray) -> dict[str, Any]:
+        """Returns `"mean_iou_error"`, the accuracy over pixels and the IoU of each class, in percent.
 
-    def measures(self, counts: np.ndarray) -> dict[str, Any]:
-        """Returns the IoU of each class in percent, None for one that does not occur, and the accuracy over pixels."""
-        matrix = counts.sum(axis=0)
+        The IoU of a class that does not occur is None. The interval is the middle 95 % of what images drawn with
+        replacement give (percentile bootstrap, 1,000 draws of a fixed seed); it takes images to be independent, which
+        those of one video are not.
+        """
+        if not len(counts):
+            raise ValueError("There are no images to measure an error on.")
+        matrix = counts.sum(axis=0, dtype=np.int64)
         by_class = intersection_over_union(matrix)
+        low, high = np.percentile(_drawn_errors(counts), [2.5, 97.5])
         return {
+            "mean_iou_error": _error_of(by_class),
+            "mean_iou_error_low": float(low),
+            "mean_iou_error_high": float(high),
+            "pixel_accuracy": 100.0 * float(np.trace(matrix) / max(1, matrix.sum())),
+            "images": len(counts),
             "iou": {
                 name: None if np.isnan(value) else 100.0 * float(value)
                 for name, value in zip(self.class_names, by_class, strict=True)
             },
-            "pixel_accuracy": 100.0 * float(np.trace(matrix) / max(1, matrix.sum())),
         }
+
+    def _labels(self, answers: np.ndarray) -> np.ndarray:
+        """Returns label maps `[B, H, W]` of logits, probabilities, or label maps."""
+        answers = np.asarray(answers)
+        if answers.ndim == 3:
+            return answers
+        if answers.ndim != 4 or answers.shape[-1] != len(self.class_names):
+            raise ValueError(
+                f"Answers of {len(self.class_names)} classes must be [B, H, W, {len(self.class_names)}]. Received: "
+                f"{list(answers.shape)}."
+            )
+        if np.isnan(answers).any():
+            raise ValueError("Answers must not be NaN.")
+        return answers.argmax(axis=-1)
+
+    def _confusion(self, labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Returns the confusion matrix of one image, int32 `[K, K]`."""
+        classes, known = len(self.class_names), truth != VOID
+        if strange := [int(value) for value in np.unique(truth[known]) if value >= classes]:
+            raise ValueError(f"Label maps must hold classes below {classes}, or {VOID}. Received: {strange[0]}.")
+        pairs = truth[known].astype(np.int64) * classes + labels[known]
+        return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int32)
+
+
+def _error_of(by_class: np.ndarray) -> float:
+    """Returns 100 % less the mean of the IoU of the classes that occur; all, where none does."""
+    return 100.0 if np.isnan(by_class).all() else 100.0 * (1.0 - float(np.nanmean(by_class)))
+
+
+def _drawn_errors(counts: np.ndarray, draws: int = 1000) -> np.ndarray:
+    """Returns the errors of images that are drawn with replacement, float64 `[draws]`."""
+    images, classes = counts.shape[:2]
+    rng, flat = np.random.default_rng(0), counts.reshape(images, -1).astype(np.float64)
+    times = rng.multinomial(images, np.full(images, 1 / images), draws)
+    matrices = (times @ flat).reshape(draws, classes, classes)
+    return np.array([_error_of(intersection_over_union(matrix)) for matrix in matrices])
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Here they are run. What follows from labels and answers, as numbers, is computed
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,15 +13,26 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import surface_data_errors
-from piggyback_tf.evaluation import evaluate, top_k_hits
+from piggyback_tf.data import Source, parse_augment, surface_data_errors
+from piggyback_tf.evaluation import top_k_hits
 from piggyback_tf.evaluation.task_agnostic import normalised_entropy, task_agnostic_measures
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.problems import Problem
 from piggyback_tf.sequences.superposition import Superposition
 
 
-def measure(network: keras.Model, batches: tf.data.Dataset) -> tuple[dict[str, Any], str]:
-    """Returns the errors of a network on a split, and a digest of all its answers."""
+def measure(
+    network: keras.Model, problem: Problem, source: Source, augment: str, batches: tf.data.Dataset
+) -> tuple[dict[str, Any], str]:
+    """Returns what was measured of a network on a split, and a digest of all its answers.
+
+    Args:
+        network: From images to logits or probabilities.
+        problem: What it finds.
+        source: The images of the split, in their order.
+        augment: How they are prepared.
+        batches: The same images, prepared, with their targets.
+    """
     digest, forward = hashlib.sha256(), _compile(network, batches)
 
     def predict(images: tf.Tensor) -> np.ndarray:
@@ -29,8 +40,35 @@ def measure(network: keras.Model, batches: tf.data.Dataset) -> tuple[dict[str, A
         digest.update(scores.tobytes())
         return scores
 
+    return measure_answers(predict, problem, source, augment, batches), digest.hexdigest()
+
+
+def measure_answers(
+    predict: Callable[[tf.Tensor], np.ndarray],
+    problem: Problem,
+    source: Source,
+    augment: str,
+    batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+) -> dict[str, Any]:
+    """Returns what was measured of answers to the images of a split.
+
+    Args:
+        predict: From a batch of images to logits or probabilities, or what `TaskBank.predict` returns.
+        problem: What is to be found.
+        source: As of `measure`.
+        augment: As of `measure`.
+        batches: As of `measure`.
+    """
+    operations, counts, place = parse_augment(augment), [], 0
     with surface_data_errors():
-        return evaluate(predict, batches), digest.hexdigest()
+        for images, targets in batches:
+            answers = predict(images)
+            originals = map(source.read, range(place, place + len(answers)))
+            counts.append(problem.count_originals(answers, np.asarray(targets), originals, operations))
+            place += len(answers)
+    if not counts:
+        raise ValueError("There are no images to measure an error on.")
+    return problem.measured(np.concatenate(counts))
 
 
 def measure_task_agnostic(

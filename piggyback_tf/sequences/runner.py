@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -18,6 +19,7 @@ from piggyback_tf.evaluation.continual import measures
 from piggyback_tf.evaluation.results import read_result, write_result
 from piggyback_tf.file_names import ALONE_FOLDER, MEMORY_FILE, RESULT_FILE, TENSORBOARD_FOLDER, folders_of
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
+from piggyback_tf.problems import PROBLEMS, Problem, problem_of
 from piggyback_tf.sequences.init_from import with_start
 from piggyback_tf.sequences.measure import measure, measure_task_agnostic, multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, Store
@@ -168,7 +170,8 @@ class _Learner:
             self.store.remove_needless(task)
             steps.append(read_result(own / RESULT_FILE, task))
         # By itself, so that it can be asked for when all is learned.
-        if settings.task_agnostic and len(names) > 1 and "task_agnostic" not in steps[-1]:
+        infer = len(names) > 1 and all(PROBLEMS[data.target].infers_task for data in self.tasks.values())
+        if settings.task_agnostic and infer and "task_agnostic" not in steps[-1]:
             steps[-1]["task_agnostic"] = self._measure_task_agnostic()
             write_result(self.folders[names[-1]] / RESULT_FILE, steps[-1])
         return steps
@@ -213,6 +216,7 @@ class _Learner:
         about = {
             "method": settings.method,
             "class_names": list(data.class_names),
+            "problem": data.target,
             "eval_augment": inputs.augment_eval,
             "settings": dict(settings.settings) | method.provenance,
         }
@@ -253,12 +257,18 @@ class _Learner:
         errors, validation, answers, cost = {}, {}, {}, {}
         for task in names[: names.index(last) + 1]:
             network, data = self.store.network(method, task, last), self.tasks[task]
+            problem = problem_of(data, network.input_shape[1:3])
             if task in together:
-                validation[task], _ = measure(network, self._batches(data.validation))
+                validation[task], _ = self._measure_split(network, problem, data.validation)
             if data.test is not None:
-                errors[task], answers[task] = measure(network, self._batches(data.test))
+                errors[task], answers[task] = self._measure_split(network, problem, data.test)
             cost[task] = multiply_adds(network)
         return {"errors": errors, "validation": validation, "answers": answers, "multiply_adds": cost}
+
+    def _measure_split(self, network: keras.Model, problem: Problem, images: Source) -> tuple[dict[str, Any], str]:
+        """Returns what was measured of a network on a split, and a digest of its answers."""
+        augment = self.settings.inputs.for_size(self.backbone.image_size).augment_eval
+        return measure(network, problem, images, augment, self._batches(images))
 
     def _measure_task_agnostic(self) -> dict[str, Any]:
         """Measures all tasks as they are after the last, on images that do not say of which task they are."""

@@ -106,7 +106,12 @@ class PackStore:
         self._packs[task] = TaskPack.from_model(model, task=task, backbone=self._backbone, **about)
 
     def save(self, task: str, errors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        pack = self._packs[task] = dataclasses.replace(self._packs[task], errors=dict(errors))
+        # The one of numbers that every reader of packs knows; the rest is in the run's results.
+        numbers = {
+            split: {name: value for name, value in found.items() if isinstance(value, int | float)}
+            for split, found in errors.items()
+        }
+        pack = self._packs[task] = dataclasses.replace(self._packs[task], errors=numbers)
         pack.save(self._files[task])
         zeros = {"zeros": pack.zeros, "zeros_total": pack.zeros_total} if pack.masks else {}
         return {"file": self._files[task].name, **zeros}

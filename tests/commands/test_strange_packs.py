@@ -65,7 +65,7 @@ def test_images_larger_than_any_that_a_command_can_make(run, tmp_path, size):
     base = {"base_name": "mobilenet_v2", "base_weights": "random", "image_size": size}
     status, _, error = run("merge", f"--output={tmp_path / 'model.keras'}", **base)
     assert (status, error.count("\n")) == (2, 1)
-    assert f"takes images of {size:,} pixels in height and width; this command works with at most 8,192" in error
+    assert f"takes images of {size:,}x{size:,} pixels; this command works with at most 8,192" in error
 
 
 def test_a_base_that_takes_more_memory_than_there_is(run, tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_a_base_that_takes_more_memory_than_there_is(run, tmp_path, monkeypatch)
     monkeypatch.setattr(TaskBank, "__init__", out_of_memory)
     status, _, error = run("merge", f"--output={tmp_path / 'model.keras'}")
     assert (status, error.count("\n")) == (2, 1)
-    assert "takes images of 32 pixels in height and width, for which its base takes more memory than there is" in error
+    assert "takes images of 32x32 pixels, for which its base takes more memory than there is" in error
 
 
 def test_names_and_hashes_that_are_commands_to_a_terminal(run, tmp_path):

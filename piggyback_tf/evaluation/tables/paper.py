@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table, mean
 from piggyback_tf.evaluation.tables.runs import Record, TableError
 from piggyback_tf.evaluation.tables.variants import all_tasks, by_seed, name_bases, name_variants, one_base, order_sign
+from piggyback_tf.evaluation.text import main_error
 
 # The paper's names of methods, in the order of its columns.
 _TITLES = {
@@ -194,7 +195,7 @@ def _by_base(records: Sequence[Record], weights: bool = False) -> Columns:
 def _error(records: Sequence[Record], task: str, top5: bool = False) -> Number | None:
     """Returns the test error of a task over the seeds of a method."""
     found = [record.errors.get(task, {}) for record in by_seed(records, task)]
-    top1 = mean([one.get("top1_error") for one in found])
+    top1 = mean([one.get(main_error(one)) if one else None for one in found])
     second = mean([one.get("top5_error") for one in found]) if top5 else None
     return None if top1 is None else Number(top1.value, top1.spread, second=second)
 

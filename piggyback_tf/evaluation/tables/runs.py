@@ -13,6 +13,7 @@ from piggyback_tf.evaluation.results import (
     read_metrics,
     read_sequence,
 )
+from piggyback_tf.evaluation.text import main_error
 from piggyback_tf.file_names import FOUND_FILE, METRICS_FILE, SETTINGS_FILE, folder_of_method, folders_of, pack_name
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.settings import complete
@@ -230,7 +231,7 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
 def _check(record: Record) -> None:
     """Reads what tables are made of once, so that what is missing is missed here."""
     for errors in record.errors.values():
-        float(errors["top1_error"]), int(errors["images"])
+        float(errors[main_error(errors)]), int(errors["images"])
     if record.sequence and record.in_turn:
         last = record.sequence["steps"][-1]
         missing = [task for task in record.tasks if task not in record.errors]

@@ -10,6 +10,7 @@ from piggyback_tf.evaluation.results import learned_steps
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table, mean
 from piggyback_tf.evaluation.tables.runs import Record, TableError
 from piggyback_tf.evaluation.tables.variants import all_tasks, by_seed, name_bases, name_variants, one_base, order_sign
+from piggyback_tf.evaluation.text import main_error
 
 _LEGEND = (
     "Errors are top-1 test errors after all tasks were learned: mean ± standard deviation over seeds where there are "
@@ -43,8 +44,10 @@ class Outcome:
         return self.records[0].sequence if self.records[0].in_turn else {}
 
     def error(self, task: str) -> float | None:
-        """Returns the top-1 test error of a task."""
-        found = [record.errors[task]["top1_error"] for record in self.records if task in record.errors]
+        """Returns the test error of a task."""
+        found = [
+            record.errors[task][main_error(record.errors[task])] for record in self.records if task in record.errors
+        ]
         return found[0] if found else None
 
     def measure(self, name: str) -> float | None:
@@ -127,6 +130,11 @@ class Row:
             errors = [record.errors[task] for record in records if task in record.errors]
             if not errors:
                 return None
+            name = main_error(errors[0])
+            if name != "top1_error":  # Errors that are no shares of images bring their intervals.
+                width = statistics.fmean(one[f"{name}_high"] - one[f"{name}_low"] for one in errors)
+                variance += (width / (2 * 1.96)) ** 2
+                continue
             p = statistics.fmean(one["top1_error"] for one in errors)
             variance += p * (100 - p) / errors[0]["images"]
         return Number(1.96 * math.sqrt(variance) / len(tasks))

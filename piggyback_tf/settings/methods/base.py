@@ -23,6 +23,8 @@ class MethodConfig:
     trains: ClassVar[tuple[str, ...]] = VARIABLE_GROUPS
     # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # What it can find in an image: names of problems.
+    problems: ClassVar[tuple[str, ...]] = ("class",)
     # Whether all tasks are learned in one training.
     at_once: ClassVar[bool] = False
 

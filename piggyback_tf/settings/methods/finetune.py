@@ -10,6 +10,8 @@ from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
+    problems = ("class", "map")
+
 
 @CONFIGS.register("finetune_sequential")
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ class ResidualAdaptersConfig(NormConfig):
     """Settings of residual adapters."""
 
     trains = ("adapter", "norm", "head")
+    problems = ("class", "map")
     recipe = MappingProxyType(
         {
             **{f"{group}_optimizer": "sgd" for group in trains},

@@ -1,0 +1,73 @@
+"""What `predict` shows of an answer: a way for each problem."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from piggyback_tf.data import Operation, at_own_size
+from piggyback_tf.evaluation.segment_pictures import label_png, overlay_png
+from piggyback_tf.files import write_atomically
+from piggyback_tf.packs import TaskPack
+from piggyback_tf.registry import Registry
+from piggyback_tf.sentences import printable
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedImage:
+    """An image that a task was asked about.
+
+    Attributes:
+        path: Its file or URL.
+        pixels: uint8 `(height, width, 3)`, before it was prepared.
+        operations: How it was prepared.
+    """
+
+    path: str
+    pixels: np.ndarray
+    operations: list[Operation]
+
+
+Show = Callable[[TaskPack, np.ndarray, AskedImage, argparse.Namespace], tuple[dict[str, Any], list[str]]]
+# By the name of the problem: from an answer to JSON values and lines of text.
+SHOWN: Registry[Show] = Registry("problem that predict shows")
+
+
+@SHOWN.register("class")
+def show_classes(
+    pack: TaskPack, answer: np.ndarray, asked: AskedImage, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the most probable classes; of equal probabilities the first class comes first, as in the errors."""
+    del asked
+    best = (-answer).argsort(kind="stable")[: options.top_k]
+    classes = [{"class": pack.class_names[place], "probability": float(answer[place])} for place in best]
+    return {"classes": classes}, [f"  {100 * one['probability']:6.2f} %  {printable(one['class'])}" for one in classes]
+
+
+@SHOWN.register("map")
+def show_areas(
+    pack: TaskPack, answer: np.ndarray, asked: AskedImage, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the share of the image that each class has, the largest first, and writes the pictures."""
+    height, width = asked.pixels.shape[:2]
+    labels = at_own_size(answer, asked.operations, (height, width))
+    shares = np.bincount(labels.reshape(-1), minlength=len(pack.class_names)) / labels.size
+    places = [place for place in (-shares).argsort(kind="stable") if shares[place] > 0]
+    areas = [{"class": pack.class_names[place], "share": float(shares[place])} for place in places]
+    files: dict[str, str | None] = {"labels": None, "overlay": None}
+    if options.output_dir:
+        pictures = {"labels": label_png(labels), "overlay": overlay_png(asked.pixels, labels)}
+        for kind, content in pictures.items():
+            path = picture_path(options.output_dir, asked.path, kind)
+            write_atomically(path, content)
+            files[kind] = str(path)
+    lines = [f"  {100 * one['share']:6.2f} %  {printable(one['class'])}" for one in areas]
+    return {"size": [height, width], "areas": areas, **files}, lines
+
+
+def picture_path(folder: str, image: str, kind: str) -> Path:
+    """Returns the file of a picture of an image."""
+    return Path(folder) / f"{Path(image).name}.{kind}.png"
