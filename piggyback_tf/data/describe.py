@@ -16,6 +16,9 @@ def describe_images(data: TaskData, task: str) -> str:
         data: The task's data.
         task: Its name.
     """
+    if any(source.has_maps for source in data.splits.values()):
+        counts = "; ".join(f"{split} {len(source):,} images" for split, source in data.splits.items())
+        return f"{task}, {len(data.class_names)} classes of pixels: {counts}."
     told = [
         f"{split} {len(source):,} images ({_by_class(source.labels, data.class_names)})"
         for split, source in data.splits.items()

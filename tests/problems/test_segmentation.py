@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from piggyback_tf.data import parse_augment
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.problems.segmentation import MeanIoUError, PixelCrossEntropy, Segmentation
 
@@ -29,18 +30,18 @@ def test_the_error_is_that_of_keras():
     metric.update_state(labels.astype(np.int32), logits.argmax(-1))
     counts = np.concatenate([problem.count(logits[:4], labels[:4]), problem.count(logits[4:], labels[4:])])
     assert counts.shape == (6, 4, 4) and counts.sum() == (labels != VOID).sum()
-    assert problem.error(counts) == pytest.approx(100 - 100 * float(metric.result()), abs=1e-4)
+    assert problem.measured(counts)["mean_iou_error"] == pytest.approx(100 - 100 * float(metric.result()), abs=1e-4)
     # Of an epoch, as the training has it.
     own = MeanIoUError(4)
     for part in (slice(0, 4), slice(4, 6)):
         own.update_state(labels[part], logits[part])
-    assert 100 * float(own.result()) == pytest.approx(problem.error(counts), abs=1e-4)
+    assert 100 * float(own.result()) == pytest.approx(problem.measured(counts)["mean_iou_error"], abs=1e-4)
 
 
 def test_measures_of_each_class():
     labels, logits = made()
     problem = Segmentation(CLASSES, (10, 14))
-    measures = problem.measures(problem.count(logits, labels))
+    measures = problem.measured(problem.count(logits, labels))
     known, answers = labels != VOID, logits.argmax(-1)
     for number, name in enumerate(CLASSES[:3]):
         truth, found = (labels == number) & known, (answers == number) & known
@@ -76,8 +77,8 @@ def test_pixels_of_no_class_have_no_gradient():
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda labels, logits: (labels, logits[..., :3]), r"must be \[B, H, W, 4\], and label maps"),
-        (lambda labels, logits: (labels[:, :9], logits), r"must be \[B, H, W, 4\], and label maps"),
+        (lambda labels, logits: (labels, logits[..., :3]), r"must be (\[B, H, W, 4\]|label maps)"),
+        (lambda labels, logits: (labels[:, :9], logits), r"must be (\[B, H, W, 4\]|label maps)"),
         (lambda labels, logits: (np.where(labels == 2, 4, labels), logits), "below 4, or 255. Received: 4"),
         (lambda labels, logits: (labels, np.where(logits > 2, np.nan, logits)), "must not be NaN"),
     ],
@@ -86,3 +87,29 @@ def test_what_cannot_be_judged_is_refused(spoil, sentence):
     labels, logits = spoil(*made())
     with pytest.raises(ValueError, match=sentence):
         Segmentation(CLASSES, (10, 14)).count(logits, labels)
+
+
+def test_originals_are_judged_at_their_own_size():
+    labels, logits = made()
+    problem, operations = Segmentation(CLASSES, (10, 14)), parse_augment("resize(10,14)")
+    originals = [np.kron(truth, np.ones((3, 2), np.uint8)) for truth in labels]
+    images = [np.dstack([np.zeros((*truth.shape, 3), np.uint8), truth]) for truth in originals]
+    counts = problem.count_originals(logits, labels, images, operations)
+    assert np.array_equal(counts, 6 * problem.count(logits, labels))
+    # A label that is gone when the image is small counts.
+    images[0][0, 0, 3] = (images[0][0, 0, 3] + 1) % 3 if images[0][0, 0, 3] != VOID else 0
+    assert not np.array_equal(problem.count_originals(logits, labels, images, operations)[0], counts[0])
+
+
+def test_the_interval_holds_the_error_and_shrinks_with_images():
+    widths = []
+    for images in (6, 60):
+        labels, logits = made(images=images)
+        problem = Segmentation(CLASSES, (10, 14))
+        found = problem.measured(problem.count(logits, labels))
+        assert found["mean_iou_error_low"] < found["mean_iou_error"] < found["mean_iou_error_high"]
+        assert found["images"] == images
+        widths.append(found["mean_iou_error_high"] - found["mean_iou_error_low"])
+    assert widths[1] < 0.5 * widths[0]
+    with pytest.raises(ValueError, match="no images"):
+        Segmentation(CLASSES, (10, 14)).measured(np.zeros((0, 4, 4), np.int32))

@@ -84,7 +84,7 @@ def test_a_method_learns_segments(method):
     assert found.history["val_error"][found.best_epoch] < 25 < found.history["val_error"][0]
     answers = found.model(np.stack([Rectangles(12, 6).read(i)[..., :3] for i in range(6)])).numpy()
     truth = np.stack([Rectangles(12, 6).read(i)[..., 3] for i in range(6)])
-    error = found.problem.error(found.problem.count(answers, truth))
+    error = found.problem.measured(found.problem.count(answers, truth))["mean_iou_error"]
     assert error == pytest.approx(found.history["val_error"][found.best_epoch], abs=0.01)
 
 
