@@ -30,6 +30,7 @@ from piggyback_tf.training import TrainConfig, mask_rate
 SETS = ("photos40", "dtd10", "gtsrb43", "cars98", "pacs_sketch", "pacs_art_painting", "omniglot129")
 LITE_SETS = ("photos40", "dtd10", "gtsrb43", "omniglot129")
 NETWORKS = {"mobilenet_v2": mobilenet, "efficientnet_lite0": efficientnet_lite0}
+METHODS = ("classifier_only", "piggyback", "finetune")
 RATES = (3e-5, 1e-4, 3e-4)
 TUNED = ("photos40", "dtd10", "gtsrb43")
 
@@ -210,10 +211,15 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="Run these only.")
     arguments.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="Run these only.")
+    arguments.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="Run these only.")
     arguments.add_argument("--jobs", type=int, default=1, help="How many processes train at once, a thread each.")
     options = arguments.parse_args()
     battery = Battery(Results("battery"))
-    runs = [run for run in plan(options.seeds) if run.name in options.sets and run.network in options.networks]
+    runs = [
+        run
+        for run in plan(options.seeds)
+        if run.name in options.sets and run.network in options.networks and run.method in options.methods
+    ]
     rows = measure_all(runs, battery.row, options.jobs)
     lines, missed = judge_cells(rows)
     battery.results.save()
