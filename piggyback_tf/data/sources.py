@@ -158,6 +158,10 @@ class Renumbered(Subset):
     def fingerprint(self) -> str:
         return digest(super().fingerprint(), self._numbers.tobytes())
 
+    @property
+    def left_out(self) -> list[UnusableFile]:
+        return self._source.left_out
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
