@@ -87,6 +87,22 @@ def test_links_lead_to_pages_of_the_site(site_pages):
     assert site_pages.site_links("[f](../README.md) [g](serving.md)", "docs/a.md") == "[f](index.md) [g](serving.md)"
 
 
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "export/edge/cpp/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lists_are_lists_on_the_site_as_on_github(page):
+    """MkDocs' Markdown needs four spaces for what is within an item, and an empty line before a list."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    marker = r"(?:[-*]|\d+\.) "
+    assert not re.findall(rf"^ {{1,3}}{marker}.*", text, re.M)
+    assert not re.findall(r"\n\n {1,3}\S.*", text)
+    assert not re.findall(rf"^(?!\s|{marker}|\n).+\n{marker}.*", text, re.M)
+
+
 @pytest.mark.slow
 def test_it_is_built_without_a_warning(tmp_path, site_pages):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
