@@ -32,7 +32,7 @@ _TEXT = """All that a TensorFlow Serving deployment needs beside an export.
 
 Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
 `client.py` to `DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first
-one its `batching_params.pbtxt`. Run again, it replaces what it wrote; a file that somebody changed it leaves alone,
+one its `batching_params.pbtxt`. Run again, it replaces what it wrote. It leaves a file that somebody changed alone,
 unless --overwrite is given.
 """
 

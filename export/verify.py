@@ -45,16 +45,16 @@ _TEXT = """Compares an export with the task bank, task by task.
     {call} DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
     {call} DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
 
-Of a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
-itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the same,
-else 1.
+For a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the
+file itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the
+same, else 1.
 
-Of a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from its file beside it; of
-models of one task (plain) it is the one of its name. Every image goes through LiteRT. Exit status: 0 if the most
-probable class is the bank's always with float32, on 99.5 % of the images with float16, and on 90 % with dynamic and
-int8, with which every constant of a base.tflite must be the task's weight to half a step of its scale, too. Else 1.
-`--min_agreement` is another share of images. If images are in folders of the names of classes, the errors of both are
-printed.
+For a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from the file beside it. A
+model of one task (plain) is compared with the task of its name. Every image goes through LiteRT. Exit status: 0 if
+the most probable class is the bank's on all images with float32, on 99.5 % with float16, and on 90 % with dynamic and
+int8, else 1. `--min_agreement` sets another share. With dynamic and int8, every constant of a base.tflite must also
+be the task's weight to half a step of its scale. If images are in folders with the names of classes, the errors of
+both are printed.
 """
 
 

@@ -58,7 +58,7 @@ def define_flags() -> None:
     HEADINGS[ESSENTIALS] = []  # The first.
     define_config_flags(RunConfig, "Run", choices)
     # Where and how fast a run goes on, and what is measured besides: no settings, which decide what is learned.
-    define(text, "output_dir", None, "Folder of the results; an interrupted run goes on.", "Run")
+    define(text, "output_dir", None, "Folder of the results; an interrupted run continues there.", "Run")
     define(text, "data_dir", None, "Where TensorFlow Datasets are prepared.", "Run")
     define(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.", "Run")
     verbose = "0: quiet; 1: a line that counts steps (default on a terminal); 2: a line an epoch."

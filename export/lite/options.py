@@ -24,7 +24,9 @@ class LiteOptions:
 
     design: str = option("patch", "How tasks get into the model: patch, switch, input or plain; see docs/litert.md.")
     quantize: str = option("none", "Type of the weights: none (float32), float16, dynamic or int8.")
-    max_classes: int = option(0, "Make the head a part of the graph, with room for so many classes; 0: the runtime's.")
+    max_classes: int = option(
+        0, "Make the head a part of the graph, with room for this many classes; 0: the head stays outside."
+    )
     compress: bool = option(False, "Code the masks in files of tasks: smaller, and slower to read.")
     representative_data: str = option(
         "", "Images for the ranges of int8: a data spec, or one for each pack; broken ones do not count."

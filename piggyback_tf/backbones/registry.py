@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones import own
 from piggyback_tf.backbones.errors import WeightsError
@@ -53,7 +53,7 @@ class BackboneEntry:
 _BACKBONES: Registry[BackboneEntry] = Registry("backbone")
 
 
-def register_backbone(name: str, **fields) -> Callable[[Callable], Callable]:
+def register_backbone(name: str, **fields: Any) -> Callable[[Callable], Callable]:
     """Returns a decorator that registers a build function under `name`.
 
     Args:

@@ -22,7 +22,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--cache_dir", metavar="DIR", help="the cache folder; default: the user's")
     command.add_argument("--clear", action="store_true", help="remove all that no process uses")
     command.add_argument(
-        "--unused_days", type=_days, metavar="N", help="with --clear: only what was not used for so many days"
+        "--unused_days", type=_days, metavar="N", help="with --clear: only what was not used for this many days"
     )
     return command
 

@@ -66,7 +66,7 @@ def add_base_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--backbone",
         metavar="NAME",
-        help="the base, or the .keras file or URL of a network of one's own; default: the one that the pack names",
+        help="the base: a name, or the .keras file or URL of your own network; default: the one that the pack names",
     )
     command.add_argument(
         "--weights",

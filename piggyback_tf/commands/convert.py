@@ -28,7 +28,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "--codec",
         choices=CODECS,
         default="best",
-        help="of the masks: best takes for each layer what is smallest, static one probability for each layer, bits "
+        help="coding of the masks: best takes the smallest for each layer, static one probability for each layer, bits "
         "one bit a weight (two if ternary); default: best",
     )
     command.add_argument(

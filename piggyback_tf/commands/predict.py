@@ -30,7 +30,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="classify image files, or their pixels", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or URLs of some")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files or URLs")
     command.add_argument(
         "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
     )

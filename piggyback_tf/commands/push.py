@@ -26,9 +26,9 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=_run)
     command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository")
-    command.add_argument("--private", action="store_true", help="if the repository is created, only you shall see it")
+    command.add_argument("--private", action="store_true", help="a repository that is created is visible to you alone")
     command.add_argument("--revision", metavar="BRANCH", help="a branch, created if there is none; default: main")
-    command.add_argument("--message", metavar="TEXT", help="of the commit; default: names the tasks")
+    command.add_argument("--message", metavar="TEXT", help="message of the commit; by default it names the tasks")
     return command
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from piggyback_tf.data.images import DataError
 from piggyback_tf.data.prepared import CacheOptions, prepare
 from piggyback_tf.data.sources import Source
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 # More operations than this in one augmentation string would share random numbers.
 MAX_OPERATIONS = 64
 
@@ -47,7 +50,7 @@ def make_dataset(
     cache_limit_mb: int = 2048,
     cache_disk_limit_mb: int = 20480,
     cache_dir: str | None = None,
-):
+) -> "tf.data.Dataset":
     """Makes a dataset of batches.
 
     The result of the deterministic operations at the start of `augment` is computed once per image and cached.
@@ -73,9 +76,8 @@ def make_dataset(
         cache_dir: The folder of disk caches; `None` for the user's. Entries serve every later run on the same files.
 
     Returns:
-        A `tf.data.Dataset` of `(images, labels)`: uint8 `(batch, height, width, 3)`, RGB, and int32 `(batch,)`, or
-        label maps, uint8 `(batch, height, width)`. Its
-        cardinality is known.
+        Batches `(images, labels)`; their number is known. Images are uint8 `(batch, height, width, 3)`, RGB. Labels are
+            int32 `(batch,)`, label maps uint8 `(batch, height, width)`.
 
     Raises:
         DataError: If an argument is wrong, or the images cannot be read or do not fit the operations.

@@ -15,7 +15,9 @@ class InputConfig:
 
     augment_train: str = option("", "What happens to training images; by default resize(S,S).")
     augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
-    cache: str = option("auto", "Images after fixed operations: auto, memory, disk or none.", recorded=False)
+    cache: str = option(
+        "auto", "Where images are kept once decoded and resized: auto, memory, disk or none.", recorded=False
+    )
     cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.", recorded=False)
     cache_disk_limit_mb: int = option(20480, "MiB of disk that cache=auto may take.", recorded=False)
     cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.", recorded=False)

@@ -42,8 +42,8 @@ class RunConfig:
         "their own.",
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
-    strategy: str = option("auto", "Devices; auto: mirrored if several.")
-    mixed_precision: str = option("none", "Half precision of the computation.")
+    strategy: str = option("auto", "Devices to train on; auto: mirrored if there are several.")
+    mixed_precision: str = option("none", "Compute in half precision.")
     deterministic: bool = option(False, "Bit-equal runs on GPUs too (slower there).")
 
 

@@ -25,17 +25,20 @@ class TrainConfig:
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
     warmup_steps: int = option(
         -1,
-        "Warm-up but of the head, at most 3/8 of all; -1: a tenth.",
+        "Warm-up of all but the head, at most 3/8 of all steps; -1: a tenth.",
         groups=[group for group in VARIABLE_GROUPS if group != "head"],
     )
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
     mask_lr: float = option(0.0, "Learning rate of the masks; 0: by the number of steps.")
     mask_epsilon: float = option(
-        1e-6, "Epsilon of the masks' adam, beside whose gradients it is not small: what hardly matters moves less."
+        1e-6,
+        "Epsilon of the masks' adam. It is not small beside their gradients, so weights that hardly matter move less.",
     )
-    mask_trust: float = option(0.1, "Part of the loss that a step's flips may promise; 0: off.", before=0.0)
+    mask_trust: float = option(0.1, "Part of the loss that the flips of a step may promise; 0: no limit.", before=0.0)
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
-    mask_budget: float = option(1.0, "mask_trust>0: part of the masks that may flip in all.", before=1.0)
+    mask_budget: float = option(
+        1.0, "With --mask_trust above 0: flips of a whole training, as a part of all weights.", before=1.0
+    )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(1e-3, "Learning rate of the head.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")
@@ -45,10 +48,10 @@ class TrainConfig:
     adapter_optimizer: str = option("adam", "Optimiser of added layers: adam or sgd.")
     adapter_lr: float = option(1e-3, "Learning rate of layers that a method adds.")
     sgd_momentum: float = option(0.9, "Momentum wherever the optimiser is sgd.")
-    adam_epsilon: float = option(1e-7, "Epsilon of adam but for masks (1e-8 in PyTorch).")
+    adam_epsilon: float = option(1e-7, "Epsilon of adam, except for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
         3,
-        "Stop if the loss is that of guessing for so many epochs, or the network has died; 0 never stops.",
+        "Stop after this many epochs with the loss of guessing, or when the network has died; 0: never.",
         recorded=False,
     )
 

@@ -11,7 +11,7 @@ from piggyback_tf.settings.records import option
 class EWCConfig(TrainedNetworkConfig):
     """Settings of elastic weight consolidation."""
 
-    ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need against the new task; 0: none.")
+    ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need, against the new task; 0: none.")
     ewc_fisher_images: int = option(500, "Training images, drawn at random, for the Fisher information; 0: all.")
     ewc_online: bool = option(False, "One penalty for all earlier tasks instead of one for each.")
     ewc_decay: float = option(0.95, "With --ewc_online: factor of the earlier tasks' Fisher information at each task.")

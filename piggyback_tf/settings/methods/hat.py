@@ -23,7 +23,7 @@ class HATConfig(MethodConfig):
         }
     )
 
-    hat_smax: float = option(400.0, "s_max: how steep gates are at the end of each epoch.")
+    hat_smax: float = option(400.0, "s_max: the steepness of gates at the end of each epoch.")
     hat_lambda: float = option(0.75, "lambda: weight of keeping units for later tasks.")
     hat_mean: float = option(0.0, "Mean of the embeddings at the start; above 0, more gates start open.")
 

@@ -24,11 +24,11 @@ class PackNetConfig(NormConfig):
         }
     )
 
-    packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: at once; gradual: bit by bit.")
+    packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: all at once; gradual: in steps.")
     packnet_prune_first: float = option(0.5, "Part of each layer's weights that the first task leaves free.")
     packnet_prune: float = option(0.75, "Part of each layer's free weights that a later task leaves free.")
-    packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain what is left to the task.")
-    packnet_parts: int = option(20, "packnet_schedule=gradual: in how many steps weights are set free.")
+    packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain the weights left to the task.")
+    packnet_parts: int = option(20, "With packnet_schedule=gradual: the number of steps in which weights are set free.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,8 +19,10 @@ class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):
 
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
-    init_from: str = option("", "Start as the masks of PACK; auto:PACKS or, with --tasks, auto: of the best or none.")
-    sparsity_weight: float = option(0.0, "Price in the loss of dropping all weights.")
+    init_from: str = option(
+        "", "Start with the masks of PACK; auto:PACKS, or auto with --tasks: of the best one, or of none."
+    )
+    sparsity_weight: float = option(0.0, "Price that the loss pays for dropping all weights; 0: none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ class ResidualAdaptersConfig(NormConfig):
         }
     )
 
-    adapter_kind: str = option("parallel", "Residual adapters. parallel: beside a 3x3 convolution; series: behind it.")
+    adapter_kind: str = option("parallel", "Residual adapters. parallel: beside a 3x3 convolution; series: after it.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
