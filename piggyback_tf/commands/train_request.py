@@ -124,7 +124,7 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
 
 
 def _check_target(data: TaskData, request: TrainRequest) -> None:
-    """Raises an error if a method cannot learn what the data have, or the augmentation gives images of a wrong size."""
+    """Raises an error if a method cannot learn what the data have, or the sizes of the images do not go together."""
     for name in request.methods:
         if data.target not in CONFIGS[name].problems:
             able = [other for other in CONFIGS.names() if data.target in CONFIGS[other].problems]

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def features_with(
-    model: keras.Model, values: Iterable[tuple[keras.Variable, tf.Tensor]], images: tf.Tensor
+    model: keras.Model, values: Iterable[tuple[keras.Variable, tf.Tensor]], images: "tf.Tensor | list[tf.Tensor]"
 ) -> "tf.Tensor | list[tf.Tensor]":
     """Returns the features of images, float32 `[B, F]`, or the tensors that the network ends in if there are several.
 
@@ -16,7 +16,7 @@ def features_with(
     Args:
         model: The network; not changed.
         values: Variables of it, and what stands for each; the others keep their values.
-        images: float32 `[B, S, S, 3]` in [0, 255].
+        images: float32 `[B, S, S, 3]` in [0, 255]; of a head what it stands on.
     """
     # Within the scope Keras reads these tensors in the place of the variables, in this thread only.
     with keras.StatelessScope(state_mapping=list(values)):

@@ -64,5 +64,4 @@ class HeadNetwork:
         if self._head is None:
             return head_logits(found, head["kernel"], head["bias"])
         values = [(variable, head[name]) for name, variable in self._head_variables.items()]
-        with keras.StatelessScope(state_mapping=values):
-            return self._head(found, training=False)
+        return features_with(self._head, values, found)
