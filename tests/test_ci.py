@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 from tests.conftest import LONGEST, TOGETHER, unit_of
@@ -165,7 +166,6 @@ def test_after_the_deadline_nothing_is_begun(small_ci, capfd):
 
 
 def test_the_real_graph_knows_who_imports_the_packs(ci):
-    grimp = pytest.importorskip("grimp")
     sys.path.insert(0, str(ROOT))
     graph = grimp.build_graph(*ci.PACKAGES)
     importers = {module: graph.find_modules_that_directly_import(module) for module in graph.modules}
