@@ -2,6 +2,8 @@
 
 import datetime
 import importlib.util
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,6 +110,35 @@ def test_without_a_history_everything_counts_as_changed(ci, tmp_path, monkeypatc
     monkeypatch.setattr(ci, "ROOT", tmp_path)
     assert ci.changed_modules(ci.changed_files(None), MODULES) == MODULES
     assert "No commit older than four hours in this checkout" in capsys.readouterr().out
+
+
+def _budget(parts, tmp_path):
+    (tmp_path / "parts").write_text(parts)
+    command = [sys.executable, ROOT / ".ci" / "budget.py", tmp_path / "parts"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_parts_of_ci_have_budgets(tmp_path):
+    status, out = _budget("install|100|180|\ntests|720|720|1080\n", tmp_path)
+    assert status == 0 and not re.search("WARNING|FAILED|over", out)
+    assert re.search(r"^tests +720 +720$", out, re.M) and re.search(r"^all of CI +820 +3600$", out, re.M)
+    status, out = _budget("install|181|180|\ntests|1080|720|1080\n", tmp_path)
+    assert status == 0 and out.count("WARNING") == 2, "too slow for a quiet machine"
+    status, out = _budget("tests|1081|720|1080\n", tmp_path)
+    assert status == 1 and "FAILED: tests took 1081 s, and may never take more than 1080 s." in out
+    status, out = _budget("tests|700|720|1080\nslow tests|2901|2900|\n", tmp_path)
+    assert status == 1 and "FAILED: all of CI took 3601 s" in out
+
+
+@pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
+def test_parts_are_timed_and_told_of_a_failure_too(command, status):
+    script = f"set -euo pipefail; source .ci/parts.sh; echo $scratch; part one 5; sleep 1; part two 5 9; {command}"
+    done = subprocess.run(["bash", "-c", f"{script}; end_parts; echo passed"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert re.search(r"^one +[12] +5$", done.stdout, re.M) and re.search(r"^two +[01] +5$", done.stdout, re.M)
+    assert ("CI failed in the part: two" in done.stdout) == bool(status) != ("passed" in done.stdout)
+    assert not Path(done.stdout.split()[0]).exists()
 
 
 def test_what_shares_fixtures_goes_to_one_process_and_all_else_by_file():
