@@ -9,18 +9,24 @@ from pathlib import Path
 
 import grimp
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from tests.conftest import LONGEST, TOGETHER, unit_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def ci():
-    spec = importlib.util.spec_from_file_location("slow_tests", ROOT / ".ci" / "slow_tests.py")
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def ci():
+    return _script("slow_tests")
 
 
 MODULES = {
@@ -110,6 +116,44 @@ def test_without_a_history_everything_counts_as_changed(ci, tmp_path, monkeypatc
     monkeypatch.setattr(ci, "ROOT", tmp_path)
     assert ci.changed_modules(ci.changed_files(None), MODULES) == MODULES
     assert "No commit older than four hours in this checkout" in capsys.readouterr().out
+
+
+def _requirements(file):
+    for line in (ROOT / file).read_text().splitlines():
+        if line.startswith("-r "):
+            yield from _requirements(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            yield Requirement(line)
+
+
+def test_the_lock_fits_the_requirements():
+    lock = _script("lock")
+    locked = lock.read_lock(lock.LOCK.read_text())
+    wrong = [
+        f"{requirement}: {locked.get(lock.canonical(requirement.name), 'not locked')}"
+        for requirement in _requirements("requirements-dev.txt")
+        if not requirement.specifier.contains(locked.get(lock.canonical(requirement.name), "0"))
+    ]
+    assert not wrong, f"{wrong}; write the lock anew with .ci/lock.py"
+
+
+def test_what_is_installed_otherwise_than_locked_is_told():
+    lock = _script("lock")
+    locked = lock.read_lock("# Comment\nKeras_Hub==1.2\nnumpy==2.0\ngone==1\n")
+    there = {"keras-hub": "1.2", "numpy": "2.1", "new": "3", "pip": "23"}
+    assert lock.differences(locked, there) == [
+        "gone is locked to 1, and installed is nothing.",
+        "new is locked to nothing, and installed is 3.",
+        "numpy is locked to 2.0, and installed is 2.1.",
+    ]
+    assert lock.differences(locked, locked) == []
+
+
+def test_hooks_run_what_ci_runs():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    run = (ROOT / ".ci" / "run").read_text()
+    assert all(hook["name"] in run for hook in repository["hooks"])
 
 
 def _budget(parts, tmp_path):
