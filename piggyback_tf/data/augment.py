@@ -191,7 +191,7 @@ def check_final_size(augment: str, size: Size | None, image_shape: Size) -> None
         )
 
 
-def at_own_size(labels: np.ndarray, operations: Iterable[DeterministicOperation], size: Size) -> np.ndarray:
+def at_own_size(labels: np.ndarray, operations: Iterable[Operation], size: Size) -> np.ndarray:
     """Returns a label map for an image as it was before it was prepared.
 
     Each pixel of the image has the label of the place that its middle went to, and one that was cut off that of the
@@ -208,6 +208,7 @@ def at_own_size(labels: np.ndarray, operations: Iterable[DeterministicOperation]
     operations, moves, before = list(operations), IDENTITY, size
     check_moves(operations)
     for operation in operations:
+        assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
         moves = composed(moves, operation.geometry(before))
         before = operation.output_size(before)
     if tuple(before) != labels.shape:
