@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import grimp
@@ -161,6 +162,12 @@ def test_modules_in_which_none_is_not_looked_at_are_there_and_no_more_than_there
     rest = [one for one in overrides if one["module"] != loose]
     assert not [name for one in rest for name in one["module"] if name.startswith(("piggyback_tf", "export"))][1:]
     assert not {"ignore_errors", "disable_error_code"} & {key for one in overrides for key in one}
+
+
+@pytest.mark.parametrize("kind", [UserWarning, DeprecationWarning, ResourceWarning, RuntimeWarning, FutureWarning])
+def test_a_warning_is_an_error(kind):
+    with pytest.raises(kind, match="of ours"):
+        warnings.warn("of ours", kind, stacklevel=1)
 
 
 def test_hooks_run_what_ci_runs():
