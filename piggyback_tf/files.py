@@ -204,7 +204,7 @@ def _try_lock(stream: TextIO) -> bool | None:
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Removes the temporary folders that killed writers left in a folder; those of writers that live stay."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             found = [Path(entry) for entry in entries if _IS_TEMPORARY.fullmatch(entry.name)]
     except OSError:
         return

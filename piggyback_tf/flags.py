@@ -26,12 +26,12 @@ from piggyback_tf.settings import (
     write_record,
 )
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Any)
 
 # Settings that a method which has none of them refuses: whoever gives one expects something of it.
 NEVER_IGNORED = ("init_from", "sparsity_weight")
 # What defines a flag, by the type of its values.
-_MAKERS = {
+_MAKERS: dict[Any, Any] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,

@@ -34,6 +34,6 @@ def find_files(folder: str | os.PathLike) -> Iterator[Path]:
     Args:
         folder: Where to look; its own name may be any. Links to folders are not followed.
     """
-    for path, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(os.fspath(folder)):
         folders[:] = sorted(name for name in folders if not is_junk(name))
         yield from (Path(path, name) for name in sorted(files) if not is_junk(name))

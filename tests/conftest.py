@@ -8,6 +8,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
 
+from tests.allowed_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
+
 # Tests run in two processes, which take a file each. What is in these folders goes to one of them together, since its
 # fixtures take long to make: exports, a compiled patcher, servers. The first that fits counts.
 TOGETHER = {"tests/export/edge": "devices", "tests/export/lite": "devices", "tests/export": "servers"}

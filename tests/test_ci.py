@@ -2,22 +2,35 @@
 
 import datetime
 import importlib.util
+import re
+import subprocess
 import sys
+import tomllib
+import warnings
 from pathlib import Path
 
+import grimp
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from tests.conftest import LONGEST, TOGETHER, unit_of
 
 ROOT = Path(__file__).resolve().parent.parent
+# May only fall.
+LOOSE_MODULES = 53
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def ci():
-    spec = importlib.util.spec_from_file_location("slow_tests", ROOT / ".ci" / "slow_tests.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _script("slow_tests")
 
 
 MODULES = {
@@ -109,6 +122,90 @@ def test_without_a_history_everything_counts_as_changed(ci, tmp_path, monkeypatc
     assert "No commit older than four hours in this checkout" in capsys.readouterr().out
 
 
+def _requirements(file):
+    for line in (ROOT / file).read_text().splitlines():
+        if line.startswith("-r "):
+            yield from _requirements(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            yield Requirement(line)
+
+
+def test_the_lock_fits_the_requirements():
+    lock = _script("lock")
+    locked = lock.read_lock(lock.LOCK.read_text())
+    wrong = [
+        f"{requirement}: {locked.get(lock.canonical(requirement.name), 'not locked')}"
+        for requirement in _requirements("requirements-dev.txt")
+        if not requirement.specifier.contains(locked.get(lock.canonical(requirement.name), "0"))
+    ]
+    assert not wrong, f"{wrong}; write the lock anew with .ci/lock.py"
+
+
+def test_what_is_installed_otherwise_than_locked_is_told():
+    lock = _script("lock")
+    locked = lock.read_lock("# Comment\nKeras_Hub==1.2\nnumpy==2.0\ngone==1\n")
+    there = {"keras-hub": "1.2", "numpy": "2.1", "new": "3", "pip": "23"}
+    assert lock.differences(locked, there) == [
+        "gone is locked to 1, and installed is nothing.",
+        "new is locked to nothing, and installed is 3.",
+        "numpy is locked to 2.0, and installed is 2.1.",
+    ]
+    assert lock.differences(locked, locked) == []
+
+
+def test_modules_in_which_none_is_not_looked_at_are_there_and_no_more_than_there_were():
+    overrides = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    (loose,) = (one["module"] for one in overrides if one.get("strict_optional") is False)
+    gone = [name for name in loose if not (ROOT / f"{name.replace('.', '/')}.py").is_file()]
+    assert not gone and loose == sorted(set(loose))
+    assert len(loose) <= LOOSE_MODULES, "None stands for something in a new module: say so in its types"
+    rest = [one for one in overrides if one["module"] != loose]
+    assert not [name for one in rest for name in one["module"] if name.startswith(("piggyback_tf", "export"))][1:]
+    assert not {"ignore_errors", "disable_error_code"} & {key for one in overrides for key in one}
+
+
+@pytest.mark.parametrize("kind", [UserWarning, DeprecationWarning, ResourceWarning, RuntimeWarning, FutureWarning])
+def test_a_warning_is_an_error(kind):
+    with pytest.raises(kind, match="of ours"):
+        warnings.warn("of ours", kind, stacklevel=1)
+
+
+def test_hooks_run_what_ci_runs():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    run = (ROOT / ".ci" / "run").read_text()
+    assert all(hook["name"] in run for hook in repository["hooks"])
+
+
+def _budget(parts, tmp_path):
+    (tmp_path / "parts").write_text(parts)
+    command = [sys.executable, ROOT / ".ci" / "budget.py", tmp_path / "parts"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_parts_of_ci_have_budgets(tmp_path):
+    status, out = _budget("install|100|180|\ntests|720|720|1080\n", tmp_path)
+    assert status == 0 and not re.search("WARNING|FAILED|over", out)
+    assert re.search(r"^tests +720 +720$", out, re.M) and re.search(r"^all of CI +820 +3600$", out, re.M)
+    status, out = _budget("install|181|180|\ntests|1080|720|1080\n", tmp_path)
+    assert status == 0 and out.count("WARNING") == 2, "too slow for a quiet machine"
+    status, out = _budget("tests|1081|720|1080\n", tmp_path)
+    assert status == 1 and "FAILED: tests took 1081 s, and may never take more than 1080 s." in out
+    status, out = _budget("tests|700|720|1080\nslow tests|2901|2900|\n", tmp_path)
+    assert status == 1 and "FAILED: all of CI took 3601 s" in out
+
+
+@pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
+def test_parts_are_timed_and_told_of_a_failure_too(command, status):
+    script = f"set -euo pipefail; source .ci/parts.sh; echo $scratch; part one 5; sleep 1; part two 5 9; {command}"
+    done = subprocess.run(["bash", "-c", f"{script}; end_parts; echo passed"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert re.search(r"^one +[12] +5$", done.stdout, re.M) and re.search(r"^two +[01] +5$", done.stdout, re.M)
+    assert ("CI failed in the part: two" in done.stdout) == bool(status) != ("passed" in done.stdout)
+    assert not Path(done.stdout.split()[0]).exists()
+
+
 def test_what_shares_fixtures_goes_to_one_process_and_all_else_by_file():
     assert unit_of("tests/export/edge/test_cpp.py::test_a[b::c]") == unit_of("tests/export/lite/x/test_d.py::e")
     assert unit_of("tests/export/serving/test_tls.py::f") == unit_of("tests/export/test_saved_model.py::g") == "servers"
@@ -165,7 +262,6 @@ def test_after_the_deadline_nothing_is_begun(small_ci, capfd):
 
 
 def test_the_real_graph_knows_who_imports_the_packs(ci):
-    grimp = pytest.importorskip("grimp")
     sys.path.insert(0, str(ROOT))
     graph = grimp.build_graph(*ci.PACKAGES)
     importers = {module: graph.find_modules_that_directly_import(module) for module in graph.modules}

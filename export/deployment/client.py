@@ -152,7 +152,7 @@ class RestTransport:
         if ca is not None and parts.scheme != "https":
             raise ClientError(f"--ca={ca} is for a server with TLS, whose address begins with https; {url!r} does not.")
         self.name, self._headers = url.rstrip("/"), {"Content-Type": "application/json", **(headers or {})}
-        handlers = [_NoRedirects()]
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
         if parts.scheme == "https":
             handlers.append(urllib.request.HTTPSHandler(context=_tls_context(ca)))
         self._opener = urllib.request.build_opener(*handlers)
@@ -353,8 +353,8 @@ class Client:
             raise ClientError("The label of the version is empty; leave it out for the newest version.")
         if tls and url is not None:
             raise ClientError("--tls is for --grpc; a --url with TLS begins with https.")
-        for name, value in (headers or {}).items():
-            if not _HEADER.fullmatch(f"{name}:{value}"):
+        for name, content in (headers or {}).items():
+            if not _HEADER.fullmatch(f"{name}:{content}"):
                 raise ClientError(f"The header {name!r} is none: it should look like NAME: VALUE, in ASCII.")
         self._transport = (
             RestTransport(url, ca, headers) if url is not None else GrpcTransport(str(grpc), ca, headers, tls)
@@ -647,7 +647,8 @@ def _find_images(paths: Sequence[str], listed: str | None, task: str | None) -> 
 
 def _answer(client: Client, pack: Any, batch: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """Returns the lines of some images."""
-    lines, contents = [], {}
+    lines: list[dict[str, Any]] = []
+    contents: dict[int, bytes] = {}
     for index, (path, task) in enumerate(batch):
         lines.append({"path": path, "task": task})
         try:
@@ -698,8 +699,8 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
     for path in filter(os.path.isdir, options.images):
         there = [file.suffix.lower() in SUFFIXES for file in _find_files(path)]
         if not all(there):
-            others = len(there) - sum(there)
-            _say(f"Passed over in {path!r}: {others} files of {len(there)}, which are no {', '.join(SUFFIXES)}.")
+            passed = len(there) - sum(there)
+            _say(f"Passed over in {path!r}: {passed} files of {len(there)}, which are no {', '.join(SUFFIXES)}.")
     return status
 
 

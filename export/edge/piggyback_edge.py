@@ -47,7 +47,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -55,7 +55,13 @@ VERSION = 1
 MANIFEST_VERSIONS = (1, 2)
 FILTER = 1
 KINDS = {1: "filter", 2: "bias", 3: "factor", 4: "offset", 5: "scales", 6: "zeros", 7: "head kernel", 8: "head bias"}
-DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1"), 4: np.dtype("<i4"), 5: np.dtype("<i8")}
+DTYPES: dict[int, np.dtype] = {
+    1: np.dtype("<f4"),
+    2: np.dtype("<f2"),
+    3: np.dtype("i1"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+}
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 TERNARY, COMPRESSED, OWN_NORM, HEAD_INSIDE = 1, 2, 4, 8
 MANIFEST_MAGIC, TASK_MAGIC = b"PBEDGEMF", b"PBEDGETK"
@@ -381,7 +387,7 @@ def _corrections(data: bytes, manifest: Manifest, flags: int) -> tuple[dict[int,
             _check(entry.kind == FILTER and length == 4 * entry.channels, "ratios are for what has none")
             ratio = np.frombuffer(content, _RATIO_DTYPE)
             good = np.isin(ratio, (1, -1)) if entry.dtype.kind == "i" else np.isfinite(ratio)
-            _check(good.all(), "ratios are impossible")
+            _check(bool(good.all()), "ratios are impossible")
             ratios[place] = ratio
         else:
             _check(kind == NEW_BYTES and entry.kind != FILTER, "a correction is of an unknown kind")
@@ -670,7 +676,7 @@ def _owns(stream: BinaryIO, path: Path) -> bool:
             import msvcrt
 
             # What is open there is not renamed meanwhile. The lock ends when the file is closed.
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # Windows' alone.
             return True
         # Not at the top: Windows does not have it.
         import fcntl
@@ -798,7 +804,7 @@ def _step(text: str) -> tuple[str, list[int]]:
     """Returns the name and the numbers of a step of an augmentation, such as "resize(256)"."""
     names = {"resize": ("size", "width"), "central_crop": ("size",)}
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        call: Any = ast.parse(text.strip(), mode="eval").body
         name = call.func.id
         given = dict(zip(names[name], call.args)) | {word.arg: word.value for word in call.keywords}
         numbers = [ast.literal_eval(given[word]) for word in names[name] if word in given]
@@ -1050,5 +1056,5 @@ def _flushed(status: int) -> int:
 
 if __name__ == "__main__":
     # Labels in letters that the terminal does not have are no reason to fail.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    cast(Any, sys.stdout).reconfigure(errors="backslashreplace")
     sys.exit(_flushed(main()))

@@ -35,7 +35,7 @@ def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -
     images = probe_images(backbone.image_size)
     expected = np.asarray(backbone.model(images, training=False), np.float32)
     found = run_model(data, images)
-    difference = float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+    difference = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))
     # Not "greater than": NaN is no number that is small enough.
     if not difference <= FEATURE_LIMITS[quantize]:
         cure = (

@@ -286,7 +286,11 @@ def compare_lite(
         expected = bank.predict(images, task=pack.task)
         for image, row in zip(images.astype(np.float32), expected, strict=True):
             found: list[np.ndarray] = []
-            times.append(_milliseconds(lambda image=image, found=found: found.append(export.answer(image))))
+
+            def answer(image: np.ndarray = image, found: list[np.ndarray] = found) -> None:
+                found.append(export.answer(image))
+
+            times.append(_milliseconds(answer))
             # `maximum` keeps what is no number.
             difference = float(np.maximum(difference, np.abs(found[0] - row).max()))
             best.append(found[0].argmax())
@@ -300,8 +304,8 @@ def compare_lite(
         agreement=float((np.array(best) == bank_best).mean()),
         min_agreement=MIN_AGREEMENT[export.quantize] if min_agreement is None else min_agreement,
         difference=difference,
-        error=100 * float((best != known).mean()) if labelled else None,
-        bank_error=100 * float((bank_best != known).mean()) if labelled else None,
+        error=100 * float((np.array(best) != known).mean()) if labelled else None,
+        bank_error=100 * float((np.array(bank_best) != known).mean()) if labelled else None,
         change_ms=change_ms,
         predict_ms=float(np.median(times)),
         task_bytes=export.file_of(pack.task).stat().st_size,

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 # Element types of constants that are looked at.
-_DTYPES = {
+_DTYPES: dict[int, np.dtype] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
     schema.TensorType.FLOAT16: np.dtype("<f2"),
     schema.TensorType.INT8: np.dtype("i1"),
@@ -84,7 +85,7 @@ class LiteFile:
         ValueError: If it has several subgraphs, or buffers outside the flatbuffer.
     """
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes | bytearray):
         self.data = bytearray(data)
         model = schema.Model.GetRootAs(self.data)
         if model.SubgraphsLength() != 1:
@@ -205,7 +206,7 @@ class _AlignedBuilder(flatbuffers.Builder):
 
 
 @functools.singledispatch
-def _numbers(array: np.ndarray) -> tuple[int, ...]:
+def _numbers(array: Any) -> tuple[int, ...]:
     return tuple(int(number) for number in array)
 
 

@@ -5,6 +5,9 @@ Labels are in its metadata and the softmax is in its graph, which is what image 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
@@ -44,15 +47,15 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         ValueError: If the base cannot be exported.
         OSError: If the files cannot be written.
     """
-    packs = list(fitting_packs(packs, BaseSpec.of(backbone)))
-    for pack in packs:
+    tasks = list(fitting_packs(packs, BaseSpec.of(backbone)))
+    for pack in tasks:
         check_labels(pack)
-    images = [None] * len(packs)
+    images: Sequence[np.ndarray | None] = [None] * len(tasks)
     if options.quantize == "int8":
-        images = representative_images(options.representative_data, packs, options.representative_images)
+        images = representative_images(options.representative_data, tasks, options.representative_images)
     bank, names = TaskBank(backbone), []
     with new_folder(output) as folder:
-        for pack, own in zip(packs, images, strict=True):
+        for pack, own in zip(tasks, images, strict=True):
             network = Network.of(backbone, len(pack.class_names))
             model = read_objects(
                 convert(backbone, own_weights(network, pack), options.quantize, softmax=True, images=own)
@@ -62,7 +65,7 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
             check_answers(run_model(content, probe_images(backbone.image_size)), bank, pack, options.quantize)
             names.append(f"{pack.task}{MODEL_SUFFIX}")
             (folder / names[-1]).write_bytes(content)
-            description = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}
+            description: dict[str, Any] = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}
             description |= {"labels": pack.class_names, "eval_augment": pack.eval_augment, "base_hash": backbone.hash}
             labels = "".join(f"{label}\n" for label in pack.class_names)
             append_files(folder / names[-1], description, {LABELS_FILE: labels})

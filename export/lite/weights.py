@@ -131,7 +131,7 @@ def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dic
         pack: The task.
         masked: Whether kernels are masked.
     """
-    weights = network.weights | pack.norm
+    weights = {**network.weights, **pack.norm}
     if masked:
         for path in pack.masks:
             weights[path] = np.where(pack.mask(path) == 0, np.float32(0), network.weights[path] * pack.mask(path))
@@ -147,6 +147,7 @@ def _kernel(path: str, layer: keras.Layer, weights: Weights) -> Kernel:
     """Returns the kernel of a layer."""
     owner, _, name = path.rpartition("/")
     last = len(weights[path].shape) - 1
+    outputs: tuple[int, ...]
     if isinstance(layer, keras.layers.DepthwiseConv2D) or name == "depthwise_kernel":
         outputs = (last - 1, last)
     else:

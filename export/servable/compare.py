@@ -1,6 +1,7 @@
 """Compares a written SavedModel with the task bank, on one task at a time; `export/verify.py` prints it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,9 +71,9 @@ def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_
         data = [path.read_bytes() for path in part]
         pairs = zip(data, part, strict=True)
         images = np.stack([prepare_image(content, str(path), operations) for content, path in pairs])
-        expected = timed(seconds["bank"], lambda images=images: bank.predict(images, task=task, batch_size=batch_size))
+        expected = timed(seconds["bank"], functools.partial(bank.predict, images, task=task, batch_size=batch_size))
         inputs = tf.constant(images, dtype), tf.constant([task] * len(images))
-        found = timed(seconds["export"], lambda pair=inputs: by_name(images=pair[0], task=pair[1])["probabilities"])
+        found = timed(seconds["export"], functools.partial(by_name, images=inputs[0], task=inputs[1]))["probabilities"]
         width = expected.shape[1]
         # Columns behind the task's classes are 0.
         found = found.numpy()

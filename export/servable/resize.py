@@ -1,5 +1,7 @@
 """The operations that prepare images, as graphs that give the same bytes as those of `piggyback_tf.data`."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from piggyback_tf.data import DataError, Operation, parse_augment
@@ -24,7 +26,8 @@ def prepare_in_graph(image: tf.Tensor, operations: list[Operation], size: int) -
     """
     good = tf.constant(True)
     for operation in operations:
-        image, possible = (_resize if isinstance(operation, Resize) else _central_crop)(image, operation)
+        step: Any = _resize if isinstance(operation, Resize) else _central_crop
+        image, possible = step(image, operation)
         good &= possible
     good &= tf.reduce_all(tf.shape(image) == [size, size, 3])
     image = tf.cond(good, lambda: image, lambda: tf.zeros([size, size, 3], tf.uint8))

@@ -31,13 +31,14 @@ def canonical_names(model: keras.Model) -> dict[int, str]:
         A dict from `id(layer)` to the name; the model itself is not changed.
     """
     given = {layer.name for layer in model.layers if not _is_automatic(layer)}
-    names, counts = {}, {}
+    names: dict[int, str] = {}
+    counts: dict[str, int] = {}
     for layer in model.layers:
         name = layer.name
         if _is_automatic(layer):
             prefix = _snake_case(type(layer).__name__)
-            name = None
-            while name is None or name in given:
+            name = ""
+            while not name or name in given:
                 count = counts.get(prefix, 0)
                 counts[prefix] = count + 1
                 name = f"{prefix}_{count}" if count else prefix

@@ -75,7 +75,7 @@ def conclude(
         return put("", INTERRUPTED)
     except OSError as error:
         message = _os_sentence(error)
-    except (UsageError, *errors) as error:
+    except (UsageError, *errors) as error:  # type: ignore[misc]  # mypy does not see that all are exceptions.
         message = str(error)
     except ModuleNotFoundError as error:
         try:

@@ -30,7 +30,9 @@ class CommandLineError(Exception):
 class Parser(argparse.ArgumentParser):
     """Reads a command line; raises `CommandLineError` where argparse ends the process."""
 
-    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(  # type: ignore[override]  # The caller says what the arguments are.
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Returns the arguments.
 
         Raises:

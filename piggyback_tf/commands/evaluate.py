@@ -122,7 +122,7 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
     from piggyback_tf.data import load_data
 
     # The split between training and validation images is drawn as it was for the training of the pack.
-    drawn = {"seed": seed_of(pack)} if "seed" in pack.settings else {}
+    drawn: dict[str, Any] = {"seed": seed_of(pack)} if "seed" in pack.settings else {}
     if "val_fraction" in pack.settings:
         drawn["val_fraction"] = fraction = pack.settings["val_fraction"]
         if type(fraction) not in (int, float):

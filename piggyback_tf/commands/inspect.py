@@ -42,7 +42,9 @@ def _run(options: argparse.Namespace) -> Answer:
     parts = []
     if packs:
         header = ["task", "method", "base", "hash", "mask", "classes", "error %", "bytes", "bits/weight", "zeros"]
-        parts.append(format_table(header, [_row(*pack) for _, *pack in packs], left=5))
+        parts.append(
+            format_table(header, [_row(pack, size, mask_bytes) for _, pack, size, mask_bytes in packs], left=5)
+        )
     for path, pack, *_ in packs:
         if options.details:
             parts.append(f"\n{path}:\n{_details(pack)}")

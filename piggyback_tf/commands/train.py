@@ -66,7 +66,7 @@ def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
     with prepare_devices(FLAGS.strategy, FLAGS.mixed_precision, deterministic=FLAGS.deterministic).scope():
         backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
         measured = [task for task in tasks if any(done[task])]
-        measured = tasks if at_once and measured else measured
+        measured = list(tasks) if at_once and measured else measured
         check_found(folder, backbone, *describe_tasks(tasks, measured, in_turn=request.in_turn))
 
         # --------------------------------- methods: fit, measure, pack, task by task

@@ -10,8 +10,8 @@ An operation that has a `geometry` moves the label map of an image with it, and 
 import abc
 import ast
 import inspect
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -169,10 +169,10 @@ def check_draws_nothing(operations: list[Operation], augment: str) -> None:
         )
 
 
-def check_moves(operations: list[Operation]) -> None:
+def check_moves(operations: Sequence[Operation]) -> None:
     """Raises a `DataError` if one of the operations does not say how it moves what is in an image."""
     for operation in operations:
-        if type(operation).geometry in (DeterministicOperation.geometry, RandomOperation.geometry):
+        if getattr(type(operation), "geometry", None) in (DeterministicOperation.geometry, RandomOperation.geometry):
             raise _moves_no_targets(operation)
 
 
@@ -191,7 +191,7 @@ def check_final_size(augment: str, size: Size | None, image_shape: Size) -> None
         )
 
 
-def at_own_size(labels: np.ndarray, operations: Iterable[DeterministicOperation], size: Size) -> np.ndarray:
+def at_own_size(labels: np.ndarray, operations: Iterable[Operation], size: Size) -> np.ndarray:
     """Returns a label map for an image as it was before it was prepared.
 
     Each pixel of the image has the label of the place that its middle went to, and one that was cut off that of the
@@ -205,9 +205,10 @@ def at_own_size(labels: np.ndarray, operations: Iterable[DeterministicOperation]
     Raises:
         DataError: If an operation does not say where pixels go, or does not give a label map's size.
     """
-    operations, moves, before = list(operations), IDENTITY, tuple(size)
+    operations, moves, before = list(operations), IDENTITY, size
     check_moves(operations)
     for operation in operations:
+        assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
         moves = composed(moves, operation.geometry(before))
         before = operation.output_size(before)
     if tuple(before) != labels.shape:
@@ -218,13 +219,14 @@ def at_own_size(labels: np.ndarray, operations: Iterable[DeterministicOperation]
     return warp_map(labels, inverted(moves), size, nearest=True)
 
 
-def apply_operations(operations: Iterable[DeterministicOperation], image: np.ndarray) -> np.ndarray:
+def apply_operations(operations: Iterable[Operation], image: np.ndarray) -> np.ndarray:
     """Returns an image, with or without a label map as a fourth channel, after several operations.
 
     Raises:
         DataError: If an operation cannot work on an image of its size.
     """
     for operation in operations:
+        assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
         operation.output_size(image.shape[:2])
         image = operation.apply_to(image)
     return image
@@ -245,7 +247,7 @@ def _parse_operation(part: str, spec: str) -> Operation:
             raise ValueError
         name = call.func.id
         arguments = [ast.literal_eval(argument) for argument in call.args]
-        keywords = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        keywords: dict[Any, Any] = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     # A pack may come from a stranger: what is nested too deeply is no operation either.
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise DataError(

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from absl import logging
@@ -64,6 +64,8 @@ class CachedImages:
     shapes: np.ndarray
     place: str
     channels: int = 3
+    # Where each image ends in `pixels`.
+    _ends: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         sizes = self.shapes.astype(np.int64).prod(axis=1) * self.channels
@@ -160,7 +162,8 @@ def read_kept(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) 
     """Returns arrays that were kept, `None` if there are none, or what is there is damaged; see `compute_once`."""
     path = _result_path(kind, fingerprint, cache_dir)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves open what it opened itself, if it is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             found = dict(arrays)
     except FileNotFoundError:
         return None
@@ -175,8 +178,8 @@ def read_kept(kind: str, fingerprint: str, cache_dir: str | os.PathLike | None) 
 def write_kept(kind: str, fingerprint: str, arrays: dict[str, np.ndarray], cache_dir: str | os.PathLike | None) -> None:
     """Writes arrays by name into the cache folder; see `compute_once`."""
     path = _result_path(kind, fingerprint, cache_dir)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    buffer, named = io.BytesIO(), cast(dict[str, Any], arrays)
+    np.savez_compressed(buffer, **named)
     try:
         make_folder(path.parent)
         write_atomically(path, buffer.getvalue())

@@ -63,7 +63,7 @@ class FolderSource(Source):
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts = [str(self._root.resolve()), self._labels.tobytes()]
+        parts: list[str | bytes] = [str(self._root.resolve()), self._labels.tobytes()]
         for index, path in enumerate(self._paths):
             try:
                 status = self._status(index)
@@ -118,7 +118,8 @@ def load_folder(request: DataRequest) -> TaskData:
         pairs = [(path, label) for label, name in enumerate(class_names) for path in found.get(name, [])]
         return FolderSource(root, [path for path, _ in pairs], [label for _, label in pairs])
 
-    train = source("train")
+    train: Source = source("train")
+    validation: Source
     if "validation" in folders:
         validation = source("validation")
     else:

@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
@@ -168,8 +168,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
     """Returns the height and width of an image whose shorter side gets a length, the aspect being kept."""
-    found = (max(round(side * shorter / min(height, width)), shorter) for side in (height, width))
-    return tuple(found)
+    found = [max(round(side * shorter / min(height, width)), shorter) for side in (height, width)]
+    return found[0], found[1]
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -293,7 +293,8 @@ def _orientation(exif: bytes) -> int:
     It is an integer of 16 or 32 bits; of a directory that is cut off the whole entries count. An export to a SavedModel
     reads it in the same way.
     """
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
+    orders: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+    order = orders.get(exif[:4])
     if order is None:
         return 1
     start = int.from_bytes(exif[4:8], order)

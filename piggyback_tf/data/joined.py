@@ -75,13 +75,11 @@ def join_tasks(tasks: Mapping[str, TaskData]) -> TaskData:
         tasks: The data of each task, by name.
     """
     firsts = np.cumsum([0, *(len(data.class_names) for data in tasks.values())])[:-1].tolist()
-    splits = {
-        split: Joined([getattr(data, split) for data in tasks.values()], firsts) for split in ("train", "validation")
-    }
     return TaskData(
         spec="+".join(data.spec for data in tasks.values()),
         name="+".join(tasks),
         class_names=tuple(f"{task}/{name}" for task, data in tasks.items() for name in data.class_names),
+        train=Joined([data.train for data in tasks.values()], firsts),
+        validation=Joined([data.validation for data in tasks.values()], firsts),
         test=None,
-        **splits,
     )

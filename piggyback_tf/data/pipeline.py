@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from piggyback_tf.data.augment import (
+    DeterministicOperation,
     Operation,
     RandomOperation,
     Size,
@@ -248,6 +249,7 @@ def _build(plan: _Plan):
             if isinstance(operation, RandomOperation):
                 image = operation.sample(image, seed)
             else:
+                assert isinstance(operation, DeterministicOperation)
                 image = tf.numpy_function(operation.apply, [image], tf.uint8, stateful=False)
                 image = tf.ensure_shape(image, [None, None, 3])
         if has_maps:
@@ -288,6 +290,7 @@ def _geometry(operation: Operation, size, seed):
 
     if isinstance(operation, RandomOperation):
         return operation.geometry(size, seed)
+    assert isinstance(operation, DeterministicOperation)
     found = tf.numpy_function(
         lambda size: operation.geometry((int(size[0]), int(size[1]))).astype(np.float32),
         [size],

@@ -14,7 +14,7 @@ from piggyback_tf.data.augment import Operation, Size, chain_size, leading_deter
 from piggyback_tf.data.cache import CachedImages, bytes_in_memory, cache_folder, cache_in_memory
 from piggyback_tf.data.disk_cache import cache_on_disk, make_room, open_disk_cache
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
-from piggyback_tf.data.look import Look, ReadAndPrepare, UnfitImageError, all_images, look_at
+from piggyback_tf.data.look import Look, ReadAndPrepare, UnfitImageError, WithoutBroken, all_images, look_at
 from piggyback_tf.data.sources import Source, digest
 from piggyback_tf.settings.inputs import CACHES
 
@@ -146,12 +146,12 @@ def cache_images(
     source, steps = reader.source, "|".join(operation.source for operation in reader.operations)
     if cache != "disk":
         # The last images cached in memory stay with their source, for the next dataset with the same operations.
-        kept_steps, kept = getattr(source, "_kept_images", (None, None))
+        kept_steps, kept = source._kept_images
         if kept_steps == steps:
             return kept
         # Those of other operations go first, lest both be held at once.
         if cache != "existing":
-            kept = source._kept_images = None, None
+            kept, source._kept_images = None, (None, None)
 
     raw = all_images(source)
     count, what = len(raw), f"{len(raw)} images" + (f" after {steps}" if steps else "")
@@ -165,13 +165,14 @@ def cache_images(
     images = look_at(reader, options.cache_dir, progress)
     if cache == "memory" or (cache == "auto" and _fits_in_memory(estimate, options.cache_limit_mb << 20)):
         logging.debug("Caching %s in memory, about %.0f MiB.", what, estimate / 2**20)
-        source._kept_images = (steps, cache_in_memory(images, estimate, source.channels))
-        return source._kept_images[1]
+        cached = cache_in_memory(images, estimate, source.channels)
+        source._kept_images = steps, cached
+        return cached
 
     folder, limit, most = entry(raw), options.cache_disk_limit_mb << 20, None
     about = {"images": count, "operations": steps, "first": raw.describe(0), "last": raw.describe(count - 1)}
     if (found := open_disk_cache(folder, source.channels)) is not None:
-        if raw is not source:  # Only images that are whole were ever cached.
+        if isinstance(source, WithoutBroken):  # Only images that are whole were ever cached.
             source.settle(Look(np.zeros((count, 2), np.int32), {}))
         return found
     try:

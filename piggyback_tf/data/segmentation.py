@@ -146,7 +146,9 @@ def load_segmentation(request: DataRequest) -> TaskData:
         if not request.skip_broken_images and any(problems.values()):
             raise DataProblems([problem for found in problems.values() for problem in found], request.spec)
         raise DataError(f"{request.spec!r} has no training image with a label map. {LAYOUT}")
-    sources = {split: SegmentationSource(pairs, root, reader) for split, pairs in splits.items() if pairs}
+    sources: dict[str, Source] = {
+        split: SegmentationSource(pairs, root, reader) for split, pairs in splits.items() if pairs
+    }
     train, validation = sources["train"], sources.get("validation")
     if validation is None:
         train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)

@@ -5,12 +5,16 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.unusable_files import UnusableFile
+
+if TYPE_CHECKING:
+    from piggyback_tf.data.cache import CachedImages
 
 # What is to be found in an image, by the name of its problem.
 TARGETS = {"class": "a class for each image", "map": "a class for each pixel"}
@@ -28,6 +32,8 @@ class Source(abc.ABC):
 
     image_size: tuple[int, int] | None = None
     has_maps: bool = False
+    # The last images that were cached in memory, and after which operations (prepared.py).
+    _kept_images: "tuple[str | None, CachedImages | None]" = (None, None)
 
     @property
     def channels(self) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -125,7 +126,7 @@ def _check_class_names(data: TaskData) -> None:
 
 def _without_broken(data: TaskData, cache_dir: str | None) -> TaskData:
     """Returns the same data, whose sources leave out what cannot be used."""
-    sources = {}
+    sources: dict[str, Any] = {}
     for split, source in data.splits.items():
         also = data.problems.get(split, ())
         if also:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -105,6 +106,7 @@ class TfdsSource(Source):
         image = decode_image(encoded, name)
         if self._fields.maps is None:
             return image
+        assert isinstance(label, bytes), "a label map is a PNG or JPEG"
         labels = self._fields.maps.decode(label, name)
         check_size(labels, image, name, name)
         return np.concatenate([image, labels[..., None]], axis=-1)
@@ -146,7 +148,7 @@ class TfdsSource(Source):
             for place, record in self._reader.scan(shard):
                 image, label = self._fields.parse(record)
                 # A label map says nothing of the whole image.
-                number = label if self._fields.maps is None else 0
+                number = int(label) if self._fields.maps is None else 0
                 yield _Record(place, len(record), zlib.crc32(record), len(image), number)
 
     @contextlib.contextmanager
@@ -228,12 +230,14 @@ def load_tfds(request: DataRequest) -> TaskData:
     test = source(test_split, pool) if test_split else None
     if validation_split is None and spare and not (test and _overlap(source(spare, None), test)):
         validation_split = spare
+    train: Source
+    validation: Source
     if validation_split:
         train, validation = pool, source(validation_split, pool)
     else:
         train, validation = carve_validation(pool, request.val_fraction, request.seed, request.spec)
 
-    held_out = [("test", test, pool, "train")]
+    held_out: list[tuple[str, Any, Any, str]] = [("test", test, pool, "train")]
     if validation_split:
         held_out += [("validation", validation, pool, "train"), ("validation", validation, test, "test")]
     for one, first, second, other in held_out:

@@ -1,10 +1,12 @@
 """How much of each layer a mask drops."""
 
+from typing import Any
+
 from piggyback_tf.evaluation.text import format_table
 from piggyback_tf.packs import TaskPack
 
 
-def zeros_table(pack: TaskPack) -> list[dict[str, str | int | float | list[int]]]:
+def zeros_table(pack: TaskPack) -> list[dict[str, Any]]:
     """Returns one row per masked weight, in layer order: `"path"`, `"shape"`, `"weights"`, `"zeros"` (a fraction)."""
     return [
         {"path": path, "shape": list(mask.shape), "weights": mask.size, "zeros": mask.zeros}

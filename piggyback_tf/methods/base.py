@@ -80,11 +80,12 @@ class Method(abc.ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    config: MethodConfig
     makes_pack: ClassVar[bool] = True
     # Whether networks that `recall` makes have Keras' own layers alone, so that they open without this package.
     plain_networks: ClassVar[bool] = True
     # Whether what is learned depends on the tasks before, and so on their order.
-    sequential: ClassVar[bool] = False
+    sequential: bool = False
     # Whether no later task changes the answers of an earlier one, not by a bit.
     keeps_old_tasks: ClassVar[bool] = True
     # Whether the memory holds a network in place of the base, which is then no longer needed.

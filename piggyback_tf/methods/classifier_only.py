@@ -13,6 +13,7 @@ class ClassifierOnly(Method):
     """Learns the head; the backbone is shared, frozen, and batch norm stays in inference mode."""
 
     Config = ClassifierOnlyConfig
+    config: ClassifierOnlyConfig
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.

@@ -81,6 +81,7 @@ class DAN(Method):
     """Learns how to combine the filters of each layer of the frozen backbone, biases, batch norm, and the head."""
 
     Config = DANConfig
+    config: DANConfig
     makes_pack = False
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:

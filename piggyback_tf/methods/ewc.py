@@ -40,6 +40,7 @@ class EWC(SharedNetwork):
     """Trains one network on task after task, and holds the weights that earlier tasks need."""
 
     Config = EWCConfig
+    config: EWCConfig
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         variables = penalised_variables(model)

@@ -13,6 +13,7 @@ class Finetune(Method):
     """Trains all weights of a copy of the backbone, and the head."""
 
     Config = FinetuneConfig
+    config: FinetuneConfig
     makes_pack = False
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
@@ -25,3 +26,4 @@ class FinetuneSequential(SharedNetwork):
     """Trains one network on task after task, which is what methods against forgetting are compared with."""
 
     Config = FinetuneSequentialConfig
+    config: FinetuneSequentialConfig

@@ -227,6 +227,7 @@ class HAT(Method):
     """Trains weights and gates of one network, and holds the weights between units that earlier tasks have open."""
 
     Config = HATConfig
+    config: HATConfig
     makes_pack = False
     plain_networks = False
     sequential = True

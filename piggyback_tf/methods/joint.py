@@ -71,6 +71,7 @@ class Joint(SharedNetwork):
     """Trains one network and a head for each task on the images of all tasks together."""
 
     Config = JointConfig
+    config: JointConfig
     sequential = False
 
     def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:

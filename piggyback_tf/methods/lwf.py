@@ -105,6 +105,7 @@ class LwF(SharedNetwork):
     """Trains one network on task after task, and keeps the old heads' answers to the new task's images."""
 
     Config = LwFConfig
+    config: LwFConfig
 
     def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:
         if not self.memory.tasks:

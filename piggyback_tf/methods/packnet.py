@@ -116,7 +116,7 @@ class OwnedWeight:
         """
         owner = np.array(keras.ops.convert_to_numpy(self.owner)).reshape(-1)
         size = np.abs(keras.ops.convert_to_numpy(self.kernel)).reshape(-1)
-        own, free = np.flatnonzero(owner == self.task), np.count_nonzero(owner == 0)
+        own, free = np.flatnonzero(owner == self.task), int(np.count_nonzero(owner == 0))
         count = count_of_part(fraction, own.size + free) - free
         if count > 0:
             owner[own[np.argpartition(size[own], count - 1)[:count]]] = 0
@@ -128,6 +128,7 @@ class PackNet(Method):
     """Trains the free weights of one network on a task, keeps the largest, and frees the others for the next task."""
 
     Config = PackNetConfig
+    config: PackNetConfig
     makes_pack = False
     sequential = True
     replaces_base = True

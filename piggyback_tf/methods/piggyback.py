@@ -37,6 +37,7 @@ class Piggyback(Method):
     """
 
     Config = PiggybackConfig
+    config: PiggybackConfig
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Piggyback(Method):
         self.sequential = self.config.init_from == AUTO
 
     @property
-    def watches_features(self) -> bool:
+    def watches_features(self) -> bool:  # type: ignore[override]  # Nobody sets it.
         """Masks that start otherwise may drop most of the network at once, as they are told to."""
         return self.config.mask_init == "constant"
 

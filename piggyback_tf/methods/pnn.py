@@ -144,6 +144,7 @@ class PNN(Method):
     """Trains a copy of the backbone for each task, with laterals from those of the tasks before."""
 
     Config = PNNConfig
+    config: PNNConfig
     makes_pack = False
     plain_networks = False
     sequential = True

@@ -58,6 +58,7 @@ class ResidualAdapters(Method):
     """Learns adapters at the 3x3 convolutions of the frozen backbone, batch norm, and the head."""
 
     Config = ResidualAdaptersConfig
+    config: ResidualAdaptersConfig
     makes_pack = False
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:

@@ -97,7 +97,7 @@ class TaskBank:
         added: dict[str, HeldTask] = {}
         for pack in self._packs(source):
             if pack.task in added:
-                raise PackError(f"The folder {os.fspath(source)!r} has two packs of a task named {pack.task!r}.")
+                raise PackError(f"The folder {str(source)!r} has two packs of a task named {pack.task!r}.")
             task = added[pack.task] = HeldTask.of(pack, self._hold)
             self._networks.check(task)
             if not task.head_spec.is_dense:
@@ -296,7 +296,7 @@ class TaskBank:
             return
         if not isinstance(source, str | os.PathLike):
             raise ValueError(f"A task is added as a TaskPack, a file, a URL or a folder. Received: {source!r}.")
-        files = [source]
+        files: Sequence[str | os.PathLike] = [source]
         if Path(source).is_dir():
             files = packs_in(source)
             if not files:

@@ -10,6 +10,7 @@ short as range coding, and faster to decode.
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import constriction
@@ -98,7 +99,7 @@ class EncodedMasks:
         return masks
 
 
-def encode(masks: dict[str, MaskBits], kind: str, codec: str = "best") -> EncodedMasks:
+def encode(masks: Mapping[str, MaskBits], kind: str, codec: str = "best") -> EncodedMasks:
     """Encodes the masks of a task.
 
     Args:
@@ -134,7 +135,7 @@ class _Encoder:
         values = _unpacked(mask) if self._codec != "bits" else None
         partition = whole_layer(mask.shape, kept)
         if self._codec == "best" and zeros and kept:
-            partition = find_partition(values != 0)
+            partition = find_partition(np.not_equal(values, 0))
         negated = bits.count_ones(mask.packed[1]) if self._kind == "ternary" else 0
         signs = whole_layer((max(1, kept),), kept - negated) if self._kind == "ternary" else None
         length = partition.bits + (signs.bits if signs else 0)
@@ -305,13 +306,13 @@ def layer_entry(layer: CodedLayer) -> dict[str, Any]:
     return entry | ({"classes": list(layer.classes)} if layer.classes != (1, 1) else {})
 
 
-def _weight_shares(drop: int, negate: int) -> tuple[int, ...]:
+def _weight_shares(drop: Any, negate: Any) -> tuple[int, ...]:
     """Returns how often a weight is dropped, kept and negated, in 2^-32, by codes of rates: of all, of those kept."""
     dropped, negated = int(RATES[drop]), int(RATES[negate])
     return dropped * RATE_ONE, (RATE_ONE - dropped) * (RATE_ONE - negated), (RATE_ONE - dropped) * negated
 
 
-def _member_shares(rate: int) -> tuple[int, ...]:
+def _member_shares(rate: Any) -> tuple[int, ...]:
     """Returns how often a channel is outside and inside of a class, in 2^-32, by the code of a rate."""
     inside = int(RATES[rate])
     return (RATE_ONE - inside) * RATE_ONE, inside * RATE_ONE

@@ -85,7 +85,8 @@ def _overlap(path: str, a: MaskBits | None, b: MaskBits | None) -> MaskOverlap:
         kept = count_ones(mask.packed[0])
         rest = mask.size - kept
         negated = count_ones(mask.packed[1]) if len(mask.packed) > 1 else 0
-        return MaskOverlap(kept, *((rest, 0) if a is None else (0, rest)), neither=0, opposite=negated)
+        only_a, only_b = (rest, 0) if a is None else (0, rest)
+        return MaskOverlap(kept, only_a, only_b, neither=0, opposite=negated)
     if tuple(a.shape) != tuple(b.shape):
         raise PackError(f"The masks of {path!r} have different shapes: {list(a.shape)} and {list(b.shape)}.")
     kept = a.packed[0] & b.packed[0]

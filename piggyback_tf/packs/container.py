@@ -8,6 +8,7 @@ tensors are read.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -177,7 +178,7 @@ class PackReader:
         shape = entry.get("shape") if isinstance(entry, dict) else None
         return shape[0] if isinstance(shape, list) and shape and type(shape[0]) is int and shape[0] > 0 else 1
 
-    def tensors(self, expected: dict[str, tuple[np.dtype, Shape]]) -> dict[str, np.ndarray]:
+    def tensors(self, expected: Mapping[str, tuple[np.dtype, Shape]]) -> dict[str, np.ndarray]:
         """Returns the tensors.
 
         Args:

@@ -28,7 +28,7 @@ _SHORT = 1 << 10
 # Characters of a line of the index, but for its path, of which every character may be written as "\\u0000".
 _INDEX_LINE = 256
 _UINT8, _UINT32 = np.dtype("uint8"), np.dtype("<u4")
-_FLOAT = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+_FLOAT: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
 def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: str) -> bytes:
@@ -141,7 +141,13 @@ def _expected_head(
 
 def _expected(reader: PackReader, dtype: np.dtype, limits: dict[str, int]) -> dict[str, tuple[np.dtype, Shape]]:
     """Returns what tensors there must be beside the head; those that may be missing only if they are there."""
-    kinds = {"index": _UINT8, "masks/rates": _UINT8, "masks/stream": _UINT32, "masks/bits": _UINT8, "norm": dtype}
+    kinds: dict[str, np.dtype] = {
+        "index": _UINT8,
+        "masks/rates": _UINT8,
+        "masks/stream": _UINT32,
+        "masks/bits": _UINT8,
+        "norm": dtype,
+    }
     there = {"index", *reader.names}
     return {name: (kind, limits[name]) for name, kind in kinds.items() if name in there}
 

@@ -94,7 +94,7 @@ class HeldTask:
             tuple((name, value.shape) for name, value in pack.head.items()),
         )
         if hold == "compressed" and pack.masks:
-            bits = _shared_index(encode(pack.masks, pack.mask_kind), layout)
+            bits: np.ndarray | EncodedMasks = _shared_index(encode(pack.masks, pack.mask_kind), layout)
         else:
             bits = np.concatenate([np.zeros(0, np.uint8), *(mask.packed.reshape(-1) for mask in pack.masks.values())])
         numbers = [*pack.norm.values(), *pack.head.values()]

@@ -138,6 +138,8 @@ class TaskPack:
         from piggyback_tf.packs.capture import capture, check_augment
 
         found = capture(model, backbone)
+        if created is not None:
+            found["created"] = created
         check_augment(eval_augment, found["head_spec"].image_shape or (backbone.image_size,) * 2)
 
         return cls(
@@ -155,7 +157,6 @@ class TaskPack:
             settings=settings or {},
             errors=errors or {},
             versions=_package_versions(),
-            **({} if created is None else {"created": created}),
             **found,
         )
 

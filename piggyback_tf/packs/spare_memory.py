@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import mmap
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class SpareMemory:
             return np.empty(size, np.uint8)
         pages = self._pages(size)
         # Not the array itself is watched: arrays that are made of it refer to this, and not to it.
-        owner = (ctypes.c_uint8 * size).from_buffer(pages)
+        owner: Any = (ctypes.c_uint8 * size).from_buffer(pages)
         weakref.finalize(owner, self._spare.append, pages).atexit = False
         return np.frombuffer(owner, np.uint8)
 

@@ -28,7 +28,7 @@ class TracedNetworks:
         self._backbone, self._base = backbone, base
         self._variables = list(named_variables(backbone.model).values())
         self._heads: dict[HeadSpec, HeadNetwork] = {}
-        self._functions: dict[tuple[str, HeadSpec], Callable[..., tf.Tensor]] = {}
+        self._functions: dict[tuple[str, HeadSpec], tf.types.experimental.PolymorphicFunction] = {}
         self._lock = threading.Lock()
 
     def prepare(self, problem: str, spec: HeadSpec) -> None:

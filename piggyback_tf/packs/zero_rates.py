@@ -9,6 +9,7 @@ code: 2^-16 is the lowest rate that is not zero.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RATE_BITS = 8
 NEVER, ALWAYS = 0, 255
@@ -30,7 +31,7 @@ _DOWN = np.log((RATE_ONE - RATES[_CODES[:-1]]) / (RATE_ONE - RATES[_CODES[1:]]))
 _LIMITS = _DOWN / (_UP + _DOWN)
 
 
-def rate_code(events: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def rate_code(events: ArrayLike, counts: ArrayLike) -> np.ndarray:
     """Returns the codes, uint8, of what happened `events` times of `counts`; `NEVER` for 0 of 0."""
     events, counts = np.asarray(events, np.float64), np.asarray(counts, np.float64)
     codes = _CODES[np.searchsorted(_LIMITS, events / np.maximum(counts, 1))]

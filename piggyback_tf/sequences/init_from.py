@@ -108,7 +108,8 @@ def _choose(
     method: Method, backbone: Backbone, candidates: Mapping[str, str | Path], sample: _Sample
 ) -> dict[str, Any]:
     """Returns the name of the best candidate, None if it is to start as usual, and the scores of all."""
-    base, scores = BaseSpec.of(backbone), []
+    base = BaseSpec.of(backbone)
+    scores: list[Any] = []
     for name in (None, *candidates) if candidates else ():
         start = MaskStart() if name is None else _load(method, base, candidates[name], {})
         # As training would start, whatever is masked and however batch norm is learned.

@@ -103,7 +103,7 @@ def run_sequence(
     sequence = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
     sequence["sequential"] = method.sequential
     folders = folders_of(folder, tasks, in_turn=in_turn)
-    kinds = PackStore if method.makes_pack else MemoryStore if in_turn else NetworkStore
+    kinds: Any = PackStore if method.makes_pack else MemoryStore if in_turn else NetworkStore
     sequence["steps"] = steps = _Learner(backbone, tasks, settings, folders, kinds(backbone, folders)).learn_all()
     if "task_agnostic" in steps[-1]:
         sequence["task_agnostic"] = steps[-1].pop("task_agnostic")
@@ -116,7 +116,8 @@ def _learn_alone(
     folder: Path, backbone: Backbone, tasks: Mapping[str, TaskData], settings: SequenceSettings
 ) -> dict[str, Any]:
     """Learns every task but the first as if it were the first; returns what was measured of each."""
-    alone, store = {}, PackStore if METHODS[settings.method].makes_pack else MemoryStore
+    alone: dict[str, Any] = {}
+    store: Any = PackStore if METHODS[settings.method].makes_pack else MemoryStore
     for task, own in list(folders_of(folder, tasks).items())[1:]:
         folder.mkdir(exist_ok=True)
         learner = _Learner(backbone, {task: tasks[task]}, settings, {task: own}, store(backbone, {task: own}))

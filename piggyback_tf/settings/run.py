@@ -63,7 +63,8 @@ def settings_of(method: str) -> dict[str, dataclasses.Field]:
     Args:
         method: Name of the method; of one that is not registered the own settings are not known.
     """
-    own, trains = (), VARIABLE_GROUPS
+    own: tuple[dataclasses.Field, ...] = ()
+    trains: tuple[str, ...] = VARIABLE_GROUPS
     if method in CONFIGS:
         own, trains = dataclasses.fields(CONFIGS[method]), CONFIGS[method].trains
     training = [field for field in dataclasses.fields(TrainConfig) if _is_heeded(field, trains)]

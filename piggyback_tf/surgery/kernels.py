@@ -5,7 +5,7 @@ Keras' own `call` stays as it is: the kernel attribute it reads is a property he
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 import numpy as np
@@ -39,7 +39,11 @@ def derived_kernel(weight: str) -> property:
     return property(get, set_, doc=f"The `{weight}` that the layer computes with.")
 
 
-class DerivedKernels:
+# What it adds to is a Keras layer, which only a type checker is told of: the class itself comes before it.
+_Layer: Any = keras.Layer if TYPE_CHECKING else object
+
+
+class DerivedKernels(_Layer):
     """What layers with derived kernels share; comes before the Keras layer in the bases of a class."""
 
     # The names of the kernels; set by `derived_layers`.

@@ -148,13 +148,13 @@ def train_task(
             )
     backup.restore_best()
     method.end_training(model)
-    done = backup.completed
+    completed = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = {
         name: [100 * value for value in values] if name.endswith("error") else values
-        for name, values in done.history.items()
+        for name, values in completed.history.items()
     }
-    return TrainedTask(model, problem, history, done.best_epoch, done.seconds)
+    return TrainedTask(model, problem, history, completed.best_epoch, completed.seconds)
 
 
 def _size(variable: keras.Variable) -> int:

@@ -56,7 +56,10 @@ class _Arithmetic:
     gradient_scaling: str
 
     def sampled(
-        self, layers: Sequence[Sequence[tf.Tensor]], rates: tf.Tensor, largest: tf.Tensor
+        self,
+        layers: Sequence[tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]],
+        rates: tf.Tensor,
+        largest: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns of a sample of all weights which flip, their bins by score, and what they promise and are.
 

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -307,10 +306,9 @@ class TestImagenet:
         np.testing.assert_allclose(np.asarray(downloaded.model(images)), np.asarray(from_file.model(images)), rtol=1e-6)
 
 
-@pytest.mark.skipif("PIGGYBACK_REALDATA" not in os.environ, reason="PIGGYBACK_REALDATA names no folder of real weights")
 @pytest.mark.parametrize("size", [96, 224])
-def test_real_imagenet_weights_give_what_keras_gives(size):
-    path = Path(os.environ["PIGGYBACK_REALDATA"]) / "weights" / "mobilenet_v2_imagenet_notop.weights.h5"
+def test_real_imagenet_weights_give_what_keras_gives(size, realdata):
+    path = realdata / "weights" / "mobilenet_v2_imagenet_notop.weights.h5"
     plain = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(size, size, 3), pooling="avg")
     plain.load_weights(path)
     backbone = load_backbone("mobilenet_v2", weights=path, image_size=size)

@@ -276,6 +276,7 @@ def test_numbers_that_are_not_finite_are_answers():
     assert Structure.from_json(json.loads(json.dumps(structure.to_json()))) == structure
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning:keras")
 @pytest.mark.parametrize("change", ["quantize", "lora"])
 def test_a_layer_that_computes_with_more_than_its_kernel_is_unknown(change):
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.GlobalMaxPooling2D(), layers.Dense(4, name="fc")])

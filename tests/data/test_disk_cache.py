@@ -184,7 +184,7 @@ def test_what_is_cached_is_used_and_nothing_else_is_cached(cache, make_folder, c
         assert images(8) == len(source)
     assert images(9) == len(source)
     assert kept_files(cache_dir) == before
-    assert getattr(source, "_kept_images", (None,))[0] == ("resize(8,8)" if cache == "memory" else None)
+    assert source._kept_images[0] == ("resize(8,8)" if cache == "memory" else None)
     # Nothing at all happens before the first batch is asked for.
     stream_batches(None, "resize(8,8)", batch_size=4)
     assert InputConfig(cache="none").existing_cache()["cache"] == "none"

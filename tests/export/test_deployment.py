@@ -7,14 +7,13 @@ import subprocess
 import threading
 
 import pytest
+import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from export.deployment.memory import memory_of
 from export.deployment.options import ServingOptions
 from export.serving import write_deployment
 from tests.export.helpers import BATCH
-
-yaml = pytest.importorskip("yaml")
 
 
 def test_compose(exports):

@@ -22,7 +22,6 @@ from export.shared.errors import ExportError
 from tests.export.helpers import BATCH, ROOT, replay
 from tests.packs.helpers import renamed
 
-yaml = pytest.importorskip("yaml")
 NAMES = [
     "models.config",
     "batching_parameters.txt",

@@ -45,7 +45,7 @@ def test_identity_is_the_base_bit_for_bit(network):
 
 def test_noise_is_small_on_the_diagonal_and_follows_the_seed(backbone):
     def mixing(seed):
-        return np.array(DAN().feature_model(backbone, seed).get_layer("third_conv")._mixing)
+        return keras.ops.convert_to_numpy(DAN().feature_model(backbone, seed).get_layer("third_conv")._mixing)
 
     noise = mixing(0)
     assert noise.shape == (12, 12)

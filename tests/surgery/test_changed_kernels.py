@@ -19,6 +19,9 @@ from piggyback_tf.packs.base_fit import MisfitError
 from piggyback_tf.surgery import copy_of_base
 from tests.packs.helpers import pack_of, trained_model
 
+# Keras quantises what it can, and says of each other layer that it cannot.
+pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning:keras")
+
 MODES = ("int8", "int4", "float8")
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3)).astype("float32")
 

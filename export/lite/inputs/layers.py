@@ -318,7 +318,7 @@ def _conv_taps(size: Pair, output: Pair, kernel: Pair, strides: Pair, dilation: 
         before = _before(length, out, taps, stride, step, padding)
         place = np.arange(out)[:, None] * stride + np.arange(taps) * step - before
         axes.append(np.where((place >= 0) & (place < length), place, -1))
-    return _combine(*axes, size)
+    return _combine(axes[0], axes[1], size)
 
 
 def _transpose_taps(size: Pair, output: Pair, kernel: Pair, strides: Pair, dilation: Pair, padding: str) -> np.ndarray:
@@ -330,7 +330,7 @@ def _transpose_taps(size: Pair, output: Pair, kernel: Pair, strides: Pair, dilat
         place = np.arange(out)[:, None] + before - np.arange(taps) * step
         inside = (place >= 0) & (place % stride == 0) & (place < length * stride)
         axes.append(np.where(inside, place // stride, -1))
-    return _combine(*axes, size)
+    return _combine(axes[0], axes[1], size)
 
 
 def _before(length: int, output: int, taps: int, stride: int, step: int, padding: str) -> int:

@@ -115,7 +115,7 @@ class DeviceNetwork:
 
     def norm_of(self, pack: TaskPack) -> np.ndarray:
         """Returns a task's batch norm as factors and offsets, float32 `[norm_length]`."""
-        weights = self._network.weights | pack.norm
+        weights = {**self._network.weights, **pack.norm}
         layers = [self._network.norms[path] for path in self.format.norms]
         parts = [part for layer in layers for part in (layer.factor(weights), layer.offset(weights))]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
@@ -131,7 +131,7 @@ class DeviceNetwork:
     def _offset(self, layer: DeviceLayer) -> np.ndarray:
         """Returns what is added to a layer's result for every task."""
         weights = self._network.weights
-        offset = weights[layer.bias_path] if layer.bias_path else np.float32(0)
+        offset = weights[layer.bias_path] if layer.bias_path else np.zeros((), np.float32)
         if layer.norm:
             norm = self._network.norms[layer.norm]
             offset = offset * norm.factor(weights) + norm.offset(weights)

@@ -10,7 +10,7 @@ probabilities = model.predict(images)
 import os
 import threading
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -99,9 +99,8 @@ class LiteModel:
             raise PackError(f"{os.fspath(path)!r} is of design {description['design']!r}, not {self.DESIGN!r}.")
         self.quantize: str = description["quantize"]
         self._digest, self._size = description["digest"], description["layout"]["image_size"]
-        self._runner: Runner = {"interpreter": InterpreterRunner, "compiled": CompiledRunner}[runtime](
-            os.fspath(path), threads
-        )
+        runners: dict[str, Any] = {"interpreter": InterpreterRunner, "compiled": CompiledRunner}
+        self._runner: Runner = runners[runtime](os.fspath(path), threads)
         self._lock = threading.Lock()
         self._task: TaskInputs | None = None
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,21 +50,21 @@ def export_inputs(backbone: Backbone, packs: Iterable[PackSource], output: Path,
         ValueError: If a layer cannot be exported so.
         OSError: If the files cannot be written.
     """
-    packs = list(fitting_packs(packs, BaseSpec.of(backbone)))
-    changes = Changes.of(packs, options.max_classes or None)
-    for pack in packs:
+    tasks = list(fitting_packs(packs, BaseSpec.of(backbone)))
+    changes = Changes.of(tasks, options.max_classes or None)
+    for pack in tasks:
         changes.check(pack)
     structure = backbone.structure
     network = DeviceNetwork(backbone, changes, structure.digest)
     model = convert_signatures(*MODULE_MAKERS[options.design](network), float16=options.quantize == "float16")
-    description = {"design": options.design, "quantize": options.quantize}
+    description: dict[str, Any] = {"design": options.design, "quantize": options.quantize}
     description |= {"digest": network.format.digest(), "layout": network.format.to_json(), **structure.to_json()}
     objects = read_objects(model)
     add_metadata(objects, backbone.name, backbone.preprocessing)
     with new_folder(output) as folder:
         (folder / MODEL).write_bytes(pack_objects(objects))
         append_files(folder / MODEL, description)
-        names = [MODEL, *_write_inputs(network, packs, folder, folder / MODEL, backbone)]
+        names = [MODEL, *_write_inputs(network, tasks, folder, folder / MODEL, backbone)]
     return [output / name for name in names]
 
 
@@ -85,19 +86,19 @@ def add_inputs(backbone: Backbone, packs: Iterable[PackSource], model: Path, out
         OSError: If the files cannot be written.
     """
     found = read_model_description(model)
-    packs, layout = list(fitting_packs(packs, BaseSpec.of(backbone))), found["layout"]
+    tasks, layout = list(fitting_packs(packs, BaseSpec.of(backbone))), found["layout"]
     check_same_weights(f"The model {str(model)!r} was made of", layout["base_hash"], backbone)
     check_same_computation(f"The model {str(model)!r}", Structure.from_json(found), backbone.structure, PackError)
     masked = frozenset(path for path, _ in layout["filters"])
     changes = Changes(masked, bool(layout["norms"]), layout["bits"], layout["classes"])
-    for pack in packs:
+    for pack in tasks:
         changes.check(pack)
     network = DeviceNetwork(backbone, changes, layout.get("base_structure"))
     if network.format.digest() != found["digest"]:
         raise PackError(f"The model {str(model)!r} was written by another version of this package; export it anew.")
     folder = model.parent if output is None else output
     make_folder(folder)
-    return [folder / name for name in _write_inputs(network, packs, folder, model, backbone)]
+    return [folder / name for name in _write_inputs(network, tasks, folder, model, backbone)]
 
 
 def _write_inputs(

@@ -100,15 +100,15 @@ class Encoder:
 
 def filter_inputs(operator: Operator) -> tuple[int, int, int]:
     """Returns the numbers of the tensors of an operator's data, filter and bias; -1 for those that it has not."""
-    inputs = (*operator.inputs, -1, -1, -1)
+    data, filter_, bias, fourth = (*operator.inputs, -1, -1, -1, -1)[:4]
     if operator.code == schema.BuiltinOperator.TRANSPOSE_CONV:
-        return inputs[2], inputs[1], inputs[3]
+        return bias, filter_, fourth
     known = (
         schema.BuiltinOperator.CONV_2D,
         schema.BuiltinOperator.DEPTHWISE_CONV_2D,
         schema.BuiltinOperator.FULLY_CONNECTED,
     )
-    return inputs[:3] if operator.code in known else (-1, -1, -1)
+    return (data, filter_, bias) if operator.code in known else (-1, -1, -1)
 
 
 def bias_elements(value: np.ndarray, scales: np.ndarray) -> Elements:

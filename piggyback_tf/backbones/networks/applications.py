@@ -148,8 +148,8 @@ def build_vgg(image_size: int, published: str | None = None, *, name: str, const
     import keras
 
     images, x = _images(image_size, _CAFFE)
-    constructor = getattr(keras.applications, constructor)
-    network = constructor(include_top=False, weights=None, input_tensor=x, input_shape=(image_size, image_size, 3))
+    build = getattr(keras.applications, constructor)
+    network = build(include_top=False, weights=None, input_tensor=x, input_shape=(image_size, image_size, 3))
     x = keras.layers.Flatten(name="flatten")(network.output)
     for layer in ("fc1", "fc2"):
         x = keras.layers.Dense(4096, activation="relu", name=layer)(x)
@@ -159,7 +159,7 @@ def build_vgg(image_size: int, published: str | None = None, *, name: str, const
         from piggyback_tf.backbones.paths import copy_weights
 
         # The published file belongs to the network with its classifier, which is then left behind.
-        copy_weights(constructor(include_top=True, weights=published), model)
+        copy_weights(build(include_top=True, weights=published), model)
     return model
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table, mean
 from piggyback_tf.evaluation.tables.runs import Record, TableError
@@ -52,7 +53,7 @@ def initialisations(records: Sequence[Record]) -> Table:
     chosen, notes = _choose(records, ("piggyback",), "paper5")
     columns = _by_base(chosen, weights=True)
     tasks = all_tasks(chosen)
-    rows = [[task, *(_error(runs, task, top5=True) for runs in columns.values())] for task in tasks]
+    rows: list[list[Any]] = [[task, *(_error(runs, task, top5=True) for runs in columns.values())] for task in tasks]
     caption = "Errors (%) of masks by initialisation"
     table = Table("paper5", caption, ["task", *columns], rows, notes=[*notes, _SPREAD]).without_empty_columns()
     return _with_top5_note(table)
@@ -74,7 +75,7 @@ def zeros(records: Sequence[Record]) -> Table:
         found = [record.zeros(task) for record in by_seed(runs, task)]
         return mean([None if one is None else 100 * one[0] for one in found])
 
-    rows = [[task, *(cell(runs, task) for runs in columns.values())] for task in all_tasks(chosen)]
+    rows: list[list[Any]] = [[task, *(cell(runs, task) for runs in columns.values())] for task in all_tasks(chosen)]
     caption = "Zeros (%) in the masks of tasks"
     return Table("paper6", caption, ["task", *columns], rows, notes=[*notes, _SPREAD]).without_empty_columns()
 

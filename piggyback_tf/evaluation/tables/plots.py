@@ -1,5 +1,6 @@
 """Plots of finished runs: zeros by layer (the paper's figure 3), the matrix of errors, error against bytes."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,15 +53,15 @@ def write_plots(folder: Path, records: Sequence[Record]) -> list[Path]:
         tasks = all_tasks(own)
         if lines := _zeros_by_layer(own):
             written.append(folder / f"{prefix}{ZEROS_PLOT}")
-            write_plot(written[-1], lambda lines=lines, base=base: _plot_zeros(lines, base))
+            write_plot(written[-1], functools.partial(_plot_zeros, lines, base))
         for row in rows:
             if row.order and len(row.seeds[0].records[0].tasks) > 1:
                 written.append(folder / f"{prefix}errors_{_file_name(f'{row.name} {_order_word(row.order)}')}.png")
-                write_plot(written[-1], lambda row=row: _plot_matrix(row))
+                write_plot(written[-1], functools.partial(_plot_matrix, row))
         points = [row for row in rows if row.mean_error(tasks) and _added(row, "system")]
         if points:
             written.append(folder / f"{prefix}error_and_bytes.png")
-            write_plot(written[-1], lambda points=points, tasks=tasks: _plot_bytes(points, tasks))
+            write_plot(written[-1], functools.partial(_plot_bytes, points, tasks))
     return written
 
 

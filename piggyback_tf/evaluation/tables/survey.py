@@ -217,14 +217,20 @@ def _columns(tasks: Sequence[str], rows: Sequence[Row]) -> dict[str, Callable[[R
     def inferred(kind: str, name: str) -> Callable[[Row], Cell]:
         return over_seeds(lambda one: one.inferred(kind, name), "percent", True)
 
+    def measured(name: str) -> Callable[[Row], Cell]:
+        return over_seeds(lambda one: one.measure(name), "percent", True)
+
+    def error_of(task: str) -> Callable[[Row], Cell]:
+        return lambda row: row.mean_error([task])
+
     columns: dict[str, Callable[[Row], Cell]] = {
         "seeds": lambda row: Number(len(row.seeds), style="count"),
-        **{f"{task} %": lambda row, task=task: row.mean_error([task]) for task in tasks},
+        **{f"{task} %": error_of(task) for task in tasks},
         "mean %": lambda row: row.mean_error(tasks),
         "95 % ±": lambda row: row.half_interval(tasks),
     }
     for name in ("forgetting", "backward_transfer", "forward_transfer"):
-        columns[name.replace("_", " ")] = over_seeds(lambda one, name=name: one.measure(name), "percent", True)
+        columns[name.replace("_", " ")] = measured(name)
     for kind in dict.fromkeys(kind for row in rows for one in row.seeds for kind in one.agnostic):
         columns[f"task id %, {kind}"] = inferred(kind, "task_id_accuracy")
         columns[f"class-incremental %, {kind}"] = inferred(kind, "class_incremental_error")

@@ -28,6 +28,7 @@ class SharedNetwork(Method):
     """A method with one network for all tasks: the weights after the last task are those of every task."""
 
     Config = TrainedNetworkConfig
+    config: TrainedNetworkConfig
     makes_pack = False
     sequential = True
     keeps_old_tasks = False

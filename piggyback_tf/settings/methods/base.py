@@ -63,7 +63,7 @@ class OptionalNormConfig(NormConfig):
 class TrainedNetworkConfig(OptionalNormConfig):
     """Settings of methods that train the network itself."""
 
-    trains = ("weights", "norm", "head")
+    trains: ClassVar[tuple[str, ...]] = ("weights", "norm", "head")
 
 
 def check_norm(norm: str) -> None:

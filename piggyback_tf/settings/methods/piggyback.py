@@ -11,7 +11,7 @@ _PREFIX = "mask_"
 
 @CONFIGS.register("piggyback")
 @dataclasses.dataclass(frozen=True)
-class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):
+class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):  # type: ignore[misc]  # Made at run time.
     """Settings of the masks, those of `MaskConfig` too; the defaults are the paper's, but for `norm_statistics`."""
 
     trains = ("mask", "norm", "head")
