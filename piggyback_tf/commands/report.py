@@ -57,16 +57,18 @@ def _run(options: argparse.Namespace) -> Answer:
         return pack, len(data)
 
     subjects = read_subjects([with_home(source) for source in options.sources], load)
-    for problem in subjects.problems:
+    if not subjects.tasks and len(subjects.problems) == 1:
+        raise UsageError(subjects.problems[0])
+    for problem in (*subjects.problems, *subjects.notes):
         complain(options.command, problem)
     if not subjects.tasks:
-        raise UsageError("There is nothing to show, and no page was written.")
+        raise UsageError("None of these can be shown, and no page was written.")
     for data in {one.answers.data for one in subjects.tasks if one.answers and options.images}:
         prepare_for(data)
     written = write_page(output, subjects, options.images)
     tasks = len(subjects.tasks)
     text = f"{output}: {tasks} {'task' if tasks == 1 else 'tasks'}, {written['bytes']:,} bytes. Open it in a browser."
-    value = {"file": output, **written, "problems": subjects.problems}
+    value = {"file": output, **written, "notes": subjects.notes, "problems": subjects.problems}
     return Answer(value, text, WRONG if subjects.problems else DONE)
 
 

@@ -7,6 +7,10 @@ from piggyback_tf.evaluation.page.subjects import Subject, Subjects
 
 # Pairs of classes that are listed.
 _PAIRS = 10
+_NOTE = (
+    "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers come "
+    "first."
+)
 
 
 def wrong_images(subjects: Subjects, most: int) -> tuple[Markup | None, dict[str, Gallery]]:
@@ -21,7 +25,10 @@ def wrong_images(subjects: Subjects, most: int) -> tuple[Markup | None, dict[str
     found = {label: (one, own) for label, (one, own) in found.items() if own is not None}
     if not found:
         return None, {}
-    body = joined(*(_of_task(one, own, most) for one, own in found.values()))
+    body = joined(
+        element("p", _NOTE, class_="note") if any(own.figures for _, own in found.values()) else None,
+        [_of_task(one, own, most) for one, own in found.values()],
+    )
     return body, {label: own for label, (_, own) in found.items()}
 
 
@@ -33,10 +40,8 @@ def _of_task(subject: Subject, own: Gallery, most: int) -> Markup:
         told = f"All answers to the {count:,} images of the {answers.split} split of {answers.data} are right."
     elif own.figures:
         shown = len(own.figures)
-        told += " Those with the surest answers come first" + (
-            f"; {shown:,} of them are shown (--images={most})." if shown < own.wrong else "."
-        )
-        told += " ✗ is the answer and ✓ the truth, each with the probability that the task gives it."
+        if shown < own.wrong:
+            told += f" {shown:,} of them {'is' if shown == 1 else 'are'} shown (--images={most})."
     else:
         told += " None of them is shown (--images=0)."
     if answers.after != subject.task:

@@ -1,7 +1,7 @@
 """The parts of the page but the images: results, curves, zeros, overlap of masks, and what is known besides."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from piggyback_tf.evaluation.page.charts import bar_chart, colour, interval, line_chart, swatch
@@ -17,8 +17,8 @@ from piggyback_tf.sentences import some
 
 # Cells are shaded in so many steps, classes of page.css.
 _SHADES = 10
-# Columns of the results that hold texts.
-_LEFT = {"method", "network"}
+# So many characters of names fit into the title.
+_TITLE = 60
 # Names of errors and curves; others are called as they are.
 _ERRORS = {"top1_error": "error %", "top5_error": "top-5 error %"}
 _CURVES = {"error": ("Error", "%"), "cross_entropy": ("Cross-entropy", "")}
@@ -27,7 +27,10 @@ _CURVES = {"error": ("Error", "%"), "cross_entropy": ("Cross-entropy", "")}
 def title(subjects: Subjects) -> str:
     """Returns what the page is called."""
     names = list(dict.fromkeys(one.task for one in subjects.tasks))
-    return f"Task {names[0]}" if len(names) == 1 else f"{len(names)} tasks: {some(names, most=4, form=str)}"
+    if len(names) == 1:
+        return f"Task {names[0]}"
+    listed = some(names, most=4, form=str)
+    return f"{len(names)} tasks: {listed}" if len(listed) <= _TITLE else f"{len(names)} tasks"
 
 
 def introduction(subjects: Subjects) -> Markup:
@@ -46,57 +49,43 @@ def base_name(subject: Subject) -> str:
 
 
 def problems(subjects: Subjects) -> Markup | None:
-    """Returns what was asked for and cannot be shown."""
-    if not subjects.problems:
-        return None
-    return element(
-        "aside", element("ul", [element("li", sentence) for sentence in subjects.problems]), aria_label="Problems"
-    )
+    """Returns what was asked for and cannot be shown, or not as a whole."""
+    sentences = [element("li", sentence) for sentence in (*subjects.problems, *subjects.notes)]
+    return element("aside", element("ul", sentences), aria_label="Problems") if sentences else None
 
 
 def results(subjects: Subjects) -> Markup:
     """Returns the table of errors with their intervals, a row a task; columns without a value are left out."""
     tasks = subjects.tasks
-    judged = {one.label: judged_by(one) for one in tasks}
+    judged, names = {one.label: judged_by(one) for one in tasks}, _names_of_errors(tasks)
     most = max((found.get(f"{name}_high", found[name]) for _, name, found in filter(None, judged.values())), default=1)
     columns: dict[str, Callable[[Subject], Any]] = {
         "method": lambda one: one.method,
-        "network": base_name,
-        **{
-            f"{split} {label}": lambda one, split=split, name=name: format_error(one.errors.get(split), name)
-            for split, name, label in _columns_of_errors(tasks)
-        },
-        "classes": lambda one: f"{len(one.class_names):,}" if one.class_names else "-",
+        **_errors("test", names[:1]),
+        # Beside the error that it shows.
+        f"0 to {most:.3g} %": lambda one: _interval(judged[one.label], most),
+        **_errors("validation", names[:1]),
         "zeros %": lambda one: "-" if one.zeros_total is None else f"{100 * one.zeros_total:.2f}",
         "adds": lambda one: format_bytes(one.size),
         "time": lambda one: f"{one.step['seconds']:.0f} s" if one.step.get("seconds") is not None else "-",
+        "classes": lambda one: f"{len(one.class_names):,}" if one.class_names else "-",
+        **_errors("test", names[1:]),
+        "network": base_name,
     }
     rows = {name: [cell(one) for one in tasks] for name, cell in columns.items()}
     rows = {name: cells for name, cells in rows.items() if any(cell not in ("-", None) for cell in cells)}
     if len(set(rows.get("network", ()))) == 1 and len(tasks) > 1:
         del rows["network"]
-    # The line stands beside the error that it shows.
-    rows = _after(
-        rows, len(_LEFT & {*rows}), f"0 to {most:.3g} %", [_interval(judged[one.label], most) for one in tasks]
-    )
     body = [[_short(one), *(cells[place] for cells in rows.values())] for place, one in enumerate(tasks)]
-    left = 1 + len(_LEFT & {*rows})
-    note = "In brackets, and as a line: the 95 % interval (Wilson score)."
+    measured = any(judged.values())
+    note = "In brackets, and as a line: the 95 % interval (Wilson score)." if measured else "Nothing is measured yet."
     if any(judge and judge[0] != "test" for judge in judged.values()):
         note += " Where there is no test error, the line is that of the validation split."
     if any(one.zeros_total is not None for one in tasks):
         note += " Zeros are the part of the masked weights that a task does not use."
     if "adds" in rows:
         note += " Adds: what a task adds to the network, as it is stored."
-    return joined(table("Errors and sizes", ["task", *rows], body, left=left), element("p", note, class_="note"))
-
-
-def _after(rows: dict[str, list[Any]], place: int, name: str, cells: list[Any]) -> dict[str, list[Any]]:
-    """Returns columns with one more behind another."""
-    names = list(rows)
-    return (
-        {key: rows[key] for key in names[: place + 1]} | {name: cells} | {key: rows[key] for key in names[place + 1 :]}
-    )
+    return joined(table("Errors and sizes", ["task", *rows], body, left=2), element("p", note, class_="note"))
 
 
 def _short(subject: Subject) -> str:
@@ -118,12 +107,18 @@ def _is_error(name: str) -> bool:
     return name == "error" or name.endswith("_error")
 
 
-def _columns_of_errors(tasks: Sequence[Subject]) -> Iterator[tuple[str, str, str]]:
-    """Yields split, name and title of the errors that have a column: all of the test split, the first of validation."""
-    names = dict.fromkeys(name for one in tasks for found in one.errors.values() for name in found if _is_error(name))
-    titles = {name: _ERRORS.get(name, name.replace("_", " ") + " %") for name in names}
-    yield from (("test", name, label) for name, label in titles.items())
-    yield from (("validation", name, label) for name, label in list(titles.items())[:1])
+def _names_of_errors(tasks: Sequence[Subject]) -> list[str]:
+    return list(dict.fromkeys(n for one in tasks for found in one.errors.values() for n in found if _is_error(n)))
+
+
+def _errors(split: str, names: Sequence[str]) -> dict[str, Callable[[Subject], str]]:
+    """Returns columns of the errors on a split."""
+    return {
+        f"{split} {_ERRORS.get(name, name.replace('_', ' ') + ' %')}": lambda one, name=name: format_error(
+            one.errors.get(split), name
+        )
+        for name in names
+    }
 
 
 def _interval(judge: tuple[str, str, Mapping[str, Any]] | None, most: float) -> Any:
@@ -163,10 +158,10 @@ def _sequence(name: str, own: Mapping[str, Any]) -> Markup:
         element("h3", name),
         element(
             "div",
-            table(f"Test error of each task in percent after each step, {name}", ["after", *tasks], rows),
-            table(f"Measures, in points of percent, {name}", ["measure", "value"], measured) if measured else None,
+            table("Test error of each task in percent after each step", ["after", *tasks], rows),
+            table("Measures, in points of percent", ["measure", "value"], measured) if measured else None,
             table(
-                f"Without being told the task, {name}",
+                "Without being told the task",
                 ["task inferred by", "task right %", "task or class wrong %"],
                 inferred,
             )
@@ -187,6 +182,7 @@ def curves(subjects: Subjects) -> Markup | None:
 
 
 def _curves(group: Sequence[Subject]) -> Markup:
+    marked = any(one.step.get("best_epoch") for one in group)
     shades = {one.label: colour(place) for place, one in enumerate(group)}
     charts = []
     kinds = [name for name in _CURVES if any(one.history.get(f"{prefix}{name}") for one in group for prefix in _PARTS)]
@@ -207,7 +203,7 @@ def _curves(group: Sequence[Subject]) -> Markup:
         )
     legend = [element("li", swatch(shades[one.label]), one.label) for one in group] if len(group) > 1 else []
     legend += [
-        element("li", swatch("grey"), "validation, with the best epoch"),
+        element("li", swatch("grey"), f"validation{', with the best epoch' if marked else ''}"),
         element("li", swatch("grey", True), "training"),
     ]
     header = ["epoch", *(f"{one.label}: {name.replace('_', ' ')}" for one in group for name in _told(one))]

@@ -85,12 +85,14 @@ class Subjects:
         tasks: The learned tasks.
         sequences: Those of several tasks in turn, by the run they are from and its method; see `results`.
         left_out: By run, what `left_out_lines` takes: files by split and task.
+        notes: Sentences on what is shown.
         problems: Sentences on what was asked for and cannot be shown.
     """
 
     tasks: list[Subject] = dataclasses.field(default_factory=list)
     sequences: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     left_out: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -208,8 +210,8 @@ def _add_unfinished(found: Subjects, folder: Path, source: str) -> None:
                     done = completed_epochs(place / STATE_FILE)
                     subject = _of_step(source, task, record, {"history": history_in_percent(done.history)})
                     subject.missing.append(
-                        f"Its training is not done: {done.epochs_done} of {settings.get('epochs', '?')} epochs. Nothing is "
-                        "measured yet. The command of the run, given again, goes on, or says why it stopped."
+                        f"Its training is not done: {done.epochs_done} of {settings.get('epochs', '?')} epochs. "
+                        "Nothing is measured yet. The command of the run, given again, goes on, or says why it stopped."
                     )
                 else:
                     continue
@@ -222,7 +224,7 @@ def _add_unfinished(found: Subjects, folder: Path, source: str) -> None:
             f"The run in {source!r} has not trained for a whole epoch: there is nothing to show. Its command, given "
             "again, goes on."
         )
-    found.problems.append(
+    found.notes.append(
         f"The run in {source!r} is not finished: there is no {METRICS_FILE} in it. What is there of it is shown."
     )
 
