@@ -24,6 +24,7 @@ COMMANDS = [
     "push",
     "pull",
     "table",
+    "report",
     "backbones",
 ]
 CLASSES = ["cat", "dog", "emu"]

@@ -3,7 +3,7 @@
 Nothing is measured for it. `AnswerLog` notes what `evaluate` counts, in a run and in the command `evaluate`, and pages
 for people show which images are wrong. The file is JSON, compressed with gzip:
 
-- `"format"`: the number of the shape, `FORMAT`, which the file's name has, too;
+- `"format"`: the number of the shape, `ANSWERS_FORMAT`, which the file's name has, too;
 - `"kind"`: what is to be found in an image, as `TaskData.target` has it; `ANSWERS` knows what is noted of each kind;
 - `"by"`: what measured them, `"train"` or `"evaluate"`;
 - `"task"`, `"class_names"`, `"data"` (the spec), `"split"`;
@@ -27,7 +27,7 @@ from piggyback_tf.files import write_atomically
 from piggyback_tf.registry import Registry
 from piggyback_tf.sentences import reason, shown
 
-FORMAT = 1
+ANSWERS_FORMAT = 1
 # Of more images no answers are kept: their file would take more than all other files of a run.
 MOST_IMAGES = 1_000_000
 # Bytes of JSON that are read at most; a million images take less.
@@ -144,7 +144,7 @@ class AnswerLog:
             logging.info("Of %s images no answers are kept, only of up to %s.", f"{len(source):,}", f"{MOST_IMAGES:,}")
             return
         found = {
-            "format": FORMAT,
+            "format": ANSWERS_FORMAT,
             "kind": self._kind,
             "by": by,
             "task": task,
@@ -175,10 +175,10 @@ def read_answers(path: Path) -> Answers:
         if len(text) > _LARGEST:
             raise AnswersError(f"{str(path)!r} holds more than {_LARGEST:,} bytes")
         found = json.loads(text)
-        if found["format"] != FORMAT:
+        if found["format"] != ANSWERS_FORMAT:
             raise AnswersError(
-                f"{str(path)!r} has format {shown(found['format'])}, and this version of piggyback_tf reads {FORMAT}: "
-                "use the version that wrote it"
+                f"{str(path)!r} has format {shown(found['format'])}, and this version of piggyback_tf reads "
+                f"{ANSWERS_FORMAT}: use the version that wrote it"
             )
         return _checked(found)
     except AnswersError:
@@ -213,9 +213,9 @@ def _checked(found: Mapping[str, Any]) -> Answers:
     if answers.kind == "class":
         classes = range(len(answers.class_names))
         for name in ("truth", "answer"):
-            _demand(all(type(v) is int and v in classes for v in columns[name]), f"a {name} is none of its classes")
+            _demand(all(type(v) is int and v in classes for v in columns[name]), f"{name}: one is none of its classes")
         for name in ("probability", "truth_probability"):
-            _demand(all(type(v) in (int, float) and 0 <= v <= 1 for v in columns[name]), f"a {name} is none")
+            _demand(all(type(v) in (int, float) and 0 <= v <= 1 for v in columns[name]), f"{name}: one is none")
     return answers
 
 

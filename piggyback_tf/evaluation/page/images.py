@@ -35,22 +35,23 @@ def wrong_images(subjects: Subjects, most: int) -> tuple[Markup | None, dict[str
 def _of_task(subject: Subject, own: Gallery, most: int) -> Markup:
     answers = subject.answers
     count = len(answers.images)
-    told = f"{own.wrong:,} of {count:,} images of the {answers.split} split of {answers.data} are wrong."
-    if not own.wrong:
+    if own.wrong is None:
+        told = f"There are answers to {count:,} images of the {answers.split} split of {answers.data}."
+    elif not own.wrong:
         told = f"All answers to the {count:,} images of the {answers.split} split of {answers.data} are right."
-    elif own.figures:
+    else:
+        are = "is" if own.wrong == 1 else "are"
+        told = f"{own.wrong:,} of {count:,} images of the {answers.split} split of {answers.data} {are} wrong."
         shown = len(own.figures)
         if shown < own.wrong:
             told += f" {shown:,} of them {'is' if shown == 1 else 'are'} shown (--images={most})."
-    else:
-        told += " None of them is shown (--images=0)."
     if answers.after != subject.task:
         told += f" These are the answers after {answers.after}, the task that was learned last."
     if answers.by == "evaluate":
         told += " They were recorded by evaluate."
     return joined(
         element("h3", subject.label),
-        element("p", told if answers.columns else ""),
+        element("p", told),
         [element("p", sentence, class_="note") for sentence in own.sentences],
         element("div", own.figures, class_="gallery") if own.figures else None,
         _classes(subject, own) if answers.kind == "class" and own.wrong else None,

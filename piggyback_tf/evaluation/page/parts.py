@@ -90,7 +90,7 @@ def results(subjects: Subjects) -> Markup:
 
 def _short(subject: Subject) -> str:
     """Returns the name of a task in a row that names its method, too."""
-    return subject.task if subject.label == f"{subject.task}, {subject.method}" else subject.label
+    return subject.label.replace(f"{subject.task}, {subject.method}", subject.task, 1)
 
 
 def judged_by(subject: Subject) -> tuple[str, str, Mapping[str, Any]] | None:
@@ -347,6 +347,7 @@ def details(subjects: Subjects) -> Markup:
             "best epoch": one.step.get("best_epoch"),
             "trained parameters": f"{one.step['trained_parameters']:,}" if one.step.get("trained_parameters") else "",
             "prepared by": one.pack.eval_augment if one.pack else "",
+            "answers with": one.pack.problem if one.pack else "",
             "format of the pack": one.pack.format_version if one.pack else "",
         }
         about = {name: value for name, value in about.items() if value}

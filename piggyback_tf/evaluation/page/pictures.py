@@ -47,12 +47,12 @@ class Gallery:
     """The wrong images of a task.
 
     Attributes:
-        wrong: How many there are.
+        wrong: How many there are; None if that is not known.
         figures: Those that are shown.
         sentences: What is to be said of them.
     """
 
-    wrong: int
+    wrong: int | None
     figures: list[Markup]
     sentences: list[str]
 
@@ -87,7 +87,7 @@ def gallery(subject: Subject, most: int, budget: Budget) -> Gallery | None:
     if answers is None:
         return None
     if answers.kind not in PICTURES:
-        return Gallery(0, [], [f"Answers of the kind {answers.kind!r} have no pictures in this version."])
+        return Gallery(None, [], [f"Answers of the kind {answers.kind!r} have no pictures in this version."])
     kind = PICTURES[answers.kind]
     wrong, sentences = kind.wrong(answers), []
     shown = wrong[:most]

@@ -11,6 +11,7 @@ from piggyback_tf.evaluation.results import ResultsError, learned_steps, read_js
 from piggyback_tf.evaluation.tables.runs import Record, RunBase, TableError, read_runs
 from piggyback_tf.file_names import (
     METRICS_FILE,
+    PACK_SUFFIX,
     RESULT_FILE,
     SETTINGS_FILE,
     STATE_FILE,
@@ -70,6 +71,11 @@ class Subject:
     data: str = ""
     answers: Answers | None = None
     missing: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """What the run or file is called, without the folders above it."""
+        return self.source.rstrip("/").rpartition("/")[2].removesuffix(PACK_SUFFIX)
 
     @property
     def history(self) -> Mapping[str, Sequence[float]]:
@@ -303,6 +309,8 @@ def _name(tasks: list[Subject]) -> None:
     forms: list[Callable[[Subject], str]] = [
         lambda one: one.task,
         lambda one: f"{one.task}, {one.method}",
+        lambda one: f"{one.task} ({one.place})",
+        lambda one: f"{one.task}, {one.method} ({one.place})",
         lambda one: f"{one.task}, {one.method} ({one.source})",
     ]
     for form in forms:
