@@ -310,7 +310,7 @@ def test_a_kind_without_pictures_says_so_and_one_that_is_registered_is_shown(tmp
     def show(answers, place, picture):
         return pictures.figure(picture, [f"dice {answers.columns['dice'][place]}"], answers.images[place])
 
-    monkeypatch.setitem(pictures.PICTURES._entries, "map", pictures.Kind(lambda answers: [0, 3], show))
+    monkeypatch.setitem(pictures.PICTURES._entries, "map", pictures.PictureKind(lambda answers: [0, 3], show))
     page, told, _ = written(tmp_path, subjects, 3)
     assert len(page.of("img")) == 2
     assert page.text.count("dice 0.5") == 2

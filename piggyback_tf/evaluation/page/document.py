@@ -39,7 +39,7 @@ def write_page(path: str | os.PathLike, subjects: Subjects, images: int = 24) ->
         "Tasks in turn": parts.sequences(subjects),
         "Images it gets wrong": galleries,
         "Learning curves": parts.curves(subjects),
-        "Zeros by layer": parts.zeros(subjects),
+        "Zeros by layer": parts.zeros_by_layer(subjects),
         "Overlap of masks": parts.overlaps(subjects),
         "What is not known": parts.missing(subjects),
         "Details": parts.details(subjects),

@@ -229,7 +229,7 @@ def _told(subject: Subject) -> list[str]:
     return [f"{prefix}{name}" for name in _CURVES for prefix in _PARTS if subject.history.get(f"{prefix}{name}")]
 
 
-def zeros(subjects: Subjects) -> Markup | None:
+def zeros_by_layer(subjects: Subjects) -> Markup | None:
     """Returns how much of each layer masks drop: a chart for each task, and a table of all on one network."""
     found = []
     for base, group in by_base(subjects).items():

@@ -25,7 +25,7 @@ LARGEST_TOTAL = 12_000_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class PictureKind:
     """How answers of a kind are shown.
 
     Attributes:
@@ -39,7 +39,7 @@ class Kind:
 
 
 # By `Answers.kind`.
-PICTURES: Registry[Kind] = Registry("kind of pictures")
+PICTURES: Registry[PictureKind] = Registry("kind of pictures")
 
 
 @dataclasses.dataclass
@@ -215,7 +215,7 @@ def _class_figure(answers: Answers, place: int, picture: Markup | None) -> Marku
     return figure(picture, lines, answers.images[place])
 
 
-PICTURES.register("class")(Kind(_wrong_classes, _class_figure))
+PICTURES.register("class")(PictureKind(_wrong_classes, _class_figure))
 
 
 def confusions(answers: Answers) -> Iterator[tuple[str, str, int]]:
