@@ -39,6 +39,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         metavar="N",
         help=f"how many wrong images of each task are shown, 0 for none; default: {_IMAGES}",
     )
+    command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
     return command
 
 
@@ -65,7 +66,7 @@ def _run(options: argparse.Namespace) -> Answer:
         raise UsageError("None of these can be shown, and no page was written.")
     for data in {one.answers.data for one in subjects.tasks if one.answers and options.images}:
         prepare_for(data)
-    written = write_page(output, subjects, options.images)
+    written = write_page(output, subjects, options.images, options.data_dir)
     tasks = len(subjects.tasks)
     text = f"{output}: {tasks} {'task' if tasks == 1 else 'tasks'}, {written['bytes']:,} bytes. Open it in a browser."
     value = {"file": output, **written, "notes": subjects.notes, "problems": subjects.problems}

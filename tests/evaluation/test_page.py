@@ -282,6 +282,26 @@ def test_images_that_are_gone_or_changed_are_not_shown_as_what_was_measured(tmp_
     assert "The images themselves are not shown: There is no folder" in page.text
 
 
+def test_validation_images_are_drawn_as_they_were_in_training(tmp_path, monkeypatch):
+    drawn = {"seed": 5, "val_fraction": 0.2}
+    data = load_data("digits", **drawn)
+    log = AnswerLog("class", True)
+    log.note(data.validation.labels, np.eye(10)[(data.validation.labels + 1) % 10])
+    log.write(tmp_path / "birds.answers1.json.gz", data, "validation", task="birds", errors=errors(100.0, 9))
+    head = {"kernel": np.zeros((4, 10), "float32"), "bias": np.zeros(10, "float32")}
+    pack = make_pack(class_names=list(data.class_names), head=head, settings=drawn)
+    pack.save(tmp_path / "birds.task.safetensors")
+    page, told, subjects = page_of(tmp_path, tmp_path / "birds.task.safetensors")
+    assert (told["tasks"][0]["wrong_images"], len(page.of("img"))) == (len(data.validation), 24)
+    assert "no longer there" not in page.text
+    asked = []
+    monkeypatch.setattr(
+        pictures, "load_data", lambda *given, **named: asked.append(named) or load_data(*given, **named)
+    )
+    write_page(tmp_path / "page.html", subjects, 1, data_dir="/data")
+    assert asked == [{"data_dir": "/data", "raise_problems": False, **drawn}]
+
+
 @pytest.mark.parametrize(("images", "shown"), [(0, 0), (2, 2), (100, 4)])
 def test_how_many_images_are_shown(images, shown, tmp_path, pack):
     page, told, _ = page_of(tmp_path, pack, images=images)

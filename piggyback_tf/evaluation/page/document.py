@@ -19,13 +19,16 @@ from piggyback_tf.version import __version__
 MARK = '<meta name="generator" content="piggyback_tf report">'
 
 
-def write_page(path: str | os.PathLike, subjects: Subjects, images: int = 24) -> dict[str, Any]:
+def write_page(
+    path: str | os.PathLike, subjects: Subjects, images: int = 24, data_dir: str | None = None
+) -> dict[str, Any]:
     """Writes the page, whole or not at all.
 
     Args:
         path: The file.
         subjects: What it shows; at least one task.
         images: How many wrong images are shown of each task.
+        data_dir: Where TensorFlow Datasets keeps its data sets; None for its own default.
 
     Returns:
         `"bytes"` of the file, and under `"tasks"` what it shows of each, as the command answers in JSON.
@@ -33,7 +36,7 @@ def write_page(path: str | os.PathLike, subjects: Subjects, images: int = 24) ->
     Raises:
         OSError: If the file cannot be written.
     """
-    galleries, shown = wrong_images(subjects, images)
+    galleries, shown = wrong_images(subjects, images, data_dir)
     sections = {
         "Results": parts.results(subjects),
         "Tasks in turn": parts.sequences(subjects),

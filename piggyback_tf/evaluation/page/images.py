@@ -13,15 +13,16 @@ _NOTE = (
 )
 
 
-def wrong_images(subjects: Subjects, most: int) -> tuple[Markup | None, dict[str, Gallery]]:
+def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[Markup | None, dict[str, Gallery]]:
     """Returns the part of the page, None if no answers are known, and the wrong images of each task by its label.
 
     Args:
         subjects: The tasks.
         most: How many images are shown of each task.
+        data_dir: Where TensorFlow Datasets keeps its data sets; None for its own default.
     """
     budget = Budget()
-    found = {one.label: (one, gallery(one, most, budget)) for one in subjects.tasks}
+    found = {one.label: (one, gallery(one, most, budget, data_dir)) for one in subjects.tasks}
     found = {label: (one, own) for label, (one, own) in found.items() if own is not None}
     if not found:
         return None, {}

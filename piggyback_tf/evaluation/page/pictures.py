@@ -75,13 +75,14 @@ class Budget:
         return True
 
 
-def gallery(subject: Subject, most: int, budget: Budget) -> Gallery | None:
+def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = None) -> Gallery | None:
     """Returns the wrong images of a task; None if its answers are not known.
 
     Args:
         subject: The task.
         most: How many are shown.
         budget: Bytes that are left for thumbnails.
+        data_dir: Where TensorFlow Datasets keeps its data sets; None for its own default.
     """
     answers = subject.answers
     if answers is None:
@@ -91,9 +92,9 @@ def gallery(subject: Subject, most: int, budget: Budget) -> Gallery | None:
     kind = PICTURES[answers.kind]
     wrong, sentences = kind.wrong(answers), []
     shown = wrong[:most]
-    places, trouble = _places(subject, [answers.images[place] for place in shown]) if shown else ({}, "")
+    places, trouble = _places(subject, [answers.images[place] for place in shown], data_dir) if shown else ({}, "")
     if trouble:
-        sentences.append(f"The images themselves are not shown: {trouble}")
+        sentences.append(f"The images themselves are not shown: {trouble} Give the command where the run was started.")
     figures, lost, full = [], 0, False
     for place in shown:
         picture = None
@@ -116,13 +117,13 @@ def gallery(subject: Subject, most: int, budget: Budget) -> Gallery | None:
     return Gallery(len(wrong), figures, sentences)
 
 
-def _places(subject: Subject, wanted: Sequence[str]) -> tuple[dict[str, tuple[Source, int]], str]:
+def _places(subject: Subject, wanted: Sequence[str], data_dir: str | None) -> tuple[dict[str, tuple[Source, int]], str]:
     """Returns where images are, by their keys, and why they cannot be found; one of both is empty."""
     answers, settings = subject.answers, subject.settings
     # The validation images are drawn as they were for the training.
     drawn = {name: settings[name] for name in ("seed", "val_fraction") if type(settings.get(name)) in (int, float)}
     try:
-        data = load_data(answers.data, raise_problems=False, **drawn)
+        data = load_data(answers.data, data_dir=data_dir, raise_problems=False, **drawn)
         if answers.split not in data.splits:
             return {}, f"the data {answers.data!r} have no {answers.split} split."
         source, names = data.splits[answers.split], set(wanted)
