@@ -1,13 +1,13 @@
 """What a network answers to each image of a split: noted while its errors are counted, kept in a small file.
 
-Nothing is measured for it. `AnswerLog` notes what `evaluate` counts, in a run and in the command `evaluate`, and pages
-for people show which images are wrong. The file is JSON, compressed with gzip:
+Nothing is measured for it. `AnswerLog` notes what `sequences/measure.py` counts, of a run and for the command
+`evaluate`, and pages for people show which images are wrong. The file is JSON, compressed with gzip:
 
 - `"format"`: the number of the shape, `ANSWERS_FORMAT`, which the file's name has, too;
 - `"kind"`: what is to be found in an image, as `TaskData.target` has it; `ANSWERS` knows what is noted of each kind;
 - `"by"`: what measured them, `"train"` or `"evaluate"`;
 - `"task"`, `"class_names"`, `"data"` (the spec), `"split"`;
-- `"errors"`, as `evaluate` returned them, and `"after"`, the task that was learned last, of several in turn;
+- `"errors"`, what was measured, and `"after"`, the task that was learned last, of several in turn;
 - by image, lists of one length: `"images"`, their keys, `"bytes"`, as they are stored, and those of the kind.
 """
 
@@ -105,7 +105,12 @@ class AnswerLog:
         self._columns: Columns = {}
 
     def note(self, targets: np.ndarray, scores: np.ndarray) -> None:
-        """Notes the answers to a batch; for `evaluate`."""
+        """Notes the answers to a batch.
+
+        Args:
+            targets: What is to be found, as the data have it.
+            scores: What the network answers.
+        """
         if self._kind not in ANSWERS:
             return
         scores = np.asarray(scores, np.float64)

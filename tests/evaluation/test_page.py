@@ -127,7 +127,7 @@ def test_texts_of_others_are_texts(tmp_path, pack):
     evil.pack = make_pack(task="birds", settings={EVIL: EVIL}, eval_augment=EVIL, base_name=EVIL)
     evil.settings = {EVIL: EVIL}
     evil.step = {"history": {"error": [1.0], "val_error": [2.0]}, "best_epoch": 1}
-    evil.errors = {EVIL: {"error": 5.0}, "test": {f"{EVIL}_error": 3.0}}
+    evil.errors = {EVIL: {f"{EVIL}_error": 5.0}, "test": {f"{EVIL}_error": 3.0, "b_error": 4.0}}
     evil.zeros = {EVIL: 0.5, "\u202e\udce9": 0.1}
     subjects.tasks = [evil, dataclasses.replace(evil, label=f"{EVIL} 2")]
     subjects.sequences = {EVIL: sequence(EVIL, {EVIL: {EVIL: 3.0}})}
@@ -241,6 +241,26 @@ def test_packs_on_two_bases_of_one_name_are_not_compared(tmp_path):
     page, _, _ = page_of(tmp_path, tmp_path)
     assert page.text.count("Shared zeros of masks on") == 1
     assert "small (given, 8 px), cdcdcdcdcdcd" in page.text
+
+
+def test_tasks_of_classes_and_of_pixels_side_by_side(tmp_path):
+    pixels = {"mean_iou_error": 30.0, "mean_iou_error_low": 28.0, "mean_iou_error_high": 33.0, "images": 9}
+    make_pack(task="roads", errors={"test": pixels}).save(tmp_path / "a.task.safetensors")
+    page, _, _ = page_of(tmp_path, tmp_path / "a.task.safetensors")
+    assert "test 100 less mean IoU %" in page.text and "30.00 [28.00, 33.00]" in page.text
+    make_pack(errors={"test": {"top1_error": 12.0, "top5_error": 2.0}}).save(tmp_path / "b.task.safetensors")
+    page, _, _ = page_of(tmp_path, tmp_path)
+    assert "task method test error % 0 to 33 %" in page.text
+    assert "test top-5 error %" in page.text
+    assert "as a line of 100 less mean IoU %: the middle 95 % of a bootstrap" in page.text
+    assert "as a line of top-1 error %: the 95 % Wilson score interval." in page.text
+
+
+def test_packs_with_whatever_somebody_wrote(tmp_path):
+    odd = {"test": {"_error_low": 1.0}, "": {"_error": 1e308, "b": 2}}
+    make_pack(errors=odd, settings={"seed": "x", "val_fraction": [1]}).save(tmp_path / "a.task.safetensors")
+    page, _, _ = page_of(tmp_path, tmp_path)
+    assert "birds" in page.text
 
 
 def test_what_cannot_be_shown_is_said(tmp_path, pack):

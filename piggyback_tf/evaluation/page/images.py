@@ -1,9 +1,9 @@
 """The part of the page with the images that tasks get wrong, and the classes they are of."""
 
-from piggyback_tf.evaluation.metrics import wilson_interval
 from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
 from piggyback_tf.evaluation.page.pictures import Budget, Gallery, confusions, errors_by_class, gallery
 from piggyback_tf.evaluation.page.subjects import Subject, Subjects
+from piggyback_tf.top_k import wilson_interval
 
 # Pairs of classes that are listed.
 _PAIRS = 10

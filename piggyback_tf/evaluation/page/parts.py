@@ -9,7 +9,7 @@ from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
 from piggyback_tf.evaluation.page.pictures import Gallery
 from piggyback_tf.evaluation.page.subjects import Subject, Subjects
 from piggyback_tf.evaluation.results import learned_steps
-from piggyback_tf.evaluation.text import format_bytes, format_error
+from piggyback_tf.evaluation.text import ERROR_TITLES, format_bytes, format_error, interval_kind, main_error
 from piggyback_tf.packs.base_fit import short_hash
 from piggyback_tf.packs.compare import MaskOverlap, compare_masks
 from piggyback_tf.packs.container import PackError
@@ -19,8 +19,7 @@ from piggyback_tf.sentences import some
 _SHADES = 10
 # So many characters of names fit into the title.
 _TITLE = 60
-# Names of errors and curves; others are called as they are.
-_ERRORS = {"top1_error": "error %", "top5_error": "top-5 error %"}
+# Names of curves; others are not drawn.
 _CURVES = {"error": ("Error", "%"), "cross_entropy": ("Cross-entropy", "")}
 
 
@@ -57,19 +56,21 @@ def problems(subjects: Subjects) -> Markup | None:
 def results(subjects: Subjects) -> Markup:
     """Returns the table of errors with their intervals, a row a task; columns without a value are left out."""
     tasks = subjects.tasks
-    judged, names = {one.label: judged_by(one) for one in tasks}, _names_of_errors(tasks)
+    judged = {one.label: judged_by(one) for one in tasks}
+    kinds = dict.fromkeys(name for _, name, _ in filter(None, judged.values()))
+    error = error_title(*kinds) if len(kinds) == 1 else "error %"
     most = max((found.get(f"{name}_high", found[name]) for _, name, found in filter(None, judged.values())), default=1)
     columns: dict[str, Callable[[Subject], Any]] = {
         "method": lambda one: one.method,
-        **_errors("test", names[:1]),
+        f"test {error}": lambda one: format_error(one.errors.get("test")),
         # Beside the error that it shows.
         f"0 to {most:.3g} %": lambda one: _interval(judged[one.label], most),
-        **_errors("validation", names[:1]),
+        f"validation {error}": lambda one: format_error(one.errors.get("validation")),
         "zeros %": lambda one: "-" if one.zeros_total is None else f"{100 * one.zeros_total:.2f}",
         "adds": lambda one: format_bytes(one.size),
         "time": lambda one: f"{one.step['seconds']:.0f} s" if one.step.get("seconds") is not None else "-",
         "classes": lambda one: f"{len(one.class_names):,}" if one.class_names else "-",
-        **_errors("test", names[1:]),
+        **_more_errors(tasks),
         "network": base_name,
     }
     rows = {name: [cell(one) for one in tasks] for name, cell in columns.items()}
@@ -77,15 +78,17 @@ def results(subjects: Subjects) -> Markup:
     if len(set(rows.get("network", ()))) == 1 and len(tasks) > 1:
         del rows["network"]
     body = [[_short(one), *(cells[place] for cells in rows.values())] for place, one in enumerate(tasks)]
-    measured = any(judged.values())
-    note = "In brackets, and as a line: the 95 % interval (Wilson score)." if measured else "Nothing is measured yet."
+    note = "" if kinds else "Nothing is measured yet."
+    for name in kinds:
+        which = f" of {error_title(name)}" if len(kinds) > 1 else ""
+        note += f"In brackets, and as a line{which}: the {interval_kind({name: 0})}. "
     if any(judge and judge[0] != "test" for judge in judged.values()):
         note += " Where there is no test error, the line is that of the validation split."
     if any(one.zeros_total is not None for one in tasks):
         note += " Zeros are the part of the masked weights that a task does not use."
     if "adds" in rows:
         note += " Adds: what a task adds to the network, as it is stored."
-    return joined(table("Errors and sizes", ["task", *rows], body, left=2), element("p", note, class_="note"))
+    return joined(table("Errors and sizes", ["task", *rows], body, left=2), element("p", note.strip(), class_="note"))
 
 
 def _short(subject: Subject) -> str:
@@ -97,28 +100,26 @@ def judged_by(subject: Subject) -> tuple[str, str, Mapping[str, Any]] | None:
     """Returns the split that a task is judged by, the name of its error, and what was measured; None if nothing."""
     for split in ("test", "validation", *subject.errors):
         found = subject.errors.get(split) or {}
-        for name in ("top1_error", *found):
-            if _is_error(name) and isinstance(found.get(name), int | float):
-                return split, name, found
+        if any(name.endswith("_error") for name in found):
+            return split, main_error(found), found
     return None
 
 
-def _is_error(name: str) -> bool:
-    return name == "error" or name.endswith("_error")
-
-
-def _names_of_errors(tasks: Sequence[Subject]) -> list[str]:
-    return list(dict.fromkeys(n for one in tasks for found in one.errors.values() for n in found if _is_error(n)))
-
-
-def _errors(split: str, names: Sequence[str]) -> dict[str, Callable[[Subject], str]]:
-    """Returns columns of the errors on a split."""
+def _more_errors(tasks: Sequence[Subject]) -> dict[str, Callable[[Subject], str]]:
+    """Returns columns of the test errors that no task is judged by."""
+    found = [one.errors.get("test") or {} for one in tasks]
+    names = dict.fromkeys(name for errors in found for name in errors if name.endswith("_error"))
+    judges = {main_error(errors) for errors in found if any(name.endswith("_error") for name in errors)}
     return {
-        f"{split} {_ERRORS.get(name, name.replace('_', ' ') + ' %')}": lambda one, name=name: format_error(
-            one.errors.get(split), name
-        )
+        f"test {error_title(name)}": lambda one, name=name: format_error(one.errors.get("test"), name)
         for name in names
+        if name not in judges
     }
+
+
+def error_title(name: str) -> str:
+    """Returns what an error is called, by its name in results."""
+    return ERROR_TITLES.get(name, f"{name.replace('_', ' ')} %")
 
 
 def _interval(judge: tuple[str, str, Mapping[str, Any]] | None, most: float) -> Any:
@@ -136,7 +137,7 @@ def sequences(subjects: Subjects) -> Markup | None:
 def _sequence(name: str, own: Mapping[str, Any]) -> Markup:
     tasks = own["tasks"]
     errors = {
-        task: {t: found["top1_error"] for t, found in step["errors"].items()} for task, step in learned_steps(own)
+        task: {t: found[main_error(found)] for t, found in step["errors"].items()} for task, step in learned_steps(own)
     }
     most = max((value for row in errors.values() for value in row.values()), default=1) or 1
     rows = [

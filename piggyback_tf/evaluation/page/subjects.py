@@ -1,6 +1,7 @@
 """What a page shows: learned tasks, and what is known of each, from folders of runs and from packs."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,8 @@ class Subject:
     @property
     def history(self) -> Mapping[str, Sequence[float]]:
         """Values by epoch; empty if they are not known."""
-        return self.step.get("history") or {}
+        found = self.step.get("history") or {}
+        return {name: [value if _is_number(value) else math.nan for value in values] for name, values in found.items()}
 
 
 @dataclasses.dataclass
@@ -284,6 +286,10 @@ def _take_pack(subject: Subject, pack: TaskPack, size: int) -> None:
     subject.base = RunBase(pack.base_hash, pack.base_name, pack.base_weights, pack.image_size)
     if pack.masks:
         subject.zeros, subject.zeros_total = pack.zeros, pack.zeros_total
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _take_answers(subject: Subject, folder: Path) -> None:
