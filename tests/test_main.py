@@ -206,6 +206,9 @@ def test_evaluate_keeps_answers_for_the_report(trained, capsys, tmp_path):
     assert main(["report", pack, f"--output={page}", "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)["tasks"]
     assert (one["wrong_images"], one["shown_images"]) == (wrong.sum(), wrong.sum())
+    make_pack(problem="map").save(tmp_path / "roads.task.safetensors")
+    assert main(["evaluate", str(tmp_path / "roads.task.safetensors"), data, "--answers"]) == 2
+    assert "of which no answers are recorded in this version" in capsys.readouterr().err
     # Those of a run stay, and those of before are written anew.
     assert main(["evaluate", pack, data, "--answers"]) == 0
     path = tmp_path / "colours.answers1.json.gz"

@@ -20,7 +20,7 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import format_error
-from piggyback_tf.evaluation.answers import AnswerLog, AnswersError, read_answers
+from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, read_answers
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.file_names import answers_name
 from piggyback_tf.files import check_target, same_look
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.images import PIXELS_VERSION
 
     pack, _ = load_pack(options.pack)
-    answers = _answers_file(options, pack.task) if options.answers else None
+    answers = _answers_file(options, pack) if options.answers else None
     base = choose_base(pack, options.backbone, options.weights)
     try:
         data = _load_data(pack, options)
@@ -101,7 +101,8 @@ def _run(options: argparse.Namespace) -> Answer:
         )
         if answers:
             names = pack.class_names
-            log.write(answers, data, options.split, task=pack.task, errors=result, class_names=names, by="evaluate")
+            about = {"task": pack.task, "errors": result, "class_names": names, "by": "evaluate"}
+            answers = answers if log.write(answers, data, options.split, **about) else None
     except DataError as error:
         raise UsageError(str(error)) from error
     told = {
@@ -137,17 +138,24 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer(value, "\n".join([*format_pairs(told), f"In brackets: {interval_kind(result)}."]))
 
 
-def _answers_file(options: argparse.Namespace, task: str) -> Path:
+def _answers_file(options: argparse.Namespace, pack: TaskPack) -> Path:
     """Returns the file of the answers, beside the pack, where `report` looks for it.
 
     Raises:
-        UsageError: If the pack is elsewhere, or the answers of its run are there.
+        UsageError: If the pack is elsewhere, the answers of its run are there, or none are recorded of such tasks.
     """
+    if pack.problem not in ANSWERS:
+        from piggyback_tf.data import TARGETS
+
+        raise UsageError(
+            f"--answers: task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, of which no answers are "
+            "recorded in this version. Leave it out."
+        )
     if is_url(options.pack):
         raise UsageError(
             f"--answers writes beside the pack, and {options.pack} is a URL. Copy the pack to this machine."
         )
-    path = Path(options.pack).parent / answers_name(task)
+    path = Path(options.pack).parent / answers_name(pack.task)
     with contextlib.suppress(AnswersError, OSError):
         if read_answers(path).by == "train":
             raise UsageError(

@@ -129,7 +129,7 @@ class AnswerLog:
         after: str = "",
         class_names: Sequence[str] = (),
         by: str = "train",
-    ) -> None:
+    ) -> bool:
         """Writes what was noted, whole or not at all; nothing where nothing was noted, or too much.
 
         Args:
@@ -141,13 +141,16 @@ class AnswerLog:
             after: The task that was learned last.
             class_names: The classes in the order of the network's answers; by default those of the data.
             by: What measured.
+
+        Returns:
+            Whether it was written.
         """
         if not self._columns or not errors:
-            return
+            return False
         source: Source = data.splits[split]
         if len(source) > MOST_IMAGES:
             logging.info("Of %s images no answers are kept, only of up to %s.", f"{len(source):,}", f"{MOST_IMAGES:,}")
-            return
+            return False
         found = {
             "format": ANSWERS_FORMAT,
             "kind": self._kind,
@@ -165,6 +168,7 @@ class AnswerLog:
         text = json.dumps(found, separators=(",", ":")).encode()
         # Without a date, so that equal answers are equal files.
         write_atomically(path, gzip.compress(text, mtime=0))
+        return True
 
 
 def read_answers(path: Path) -> Answers:

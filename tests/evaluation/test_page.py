@@ -220,6 +220,7 @@ def test_packs_of_all_formats_side_by_side(tmp_path):
     assert len(told["tasks"]) == len(files) == len({one.label for one in subjects.tasks})
     assert subjects.problems == []
     assert "birds (binary.v1)" in page.text
+    assert "birds (segments.v4) : Of tasks like this one, which find a 'map', no answers" in page.text
 
 
 def test_many_packs_and_what_their_masks_share(tmp_path):

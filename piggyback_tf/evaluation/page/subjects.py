@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.evaluation.answers import Answers, AnswersError, read_answers
+from piggyback_tf.evaluation.answers import ANSWERS, Answers, AnswersError, read_answers
 from piggyback_tf.evaluation.results import ResultsError, learned_steps, read_json, read_metrics, read_result
 from piggyback_tf.evaluation.tables.runs import Record, RunBase, TableError, read_runs
 from piggyback_tf.file_names import (
@@ -169,12 +169,25 @@ def _of_pack(source: str, pack: TaskPack, size: int) -> Subject:
     subject.errors, subject.settings = pack.errors, pack.settings
     subject.missing.append("Learning curves are not in a pack. Name the folder of its run to see them.")
     _take_answers(subject, Path(source).parent)
-    if subject.answers is None and not any("answers" in sentence for sentence in subject.missing):
+    if _lacks_answers(subject):
         subject.missing.append(
             "There are no answers to single images beside the pack. Its run recorded them, if it was of this version; "
             "or measure it on images: piggyback evaluate PACK --data=SPEC --answers."
         )
     return subject
+
+
+def _lacks_answers(subject: Subject) -> bool:
+    """Whether there are no answers of a task and nothing was said of them; of a kind without any that is said."""
+    if subject.answers is not None or any("answers" in sentence for sentence in subject.missing):
+        return False
+    if subject.pack is not None and subject.pack.problem not in ANSWERS:
+        subject.missing.append(
+            f"Of tasks like this one, which find a {subject.pack.problem!r}, no answers to single images are recorded "
+            "in this version."
+        )
+        return False
+    return True
 
 
 def _add_run(found: Subjects, folder: Path, source: str) -> None:
@@ -273,7 +286,7 @@ def _complete(subject: Subject, folder: Path, *, learned: bool = True) -> None:
     if not subject.history:
         subject.missing.append("Its run recorded no learning curves.")
     _take_answers(subject, folder)
-    if learned and subject.answers is None and not any("answers" in sentence for sentence in subject.missing):
+    if learned and _lacks_answers(subject):
         again = "piggyback evaluate PACK --data=SPEC --answers, or " if subject.pack else ""
         subject.missing.append(
             "Its run recorded no answers to single images, as runs did before this version. To see the images that it "
