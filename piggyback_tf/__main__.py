@@ -1,7 +1,7 @@
 """All commands: piggyback COMMAND, or python -m piggyback_tf COMMAND where nothing is installed.
 
 Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect`, `compare`,
-`convert`, `push`, `pull`, `table` and `cache` never load it.
+`convert`, `push`, `pull`, `table`, `report` and `cache` never load it (`report` does for images of `tfds:`).
 """
 
 import importlib
@@ -19,6 +19,7 @@ from piggyback_tf.commands import (
     predict,
     pull,
     push,
+    report,
     table,
     verify,
 )
@@ -101,7 +102,21 @@ def _parser() -> Parser:
     exports = export.add_subparsers(required=True, metavar="KIND")
     for name, does in _EXPORTS.items():
         exports.add_parser(name, help=does, add_help=False)
-    for command in (evaluate, predict, inspect, compare, verify, convert, merge, push, pull, table, backbones, cache):
+    for command in (
+        evaluate,
+        predict,
+        inspect,
+        compare,
+        verify,
+        convert,
+        merge,
+        push,
+        pull,
+        table,
+        report,
+        backbones,
+        cache,
+    ):
         command.add_command(commands).add_argument("--json", action="store_true", help=JSON_HELP)
     return parser
 

@@ -25,6 +25,9 @@ STATE_FILE = "training_state.safetensors"
 RESULT_FILE = "result.json"
 # `TASK.task.safetensors` is the pack of a task.
 PACK_SUFFIX = ".task.safetensors"
+# `TASK.answers1.json.gz` has its answers to each image of the split that it is judged by; the number is that of the
+# format. As long as the suffix of a pack, so that a name that fits one fits the other.
+ANSWERS_SUFFIX = ".answers1.json.gz"
 # Of a method without packs: all that it keeps, or the network of a task by itself, `TASK.keras`.
 MEMORY_FILE = "memory.safetensors"
 NETWORK_SUFFIX = ".keras"
@@ -75,6 +78,11 @@ def folders_of(folder: Path, tasks: Iterable[str], *, in_turn: bool = True) -> d
 def pack_name(task: str) -> str:
     """Returns the name of the file of a task's pack."""
     return f"{task}{PACK_SUFFIX}"
+
+
+def answers_name(task: str) -> str:
+    """Returns the name of the file of a task's answers."""
+    return f"{task}{ANSWERS_SUFFIX}"
 
 
 def network_name(task: str) -> str:

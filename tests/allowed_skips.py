@@ -48,6 +48,7 @@ ALLOWED_SKIPS = (
         True,
     ),
     AllowedSkip("packs/test_spare_memory.py", "reads /proc", "Only Linux has it.", False),
+    AllowedSkip("commands/test_report_browser.py", "needs chromium", "No package of pip has it.", True),
     AllowedSkip("", "no time left", "Slow tests end when CI's hour does, and those left out are printed.", True),
 )
 

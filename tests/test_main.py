@@ -1,6 +1,9 @@
 """The commands on task packs."""
 
 import dataclasses
+import gzip
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from PIL import Image
 
 from piggyback_tf.__main__ import main
 from piggyback_tf.commands.answers import UsageError
+from piggyback_tf.evaluation.answers import read_answers
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.quiet import CHATTER
 from tests.packs.helpers import make_pack, pack_of, save_good_looking_pack, trained_model
@@ -24,6 +28,7 @@ COMMANDS = [
     "push",
     "pull",
     "table",
+    "report",
     "backbones",
 ]
 CLASSES = ["cat", "dog", "emu"]
@@ -182,6 +187,35 @@ def test_evaluate(trained, capsys):
         assert main(["evaluate", *arguments, f"--split={split}"]) == 0
         output = capsys.readouterr()
         assert (_rows(output.out)["images"], output.err) == (count, "")
+
+
+def test_evaluate_keeps_answers_for_the_report(trained, capsys, tmp_path):
+    folder, _ = trained
+    pack = shutil.copy(folder / "colours.task.safetensors", tmp_path)
+    data = f"--data=folder:{folder / 'data'}"
+    assert main(["evaluate", pack, data, "--answers", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["answers"] == str(tmp_path / "colours.answers1.json.gz")
+    found = read_answers(tmp_path / "colours.answers1.json.gz")
+    assert (found.by, found.task, found.class_names) == ("evaluate", "colours", ["emu", "cat", "dog"])
+    # In the pack's order of classes, which is not that of the folder.
+    assert found.columns["truth"] == [1] * 4 + [2] * 4 + [0] * 4
+    wrong = np.not_equal(found.columns["truth"], found.columns["answer"])
+    assert 100 * wrong.mean() == pytest.approx(measured["top1_error"])
+    page = str(tmp_path / "page.html")
+    assert main(["report", pack, f"--output={page}", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (one["wrong_images"], one["shown_images"]) == (wrong.sum(), wrong.sum())
+    make_pack(problem="map").save(tmp_path / "roads.task.safetensors")
+    assert main(["evaluate", str(tmp_path / "roads.task.safetensors"), data, "--answers"]) == 2
+    assert "of which no answers are recorded in this version" in capsys.readouterr().err
+    # Those of a run stay, and those of before are written anew.
+    assert main(["evaluate", pack, data, "--answers"]) == 0
+    path = tmp_path / "colours.answers1.json.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"by":"evaluate"', b'"by":"train"')))
+    capsys.readouterr()
+    assert main(["evaluate", pack, data, "--answers"]) == 2
+    assert "has the answers that the run of the pack recorded" in capsys.readouterr().err
 
 
 def test_evaluate_says_so_if_images_looked_other_in_training(trained, capsys, tmp_path):

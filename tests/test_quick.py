@@ -51,6 +51,7 @@ HELP = [
     *(["train", flag] for flag in ("--help", "--helpshort", "--helpfull")),
     *(["export", name, "--help"] for name in EXPORTS),
     ["export", "--help"],
+    ["report", "--help"],
 ]
 
 

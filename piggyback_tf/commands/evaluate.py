@@ -1,7 +1,9 @@
 """evaluate: the errors of a pack on a data set."""
 
 import argparse
+import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
@@ -18,9 +20,12 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import format_error
+from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, read_answers
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
-from piggyback_tf.files import same_look
+from piggyback_tf.file_names import answers_name
+from piggyback_tf.files import check_target, same_look
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.remote import is_url
 from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
@@ -49,6 +54,11 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="leave out files that cannot be used and count them, instead of an error",
     )
+    command.add_argument(
+        "--answers",
+        action="store_true",
+        help="also write the answer to each image into the folder of the pack, for `report`",
+    )
     add_base_options(command)
     add_batch_size(command)
     return command
@@ -60,6 +70,7 @@ def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.data.images import PIXELS_VERSION
 
     pack, _ = load_pack(options.pack)
+    answers = _answers_file(options, pack) if options.answers else None
     base = choose_base(pack, options.backbone, options.weights)
     try:
         data = _load_data(pack, options)
@@ -79,13 +90,19 @@ def _run(options: argparse.Namespace) -> Answer:
         from piggyback_tf.problems import PROBLEMS
         from piggyback_tf.sequences.measure import measure_answers
 
+        log = AnswerLog(data.target, probabilities=True)
         result = measure_answers(
             lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
             PROBLEMS[pack.problem](pack.class_names, pack.image_shape),
             source,
             pack.eval_augment,
             _with_progress(batches, source, options.batch_size),
+            log if answers else None,
         )
+        if answers:
+            names = pack.class_names
+            about = {"task": pack.task, "errors": result, "class_names": names, "by": "evaluate"}
+            answers = answers if log.write(answers, data, options.split, **about) else None
     except DataError as error:
         raise UsageError(str(error)) from error
     told = {
@@ -106,6 +123,8 @@ def _run(options: argparse.Namespace) -> Answer:
             "profile than sRGB, with an orientation that XMP alone names, or with transparency of an unusual kind may "
             "look other than in its training.",
         )
+    if answers:
+        told["answers"] = str(answers)
     value = {
         "file": options.pack,
         "task": pack.task,
@@ -114,8 +133,37 @@ def _run(options: argparse.Namespace) -> Answer:
         **result,
         "skipped_images": len(source.skipped),
         "as_of_training": pack.errors.get(options.split),
+        **({"answers": str(answers)} if answers else {}),
     }
     return Answer(value, "\n".join([*format_pairs(told), f"In brackets: {interval_kind(result)}."]))
+
+
+def _answers_file(options: argparse.Namespace, pack: TaskPack) -> Path:
+    """Returns the file of the answers, beside the pack, where `report` looks for it.
+
+    Raises:
+        UsageError: If the pack is elsewhere, the answers of its run are there, or none are recorded of such tasks.
+    """
+    if pack.problem not in ANSWERS:
+        from piggyback_tf.data import TARGETS
+
+        raise UsageError(
+            f"--answers: task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, of which no answers are "
+            "recorded in this version. Leave it out."
+        )
+    if is_url(options.pack):
+        raise UsageError(
+            f"--answers writes beside the pack, and {options.pack} is a URL. Copy the pack to this machine."
+        )
+    path = Path(options.pack).parent / answers_name(pack.task)
+    with contextlib.suppress(AnswersError, OSError):
+        if read_answers(path).by == "train":
+            raise UsageError(
+                f"{str(path)!r} has the answers that the run of the pack recorded. Leave --answers out, or copy the "
+                "pack to another folder first."
+            )
+    check_target(path)
+    return path
 
 
 def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":

@@ -15,6 +15,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Source, parse_augment, surface_data_errors
 from piggyback_tf.evaluation import top_k_hits
+from piggyback_tf.evaluation.answers import AnswerLog
 from piggyback_tf.evaluation.task_agnostic import normalised_entropy, task_agnostic_measures
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import Problem
@@ -22,7 +23,12 @@ from piggyback_tf.sequences.superposition import Superposition
 
 
 def measure(
-    network: keras.Model, problem: Problem, source: Source, augment: str, batches: tf.data.Dataset
+    network: keras.Model,
+    problem: Problem,
+    source: Source,
+    augment: str,
+    batches: tf.data.Dataset,
+    log: AnswerLog | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Returns what was measured of a network on a split, and a digest of all its answers.
 
@@ -32,6 +38,7 @@ def measure(
         source: The images of the split, in their order.
         augment: How they are prepared.
         batches: The same images, prepared, with their targets.
+        log: Notes the answers that are counted, for those who want to see them.
     """
     digest, forward = hashlib.sha256(), _compile(network, batches)
 
@@ -40,7 +47,7 @@ def measure(
         digest.update(scores.tobytes())
         return scores
 
-    return measure_answers(predict, problem, source, augment, batches), digest.hexdigest()
+    return measure_answers(predict, problem, source, augment, batches, log), digest.hexdigest()
 
 
 def measure_answers(
@@ -49,6 +56,7 @@ def measure_answers(
     source: Source,
     augment: str,
     batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+    log: AnswerLog | None = None,
 ) -> dict[str, Any]:
     """Returns what was measured of answers to the images of a split.
 
@@ -58,6 +66,7 @@ def measure_answers(
         source: As of `measure`.
         augment: As of `measure`.
         batches: As of `measure`.
+        log: As of `measure`.
     """
     operations, counts, place = parse_augment(augment), [], 0
     with surface_data_errors():
@@ -65,6 +74,8 @@ def measure_answers(
             answers = predict(images)
             originals = map(source.read, range(place, place + len(answers)))
             counts.append(problem.count_originals(answers, np.asarray(targets), originals, operations))
+            if log is not None:
+                log.note(np.asarray(targets), answers)
             place += len(answers)
     if not counts:
         raise ValueError("There are no images to measure an error on.")

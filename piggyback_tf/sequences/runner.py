@@ -15,9 +15,17 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Source, TaskData, make_dataset, stream_batches
+from piggyback_tf.evaluation.answers import AnswerLog
 from piggyback_tf.evaluation.continual import measures
 from piggyback_tf.evaluation.results import read_result, write_result
-from piggyback_tf.file_names import ALONE_FOLDER, MEMORY_FILE, RESULT_FILE, TENSORBOARD_FOLDER, folders_of
+from piggyback_tf.file_names import (
+    ALONE_FOLDER,
+    MEMORY_FILE,
+    RESULT_FILE,
+    TENSORBOARD_FOLDER,
+    answers_name,
+    folders_of,
+)
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
 from piggyback_tf.problems import PROBLEMS, Problem, problem_of
 from piggyback_tf.sequences.init_from import with_start
@@ -123,7 +131,8 @@ def _learn_alone(
         learner = _Learner(backbone, {task: tasks[task]}, settings, {task: own}, store(backbone, {task: own}))
         (alone[task],) = learner.learn_all(title=f"{task} alone:")
         # Nothing but its error is needed, and the network would take as much as those of the sequence.
-        (own / MEMORY_FILE).unlink(missing_ok=True)
+        for needless in (MEMORY_FILE, answers_name(task)):
+            (own / needless).unlink(missing_ok=True)
     return alone
 
 
@@ -259,17 +268,24 @@ class _Learner:
         for task in names[: names.index(last) + 1]:
             network, data = self.store.network(method, task, last), self.tasks[task]
             problem = problem_of(data, network.input_shape[1:3])
+            # What a task is judged by, of which each answer is recorded as it is counted.
+            judge, log = "validation" if data.test is None else "test", AnswerLog(data.target, self.store.probabilities)
             if task in together:
-                validation[task], _ = self._measure_split(network, problem, data.validation)
+                noted = log if judge == "validation" else None
+                validation[task], _ = self._measure_split(network, problem, data.validation, noted)
             if data.test is not None:
-                errors[task], answers[task] = self._measure_split(network, problem, data.test)
+                errors[task], answers[task] = self._measure_split(network, problem, data.test, log)
+            measured = (errors if judge == "test" else validation).get(task)
+            log.write(self.folders[task] / answers_name(task), data, judge, task=task, errors=measured, after=last)
             cost[task] = multiply_adds(network)
         return {"errors": errors, "validation": validation, "answers": answers, "multiply_adds": cost}
 
-    def _measure_split(self, network: keras.Model, problem: Problem, images: Source) -> tuple[dict[str, Any], str]:
-        """Returns what was measured of a network on a split, and a digest of its answers."""
+    def _measure_split(
+        self, network: keras.Model, problem: Problem, images: Source, log: AnswerLog | None
+    ) -> tuple[dict[str, Any], str]:
+        """Returns what was measured of a network on a split, and a digest of its answers, which `log` notes."""
         augment = self.settings.inputs.for_size(self.backbone.image_size).augment_eval
-        return measure(network, problem, images, augment, self._batches(images))
+        return measure(network, problem, images, augment, self._batches(images), log)
 
     def _measure_task_agnostic(self) -> dict[str, Any]:
         """Measures all tasks as they are after the last, on images that do not say of which task they are."""

@@ -18,27 +18,8 @@ from piggyback_tf.backbones import named_layers, named_variables
 from piggyback_tf.file_names import STATE_FILE
 from piggyback_tf.files import write_arrays
 from piggyback_tf.surgery import BaseVariable
+from piggyback_tf.training.completed_epochs import CompletedEpochs, read_completed
 from piggyback_tf.training.errors import TrainingError
-
-
-@dataclasses.dataclass
-class CompletedEpochs:
-    """How far a training is, and what its completed epochs came to.
-
-    Attributes:
-        epochs_done: Completed epochs.
-        best_epoch: The epoch, counted from 0, with the lowest validation error (then loss, of which NaN is the highest,
-            then the earliest), or -1.
-        best_score: Its `[validation error, validation loss]`.
-        history: Values per completed epoch by name, such as `"loss"`, `"error"`, `"val_loss"`, `"val_error"`.
-        seconds: Time spent in completed epochs, over all starts of the training.
-    """
-
-    epochs_done: int = 0
-    best_epoch: int = -1
-    best_score: list[float] = dataclasses.field(default_factory=list)
-    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -71,7 +52,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             return 0
         try:
             with safe_open(self.path, framework="np") as state:
-                return int(_completed(state).epochs_done)
+                return int(read_completed(state).epochs_done)
         except Exception as error:
             raise self._unreadable(error) from error
 
@@ -86,7 +67,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         variables = training_variables(self.model)
         try:
             with safe_open(self.path, framework="np") as state:
-                completed = _completed(state)
+                completed = read_completed(state)
                 shapes = {key: tuple(state.get_slice(key).get_shape()) for key in state.keys()}  # noqa: SIM118
                 keys = _numbers(variables) if "now/model/0" in shapes else {name: name for name in variables}
                 wanted = {f"now/{keys[name]}": tuple(variable.shape) for name, variable in variables.items()}
@@ -231,10 +212,6 @@ def _rank(score: Iterable[float]) -> list[float]:
 def finish_training(folder: Path) -> None:
     """Removes the state of a training whose result is written."""
     (folder / STATE_FILE).unlink(missing_ok=True)
-
-
-def _completed(state: Any) -> CompletedEpochs:
-    return CompletedEpochs(**json.loads(state.metadata()["progress"]))
 
 
 def _to_numpy(variable: keras.Variable) -> np.ndarray:

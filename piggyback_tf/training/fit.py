@@ -15,6 +15,7 @@ from piggyback_tf.problems import Problem, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, StopWhenDead, TensorBoard
+from piggyback_tf.training.completed_epochs import history_in_percent
 from piggyback_tf.training.optimizers import make_optimizer
 from piggyback_tf.training.progress import Progress
 from piggyback_tf.training.schedules import warmup_length
@@ -150,10 +151,7 @@ def train_task(
     method.end_training(model)
     completed = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
-    history = {
-        name: [100 * value for value in values] if name.endswith("error") else values
-        for name, values in completed.history.items()
-    }
+    history = history_in_percent(completed.history)
     return TrainedTask(model, problem, history, completed.best_epoch, completed.seconds)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from piggyback_tf.data import TaskData
+from piggyback_tf.evaluation.answers import read_answers
 from piggyback_tf.evaluation.report import matrix_table
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import run_sequence
@@ -66,6 +67,37 @@ def test_inferring_tasks_can_be_left_out_and_done_later(method, tmp_path, monkey
     later = _run(tmp_path / "two", method)
     assert later.pop("task_agnostic")["entropy"]["task_id_accuracy"] > 0
     assert later == without
+
+
+@pytest.mark.parametrize("method", ["classifier_only", "finetune_sequential"])
+def test_the_answers_that_are_counted_are_kept(method, tmp_path, monkeypatch):
+    """Those after the last task, of packs and of a method that forgets; without a test split those of validation."""
+    counted = []
+    measure = runner_module.measure
+    monkeypatch.setattr(
+        runner_module, "measure", lambda network, *given: counted.append(network) or measure(network, *given)
+    )
+    metrics = _run(tmp_path, method, task_agnostic=False)
+    # Validation and test of the first task, then of the second, and the test split of the first again.
+    assert len(counted) == 5
+    last = metrics["steps"][-1]
+    for place, task in enumerate(metrics["tasks"], start=1):
+        found = read_answers(tmp_path / f"{place}_{task}" / f"{task}.answers1.json.gz")
+        assert (found.task, found.split, found.after) == (task, "test", metrics["tasks"][-1])
+        assert found.errors == last["errors"][task]
+        wrong = np.not_equal(found.columns["truth"], found.columns["answer"])
+        assert 100 * wrong.mean() == pytest.approx(last["errors"][task]["top1_error"])
+        assert found.columns["truth"] == toy_tasks()[task].test.labels.tolist()
+        assert np.greater_equal(found.columns["probability"], found.columns["truth_probability"]).all()
+        assert np.mean(found.columns["probability"]) > 1 / len(found.class_names)
+    (tmp_path / "untested").mkdir()
+    data = dataclasses.replace(toy_tasks()["spots"], test=None)
+    metrics = run_sequence(
+        tmp_path / "untested", toy_backbone(), {"spots": data}, toy_settings(method, epochs=1, warmup_steps=0)
+    )
+    found = read_answers(tmp_path / "untested" / "1_spots" / "spots.answers1.json.gz")
+    assert (found.split, found.errors) == ("validation", metrics["steps"][0]["validation"]["spots"])
+    assert found.columns["truth"] == data.validation.labels.tolist()
 
 
 def test_a_later_task_of_one_class_is_refused_before_the_first_is_learned(tmp_path):

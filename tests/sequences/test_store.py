@@ -115,7 +115,9 @@ def test_a_task_by_itself_is_a_sequence_of_one(method, file, tmp_path):
         (tmp_path / name).mkdir()
     alone = run_sequence(tmp_path / "alone", toy_backbone(), tasks, settings, in_turn=False)
     in_turn = run_sequence(tmp_path / "in_turn", toy_backbone(), tasks, settings)
-    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == sorted(["result.json", file])
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == sorted(
+        ["result.json", "spots.answers1.json.gz", file]
+    )
     (one,), (other,) = alone["steps"], in_turn["steps"]
     assert one["file"] == file
     for part in ("errors", "validation", "answers", "multiply_adds", "history", "trained_parameters"):

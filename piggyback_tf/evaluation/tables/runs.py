@@ -62,6 +62,7 @@ class Record:
         settings: What is recorded of its settings; empty if not known.
         classes: Names of the classes, by task, where known.
         packs: File of each task's pack, where there is one.
+        folders: Folder of each task, by task, of a run of `train.py`.
         name: A name for the method with its settings, for a run whose settings are not known.
         baseline: Whether it was trained as a `--baseline` of another method.
         refused: Why the method cannot learn on this base; empty if it did.
@@ -77,6 +78,7 @@ class Record:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     packs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     name: str = ""
     baseline: bool = False
     refused: str = ""
@@ -222,6 +224,7 @@ def _read_folder(folder: Path, source: str) -> list[Record]:
                 settings=own_record(settings, method),
                 classes={task: found[name] for task, name in classes.items() if name in found},
                 packs={task: path for task, path in files.items() if path.is_file()},
+                folders=folders,
                 baseline=baseline,
             )
         )

@@ -1,0 +1,84 @@
+"""The part of the page with the images that tasks get wrong, and the classes they are of."""
+
+from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
+from piggyback_tf.evaluation.page.pictures import Budget, Gallery, confusions, errors_by_class, gallery
+from piggyback_tf.evaluation.page.subjects import Subject, Subjects
+from piggyback_tf.top_k import wilson_interval
+
+# Pairs of classes that are listed.
+_PAIRS = 10
+_NOTE = (
+    "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers come "
+    "first."
+)
+
+
+def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[Markup | None, dict[str, Gallery]]:
+    """Returns the part of the page, None if no answers are known, and the wrong images of each task by its label.
+
+    Args:
+        subjects: The tasks.
+        most: How many images are shown of each task.
+        data_dir: Where TensorFlow Datasets keeps its data sets; None for its own default.
+    """
+    budget = Budget()
+    found = {one.label: (one, gallery(one, most, budget, data_dir)) for one in subjects.tasks}
+    found = {label: (one, own) for label, (one, own) in found.items() if own is not None}
+    if not found:
+        return None, {}
+    body = joined(
+        element("p", _NOTE, class_="note") if any(own.figures for _, own in found.values()) else None,
+        [_of_task(one, own, most) for one, own in found.values()],
+    )
+    return body, {label: own for label, (_, own) in found.items()}
+
+
+def _of_task(subject: Subject, own: Gallery, most: int) -> Markup:
+    answers = subject.answers
+    count = len(answers.images)
+    if own.wrong is None:
+        told = f"There are answers to {count:,} images of the {answers.split} split of {answers.data}."
+    elif not own.wrong:
+        told = f"All answers to the {count:,} images of the {answers.split} split of {answers.data} are right."
+    else:
+        are = "is" if own.wrong == 1 else "are"
+        told = f"{own.wrong:,} of {count:,} images of the {answers.split} split of {answers.data} {are} wrong."
+        shown = len(own.figures)
+        if shown < own.wrong:
+            told += f" {shown:,} of them {'is' if shown == 1 else 'are'} shown (--images={most})."
+    if answers.after != subject.task:
+        told += f" These are the answers after {answers.after}, the task that was learned last."
+    if answers.by == "evaluate":
+        told += " They were recorded by evaluate."
+    return joined(
+        element("h3", subject.label),
+        element("p", told),
+        [element("p", sentence, class_="note") for sentence in own.sentences],
+        element("div", own.figures, class_="gallery") if own.figures else None,
+        _classes(subject, own) if answers.kind == "class" and own.wrong else None,
+    )
+
+
+def _classes(subject: Subject, own: Gallery) -> Markup:
+    """Returns which classes are taken for which, and the errors of each class."""
+    pairs = list(confusions(subject.answers))
+    rows = [[truth, answer, f"{count:,}"] for truth, answer, count in pairs[:_PAIRS]]
+    few = f"The {_PAIRS} most frequent of {len(pairs):,} pairs" if len(pairs) > _PAIRS else "All pairs"
+    classes = []
+    for name, images, wrong in errors_by_class(subject.answers):
+        low, high = wilson_interval(wrong, images)
+        classes.append([name, f"{images:,}", f"{wrong:,}", f"{100 * wrong / images:.2f} [{low:.2f}, {high:.2f}]"])
+    return element(
+        "details",
+        element("summary", "Errors by class"),
+        element(
+            "div",
+            table(f"{few} of class and answer, {subject.label}", ["class", "taken for", "images"], rows, left=2),
+            table(
+                f"Errors of each class, {subject.label}, with 95 % intervals",
+                ["class", "images", "wrong", "error %"],
+                classes,
+            ),
+            class_="tables",
+        ),
+    )
