@@ -59,7 +59,7 @@ class BaseSpec:
             shapes=shapes,
             norm_paths=frozenset(path for path in shapes if path.rpartition("/")[0] in norm_layers),
             structure=backbone.structure,
-            maskable=maskable_weights(backbone.model),
+            maskable=frozenset(maskable_weights(backbone.model)),
         )
 
 
