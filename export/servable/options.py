@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
-from piggyback_tf.settings.records import check_integer
+from piggyback_tf.settings.records import check_choice, check_integer
 
 CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")
@@ -35,14 +34,8 @@ class ExportOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.cache not in CACHES:
-            raise ValueError(unknown_name_message("cache", str(self.cache), list(CACHES)))
-        if self.image_dtype not in IMAGE_DTYPES:
-            raise ValueError(unknown_name_message("image_dtype", str(self.image_dtype), list(IMAGE_DTYPES)))
-        for name in ("memory_limit", "top_k", "max_image_pixels"):
+        check_choice("cache", self.cache, CACHES)
+        check_choice("image_dtype", self.image_dtype, IMAGE_DTYPES)
+        for name in ("memory_limit", "top_k"):
             check_integer(name, getattr(self, name), 1)
-        if self.max_image_pixels > MAX_PIXELS:
-            raise ValueError(
-                f"max_image_pixels must be at most {MAX_PIXELS}, which is what training takes. Received: "
-                f"max_image_pixels={self.max_image_pixels}."
-            )
+        check_integer("max_image_pixels", self.max_image_pixels, 1, MAX_PIXELS)
