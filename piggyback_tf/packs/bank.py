@@ -26,7 +26,7 @@ from piggyback_tf.packs.to_keras import keras_model
 from piggyback_tf.packs.traced_networks import TracedNetworks
 from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.registry import unknown_name_message
-from piggyback_tf.settings.records import check_integer
+from piggyback_tf.settings.records import check_choice, check_integer
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -55,8 +55,7 @@ class TaskBank:
     """
 
     def __init__(self, backbone: Backbone, *, cache_bytes: int = DEFAULT_CACHE_BYTES, hold: str = "packed"):
-        if hold not in HOLDS:
-            raise ValueError(unknown_name_message("way to hold masks", str(hold), list(HOLDS)))
+        check_choice("hold", hold, HOLDS)
         if not isinstance(backbone, Backbone):
             raise ValueError(
                 "backbone must be a Backbone; Backbone.from_model makes one of a Keras model. "
