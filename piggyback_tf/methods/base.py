@@ -13,7 +13,7 @@ from piggyback_tf.backbones import (
     named_variables,
 )
 from piggyback_tf.data import TaskData
-from piggyback_tf.head_spec import DENSE, HeadSpec
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.masking import MaskedLayer, MaskStart
 from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.parts.memory import Arrays, Memory
@@ -125,7 +125,7 @@ class Method(abc.ABC):
         Raises:
             ValueError: If the method has no such heads, or the network nothing to build one on.
         """
-        spec = HeadSpec(DENSE, head) if isinstance(head, int) else head
+        spec = HeadSpec.of(head)
         if not spec.is_dense and self.Config.problems == ("class",):
             raise ValueError(f"{type(self).__name__} learns the classes of images, with a dense head on the features.")
         network, endpoints = network_for(backbone, spec)
@@ -291,7 +291,7 @@ class Method(abc.ABC):
             ValueError: If the task was not learned.
         """
         own = self.memory.of(task)
-        model = add_head(network, HeadSpec(DENSE, self.memory.classes(task)))
+        model = add_head(network, HeadSpec.of(self.memory.classes(task)))
         assign_arrays(model, {**arrays, **own})
         return model
 
