@@ -25,8 +25,12 @@ def split_folders(root: Path, there: Collection[str]) -> dict[str, str]:
     return {split: name for split, names in SPLITS.items() for name in names if name in there}
 
 
-def file_status(path: Path) -> os.stat_result:
+def file_status(path: Path, whose: str = "") -> os.stat_result:
     """Returns what the file system knows of a file.
+
+    Args:
+        path: The file.
+        whose: For the error: what stands between the file and what is wrong with it.
 
     Raises:
         DataError: If it is not there, or nothing may be known of it.
@@ -34,18 +38,28 @@ def file_status(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise DataError(f"File {str(path)!r} cannot be read: {error.strerror}.") from error
+        raise DataError(f"File {str(path)!r}{whose} cannot be read: {error.strerror}.") from error
+
+
+def file_state(name: str, path: Path, whose: str = "") -> str:
+    """Returns a text that changes when a file does; a part of a source's fingerprint.
+
+    Args:
+        name: What the file is called in the text.
+        path: The file.
+        whose: As of `file_status`.
+
+    Raises:
+        DataError: As `file_status`.
+    """
+    status = file_status(path, whose)
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 def file_states(files: Iterable[tuple[str, Path]]) -> Iterator[str]:
-    """Yields a text for each file that changes when the file does; parts of a source's fingerprint.
-
-    Args:
-        files: What a file is called in the text, and the file.
-    """
+    """Yields `file_state` of each file, and another text of one that cannot be read."""
     for name, path in files:
         try:
-            status = file_status(path)
-            yield f"{name} {status.st_size} {status.st_mtime_ns}"
+            yield file_state(name, path)
         except DataError:  # Such as a link to nothing; whoever reads it says so.
             yield f"{name} cannot be read"

@@ -45,6 +45,11 @@ class MaskConfig:
     def __post_init__(self) -> None:
         check_masks(vars(self))
 
+    @property
+    def distance(self) -> float:
+        """How far masks start from the threshold, or from 0 if that is where they start."""
+        return abs(self.scale - self.threshold) or self.scale
+
 
 def check_masks(settings: Mapping[str, Any], prefix: str = "") -> None:
     """Checks the values of the settings of masks.
