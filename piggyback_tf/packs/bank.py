@@ -27,6 +27,7 @@ from piggyback_tf.packs.traced_networks import TracedNetworks
 from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings.records import check_choice, check_integer
+from piggyback_tf.top_k import best_classes
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -198,7 +199,7 @@ class TaskBank:
         if isinstance(tasks, HeldTask):
             tasks = [tasks] * len(rows)
         return [
-            [(held.class_names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:k]]
+            [(held.class_names[index], float(row[index])) for index in best_classes(row, k)]
             for held, row in zip(tasks, rows, strict=True)
         ]
 
