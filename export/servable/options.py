@@ -7,6 +7,8 @@ from piggyback_tf.settings.records import check_choice, check_integer
 
 CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")
+# What memory is counted in, here and where servers are configured.
+MIB = 2**20
 # Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
 MAX_PIXELS = 89_478_485
 
@@ -24,7 +26,7 @@ class ExportOptions:
         "Masked kernels: unpacked once (fast, large), packed (unpacked in every call), or auto: packed if there "
         "are more than four tasks.",
     )
-    memory_limit: int = option(4096, "Megabytes for all arrays of the export in memory; what needs more is refused.")
+    memory_limit: int = option(4096, "MiB for all arrays of the export in memory; what needs more is refused.")
     top_k: int = option(5, "How many classes the signature for encoded images returns.")
     image_dtype: str = option("uint8", "What the images of a call are: uint8 or float32, in [0, 255].")
     max_image_pixels: int = option(
