@@ -25,7 +25,8 @@ STATE_FILE = "training_state.safetensors"
 RESULT_FILE = "result.json"
 # `TASK.task.safetensors` is the pack of a task.
 PACK_SUFFIX = ".task.safetensors"
-# Of a method without packs: all that it keeps, or the network of a task by itself, `TASK.keras`.
+# Of a method without packs: all that it keeps, or the network of a task by itself, `TASK.keras`, as Keras' save writes
+# any network; a base of somebody's own is one, too.
 MEMORY_FILE = "memory.safetensors"
 NETWORK_SUFFIX = ".keras"
 TENSORBOARD_FOLDER = "tensorboard"
