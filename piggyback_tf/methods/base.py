@@ -65,8 +65,7 @@ class Method(abc.ABC):
     4. `build`, which asks for `feature_model` and `added_loss`: what a step adds to the loss of the labels, such as
        what other targets ask for;
     5. `phases`, `begin_training`, and for each phase `begin_phase`, `groups` and `callbacks`;
-    6. `end_training`;
-    7. `remember` and `recall`, of a method that makes no packs.
+    6. `remember` and `recall`, of a method that makes no packs.
 
     A method never changes the backbone it is given. What it adds to it for a task is a task pack, if `makes_pack`;
     otherwise a `Memory`, which `remember` extends by the trained task and from which `recall` makes the network of any
@@ -234,16 +233,6 @@ class Method(abc.ABC):
         """
         del phase
         return model
-
-    def end_training(self, model: keras.Model) -> None:
-        """Changes a trained model, which has the weights of its best epoch, before it is measured; nothing, for most.
-
-        It is called once more if a training is killed before its result is written, for the same weights.
-
-        Args:
-            model: What `begin_phase` returned for the last phase.
-        """
-        del model
 
     def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:
         """Returns what the method does between the steps of a training; nothing, for most."""
