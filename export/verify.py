@@ -21,6 +21,7 @@ from piggyback_tf.commands.common import load_base
 from piggyback_tf.data import DataProblems, read_image
 from piggyback_tf.data.check import find_problems
 from piggyback_tf.data.images import has_image_extension
+from piggyback_tf.evaluation.text import format_bytes
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, given_path
@@ -31,6 +32,7 @@ from piggyback_tf.quiet import filtered_stderr
 
 from .edge.piggyback_edge import EdgeError
 from .shared.errors import ExportError
+from .shared.folders import bytes_of
 from .shared.packs import find_base
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def _verify_saved_model(folder: Path, bank: "TaskBank", images: Sequence[Path]) 
             f"{'equal' if found.labels else 'NOT equal'}; {found.export_ms:.1f} ms an image (bank {found.bank_ms:.1f})"
         )
         tasks.append({**dataclasses.asdict(found), "good": found.good})
-    print(f"memory: {_memory() - before:.0f} MB more at the most; on disk {_disk(folder) / 2**20:.1f} MB")
+    print(f"memory: {format_bytes(_memory() - before)} more at the most; on disk {format_bytes(bytes_of([folder]))}")
     print("equal to 1e-5" if all(task["good"] for task in tasks) else "NOT equal to 1e-5")
     return tasks
 
@@ -190,7 +192,7 @@ def _verify_lite(
     # With a task and after a prediction, before the bank takes memory for its own.
     enter_task(export, packs[0])
     export.answer(np.zeros([backbone.image_size, backbone.image_size, 3], np.float32))
-    memory = _resident() - before
+    memory = max(0, _resident() - before)
     print(
         f"{path}: design {export.design}, quantisation {export.quantize}, {len(images)} images; "
         f"read and verified in {1e3 * loading:.0f} ms"
@@ -199,29 +201,25 @@ def _verify_lite(
         found = compare_lite(export, bank, pack, images, min_agreement=min_agreement)
         print(describe(found))
         tasks.append({**dataclasses.asdict(found), "good": found.good})
-    print(f"memory: {memory:.1f} MB with a task; on disk {path.stat().st_size / 2**20:.1f} MB")
+    print(f"memory: {format_bytes(memory)} with a task; on disk {format_bytes(path.stat().st_size)}")
     holds = all(task["good"] for task in tasks)
     print(f"{'holds' if holds else 'does NOT hold'}: {promise(export, min_agreement)}")
     return tasks
 
 
-def _memory() -> float:
-    """Returns the largest memory that the process has taken so far, in megabytes."""
+def _memory() -> int:
+    """Returns the largest memory that the process has taken so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _resident() -> float:
-    """Returns the memory that the process takes now, in megabytes; where there is no /proc, the largest so far."""
+def _resident() -> int:
+    """Returns the memory that the process takes now, in bytes; where there is no /proc, the largest so far."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
         return _memory()
-    return pages * resource.getpagesize() / 2**20
-
-
-def _disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return pages * resource.getpagesize()
 
 
 PROGRAM = Program(_TEXT, define_flags, _run, required=("packs", "images"), arguments=1, errors=(ExportError, EdgeError))

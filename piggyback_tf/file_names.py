@@ -28,7 +28,8 @@ PACK_SUFFIX = ".task.safetensors"
 # `TASK.answers1.json.gz` has its answers to each image of the split that it is judged by; the number is that of the
 # format. As long as the suffix of a pack, so that a name that fits one fits the other.
 ANSWERS_SUFFIX = ".answers1.json.gz"
-# Of a method without packs: all that it keeps, or the network of a task by itself, `TASK.keras`.
+# Of a method without packs: all that it keeps, or the network of a task by itself, `TASK.keras`, as Keras' save writes
+# any network; a base of somebody's own is one, too.
 MEMORY_FILE = "memory.safetensors"
 NETWORK_SUFFIX = ".keras"
 TENSORBOARD_FOLDER = "tensorboard"

@@ -34,6 +34,11 @@ def protocol_of(path: str) -> str | None:
     return found[1] if found else None
 
 
+def is_empty(what: str) -> str:
+    """Returns what to say of a path that is empty, as an unset variable of a shell is."""
+    return f"{what} is empty, perhaps of a variable that is not set."
+
+
 def local_path(path: str | os.PathLike, option: str) -> Path:
     """Returns the path of a file or folder of this machine that somebody gave, with `~` for the user's folder.
 
@@ -46,7 +51,7 @@ def local_path(path: str | os.PathLike, option: str) -> Path:
     """
     text = os.fspath(path)
     if not text:
-        raise PathError(f"{option} is empty, perhaps of a variable that is not set. Name a path; this folder is '.'.")
+        raise PathError(f"{is_empty(option)} Name a path; this folder is '.'.")
     if isinstance(path, str) and protocol_of(path):
         raise PathError(f"{option}{path}: this is a URL, and only files and folders of this machine can be used here.")
     return Path(with_home(path))
@@ -94,7 +99,7 @@ def make_folder(folder: str | os.PathLike) -> Path:
 def check_target(path: str | os.PathLike) -> None:
     """Raises a `PathError` if a file cannot take the place of what is there: a folder, a device, a pipe, a socket."""
     if not os.fspath(path):
-        raise PathError("The name of the file to write is empty, perhaps of a variable that is not set. Name a file.")
+        raise PathError(f"{is_empty('The name of the file to write')} Name a file.")
     if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 (may be of any kind)
         kind = "a folder" if Path(path).is_dir() else "a device, a pipe or a socket"
         raise PathError(f"{os.fspath(path)!r} cannot be written: it is {kind}, and no file. Name another file.")

@@ -23,6 +23,11 @@ class HeadSpec:
     width: int = 0
     image_shape: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, head: "HeadSpec | int") -> "HeadSpec":
+        """Returns the spec of a head, or that of a dense one for a number of classes."""
+        return cls(DENSE, head) if isinstance(head, int) else head
+
     @property
     def is_dense(self) -> bool:
         """Whether it is one Dense layer on the features, of a kernel `[F, C]` and a bias `[C]`."""

@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Callable, ItemsView, Iterator
+from collections.abc import Callable, ItemsView, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,13 +22,16 @@ def unknown_name_message(kind: str, name: str, valid: list[str], limit: int = 40
     Returns:
         One line that names the close matches and, if there are not too many, all valid names.
     """
-    close = difflib.get_close_matches(name, valid, n=5, cutoff=0.5)
-    message = f"Unknown {kind} {name!r}."
-    if close:
-        message += " Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    message = f"Unknown {kind} {name!r}.{did_you_mean(name, valid)}"
     if len(valid) <= limit:
         message += f" Valid: {', '.join(sorted(valid)) or '(none)'}."
     return message
+
+
+def did_you_mean(name: str, valid: Sequence[str]) -> str:
+    """Returns a question, after a space, that names what is close to a name which does not exist; or `""`."""
+    close = difflib.get_close_matches(name, valid, n=5, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def import_modules(package: str, path: list[str]) -> None:

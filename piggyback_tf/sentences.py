@@ -30,6 +30,11 @@ def shown(value: object) -> str:
     return _REPR.repr(value)
 
 
+def short_hash(digest: str) -> str:
+    """Returns the beginning of a hash, by which people tell it from others, without what could not be printed."""
+    return escaped(digest[:12])
+
+
 def one_line(error: BaseException | str, limit: int = 400) -> str:
     """Returns what an error from another library says on one line, cut off at `limit` characters."""
     text = escaped(" ".join(str(error).split()))

@@ -41,6 +41,19 @@ def top_k_hits(labels: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
     return rank < k
 
 
+def best_classes(scores: np.ndarray, k: int) -> np.ndarray:
+    """Returns the classes with the highest scores, the highest first; of equal scores the lower index comes first.
+
+    Args:
+        scores: Array `[C]` of probabilities or logits.
+        k: How many; all of them if there are fewer.
+
+    Returns:
+        Integer array `[min(k, C)]`.
+    """
+    return np.argsort(-scores, kind="stable")[:k]
+
+
 def top_k_misses(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Returns for each image whether its class is not the first answer, and whether it is not among the first five.
 

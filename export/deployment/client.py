@@ -503,7 +503,7 @@ def _read_headers(texts: Sequence[str]) -> dict[str, str]:
 
 def _too_large(name: str, size: int) -> str:
     return (
-        f"{name} takes no message of {size / MIB:.1f} MB: send fewer images in a request (--batch_size), or raise the "
+        f"{name} takes no message of {size / MIB:.1f} MiB: send fewer images in a request (--batch_size), or raise the "
         "limit of the server or of the proxy before it."
     )
 

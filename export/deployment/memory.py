@@ -5,13 +5,13 @@ from pathlib import Path
 
 from ..servable.decode import BYTES_PER_PIXEL
 from ..servable.folder import read_description
+from ..servable.options import MIB
 from ..servable.read import read_export
 from ..servable.unpacked_kernels import memory_needed
 from .options import ServingOptions
 
-_MEGABYTE = 2**20
 # The program itself, its libraries and threads.
-_SERVER = 512 * _MEGABYTE
+_SERVER = 512 * MIB
 # Features of an image while it goes through a network: two maps of 64 channels in float32 at full size, which is what
 # the first block of VGG holds; other networks take less.
 _FEATURE_BYTES = 2 * 64 * 4
@@ -36,7 +36,7 @@ class ServerMemory:
     @property
     def request(self) -> int:
         """Megabytes in daily work."""
-        return -(-(_SERVER + self.loaded * self.arrays + self.working) // _MEGABYTE)
+        return -(-(_SERVER + self.loaded * self.arrays + self.working) // MIB)
 
     @property
     def limit(self) -> int:
@@ -45,7 +45,7 @@ class ServerMemory:
         A server that goes beyond it is killed, so that one image must not be enough for that.
         """
         most = _SERVER + (self.loaded + 1) * self.arrays + self.working + self.decoding
-        return -(-most * 5 // (4 * _MEGABYTE))
+        return -(-most * 5 // (4 * MIB))
 
 
 def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> ServerMemory:
@@ -66,7 +66,7 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Ser
         cache = read_description(folder).get("kernels", chosen.cache)
         if cache == "auto":
             # Earlier versions did not write down what they chose: to unpack what fits.
-            cache = "unpacked" if need["unpacked"] <= chosen.memory_limit * _MEGABYTE else "packed"
+            cache = "unpacked" if need["unpacked"] <= chosen.memory_limit * MIB else "packed"
         kernels = 4 * base.layout.kernels.length
         # The second servable has the base's weights once more, and no masks.
         second = kernels + 4 * base.layout.rest.length + tables.norms[0].nbytes

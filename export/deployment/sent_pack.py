@@ -10,6 +10,7 @@ import numpy as np
 from piggyback_tf.data import DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
+from piggyback_tf.top_k import best_classes
 
 from ..servable.folder import DESCRIPTION, described_base
 from ..servable.layout import WeightLayout
@@ -92,7 +93,7 @@ class SentPack:
             return rows
         found = client.classify_with_mask(np.stack(list(images.values())).astype(self._dtype), **self.inputs)
         for index, scores, class_id in zip(images, found["probabilities"], found["class_id"], strict=True):
-            best = np.argsort(-scores, kind="stable")[: self._top_k]
+            best = best_classes(scores, self._top_k)
             rows[index] |= {
                 "labels": [self._classes[i] for i in best],
                 "scores": [float(scores[i]) for i in best],

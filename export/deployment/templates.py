@@ -204,8 +204,9 @@ $flags
               cpu: "$cpus"
               memory: ${request}Mi
             limits:
-              # $arrays MB of arrays a version, of which $loaded stay loaded and one more comes while a new one replaces
-              # an old one; $working MB for calls that run, and $decoding MB if all of them decode the largest images.
+              # $arrays MiB of arrays a version, of which $loaded stay loaded and one more comes while a new one
+              # replaces an old one; $working MiB for calls that run, and $decoding MiB if all of them decode the
+              # largest images.
               memory: ${limit}Mi
           securityContext:
             allowPrivilegeEscalation: false

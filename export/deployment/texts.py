@@ -9,11 +9,11 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from ..servable.folder import SECOND
+from ..servable.options import MIB
 from . import templates
 from .memory import ServerMemory
 from .options import ServingOptions
 
-_MEGABYTE = 2**20
 # A request may have so many times the images that run at once.
 _SPLITS = 8
 
@@ -94,11 +94,11 @@ def kubernetes(options: ServingOptions, memory: ServerMemory, disk: int) -> str:
         models=_block(models_config(options, memory.loaded)),
         threads=_block(batching_threads(options)),
         monitoring=_block(monitoring()),
-        disk=max(1024, -(-3 * disk // _MEGABYTE)),
+        disk=max(1024, -(-3 * disk // MIB)),
         request=memory.request,
-        arrays=-(-memory.arrays // _MEGABYTE),
-        working=-(-memory.working // _MEGABYTE),
-        decoding=-(-memory.decoding // _MEGABYTE),
+        arrays=-(-memory.arrays // MIB),
+        working=-(-memory.working // MIB),
+        decoding=-(-memory.decoding // MIB),
         loaded=memory.loaded,
     )
 

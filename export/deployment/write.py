@@ -6,6 +6,7 @@ from pathlib import Path
 from ..servable.additions import BATCHING_FILE, WARMUP_FILE
 from ..servable.folder import SECOND, is_version, read_description, versions_in
 from ..shared.errors import ExportError
+from ..shared.folders import bytes_of
 from . import texts
 from .memory import memory_of
 from .options import ServingOptions
@@ -46,12 +47,14 @@ def write_deployment(
     within = output.resolve().is_relative_to(export.resolve())
     seen = os.path.relpath(export.resolve(), output.resolve()) if within else str(export.resolve())
     folders = [base / str(version) for base in (export, export / SECOND) for version in versions]
+    # Without what this command adds to them.
+    disk = bytes_of(folders, without=(WARMUP_FILE.name, BATCHING_FILE.name))
     files = {
         output / "models.config": texts.models_config(options, loaded).encode(),
         output / "batching_parameters.txt": texts.batching_threads(options).encode(),
         output / "monitoring.config": texts.monitoring().encode(),
         output / "docker-compose.yml": texts.compose(options, memory, seen).encode(),
-        output / "kubernetes.yaml": texts.kubernetes(options, memory, _disk(folders)).encode(),
+        output / "kubernetes.yaml": texts.kubernetes(options, memory, disk).encode(),
         output / "client.py": texts.read_client(),
     }
     inside: dict[Path, bytes] = {}
@@ -110,10 +113,3 @@ def loaded_versions(versions: list[int], options: ServingOptions) -> int:
     if not options.labels:
         return 1
     return len(versions) - versions.index(min(options.labels.values())) + 1
-
-
-def _disk(folders: list[Path]) -> int:
-    """Returns the bytes of SavedModels, without what this command adds to them."""
-    added = WARMUP_FILE.name, BATCHING_FILE.name
-    paths = (path for folder in folders for path in folder.rglob("*") if path.name not in added)
-    return sum(path.stat().st_size for path in paths if path.is_file())

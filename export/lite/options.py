@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
-from piggyback_tf.settings.records import check_integer
+from piggyback_tf.settings.records import check_choice, check_integer
 
 from ..edge.piggyback_edge import QUANTIZATIONS
 
@@ -34,10 +33,8 @@ class LiteOptions:
     representative_images: int = option(_IMAGES, "How many of them for each task.")
 
     def __post_init__(self) -> None:
-        if self.design not in DESIGNS:
-            raise ValueError(unknown_name_message("design", str(self.design), list(DESIGNS)))
-        if self.quantize not in QUANTIZATIONS:
-            raise ValueError(unknown_name_message("quantisation", str(self.quantize), list(QUANTIZATIONS)))
+        check_choice("design", self.design, DESIGNS)
+        check_choice("quantize", self.quantize, tuple(QUANTIZATIONS))
         for name, least in (("max_classes", 0), ("representative_images", 1)):
             check_integer(name, getattr(self, name), least, _MOST)
         if self.quantize == "int8" and not self.representative_data:

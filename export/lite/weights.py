@@ -97,7 +97,9 @@ class Network:
         norms = {}
         for path, layer in found.norms.items():
             names = frozenset(key.rpartition("/")[2] for key in weights if key.rpartition("/")[0] == path)
-            norms[path] = Norm(path, layer.epsilon, names)
+            # Without these a layer of somebody's own computes something else, and is a part of the frozen network.
+            if {"moving_mean", "moving_variance"} <= names:
+                norms[path] = Norm(path, layer.epsilon, names)
         if max_classes:
             weights[HEAD_KERNEL] = np.zeros((backbone.feature_dim, max_classes), np.float32)
             weights[HEAD_BIAS] = np.zeros(max_classes, np.float32)

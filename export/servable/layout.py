@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
@@ -130,12 +131,12 @@ class WeightLayout:
             byte i of these stands for the kernel's number `k m / 8 + i`. Weights that the task does not mask are kept.
 
         Raises:
-            PackError: If the pack masks a weight that is in none of the layers that can be masked.
+            PackError: If the pack masks a weight that is no kernel which tasks can mask.
         """
         if foreign := [path for path in pack.masks if path not in self.kernels.shapes]:
             raise PackError(
-                f"Task {pack.task!r} has a mask for {foreign[0]!r}, which belongs to no kind of layer that an export "
-                "masks: Dense, Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose."
+                f"Task {pack.task!r} has a mask for {foreign[0]!r}, which is no kernel of this base that can be "
+                f"masked. These can: {some(list(self.kernels.shapes), 10)}."
             )
         planes = np.zeros((2 if pack.mask_kind == "ternary" else 1, self.mask_bytes), np.uint8)
         for (path, shape, start), rows in zip(self.kernels.items(), self.kernels.rows, strict=True):

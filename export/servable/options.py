@@ -2,12 +2,13 @@
 
 import dataclasses
 
-from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import option
-from piggyback_tf.settings.records import check_integer
+from piggyback_tf.settings.records import check_choice, check_integer
 
 CACHES = ("auto", "packed", "unpacked")
 IMAGE_DTYPES = ("uint8", "float32")
+# What memory is counted in, here and where servers are configured.
+MIB = 2**20
 # Where Pillow begins to warn of decompression bombs; an image of this size takes a quarter of a gigabyte in RGB.
 MAX_PIXELS = 89_478_485
 
@@ -25,7 +26,7 @@ class ExportOptions:
         "Masked kernels: unpacked once (fast, large), packed (unpacked in every call), or auto: packed if there "
         "are more than four tasks.",
     )
-    memory_limit: int = option(4096, "Megabytes for all arrays of the export in memory; what needs more is refused.")
+    memory_limit: int = option(4096, "MiB for all arrays of the export in memory; what needs more is refused.")
     top_k: int = option(5, "How many classes the signature for encoded images returns.")
     image_dtype: str = option("uint8", "What the images of a call are: uint8 or float32, in [0, 255].")
     max_image_pixels: int = option(
@@ -35,14 +36,8 @@ class ExportOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.cache not in CACHES:
-            raise ValueError(unknown_name_message("cache", str(self.cache), list(CACHES)))
-        if self.image_dtype not in IMAGE_DTYPES:
-            raise ValueError(unknown_name_message("image_dtype", str(self.image_dtype), list(IMAGE_DTYPES)))
-        for name in ("memory_limit", "top_k", "max_image_pixels"):
+        check_choice("cache", self.cache, CACHES)
+        check_choice("image_dtype", self.image_dtype, IMAGE_DTYPES)
+        for name in ("memory_limit", "top_k"):
             check_integer(name, getattr(self, name), 1)
-        if self.max_image_pixels > MAX_PIXELS:
-            raise ValueError(
-                f"max_image_pixels must be at most {MAX_PIXELS}, which is what training takes. Received: "
-                f"max_image_pixels={self.max_image_pixels}."
-            )
+        check_integer("max_image_pixels", self.max_image_pixels, 1, MAX_PIXELS)

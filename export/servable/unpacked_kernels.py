@@ -6,9 +6,9 @@ from typing import Any
 import tensorflow as tf
 
 from .layout import WeightLayout
+from .options import MIB
 from .task_arrays import TaskTables
 
-_MEGABYTE = 2**20
 # So many tasks are unpacked if nobody asks for anything. Each task takes a server about 0.1 s of loading, whatever the
 # size of the base, and its kernels in memory; a call of one image gains a sixth at the most.
 _FEW = 4
@@ -61,15 +61,15 @@ def choose_cache(cache: str, memory_limit: int, layout: WeightLayout, tables: Ta
     need = memory_needed(layout, tables)
     chosen = cache
     if cache == "auto":
-        fits = need["unpacked"] <= memory_limit * _MEGABYTE
+        fits = need["unpacked"] <= memory_limit * MIB
         chosen = "unpacked" if fits and len(tables.names) <= _FEW else "packed"
-    if need[chosen] > memory_limit * _MEGABYTE:
+    if need[chosen] > memory_limit * MIB:
         smaller = ""
-        if need["packed"] <= memory_limit * _MEGABYTE:
-            smaller = f" With --cache=packed they take {_megabytes(need['packed'])} MB."
+        if need["packed"] <= memory_limit * MIB:
+            smaller = f" With --cache=packed they take {_mebibytes(need['packed'])} MiB."
         raise ValueError(
-            f"{len(tables.names)} tasks with {chosen} kernels take {_megabytes(need[chosen])} MB of memory, and "
-            f"--memory_limit is {memory_limit} MB.{smaller}"
+            f"{len(tables.names)} tasks with {chosen} kernels take {_mebibytes(need[chosen])} MiB of memory, and "
+            f"--memory_limit is {memory_limit} MiB.{smaller}"
         )
     return chosen
 
@@ -84,5 +84,5 @@ def memory_needed(layout: WeightLayout, tables: TaskTables) -> dict[str, int]:
     return {"packed": packed, "unpacked": packed + 4 * layout.kernels.length * len(tables.names)}
 
 
-def _megabytes(count: int) -> str:
-    return f"{-(-count // _MEGABYTE):,}"
+def _mebibytes(count: int) -> str:
+    return f"{-(-count // MIB):,}"

@@ -1,9 +1,9 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and how large they are."""
 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from piggyback_tf.files import flush, make_folder, temporary_folder
@@ -60,3 +60,14 @@ def made_folder(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 path.rmdir()
         raise
+
+
+def bytes_of(folders: Iterable[Path], without: Collection[str] = ()) -> int:
+    """Returns how many bytes the files in some folders have.
+
+    Args:
+        folders: The folders, with all that is in them.
+        without: Names of files that do not count.
+    """
+    files = (path for folder in folders for path in folder.rglob("*") if path.name not in without)
+    return sum(path.stat().st_size for path in files if path.is_file())

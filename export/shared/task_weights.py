@@ -4,9 +4,8 @@ import dataclasses
 
 import keras
 
-from piggyback_tf.backbones import Backbone, named_layers, named_variables
-from piggyback_tf.backbones.paths import is_batch_norm
-from piggyback_tf.masking.layers import MASKED_LAYERS
+from piggyback_tf.backbones import Backbone, batch_norm_paths, named_layers, named_variables
+from piggyback_tf.masking import MASKED_LAYERS, maskable_weights
 from piggyback_tf.surgery import check_kernel
 
 
@@ -30,15 +29,13 @@ class TaskWeights:
             ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
                 kernel.
         """
-        variables, kernels, norms = named_variables(backbone.model), {}, {}
-        for path, layer in named_layers(backbone.model):
+        layers = dict(named_layers(backbone.model))
+        for layer in layers.values():
             if type(layer) in MASKED_LAYERS:
                 check_kernel(layer)
-                names = (f"{path}/{name}" for name in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS)
-                kernels |= {kernel: layer for kernel in names if kernel in variables}
-            elif is_batch_norm(layer) and f"{path}/moving_mean" in variables:
-                norms[path] = layer
-        for path, variable in variables.items():
+        kernels, norm_paths = maskable_weights(backbone.model), batch_norm_paths(backbone.model)
+        norms = {path: layer for path, layer in layers.items() if path in norm_paths}
+        for path, variable in named_variables(backbone.model).items():
             dtype = keras.backend.standardize_dtype(variable.dtype)
             if dtype != "float32" and (path in kernels or path.rpartition("/")[0] in norms):
                 raise ValueError(

@@ -18,6 +18,7 @@ from piggyback_tf.backbones.registry import FILE_KINDS, BackboneEntry, check_fil
 from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.backbones.structure_text import model_structure
 from piggyback_tf.backbones.weights_hash import model_hash
+from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.sentences import one_line
 
 _SEED_LOCK = threading.Lock()
@@ -156,7 +157,7 @@ def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) 
 
 def _load_file(name: str, entry: BackboneEntry, weights: str | os.PathLike, image_size: int) -> keras.Model:
     path = check_file(weights)
-    if path.suffix == ".keras":
+    if path.suffix == NETWORK_SUFFIX:
         model = entry.build(image_size)
         weight_files.load_keras_file(model, path, name)
     elif weight_files.is_published_layout(path):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from piggyback_tf.backbones.errors import WeightsError
+from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.sentences import one_line
 
 if TYPE_CHECKING:
     import keras
 
-SUFFIX = ".keras"
 # What is said of the weights of a network that brings its own.
 GIVEN = "given"
 PREPROCESSING = "as in the given model"
@@ -23,7 +23,7 @@ PREPROCESSING = "as in the given model"
 
 def is_model_file(name: str | os.PathLike) -> bool:
     """Whether a backbone is asked for by the file of a Keras model; the names of networks have no dot."""
-    return os.fspath(name).endswith(SUFFIX)
+    return os.fspath(name).endswith(NETWORK_SUFFIX)
 
 
 def check_model_file(path: str | os.PathLike) -> Path:
@@ -35,10 +35,10 @@ def check_model_file(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.exists():
         raise WeightsError(
-            f"There is no model file {str(path)!r}. A file that ends in {SUFFIX} is what Keras' save writes."
+            f"There is no model file {str(path)!r}. A file that ends in {NETWORK_SUFFIX} is what Keras' save writes."
         )
     if not path.is_file():
-        raise WeightsError(f"{str(path)!r} is not a file. A Keras model is one file, which ends in {SUFFIX}.")
+        raise WeightsError(f"{str(path)!r} is not a file. A Keras model is one file, which ends in {NETWORK_SUFFIX}.")
     if not zipfile.is_zipfile(path):
         raise WeightsError(f"{str(path)!r} is not a Keras model file, or it is truncated.")
     return path

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones import own
 from piggyback_tf.backbones.errors import WeightsError
+from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.files import with_home
 from piggyback_tf.registry import Registry, import_modules
 
 if TYPE_CHECKING:
     import keras
 
-FILE_KINDS = ".weights.h5, .h5 (as keras.applications publishes them) or .keras"
+FILE_KINDS = f".weights.h5, .h5 (as keras.applications publishes them) or {NETWORK_SUFFIX}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def get_entry(name: str) -> BackboneEntry:
     if os.sep in name or Path(name).suffix:
         raise ValueError(
             f"{name!r} is no name of a backbone, and a network from a file is a Keras model whose name ends in "
-            f"{own.SUFFIX}; model.save({f'{Path(name).stem}{own.SUFFIX}'!r}) writes one."
+            f"{NETWORK_SUFFIX}; model.save({f'{Path(name).stem}{NETWORK_SUFFIX}'!r}) writes one."
         )
     _import_networks()
     return _BACKBONES[name]
@@ -156,9 +157,9 @@ def check_file(path: str | os.PathLike) -> Path:
         )
     if not path.is_file():
         raise WeightsError(f"{str(path)!r} is not a file. Pass the path of a file that ends in {FILE_KINDS}.")
-    if path.suffix not in (".h5", ".keras"):
+    if path.suffix not in (".h5", NETWORK_SUFFIX):
         raise WeightsError(f"Weights file {str(path)!r} must end in {FILE_KINDS}.")
-    if path.suffix == ".keras":
+    if path.suffix == NETWORK_SUFFIX:
         if not zipfile.is_zipfile(path):
             raise WeightsError(f"Weights file {str(path)!r} is not a Keras model file, or it is truncated.")
     else:

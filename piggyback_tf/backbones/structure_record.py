@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import logging
 
+from piggyback_tf.sentences import short_hash
+
 ANSWERS = 16
 # What rounding does to answers on another machine stays well below, and another setting of a layer well above.
 _TOLERANCE = 1e-3
@@ -67,7 +69,7 @@ class Structure:
 
     def __str__(self) -> str:
         """The beginning of the digest, for messages."""
-        return f"{self.digest[:12]}..."
+        return f"{short_hash(self.digest)}..."
 
 
 def check_same_computation(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.commands.answers import UsageError
-from piggyback_tf.files import check_target, with_home
+from piggyback_tf.files import check_target, is_empty, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
@@ -53,12 +53,17 @@ def check_output(path: str) -> None:
     if is_url(path):
         return
     if not path:
-        raise UsageError("--output= is empty, perhaps of a variable that is not set. Name a file.")
+        raise UsageError(f"{is_empty('--output=')} Name a file.")
     if Path(path).is_dir():
         raise UsageError(f"--output={path}: this is a folder; name a file in it.")
-    if not Path(path).parent.is_dir():
-        raise UsageError(f"--output={path}: there is no folder {str(Path(path).parent)!r}.")
+    check_folder_above(Path(path), "--output=")
     check_target(path)
+
+
+def check_folder_above(path: Path, option: str) -> None:
+    """Raises a `UsageError` if the folder is not there in which somebody wants a file or a folder to be made."""
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"{option}{path}: there is no folder {str(path.parent)!r}.")
 
 
 def add_base_options(command: argparse.ArgumentParser) -> None:

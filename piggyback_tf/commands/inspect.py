@@ -12,7 +12,7 @@ from piggyback_tf.data.sources import TARGETS
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.sentences import printable
+from piggyback_tf.sentences import printable, short_hash
 
 # The list of classes is wrapped to this many characters.
 _WIDTH = 100
@@ -106,7 +106,7 @@ def _row(pack: TaskPack, size: int, mask_bytes: int) -> list[str]:
         pack.task,
         pack.method,
         f"{pack.base_name} ({pack.base_weights})",
-        pack.base_hash[:12],
+        short_hash(pack.base_hash),
         pack.mask_kind + (" + norm" if pack.norm else ""),
         f"{len(pack.class_names):,}",
         format_error(pack.errors.get("test")),

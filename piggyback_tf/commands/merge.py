@@ -13,6 +13,7 @@ from piggyback_tf.commands.common import (
     load_bank,
     load_pack,
 )
+from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.files import with_home
 from piggyback_tf.packs.remote import is_url, local_output
 
@@ -35,7 +36,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    if not options.output.endswith(".keras"):
+    if not options.output.endswith(NETWORK_SUFFIX):
         raise UsageError(f"--output={options.output}: the name of a Keras model must end in .keras.")
     check_output(options.output)
     pack, _ = load_pack(options.pack)

@@ -14,6 +14,7 @@ from piggyback_tf.files import write_atomically
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.registry import Registry
 from piggyback_tf.sentences import printable
+from piggyback_tf.top_k import best_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,9 @@ SHOWN: Registry[Show] = Registry("problem that predict shows")
 def show_classes(
     pack: TaskPack, answer: np.ndarray, asked: AskedImage, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the most probable classes; of equal probabilities the first class comes first, as in the errors."""
+    """Returns the most probable classes."""
     del asked
-    best = (-answer).argsort(kind="stable")[: options.top_k]
+    best = best_classes(answer, options.top_k)
     classes = [{"class": pack.class_names[place], "probability": float(answer[place])} for place in best]
     return {"classes": classes}, [f"  {100 * one['probability']:6.2f} %  {printable(one['class'])}" for one in classes]
 
@@ -55,7 +56,7 @@ def show_areas(
     height, width = asked.pixels.shape[:2]
     labels = at_own_size(answer, asked.operations, (height, width))
     shares = np.bincount(labels.reshape(-1), minlength=len(pack.class_names)) / labels.size
-    places = [place for place in (-shares).argsort(kind="stable") if shares[place] > 0]
+    places = [place for place in best_classes(shares, len(shares)) if shares[place] > 0]
     areas = [{"class": pack.class_names[place], "share": float(shares[place])} for place in places]
     files: dict[str, str | None] = {"labels": None, "overlay": None}
     if options.output_dir:

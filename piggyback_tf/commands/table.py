@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import complain
+from piggyback_tf.commands.common import check_folder_above, complain
 from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Number, Table, TableError, make_table, read_runs
 from piggyback_tf.evaluation.tables.cells import Cell
 from piggyback_tf.extras import extra_sentence, is_installed
@@ -81,8 +81,7 @@ def _folder(options: argparse.Namespace, name: str) -> Path | None:
     folder = local_path(getattr(options, name), f"--{name}=")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--{name}={folder}: this is a file; name a folder.")
-    if not folder.resolve().parent.is_dir():
-        raise UsageError(f"--{name}={folder}: there is no folder {str(folder.parent)!r}.")
+    check_folder_above(folder, f"--{name}=")
     return folder
 
 

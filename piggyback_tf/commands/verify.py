@@ -15,6 +15,7 @@ from piggyback_tf.commands.common import (
     seed_of,
 )
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.sentences import short_hash
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -71,7 +72,8 @@ def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:
     computed = ", and computes the same" if pack.base_structure else "; what that one computed is not recorded"
     return (
         f"  file    whole: {size:,} bytes, format version {pack.format_version}, checksum as computed\n"
-        f"  base    {base.name} ({base.weights}) has the hash that the pack names, {base.hash[:12]}...{computed}\n"
+        f"  base    {base.name} ({base.weights}) has the hash that the pack names, {short_hash(base.hash)}..."
+        f"{computed}\n"
         f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head, "
         f"{pack.head_text}"
     )

@@ -12,6 +12,7 @@ from piggyback_tf.data.prepared import CacheOptions, cache_images, common_size
 from piggyback_tf.data.sources import Source
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, unusable_file
 from piggyback_tf.settings.inputs import CHECKS
+from piggyback_tf.settings.records import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,7 @@ def check_images(
         DataProblems: If there is anything wrong with the images.
         DataError: If an argument is wrong, or the images do not fit into one batch.
     """
-    if check not in CHECKS:
-        raise DataError(f"Unknown check {check!r}. Valid: {', '.join(CHECKS)}.")
+    check_choice("check", check, CHECKS, DataError)
     options, problems = CacheOptions(**cache), list(listed)
     done, total = 0, sum(len(all_images(part.source)) for part in parts)
 

@@ -11,14 +11,13 @@ from absl import logging
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
+from piggyback_tf.data.split_folders import SPLITS, file_states, file_status, split_folders
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header, no_image_by_name
 from piggyback_tf.files import PathError, is_text, local_path, same_look, shown_path
 from piggyback_tf.junk import is_junk
 from piggyback_tf.sentences import some
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
-# The names of their folders.
-SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 
 class FolderSource(Source):
@@ -52,25 +51,12 @@ class FolderSource(Source):
         check_header(self._root / self._paths[index])
 
     def stored_bytes(self, index: int) -> int:
-        return self._status(index).st_size
-
-    def _status(self, index: int) -> os.stat_result:
-        path = self._root / self._paths[index]
-        try:
-            return path.stat()
-        except OSError as error:
-            raise DataError(f"Image file {str(path)!r} cannot be read: {error.strerror}.") from error
+        return file_status(self._root / self._paths[index]).st_size
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts: list[str | bytes] = [str(self._root.resolve()), self._labels.tobytes()]
-        for index, path in enumerate(self._paths):
-            try:
-                status = self._status(index)
-                parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
-            except DataError:  # Such as a link to nothing; whoever reads it says so.
-                parts.append(f"{path} cannot be read")
-        return digest("folder", *parts)
+        states = file_states((path, self._root / path) for path in self._paths)
+        return digest("folder", str(self._root.resolve()), self._labels.tobytes(), *states)
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -89,10 +75,7 @@ def load_folder(request: DataRequest) -> TaskData:
     splits = {entry.name for entry in _entries(root) if entry.is_dir()}
     if "train" not in splits:
         raise DataError(f"Folder {str(root)!r} has no folder 'train'. {LAYOUT}")
-    if {"val", "validation"} <= splits:
-        raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
-
-    folders = {split: name for split, names in SPLITS.items() for name in names if name in splits}
+    folders = split_folders(root, splits)
     problems: dict[str, list[UnusableFile]] = {split: [] for split in SPLITS}
     files = {split: _list_split(root, folder, problems[split]) for split, folder in folders.items()}
     class_names = tuple(sorted(files["train"]))

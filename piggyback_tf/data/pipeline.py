@@ -30,6 +30,7 @@ from piggyback_tf.data.geometry import IDENTITY, composed, warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.prepared import CacheOptions, prepare
 from piggyback_tf.data.sources import Source
+from piggyback_tf.settings.records import check_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -185,10 +186,8 @@ class _Plan:
 
 
 def _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch) -> None:
-    if batch_size < 1:
-        raise DataError(f"batch_size must be at least 1, but is {batch_size}.")
-    if seed < 0:
-        raise DataError(f"The seed must be 0 or more, but is {seed}.")
+    check_integer("batch_size", batch_size, 1, error=DataError)
+    check_integer("seed", seed, 0, error=DataError)
     if len(operations) > MAX_OPERATIONS:
         raise DataError(f"The augmentation has {len(operations)} operations; at most {MAX_OPERATIONS} are possible.")
     if training and not 0 <= initial_epoch < epochs:

@@ -17,6 +17,7 @@ from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.look import Look, ReadAndPrepare, UnfitImageError, WithoutBroken, all_images, look_at
 from piggyback_tf.data.sources import Source, digest
 from piggyback_tf.settings.inputs import CACHES
+from piggyback_tf.settings.records import check_choice
 
 # The size of a cache is estimated from this many images, spread over the source.
 PROBES = 16
@@ -32,8 +33,7 @@ class CacheOptions:
     cache_dir: str | None = None
 
     def __post_init__(self):
-        if self.cache not in CACHES:
-            raise DataError(f"Unknown cache {self.cache!r}. Valid: {', '.join(CACHES)}.")
+        check_choice("cache", self.cache, CACHES, DataError)
 
     @property
     def folder(self) -> Path:

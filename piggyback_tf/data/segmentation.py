@@ -19,6 +19,7 @@ from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, read_class_names, reader_of
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
+from piggyback_tf.data.split_folders import SPLITS, file_states, file_status, split_folders
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header
 from piggyback_tf.files import PathError, local_path, shown_path
 from piggyback_tf.junk import is_junk
@@ -29,7 +30,6 @@ LAYOUT = (
     "optionally the same in PATH/val and PATH/test; or that of PASCAL VOC, with JPEGImages, SegmentationClass and "
     "ImageSets/Segmentation."
 )
-SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -80,19 +80,12 @@ class SegmentationSource(Source):
             check_header(self._pairs[index].labels)
 
     def stored_bytes(self, index: int) -> int:
-        return sum(_status(path).st_size for path in (self._pairs[index].image, self._pairs[index].labels))
+        return sum(file_status(path).st_size for path in (self._pairs[index].image, self._pairs[index].labels))
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts = [str(self._root.resolve()), repr(self._reader)]
-        for pair in self._pairs:
-            for path in (pair.image, pair.labels):
-                try:
-                    status = _status(path)
-                    parts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
-                except DataError:  # Whoever reads it says so.
-                    parts.append(f"{path} cannot be read")
-        return digest("segmentation", *parts)
+        states = file_states((str(path), path) for pair in self._pairs for path in (pair.image, pair.labels))
+        return digest("segmentation", str(self._root.resolve()), repr(self._reader), *states)
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -199,16 +192,10 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 def _folder_splits(root: Path) -> tuple[dict[str, list[Pair]], dict[str, list[UnusableFile]]]:
     """Returns the pairs of every split of a folder, and what is wrong with its files."""
-    there = [name for names in SPLITS.values() for name in names if (root / name).is_dir()]
-    if {"val", "validation"} <= set(there):
-        raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
+    folders = split_folders(root, [name for names in SPLITS.values() for name in names if (root / name).is_dir()])
     splits, problems = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
-    for split, names in SPLITS.items():
-        for name in names:
-            if name in there:
-                splits[split] = _paired(
-                    _images(root / name / "images"), _images(root / name / "labels"), problems[split]
-                )
+    for split, name in folders.items():
+        splits[split] = _paired(_images(root / name / "images"), _images(root / name / "labels"), problems[split])
     return splits, problems
 
 
@@ -289,10 +276,3 @@ def _listed(file: Path) -> list[str]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"File {str(file)!r} cannot be read as text: {error}.") from error
-
-
-def _status(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise DataError(f"File {str(path)!r} cannot be read: {error.strerror}.") from error

@@ -18,6 +18,7 @@ from piggyback_tf.data.label_maps import check_size
 from piggyback_tf.data.record_files import READERS, Shard, shared_records
 from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
+from piggyback_tf.data.split_folders import file_state
 from piggyback_tf.data.tfds_builder import HINT, Fields, find_fields, make_prepared, open_builder, parse_options
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
@@ -125,13 +126,7 @@ class TfdsSource(Source):
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts = []
-        for shard in self.shards:
-            try:
-                status = Path(shard.path).stat()
-            except OSError as error:
-                raise DataError(f"File {shard.path!r} of {self.name} cannot be read: {error.strerror}.") from error
-            parts.append(f"{shard} {status.st_size} {status.st_mtime_ns}")
+        parts = [file_state(str(shard), Path(shard.path), f" of {self.name}") for shard in self.shards]
         fields = self._fields
         if (fields.image, fields.label, fields.maps) != ("image", "label", None):
             parts.append(f"{fields.image} {fields.label} {fields.maps!r}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.sentences import escaped, one_line
+from piggyback_tf.sentences import escaped, one_line, short_hash
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoCard
@@ -147,7 +147,7 @@ def _row(file: PackFile) -> list[str]:
     return [
         _markdown(pack.task),
         _markdown(f"{pack.base_name} ({pack.base_weights}, {pack.image_size} px)"),
-        _markdown(pack.base_hash[:12]),
+        _markdown(short_hash(pack.base_hash)),
         f"{len(pack.class_names):,}",
         format_error(pack.errors.get("test")),
         f"{100 * pack.zeros_total:.2f}" if pack.masks else "-",

@@ -9,7 +9,7 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.layer_settings import changed_kernel
-from piggyback_tf.backbones.paths import copy_weights, is_batch_norm, is_container, named_layers
+from piggyback_tf.backbones.paths import copy_weights, is_batch_norm, is_container, named_layers, named_variables
 from piggyback_tf.masking.layers import MASKED_LAYERS, MaskedLayer
 from piggyback_tf.settings.masks import MaskConfig
 from piggyback_tf.settings.methods.base import check_norm
@@ -121,14 +121,16 @@ def masked_weights(model: keras.Model) -> dict[str, MaskedWeight]:
     return found
 
 
-def maskable_weights(model: keras.Model) -> frozenset[str]:
-    """Returns the canonical paths of the weights of a network that can have a mask."""
-    return frozenset(
-        f"{path}/{weight}"
+def maskable_weights(model: keras.Model) -> dict[str, keras.Layer]:
+    """Returns the weights of a network that can have a mask: by canonical path, in layer order, the weight's layer."""
+    weights = named_variables(model)
+    return {
+        f"{path}/{weight}": layer
         for path, layer in named_layers(model)
         if type(layer) in MASKED_LAYERS and not changed_kernel(layer)
         for weight in MASKED_LAYERS[type(layer)].MASKED_WEIGHTS
-    )
+        if f"{path}/{weight}" in weights
+    }
 
 
 def read_masks(model: keras.Model) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from piggyback_tf.backbones import (
     named_variables,
 )
 from piggyback_tf.data import TaskData
-from piggyback_tf.head_spec import DENSE, HeadSpec
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.masking import MaskedLayer, MaskStart
 from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
 from piggyback_tf.methods.parts.memory import Arrays, Memory
@@ -65,8 +65,7 @@ class Method(abc.ABC):
     4. `build`, which asks for `feature_model` and `added_loss`: what a step adds to the loss of the labels, such as
        what other targets ask for;
     5. `phases`, `begin_training`, and for each phase `begin_phase`, `groups` and `callbacks`;
-    6. `end_training`;
-    7. `remember` and `recall`, of a method that makes no packs.
+    6. `remember` and `recall`, of a method that makes no packs.
 
     A method never changes the backbone it is given. What it adds to it for a task is a task pack, if `makes_pack`;
     otherwise a `Memory`, which `remember` extends by the trained task and from which `recall` makes the network of any
@@ -126,7 +125,7 @@ class Method(abc.ABC):
         Raises:
             ValueError: If the method has no such heads, or the network nothing to build one on.
         """
-        spec = HeadSpec(DENSE, head) if isinstance(head, int) else head
+        spec = HeadSpec.of(head)
         if not spec.is_dense and self.Config.problems == ("class",):
             raise ValueError(f"{type(self).__name__} learns the classes of images, with a dense head on the features.")
         network, endpoints = network_for(backbone, spec)
@@ -236,16 +235,6 @@ class Method(abc.ABC):
         del phase
         return model
 
-    def end_training(self, model: keras.Model) -> None:
-        """Changes a trained model, which has the weights of its best epoch, before it is measured; nothing, for most.
-
-        It is called once more if a training is killed before its result is written, for the same weights.
-
-        Args:
-            model: What `begin_phase` returned for the last phase.
-        """
-        del model
-
     def callbacks(self, model: keras.Model) -> list[keras.callbacks.Callback]:
         """Returns what the method does between the steps of a training; nothing, for most."""
         del model
@@ -292,7 +281,7 @@ class Method(abc.ABC):
             ValueError: If the task was not learned.
         """
         own = self.memory.of(task)
-        model = add_head(network, HeadSpec(DENSE, self.memory.classes(task)))
+        model = add_head(network, HeadSpec.of(self.memory.classes(task)))
         assign_arrays(model, {**arrays, **own})
         return model
 

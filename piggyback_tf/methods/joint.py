@@ -85,7 +85,7 @@ class Joint(SharedNetwork):
                 "Method 'joint' learns several tasks at once and was given one; give it --tasks=NAME=DATA,NAME=DATA, "
                 "or use method 'finetune'."
             )
-        classes, num_classes = list(self.heads.values()), head if isinstance(head, int) else head.classes
+        classes, num_classes = list(self.heads.values()), HeadSpec.of(head).classes
         if sum(classes) != num_classes:
             raise ValueError(
                 f"The tasks {', '.join(self.heads)} have {sum(classes)} classes together. Received: {num_classes}."

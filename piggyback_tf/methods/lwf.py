@@ -110,7 +110,7 @@ class LwF(SharedNetwork):
     def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:
         if not self.memory.tasks:
             return super().build(backbone, head, seed)
-        spec = HeadSpec("dense", head) if isinstance(head, int) else head
+        spec = HeadSpec.of(head)
         features = self.feature_model(backbone, seed)
         model = add_head(features, spec, self.head_start(seed))
         weights = join_heads(self.memory)
@@ -130,7 +130,7 @@ class LwF(SharedNetwork):
         if not self.memory.tasks:
             return None
         classes = [self.memory.classes(task) for task in self.memory.tasks]
-        before = add_head(self.feature_model(backbone, seed=0), HeadSpec("dense", sum(classes)))
+        before = add_head(self.feature_model(backbone, seed=0), HeadSpec.of(sum(classes)))
         before.get_layer(HEAD_NAME).set_weights(join_heads(self.memory))
         # Nothing of the shared copy can be trained, and it is no part of the model: a training state leaves it out.
         record = functools.partial(share(before), training=False)

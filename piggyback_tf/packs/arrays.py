@@ -9,6 +9,7 @@ from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import PackError, check_path, check_shape
+from piggyback_tf.settings.records import check_choice
 
 DTYPES = ("float32", "float16")
 _FLOAT32 = np.dtype("float32")
@@ -50,8 +51,7 @@ class TaskArrays:
         Raises:
             PackError: If there is no such type, or a number is too large for it.
         """
-        if dtype not in DTYPES:
-            raise PackError(f"dtype must be one of {', '.join(DTYPES)}. Received: {dtype!r}.")
+        check_choice("dtype", dtype, DTYPES, PackError)
 
         def rounded(name: str, value: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):

@@ -26,7 +26,8 @@ from piggyback_tf.packs.to_keras import keras_model
 from piggyback_tf.packs.traced_networks import TracedNetworks
 from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.registry import unknown_name_message
-from piggyback_tf.settings.records import check_integer
+from piggyback_tf.settings.records import check_choice, check_integer
+from piggyback_tf.top_k import best_classes
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -55,8 +56,7 @@ class TaskBank:
     """
 
     def __init__(self, backbone: Backbone, *, cache_bytes: int = DEFAULT_CACHE_BYTES, hold: str = "packed"):
-        if hold not in HOLDS:
-            raise ValueError(unknown_name_message("way to hold masks", str(hold), list(HOLDS)))
+        check_choice("hold", hold, HOLDS)
         if not isinstance(backbone, Backbone):
             raise ValueError(
                 "backbone must be a Backbone; Backbone.from_model makes one of a Keras model. "
@@ -199,7 +199,7 @@ class TaskBank:
         if isinstance(tasks, HeldTask):
             tasks = [tasks] * len(rows)
         return [
-            [(held.class_names[index], float(row[index])) for index in np.argsort(-row, kind="stable")[:k]]
+            [(held.class_names[index], float(row[index])) for index in best_classes(row, k)]
             for held, row in zip(tasks, rows, strict=True)
         ]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.packs.container import PackError
-from piggyback_tf.sentences import escaped, shown
+from piggyback_tf.sentences import short_hash, shown
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
@@ -59,7 +59,7 @@ class BaseSpec:
             shapes=shapes,
             norm_paths=frozenset(path for path in shapes if path.rpartition("/")[0] in norm_layers),
             structure=backbone.structure,
-            maskable=maskable_weights(backbone.model),
+            maskable=frozenset(maskable_weights(backbone.model)),
         )
 
 
@@ -184,11 +184,6 @@ def check_same_weights(
     """
     if base_hash != base.hash:
         raise error(
-            f"{made_of} another base: {named}hash {short_hash(base_hash)}, and this is {base.name!r} with weights "
-            f"{base.weights!r} and hash {short_hash(base.hash)}."
+            f"{made_of} another base: {named}hash {short_hash(base_hash)}..., and this is {base.name!r} with weights "
+            f"{base.weights!r} and hash {short_hash(base.hash)}...."
         )
-
-
-def short_hash(digest: str) -> str:
-    """Returns the beginning of a hash, without anything that could not be printed."""
-    return escaped(digest[:12]) + "..."

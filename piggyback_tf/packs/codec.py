@@ -29,6 +29,7 @@ from piggyback_tf.packs.partition import (
 )
 from piggyback_tf.packs.zero_rates import NEVER, RATE_BITS, RATE_ONE, RATES, rate_code
 from piggyback_tf.sentences import shown
+from piggyback_tf.settings.records import check_choice
 
 CODECS = ("best", "static", "bits")
 # How a layer is coded: by the entropy coder, or as it is.
@@ -112,8 +113,7 @@ def encode(masks: Mapping[str, MaskBits], kind: str, codec: str = "best") -> Enc
     Raises:
         ValueError: If there is no such codec.
     """
-    if codec not in CODECS:
-        raise ValueError(f"codec must be one of {', '.join(CODECS)}. Received: {codec!r}.")
+    check_choice("codec", codec, CODECS)
     encoder = _Encoder(kind, codec)
     for path, mask in masks.items():
         encoder.add(path, mask)

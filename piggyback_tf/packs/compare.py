@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from piggyback_tf.packs.base_fit import short_hash
 from piggyback_tf.packs.bits import MaskBits, count_ones
 from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.pack import TaskPack
+from piggyback_tf.sentences import short_hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,9 @@ def compare_masks(a: TaskPack, b: TaskPack) -> dict[str, MaskOverlap]:
     """
     if a.base_hash != b.base_hash:
         raise PackError(
-            f"Task {a.task!r} is for the base {a.base_name!r} with hash {short_hash(a.base_hash)} and task {b.task!r} "
-            f"for {b.base_name!r} with hash {short_hash(b.base_hash)}; masks can be compared on one base only."
+            f"Task {a.task!r} is for the base {a.base_name!r} with hash {short_hash(a.base_hash)}... and task "
+            f"{b.task!r} for {b.base_name!r} with hash {short_hash(b.base_hash)}...; masks can be compared on one "
+            "base only."
         )
     return compare_bits(a.masks, b.masks)
 

@@ -27,7 +27,7 @@ class Classification(Problem):
 
     def head(self, config: MethodConfig) -> HeadSpec:
         del config
-        return HeadSpec("dense", len(self.class_names))
+        return HeadSpec.of(len(self.class_names))
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from piggyback_tf.settings.records import check_choice, option
+from piggyback_tf.settings.records import check_choice, check_integer, option
 
 CACHES = ("auto", "memory", "disk", "none", "existing")
 CHECKS = ("pixels", "headers")
@@ -27,8 +27,7 @@ class InputConfig:
         for name, valid in (("cache", CACHES), ("check", CHECKS)):
             check_choice(name, getattr(self, name), valid)
         for name in ("cache_limit_mb", "cache_disk_limit_mb"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
+            check_integer(name, getattr(self, name), 0)
 
     def for_size(self, image_size: int) -> "InputConfig":
         """Returns the same settings with augmentations filled in that were left to the default."""

@@ -1,9 +1,10 @@
 """How masks are made: one settings object for layers, models and command line."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from piggyback_tf.registry import unknown_name_message
-from piggyback_tf.settings.records import option
+from piggyback_tf.settings.records import check_choice, option
 
 MASK_KINDS = ("binary", "ternary")
 GRADIENT_SCALINGS = ("none", "average", "individual")
@@ -42,15 +43,33 @@ class MaskConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, valid in (("kind", MASK_KINDS), ("init", MASK_INITS), ("gradient_scaling", GRADIENT_SCALINGS)):
-            if getattr(self, field) not in valid:
-                raise ValueError(unknown_name_message(f"mask {field}", str(getattr(self, field)), list(valid)))
-        if self.kind == "ternary" and self.threshold <= 0:
-            raise ValueError(f"Ternary masks need a threshold above 0. Received: threshold={self.threshold}.")
-        if self.init == "constant" and self.scale < self.threshold:
-            raise ValueError(
-                "With init='constant' a scale below the threshold would start with every weight masked. Received: "
-                f"scale={self.scale}, threshold={self.threshold}."
-            )
-        if self.scale <= 0:
-            raise ValueError(f"The scale of the mask's initial values must be above 0. Received: scale={self.scale}.")
+        check_masks(vars(self))
+
+    @property
+    def distance(self) -> float:
+        """How far masks start from the threshold, or from 0 if that is where they start."""
+        return abs(self.scale - self.threshold) or self.scale
+
+
+def check_masks(settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Checks the values of the settings of masks.
+
+    Args:
+        settings: Every field of `MaskConfig` that is an `option`, by name.
+        prefix: What stands in front of the names where these were given, as flags for example.
+
+    Raises:
+        ValueError: If a value is none of the valid ones.
+    """
+    for name, valid in (("kind", MASK_KINDS), ("init", MASK_INITS), ("gradient_scaling", GRADIENT_SCALINGS)):
+        check_choice(f"{prefix}{name}", settings[name], valid)
+    scale, threshold = settings["scale"], settings["threshold"]
+    if settings["kind"] == "ternary" and threshold <= 0:
+        raise ValueError(f"Ternary masks need a threshold above 0. Received: {prefix}threshold={threshold}.")
+    if settings["init"] == "constant" and scale < threshold:
+        raise ValueError(
+            f"With {prefix}init='constant' a scale below the threshold would start with every weight masked. Received: "
+            f"{prefix}scale={scale}, {prefix}threshold={threshold}."
+        )
+    if scale <= 0:
+        raise ValueError(f"The scale of the mask's initial values must be above 0. Received: {prefix}scale={scale}.")

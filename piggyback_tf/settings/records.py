@@ -11,6 +11,8 @@ import numbers
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_type_hints
 
+from piggyback_tf.registry import did_you_mean
+
 # In the record of a run, beside the settings of its own method: what is otherwise with its baselines, by method.
 BASELINE_SETTINGS = "baseline_settings"
 
@@ -79,26 +81,43 @@ def check_finite(config: Any) -> None:
             raise ValueError(f"`{field.name}` must be a finite number. Received: {field.name}={value}.")
 
 
-def check_choice(name: str, value: str, valid: Sequence[str]) -> None:
-    """Raises a `ValueError` if a setting has none of the values that are valid."""
+def check_choice(name: str, value: str, valid: Sequence[str], error: type[ValueError] = ValueError) -> None:
+    """Checks that a setting has one of the values that are valid.
+
+    Args:
+        name: The setting's name.
+        value: What was given.
+        valid: The values.
+        error: The kind of error to raise.
+
+    Raises:
+        ValueError: If it is none of them; or `error`.
+    """
     if value not in valid:
-        raise ValueError(f"`{name}` must be one of {', '.join(valid)}. Received: {name}={value!r}.")
+        question = did_you_mean(str(value), valid)
+        raise error(f"`{name}` must be one of {', '.join(valid)}. Received: {name}={value!r}.{question}")
 
 
-def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises a `ValueError` if a setting is no integer in a range.
+def check_integer(
+    name: str, value: Any, least: int, most: int | None = None, error: type[ValueError] = ValueError
+) -> None:
+    """Checks that a setting is an integer in a range.
 
     Args:
         name: The setting's name.
         value: What was given; integers of NumPy are some, too.
         least: The smallest that is valid.
         most: The largest; any if None.
+        error: The kind of error to raise.
+
+    Raises:
+        ValueError: If it is none; or `error`.
     """
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if is_integer and least <= value and (most is None or value <= most):
         return
     valid = f"of at least {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{name} must be an integer {valid}. Received: {name}={value!r}.")
+    raise error(f"{name} must be an integer {valid}. Received: {name}={value!r}.")
 
 
 def write_record(values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:

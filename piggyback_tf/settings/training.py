@@ -3,7 +3,7 @@
 import dataclasses
 
 from piggyback_tf.settings.methods import VARIABLE_GROUPS
-from piggyback_tf.settings.records import check_choice, check_finite, option
+from piggyback_tf.settings.records import check_choice, check_finite, check_integer, option
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("cosine", "step", "constant")
@@ -57,10 +57,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}.")
-        for name in ("step_epochs", "mask_lr", "mask_trust", "mask_budget", "chance_epochs", "seed"):
+        least = {"epochs": 1, "batch_size": 1, "step_epochs": 0, "chance_epochs": 0, "seed": 0}
+        for name, value in least.items():
+            check_integer(name, getattr(self, name), value)
+        for name in ("mask_lr", "mask_trust", "mask_budget"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
         rates = (f"{group}_lr" for group in VARIABLE_GROUPS if group != "mask")

@@ -148,7 +148,6 @@ def train_task(
                 verbose=0,
             )
     backup.restore_best()
-    method.end_training(model)
     completed = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = history_in_percent(completed.history)

@@ -106,11 +106,10 @@ def _doubt(group: str, kind: str, peak: float | None, masks: MaskConfig | None) 
         # How far that goes depends on the gradients.
         return None if not peak or peak <= _LARGEST_SGD else f"usual rates of SGD are below {_LARGEST_SGD:g}."
     if group == "mask":
-        distance = abs(masks.scale - masks.threshold) or masks.scale
-        if peak > distance:
+        if peak > masks.distance:
             return (
-                f"masks start {distance:g} from the threshold, so that a single step of Adam carries any of them over "
-                "it, whatever its gradient is. Leave the flag out: the rate then follows from the number of steps."
+                f"masks start {masks.distance:g} from the threshold, so that a single step of Adam carries any of them "
+                "over it, whatever its gradient is. Leave the flag out: the rate then follows from the number of steps."
             )
         return None
     if peak > _LARGEST_ADAM:

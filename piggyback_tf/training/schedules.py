@@ -31,8 +31,7 @@ def mask_rate(masks: MaskConfig, total_steps: int) -> float:
     Adam moves a `mask_real` whose gradient keeps its direction by the rate. A rate that is the same for every training
     lets nothing reach the threshold in a short one, and everything in a long one, noise included.
     """
-    distance = abs(masks.scale - masks.threshold) or masks.scale
-    return _CROSSINGS * distance / total_steps
+    return _CROSSINGS * masks.distance / total_steps
 
 
 @keras.saving.register_keras_serializable(package="piggyback_tf")

@@ -5,8 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings import STRATEGIES
+from piggyback_tf.settings.records import check_choice
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -19,8 +19,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     Raises:
         ValueError: If the name is none of these.
     """
-    if name not in STRATEGIES:
-        raise ValueError(unknown_name_message("strategy", name, list(STRATEGIES)))
+    check_choice("strategy", name, STRATEGIES)
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")

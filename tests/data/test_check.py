@@ -166,7 +166,7 @@ def test_headers_are_read_without_decoding(make_folder, reads):
     found = {kind: {p.place for p in caught.value.problems if p.kind == kind} for kind in broken}
     assert not reads
     assert found == broken | {"damaged": set()}
-    with pytest.raises(DataError, match="Unknown check 'header'. Valid: pixels, headers."):
+    with pytest.raises(DataError, match="`check` must be one of pixels, headers. Received: check='header'. Did"):
         check(root, check="header")
 
 

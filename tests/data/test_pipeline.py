@@ -140,10 +140,10 @@ def test_images_of_one_size_need_no_resize_and_others_do(picture, source, cache)
     [
         ({"training": False, "augment": "resize(8,8)|flip|rotate(3)"}, "Only training.*has flip, rotate\\(3\\)"),
         ({"training": False, "epochs": 2}, "epochs and initial_epoch are for training"),
-        ({"cache": "ram"}, "Unknown cache 'ram'. Valid: auto, memory, disk, none"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"cache": "ram"}, "`cache` must be one of auto, memory, disk, none"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"epochs": 2, "initial_epoch": 2}, "initial_epoch must lie in 0 to epochs - 1 = 1, but is 2"),
-        ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": -1}, "seed must be an integer of at least 0"),
         ({"augment": "|".join(["flip"] * 65)}, "65 operations; at most 64"),
         ({"augment": "random_crop(21)"}, "random_crop\\(21\\) does not fit an image of height 20"),
         ({"augment": "central_crop(21)"}, "Image 'array #0': central_crop\\(21\\) does not fit"),

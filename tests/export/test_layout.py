@@ -1,13 +1,16 @@
 """Masks in the order of the flat vector."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from export.lite.weights import Network
 from export.servable.layout import Section, WeightLayout
 from export.servable.network import split_section, unpack_kernels, unpack_vector
-from piggyback_tf.backbones import named_variables
+from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import MaskBits, PackError
+from piggyback_tf.packs.base_fit import BaseSpec
 from piggyback_tf.packs.bits import pack_bits
 from tests.packs.helpers import with_arrays
 
@@ -58,5 +61,28 @@ def test_a_mask_of_a_weight_that_no_export_masks_is_refused(small):
     layout, pack = WeightLayout.of(small.backbone), small.packs[0]
     path, shape = next(iter(layout.norm.shapes.items()))
     bits = MaskBits(shape, pack_bits(np.ones(shape, np.int8), "binary"))
-    with pytest.raises(PackError, match="belongs to no kind of layer that an export masks"):
+    with pytest.raises(PackError, match="is no kernel of this base that can be masked. These can: "):
         layout.pack_mask(with_arrays(pack, masks={**pack.masks, path: bits}))
+
+
+class Gain(keras.layers.BatchNormalization):
+    """Batch norm of somebody's own, without statistics."""
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=input_shape[-1:], initializer="ones", name="gamma")
+
+    def call(self, inputs, training=None, mask=None):
+        return inputs * self.gamma
+
+
+def test_a_base_has_the_same_weights_for_tasks_in_packs_and_exports():
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.SeparableConv2D(4, 3, name="conv")(images))
+    x = Gain(name="gain")(keras.layers.GlobalAveragePooling2D()(x))
+    backbone = Backbone.from_model(keras.Model(images, x, name="base"))
+    spec, layout, network = BaseSpec.of(backbone), WeightLayout.of(backbone), Network.of(backbone)
+    assert spec.maskable == layout.kernels.shapes.keys() == network.kernels.keys()
+    assert spec.maskable == {"conv/depthwise_kernel", "conv/pointwise_kernel"}
+    assert spec.norm_paths == layout.norm.shapes.keys() and "gain/gamma" in spec.norm_paths
+    # Of LiteRT's model it is a part like any other layer: nothing is known of how it computes.
+    assert network.norms.keys() == {"norm"}

@@ -279,7 +279,7 @@ def test_the_cache_is_chosen_by_the_limit_of_memory(small):
     assert choose_cache("auto", limit, layout, tables) == choose_cache("unpacked", limit, layout, tables) == "unpacked"
     assert choose_cache("auto", limit - 1, layout, tables) == "packed"
     assert choose_cache("packed", limit, layout, tables) == "packed"
-    with pytest.raises(ValueError, match=f"take {limit} MB of memory, and --memory_limit is {limit - 1} MB. With"):
+    with pytest.raises(ValueError, match=f"take {limit} MiB of memory, and --memory_limit is {limit - 1} MiB. With"):
         choose_cache("unpacked", limit - 1, layout, tables)
     with pytest.raises(ValueError, match="3 tasks with packed kernels take"):
         choose_cache("auto", 1, layout, tables)

@@ -58,11 +58,6 @@ class Growing(Finetune):
         again.set_weights(head.get_weights())
         return new
 
-    def end_training(self, model):
-        self.calls.append("end")
-        head = model.get_layer("head")
-        head.bias.assign(head.bias + 1000.0)
-
 
 def _train(folder=None):
     method = Growing()
@@ -77,13 +72,12 @@ def _whole():
 
 def test_a_new_network_takes_the_place_of_the_one_before(whole):
     method, trained = whole
-    assert method.calls == ["begin", 0, 1, "end"]
+    assert method.calls == ["begin", 0, 1]
     assert "grown" in [layer.name for layer in trained.model.layers]
     assert len(trained.history["loss"]) == 4 and trained.best_epoch >= 2
     # Learned on from where the first phase left it, and not anew.
     assert not np.array_equal(trained.model.get_layer("grown").kernel, np.eye(10))
     assert not np.array_equal(trained.model.get_layer("dense").bias, np.full(10, 0.125))
-    assert (trained.model.get_layer("head").bias.numpy() > 900).all()
 
 
 def test_the_added_loss_is_in_training_alone(whole):

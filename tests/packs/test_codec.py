@@ -208,5 +208,5 @@ def test_the_same_masks_are_the_same_bytes_in_every_process():
 
 
 def test_other_codecs_are_refused():
-    with pytest.raises(ValueError, match="codec must be one of best, static, bits. Received: 'zip'"):
+    with pytest.raises(ValueError, match="`codec` must be one of best, static, bits. Received: codec='zip'"):
         encode({}, "binary", "zip")

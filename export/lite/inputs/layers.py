@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.masking.layers import MASKED_LAYERS
+from piggyback_tf.surgery import KERNELS
 
 Pair = tuple[int, int]
 
@@ -84,7 +84,7 @@ class DeviceLayer(Replacement):
     """A layer whose filters a task decides, with what follows it at once.
 
     Args:
-        source: The layer that it stands for, of a kind in `MASKED_LAYERS`; not changed.
+        source: The layer that it stands for, of a kind in `KERNELS`; not changed.
         path: Its canonical path.
         norm: The path of the batch norm that is a part of the filters and of `offset`; None if there is none.
         after: The layer that is applied at the end; None if none.
@@ -97,7 +97,7 @@ class DeviceLayer(Replacement):
     def __init__(self, source: keras.Layer, path: str, norm: str | None, after: keras.Layer | None):
         super().__init__(name=source.name, dtype="float32", trainable=False)
         self._source, self.norm, self._after = source, norm, after
-        names = MASKED_LAYERS[type(source)].MASKED_WEIGHTS
+        names = KERNELS[type(source)]
         self.filters = [self._add_filter(f"{path}/{name}", getattr(source, name).shape) for name in names]
         self.bias_path = f"{path}/bias" if source.use_bias else None
         channels = int(np.prod(self.filters[-1].channel_shape()))

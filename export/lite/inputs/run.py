@@ -16,7 +16,7 @@ import numpy as np
 
 from piggyback_tf.data.pixel_range import as_images
 from piggyback_tf.packs import PackError
-from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.settings.records import check_choice
 
 from ..model_description import read_model_description
 from .task_inputs import TaskInputs
@@ -92,8 +92,7 @@ class LiteModel:
     DESIGN: str
 
     def __init__(self, path: str | os.PathLike, *, threads: int = 1, runtime: str = "interpreter"):
-        if runtime not in RUNTIMES:
-            raise ValueError(unknown_name_message("runtime", str(runtime), list(RUNTIMES)))
+        check_choice("runtime", runtime, RUNTIMES)
         description = read_model_description(path)
         if description["design"] != self.DESIGN:
             raise PackError(f"{os.fspath(path)!r} is of design {description['design']!r}, not {self.DESIGN!r}.")

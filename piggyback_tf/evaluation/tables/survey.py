@@ -11,6 +11,7 @@ from piggyback_tf.evaluation.tables.cells import Cell, Number, Table, mean
 from piggyback_tf.evaluation.tables.runs import Record, TableError
 from piggyback_tf.evaluation.tables.variants import all_tasks, by_seed, name_bases, name_variants, one_base, order_sign
 from piggyback_tf.evaluation.text import main_error
+from piggyback_tf.top_k import Z95
 
 _LEGEND = (
     "Errors are top-1 test errors after all tasks were learned: mean ± standard deviation over seeds where there are "
@@ -133,11 +134,11 @@ class Row:
             name = main_error(errors[0])
             if name != "top1_error":  # Errors that are no shares of images bring their intervals.
                 width = statistics.fmean(one[f"{name}_high"] - one[f"{name}_low"] for one in errors)
-                variance += (width / (2 * 1.96)) ** 2
+                variance += (width / (2 * Z95)) ** 2
                 continue
             p = statistics.fmean(one["top1_error"] for one in errors)
             variance += p * (100 - p) / errors[0]["images"]
-        return Number(1.96 * math.sqrt(variance) / len(tasks))
+        return Number(Z95 * math.sqrt(variance) / len(tasks))
 
     def _measured(self, tasks: Sequence[str]) -> list[Outcome]:
         return [outcome for outcome in self.seeds if all(outcome.error(task) is not None for task in tasks)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.evaluation.tables.runs import Record, TableError
+from piggyback_tf.sentences import short_hash
 
 # They say what was learned on what, and what was measured, not how it was learned.
 _NOT_HOW = {
@@ -83,7 +84,7 @@ def name_bases(records: Sequence[Record], weights: bool = False) -> dict[tuple, 
 
     def network(record: Record) -> str:
         # A network of one's own is given by its file.
-        return Path(record.base.backbone).name or f"base {record.base.hash[:12]}"
+        return Path(record.base.backbone).name or f"base {short_hash(record.base.hash)}"
 
     def with_weights(record: Record) -> str:
         return f"{network(record)}, {Path(record.base.weights).name or 'unknown weights'}"
@@ -98,7 +99,7 @@ def name_bases(records: Sequence[Record], weights: bool = False) -> dict[tuple, 
         if same and any(other.base.image_size == record.base.image_size for other in same):
             raise TableError(
                 f"{record.source!r} and {same[0].source!r} name the same base, {with_weights(record)}, and have "
-                f"different ones: {record.base.hash[:12]} and {same[0].base.hash[:12]}."
+                f"different ones: {short_hash(record.base.hash)} and {short_hash(same[0].base.hash)}."
             )
         names[key] = f"{name}, {record.base.image_size} px" if same else name
     return names
@@ -179,7 +180,7 @@ def order_sign(order: Sequence[str], tasks: Sequence[str]) -> str:
 def _describe(record: Record) -> str:
     base = record.base
     known = f"{Path(base.backbone).name}, {Path(base.weights).name}, " if base.backbone else ""
-    return known + (f"{base.image_size} px, " if base.image_size else "") + f"hash {base.hash[:12]}"
+    return known + (f"{base.image_size} px, " if base.image_size else "") + f"hash {short_hash(base.hash)}"
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:

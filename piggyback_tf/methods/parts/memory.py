@@ -58,7 +58,7 @@ class Memory:
 
     def head(self, task: str) -> HeadSpec:
         """Returns which head a task has."""
-        return self.heads.get(task) or HeadSpec("dense", self.classes(task))
+        return self.heads.get(task) or HeadSpec.of(self.classes(task))
 
     def of(self, task: str) -> Arrays:
         """Returns what belongs to a task alone.
@@ -104,7 +104,7 @@ class Memory:
             {**self.own, task: dict(own)},
             self.shared if shared is None else dict(shared),
             self.learning if learning is None else dict(learning),
-            self.heads if head is None or head.kind == "dense" else {**self.heads, task: head},
+            self.heads if head is None or head.is_dense else {**self.heads, task: head},
         )
 
     def with_changed(self, own: Mapping[str, Arrays]) -> "Memory":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from piggyback_tf.head_spec import HeadSpec
+from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
 from piggyback_tf.problems.heads.start import HeadStart
 
@@ -29,7 +29,7 @@ def dense(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart
 
 def read_dense(layer: keras.Layer) -> HeadSpec | None:
     """Returns the spec of a Dense layer."""
-    return HeadSpec("dense", layer.units) if isinstance(layer, keras.layers.Dense) else None
+    return HeadSpec.of(layer.units) if isinstance(layer, keras.layers.Dense) else None
 
 
 def head_logits(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -43,4 +43,4 @@ def head_logits(features: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.T
     return tf.nn.bias_add(tf.matmul(features, kernel), bias)
 
 
-HEADS.register("dense")(Head(dense, read_dense))
+HEADS.register(DENSE)(Head(dense, read_dense))

@@ -4,8 +4,8 @@ import dataclasses
 
 import keras
 
-from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings.methods.base import HEAD_INITS
+from piggyback_tf.settings.records import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,7 @@ class HeadStart:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.init not in HEAD_INITS:
-            raise ValueError(unknown_name_message("head init", self.init, list(HEAD_INITS)))
+        check_choice("init", self.init, HEAD_INITS)
 
     @property
     def of_logits(self) -> keras.initializers.Initializer:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
-from piggyback_tf.settings.records import option
+from piggyback_tf.settings.records import check_integer, option
 
 
 @CONFIGS.register("ewc")
@@ -18,8 +18,8 @@ class EWCConfig(TrainedNetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("ewc_lambda", "ewc_fisher_images"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
+        check_integer("ewc_fisher_images", self.ewc_fisher_images, 0)
+        if not self.ewc_lambda >= 0:
+            raise ValueError(f"`ewc_lambda` must not be negative. Received: ewc_lambda={self.ewc_lambda}.")
         if not 0 <= self.ewc_decay <= 1:
             raise ValueError(f"`ewc_decay` must be in [0, 1]. Received: ewc_decay={self.ewc_decay}.")

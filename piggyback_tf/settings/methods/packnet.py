@@ -4,7 +4,7 @@ import dataclasses
 from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
-from piggyback_tf.settings.records import check_choice, option
+from piggyback_tf.settings.records import check_choice, check_integer, option
 
 SCHEDULES = ("one_shot", "gradual")
 
@@ -38,5 +38,4 @@ class PackNetConfig(NormConfig):
                 raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={getattr(self, name)}.")
         if not 0 < self.packnet_retrain < 1:
             raise ValueError(f"`packnet_retrain` must be in (0, 1). Received: packnet_retrain={self.packnet_retrain}.")
-        if self.packnet_parts < 1:
-            raise ValueError(f"`packnet_parts` must be at least 1. Received: packnet_parts={self.packnet_parts}.")
+        check_integer("packnet_parts", self.packnet_parts, 1)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from piggyback_tf.settings.masks import MaskConfig
+from piggyback_tf.settings.masks import MaskConfig, check_masks
 from piggyback_tf.settings.methods.base import CONFIGS, OptionalNormConfig
 from piggyback_tf.settings.records import option, prefixed, without_prefix
 
@@ -26,7 +26,7 @@ class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):  # typ
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.masks()  # It checks the values.
+        check_masks(without_prefix(self, MaskConfig, _PREFIX), _PREFIX)
         if self.sparsity_weight < 0:
             raise ValueError(f"`sparsity_weight` must be 0 or more. Received: sparsity_weight={self.sparsity_weight}.")
         if (self.sparsity_weight or self.init_from) and self.mask_scale <= self.mask_threshold:

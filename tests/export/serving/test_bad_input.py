@@ -106,7 +106,7 @@ def test_ten_thousand_rows(server, expected, still_right):
 @pytest.mark.parametrize("server", OURS, indirect=True)
 def test_a_message_above_the_limit_of_the_server_is_explained(server, still_right):
     images = np.zeros((LIMIT // 192 + 1, 8, 8, 3), np.uint8)
-    with pytest.raises(ClientError, match=r"takes no message of 4\.\d MB: send fewer images in a request"):
+    with pytest.raises(ClientError, match=r"takes no message of 4\.\d MiB: send fewer images in a request"):
         client_of(server, "grpc").classify(images, ["binary"] * len(images))
     still_right()
 

@@ -1,0 +1,65 @@
+"""Data sets that are folders of files: which folder is which split, and what is known of a file before it is read."""
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from piggyback_tf.data.images import DataError
+
+# The names that the folders of each split can have.
+SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+
+
+def split_folders(root: Path, there: Collection[str]) -> dict[str, str]:
+    """Returns the name of the folder of each split that a data set has.
+
+    Args:
+        root: The data set's folder.
+        there: The names of the folders in it; others than those of splits are passed over.
+
+    Raises:
+        DataError: If two of them are the same split.
+    """
+    if {*SPLITS["validation"]} <= {*there}:
+        raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
+    return {split: name for split, names in SPLITS.items() for name in names if name in there}
+
+
+def file_status(path: Path, whose: str = "") -> os.stat_result:
+    """Returns what the file system knows of a file.
+
+    Args:
+        path: The file.
+        whose: For the error: what stands between the file and what is wrong with it.
+
+    Raises:
+        DataError: If it is not there, or nothing may be known of it.
+    """
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"File {str(path)!r}{whose} cannot be read: {error.strerror}.") from error
+
+
+def file_state(name: str, path: Path, whose: str = "") -> str:
+    """Returns a text that changes when a file does; a part of a source's fingerprint.
+
+    Args:
+        name: What the file is called in the text.
+        path: The file.
+        whose: As of `file_status`.
+
+    Raises:
+        DataError: As `file_status`.
+    """
+    status = file_status(path, whose)
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
+
+
+def file_states(files: Iterable[tuple[str, Path]]) -> Iterator[str]:
+    """Yields `file_state` of each file, and another text of one that cannot be read."""
+    for name, path in files:
+        try:
+            yield file_state(name, path)
+        except DataError:  # Such as a link to nothing; whoever reads it says so.
+            yield f"{name} cannot be read"
