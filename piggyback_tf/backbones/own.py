@@ -22,6 +22,8 @@ SUFFIX = ".keras"
 # What is said of the weights of a network that brings its own.
 GIVEN = "given"
 PREPROCESSING = "as in the given model"
+# Where Keras looks for classes by itself, and what it says of its own functions.
+_KERAS_MODULES = ("keras", "keras_hub", "keras_cv", "keras_nlp", "builtins")
 FROM_PYTHON = (
     "A model with layers of your own is used from Python, where Keras knows them: "
     "piggyback_tf.Backbone.from_model(model)."
@@ -132,8 +134,9 @@ def _check_layers(model: Any, path: Path) -> None:
 
 def _is_unknown(entry: dict[str, Any]) -> bool:
     """Whether what an entry describes was made known to Keras by somebody else than Keras and this package."""
-    known_as = entry.get("registered_name")
-    return entry.get("module", "") is None and isinstance(known_as, str) and not known_as.startswith("piggyback_tf")
+    module, known_as = entry.get("module"), entry.get("registered_name")
+    theirs = not isinstance(module, str) or module.partition(".")[0] not in _KERAS_MODULES
+    return theirs and isinstance(known_as, str) and not known_as.startswith("piggyback_tf")
 
 
 def _entries(config: Any) -> Iterator[dict[str, Any]]:

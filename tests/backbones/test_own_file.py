@@ -115,10 +115,6 @@ def test_what_keras_would_refuse_is_said_before_it_is_loaded(tmp_path):
     def loss(true, given):
         return given - true
 
-    @keras.saving.register_keras_serializable("theirs")
-    def loss(true, given):
-        return given - true
-
     class Subclassed(keras.Model):
         def call(self, images):
             return keras.ops.mean(images, (1, 2))
