@@ -10,7 +10,15 @@ from absl import flags
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
+from piggyback_tf.flags import (
+    ESSENTIALS,
+    define,
+    define_base_flags,
+    define_config_flags,
+    define_packs_flag,
+    given_path,
+    read_config,
+)
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
@@ -42,7 +50,7 @@ writes `DIR/4` from `DIR/3` and the new packs alone; neither the backbone's weig
 def define_flags() -> None:
     """Defines the flags of the command."""
     text = flags.DEFINE_string
-    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define_packs_flag()
     define(text, "output", None, "Folder of the export; with --add_to by default that of the old export.", ESSENTIALS)
     define(text, "add_to", None, "Version of an export, or its folder, that the packs are added to.", ESSENTIALS)
     define_config_flags(ExportOptions)
