@@ -92,8 +92,8 @@ class StopAtChance(keras.callbacks.Callback):
             f"{window[-1]:.3f}; guessing gives {self.chance:.3f}. The training ends here, without a task. What helps "
             "most is a network that was trained on images like these (--backbone, --weights, --image_size); one with "
             "random weights learns little in a few epochs. Then a higher --head_lr; and where the loss was lower "
-            "before, a lower --mask_lr, --mask_trust or --weights_lr. The same command with --chance_epochs=0 goes on to "
-            "the end regardless."
+            "before, a lower --mask_lr, --mask_trust or --weights_lr. The same command with --chance_epochs=0 goes on "
+            "to the end regardless."
         )
 
 
