@@ -12,6 +12,7 @@ from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
 from piggyback_tf.extras import need
+from piggyback_tf.files import check_writable
 from piggyback_tf.flags import (
     ESSENTIALS,
     define,
@@ -74,7 +75,8 @@ def _run(arguments: list[str]) -> Answer:
         return _run_base(files, model, output)
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
-    check_free(output)  # Loading the base takes seconds.
+    check_free(output)
+    check_writable(output.parent)  # Loading the base takes seconds.
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .lite.runtime import load_litert

@@ -10,6 +10,7 @@ from absl import flags
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
+from piggyback_tf.files import check_writable
 from piggyback_tf.flags import (
     ESSENTIALS,
     define,
@@ -69,12 +70,14 @@ def _run(arguments: list[str]) -> Answer:
         # Only what was given on the command line is changed.
         fields = (field.name for field in dataclasses.fields(ExportOptions))
         changes = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
+        check_writable(output or old)
         load_tensorflow()
         from .servable.write import add_tasks
 
         return _answer(add_tasks(old, files, output, version=FLAGS.version, **changes))
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
+    check_writable(output)  # Loading the base takes seconds.
     options, base = read_config(ExportOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .servable.write import export_saved_model

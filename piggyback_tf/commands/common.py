@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.commands.answers import UsageError
-from piggyback_tf.files import check_target, with_home
+from piggyback_tf.files import check_target, check_writable, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
@@ -59,6 +59,7 @@ def check_output(path: str) -> None:
     if not Path(path).parent.is_dir():
         raise UsageError(f"--output={path}: there is no folder {str(Path(path).parent)!r}.")
     check_target(path)
+    check_writable(Path(path).parent)
 
 
 def add_base_options(command: argparse.ArgumentParser) -> None:
