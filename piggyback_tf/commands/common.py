@@ -93,9 +93,16 @@ def positive(text: str) -> int:
     return value
 
 
-def prepare_for(spec: str) -> None:
-    """Loads TensorFlow, quietly, if reading data of a spec would load it with all that it says of itself."""
+def prepare_for(spec: str, data_dir: str | None) -> None:
+    """Loads TensorFlow, quietly, if reading data of a spec would load it with all that it says of itself.
+
+    Raises:
+        DataError: If the data are not where `data_dir` says, which is seen without it.
+    """
     if spec.startswith("tfds:"):
+        from piggyback_tf.data.specs import read_data_dir
+
+        read_data_dir(spec, data_dir)
         load_tensorflow()
 
 
