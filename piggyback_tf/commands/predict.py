@@ -33,11 +33,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="classify image files, or their pixels", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-<<<<<<< HEAD
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files or URLs")
-=======
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of some, or URLs")
->>>>>>> 79b8f59 (predict takes folders, passes over junk that patterns of the shell name, and answers for the images that are there)
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or URLs")
     command.add_argument(
         "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
     )
