@@ -70,7 +70,8 @@ def _run(arguments: list[str]) -> Answer:
         # Only what was given on the command line is changed.
         fields = (field.name for field in dataclasses.fields(ExportOptions))
         changes = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
-        check_writable(output or old)
+        if output is not None:
+            check_writable(output)
         load_tensorflow()
         from .servable.write import add_tasks
 
