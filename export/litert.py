@@ -12,7 +12,16 @@ from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
 from piggyback_tf.extras import need
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
+from piggyback_tf.files import check_writable
+from piggyback_tf.flags import (
+    ESSENTIALS,
+    define,
+    define_base_flags,
+    define_config_flags,
+    define_packs_flag,
+    given_path,
+    read_config,
+)
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
@@ -48,7 +57,7 @@ a `model.tflite` that is already in the field. See docs/litert.md.
 def define_flags() -> None:
     """Defines the flags of the command."""
     text = flags.DEFINE_string
-    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define_packs_flag()
     output = "Folder of the export; with --base that of the new file, by default the base's."
     define(text, "output", None, output, ESSENTIALS)
     base = "What the tasks are added to: base.tflite with its manifests beside it, or model.tflite."
@@ -66,7 +75,8 @@ def _run(arguments: list[str]) -> Answer:
         return _run_base(files, model, output)
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
-    check_free(output)  # Loading the base takes seconds.
+    check_free(output)
+    check_writable(output.parent)  # Loading the base takes seconds.
     options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .lite.runtime import load_litert

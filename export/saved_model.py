@@ -10,7 +10,16 @@ from absl import flags
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import load_base
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_config_flags, given_path, read_config
+from piggyback_tf.files import check_writable
+from piggyback_tf.flags import (
+    ESSENTIALS,
+    define,
+    define_base_flags,
+    define_config_flags,
+    define_packs_flag,
+    given_path,
+    read_config,
+)
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
@@ -42,7 +51,7 @@ writes `DIR/4` from `DIR/3` and the new packs alone; neither the backbone's weig
 def define_flags() -> None:
     """Defines the flags of the command."""
     text = flags.DEFINE_string
-    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define_packs_flag()
     define(text, "output", None, "Folder of the export; with --add_to by default that of the old export.", ESSENTIALS)
     define(text, "add_to", None, "Version of an export, or its folder, that the packs are added to.", ESSENTIALS)
     define_config_flags(ExportOptions)
@@ -61,12 +70,15 @@ def _run(arguments: list[str]) -> Answer:
         # Only what was given on the command line is changed.
         fields = (field.name for field in dataclasses.fields(ExportOptions))
         changes = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
+        if output is not None:
+            check_writable(output)
         load_tensorflow()
         from .servable.write import add_tasks
 
         return _answer(add_tasks(old, files, output, version=FLAGS.version, **changes))
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
+    check_writable(output)  # Loading the base takes seconds.
     options, base = read_config(ExportOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .servable.write import export_saved_model

@@ -24,7 +24,7 @@ from piggyback_tf.data.images import has_image_extension
 from piggyback_tf.evaluation.text import format_bytes
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
-from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, given_path
+from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_packs_flag, given_path
 from piggyback_tf.junk import find_files
 from piggyback_tf.packs import BaseSpec, TaskPack
 from piggyback_tf.packs.find import find_packs
@@ -62,7 +62,7 @@ both are printed.
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    define(flags.DEFINE_list, "packs", None, "Packs: files, URLs, folders or glob patterns.", ESSENTIALS)
+    define_packs_flag()
     define(flags.DEFINE_string, "images", None, "Folder with image files, also in subfolders.", ESSENTIALS)
     agreement = (
         "Of a .tflite: the least share of images on which the most probable class must be the bank's. Default: 1 with "

@@ -105,6 +105,17 @@ def check_target(path: str | os.PathLike) -> None:
         raise PathError(f"{os.fspath(path)!r} cannot be written: it is {kind}, and no file. Name another file.")
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raises a `PathError` if rights forbid to write into a folder, or to make it; full disks are found by writing."""
+    there = Path(folder).absolute()
+    while not os.path.exists(there):  # noqa: PTH110 (a folder without rights counts as none)
+        there = there.parent
+    if not there.is_dir():
+        raise PathError(f"{os.fspath(folder)!r} cannot be written: {str(there)!r} is no folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PathError(f"{os.fspath(folder)!r} cannot be written: there is no right to write into {str(there)!r}.")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path of the same name, which becomes `path` when the block ends well.

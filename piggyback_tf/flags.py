@@ -85,6 +85,28 @@ def define_base_flags() -> None:
             define(flags.DEFINE_string, field.name, None, field.metadata["help"], "Base")
 
 
+class MoreFlag(flags.Flag):
+    """A list to which each time that the flag is given adds, in the place of the last time counting alone."""
+
+    def __init__(self, name: str, default: list[str] | None, help: str):
+        super().__init__(flags.ListParser(), flags.CsvListSerializer(","), name, default, help)
+
+    def parse(self, argument: Any) -> None:
+        before = self.value if self.present else []
+        super().parse(argument)
+        self.value = [*before, *self.value]
+
+
+def define_packs_flag() -> None:
+    """Defines `--packs` of programs that read packs; `find_packs` reads it."""
+
+    def make(name: str, default: list[str] | None, help: str) -> None:
+        flags.DEFINE_flag(MoreFlag(name, default, help))
+
+    text = "Packs: files, URLs, folders or glob patterns. May be given more than once."
+    define(make, "packs", None, text, ESSENTIALS)
+
+
 def define_config_flags(
     config: type, heading: str = "Settings", choices: Mapping[str, Collection[str]] = MappingProxyType({})
 ) -> None:

@@ -132,7 +132,9 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
         ),
         (["predict", "PACK"], "The following arguments are required: IMAGE"),
         (["predict", "PACK", "/nothing.png"], "There is no image file '/nothing.png'."),
-        (["predict", "PACK", "/tmp/"], "'/tmp/' is a folder. Name the image files in it, such as /tmp/*."),
+        (["predict", "PACK", "/nothing.png", "/none.png"], "none of these files: '/nothing.png', '/none.png'."),
+        (["predict", "PACK", "/proc/self/attr"], "The folder '/proc/self/attr' has no image files."),
+        (["predict", "PACK", "/photos/Thumbs.db"], "There are no images among '/photos/Thumbs.db'."),
         (["predict", "PACK", __file__, "--top_k=x"], "must be an integer of at least 1, not 'x'"),
         (["inspect"], "The following arguments are required: PACK"),
         (["backbones", "nothing*"], "No backbone matches 'nothing*'. All: "),
@@ -263,6 +265,33 @@ def test_predict(trained, capsys, tmp_path):
     for path, row in enumerate(probabilities):
         for place, line in zip(np.argsort(-row)[:2], lines[3 * path + 1 : 3 * path + 3], strict=True):
             assert line == f"  {100 * row[place]:6.2f} %  {['emu', 'cat', 'dog'][place]}"
+
+
+def test_predict_takes_what_a_pattern_of_the_shell_names(trained, capsys, tmp_path):
+    folder, _ = trained
+    photos, pack = tmp_path / "photos", str(folder / "colours.task.safetensors")
+    (photos / "@eaDir").mkdir(parents=True)
+    (photos / "more" / "@eaDir").mkdir(parents=True)
+    source = folder / "data/test/cat/0.png"
+    images = [photos / "a.png", photos / "more" / "b.png"]
+    for path in (*images, photos / "more" / "@eaDir" / "b.png"):
+        path.write_bytes(source.read_bytes())
+    (photos / "Thumbs.db").write_bytes(b"no image")
+    (photos / "more" / "notes.txt").write_text("no image")
+    for named in (sorted(photos.iterdir()), [photos]):
+        assert main(["predict", pack, *map(str, named), "--top_k=1"]) == 0
+        output = capsys.readouterr()
+        assert output.out.splitlines()[::2] == list(map(str, images))
+        assert output.err == ""
+    # A file that is not there costs the others no answer.
+    named = [str(images[0]), str(tmp_path / "none.png"), str(images[1])]
+    assert main(["predict", pack, *named, "--json"]) == 2
+    output = capsys.readouterr()
+    answers = json.loads(output.out)
+    assert [answer["image"] for answer in answers] == named
+    assert answers[1] == {"image": named[1], "error": f"There is no image file {named[1]!r}."}
+    assert answers[0]["classes"] == answers[2]["classes"] != []
+    assert answers[1]["error"] in output.err
 
 
 def test_another_base_is_refused(trained, capsys):

@@ -1,10 +1,12 @@
 """Answers that need no Keras come without it: it takes seconds to load. And what is loaded says nothing of itself."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,13 @@ sys.exit(main(sys.argv[1:]))
 LIMIT = 1.5
 
 
-def _run(*arguments: object, cwd: Path | None = None) -> tuple[int, str, str, str, float]:
+def _run(*arguments: object, cwd: Path | None = None, before: Sequence[str] = ()) -> tuple[int, str, str, str, float]:
     """Returns status, stdout, stderr, what was loaded, and the processor's time, which others' work does not change."""
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     environment["PYTHONPATH"] = str(ROOT)
-    before = os.times()
+    start = os.times()
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        [*before, sys.executable, "-c", PROGRAM, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd or ROOT,
@@ -42,7 +44,7 @@ def _run(*arguments: object, cwd: Path | None = None) -> tuple[int, str, str, st
         check=False,
     )
     after = os.times()
-    seconds = after.children_user - before.children_user + after.children_system - before.children_system
+    seconds = after.children_user - start.children_user + after.children_system - start.children_system
     *printed, loaded = done.stdout.splitlines()
     return done.returncode, "\n".join(printed), done.stderr, loaded, seconds
 
@@ -91,6 +93,11 @@ REFUSED = [
     ([*TRAIN[:-1], "--backbone=shapenet"], "Did you mean 'shapesnet'"),
     ([*TRAIN[:1], *TRAIN[2:], "--data=digit"], "Unknown data kind 'digit'"),
     ([*TRAIN[:1], *TRAIN[2:], "--data=folder:/no/where"], "/no/where"),
+    ([*TRAIN[:1], *TRAIN[2:], "--data=tfds:mnist", "--data_dir=gs://b/x"], "--data_dir=gs://b/x: this is a URL"),
+    ([*TRAIN[:1], *TRAIN[2:], "--data=tfds:mnist", "--data_dir=/no/where"], "There is no folder '/no/where', which"),
+    (["evaluate", "{pack}", "--data=tfds:mnist", "--data_dir=/no/where"], "There is no folder '/no/where', which"),
+    ([*TRAIN, "--epochs=x"], "--epochs=x: this must be an integer, not 'x'."),
+    ([*TRAIN, "--head_lr=x"], "--head_lr=x: this must be a number, not 'x'."),
     ([*TRAIN, "surplus"], "Unexpected arguments: surplus."),
     (["export", "saved_model"], "What matters most:"),
     (["export", "saved_model", "--packs={pack}"], "--output is missing"),
@@ -99,6 +106,8 @@ REFUSED = [
     (["export", "saved_model", "--packs={pack}", "--add_to={tmp}/none"], "there is no such folder."),
     (["export", "litert", "--packs={pack}", "--output={tmp}/out", "--design=mine"], "`design` must be one of patch, "),
     (["export", "litert", "--packs={pack}", "--output={tmp}"], "this is there already"),
+    (["export", "litert", "--packs={pack}", "--output={pack}/out"], "a.task.safetensors' is no folder."),
+    (["export", "saved_model", "--packs={pack}", "--output={pack}/out"], "a.task.safetensors' is no folder."),
     (["export", "litert", "--packs={pack}", "--base={tmp}/none"], "there is no such file."),
     (["export", "litert", "--packs={pack}", "--output={tmp}/out", "--weights=none"], "there is no such file"),
     (["export", "serving", "{tmp}/none"], "there is no such folder."),
@@ -129,6 +138,25 @@ def test_what_is_wrong_is_said_at_once(arguments, sentence, tmp_path):
     if len(arguments) > 2:
         assert errors.startswith(f"piggyback {arguments[0]}")
         assert errors.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_folders_without_rights_are_refused_at_once(tmp_path):
+    pack, closed = tmp_path / "a.task.safetensors", tmp_path / "closed"
+    make_pack(base_name="shapesnet", base_weights="shipped", image_size=32).save(pack)
+    closed.mkdir(0o555)
+    # Root may write everywhere, so that the child gives up that right.
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"] if os.geteuid() == 0 else []
+    for *command, output in (
+        ("merge", pack, closed / "merged.keras"),
+        ("convert", pack, closed / "b.task.safetensors"),
+        ("export", "litert", f"--packs={pack}", closed / "device"),
+        ("export", "saved_model", f"--packs={pack}", closed / "served"),
+    ):
+        status, _, errors, loaded, seconds = _run(*command, f"--output={output}", before=drop)
+        assert (status, loaded) == (2, "[]"), errors
+        assert f"there is no right to write into '{closed}'." in errors
+        assert seconds < LIMIT
 
 
 def test_images_that_cannot_be_compared_are_all_told_before_the_base_is_loaded(tmp_path):

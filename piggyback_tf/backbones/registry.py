@@ -134,7 +134,10 @@ def check_request(
     image_size = entry.image_size if image_size is None else image_size
     weights = entry.weights[0] if weights is None else weights
     if image_size is None:
-        raise ValueError(f"{name!r} does not say how large its images are; give height and width: image_size=SIZE.")
+        raise ValueError(
+            f"{name!r} does not say how large its images are; give height and width: --image_size=SIZE, from Python "
+            "image_size=SIZE."
+        )
     _check_size(name, entry, image_size)
     if own.is_model_file(name) and weights != own.GIVEN:
         raise WeightsError(f"{name!r} holds the weights of its network; leave weights={os.fspath(weights)} out.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.commands.answers import UsageError
-from piggyback_tf.files import check_target, is_empty, with_home
+from piggyback_tf.files import check_target, check_writable, is_empty, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
 from piggyback_tf.packs.remote import is_url, local_input, read_bytes
@@ -58,6 +58,7 @@ def check_output(path: str) -> None:
         raise UsageError(f"--output={path}: this is a folder; name a file in it.")
     check_folder_above(Path(path), "--output=")
     check_target(path)
+    check_writable(Path(path).parent)
 
 
 def check_folder_above(path: Path, option: str) -> None:
@@ -97,9 +98,16 @@ def positive(text: str) -> int:
     return value
 
 
-def prepare_for(spec: str) -> None:
-    """Loads TensorFlow, quietly, if reading data of a spec would load it with all that it says of itself."""
+def prepare_for(spec: str, data_dir: str | None) -> None:
+    """Loads TensorFlow, quietly, if reading data of a spec would load it with all that it says of itself.
+
+    Raises:
+        DataError: If the data are not where `data_dir` says, which is seen without it.
+    """
     if spec.startswith("tfds:"):
+        from piggyback_tf.data.specs import read_data_dir
+
+        read_data_dir(spec, data_dir)
         load_tensorflow()
 
 

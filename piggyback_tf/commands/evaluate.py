@@ -180,7 +180,7 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
             f"The pack does not say how its validation images were drawn (seed, val_fraction), so that the "
             f"{options.split} split cannot be drawn again; use --split=test."
         )
-    prepare_for(options.data)
+    prepare_for(options.data, options.data_dir)
     return load_data(options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn)
 
 

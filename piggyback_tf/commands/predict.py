@@ -1,6 +1,7 @@
 """predict: the most probable classes of image files, or the class of each of their pixels."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from piggyback_tf.commands.common import (
     load_pack,
     positive,
 )
+from piggyback_tf.junk import JUNK, find_files
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
+from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +33,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="classify image files, or their pixels", allow_abbrev=False)
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files or URLs")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or URLs")
     command.add_argument(
         "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
     )
@@ -51,25 +54,26 @@ def _run(options: argparse.Namespace) -> Answer:
 
     pack, _ = load_pack(options.pack)
     base = choose_base(pack, options.backbone, options.weights)
-    if missing := [path for path in options.images if not is_url(path) and not Path(path).is_file()]:
-        folder = Path(missing[0]).is_dir()
+    paths = _find_images(options.images)
+    missing = {path for path in paths if not is_url(path) and not Path(path).exists()}
+    if len(missing) == len(paths):
         raise UsageError(
-            f"{missing[0]!r} is a folder. Name the image files in it, such as {missing[0].rstrip('/')}/*."
-            if folder
-            else f"There is no image file {missing[0]!r}."
+            _no_file(paths[0]) if len(paths) == 1 else f"There is none of these files: {some(paths, form=repr)}."
         )
     try:
         operations = parse_augment(pack.eval_augment)
         check_draws_nothing(operations, pack.eval_augment)
     except DataError as error:
         raise UsageError(str(error)) from error
-    _check_output_dir(options, pack)
+    _check_output_dir(options, pack, paths)
     bank, status = None, DONE
     answers: list[dict[str, Any]] = []
-    for start in range(0, len(options.images), options.batch_size):
+    for start in range(0, len(paths), options.batch_size):
         places, images = [], []
-        for path in options.images[start : start + options.batch_size]:
+        for path in paths[start : start + options.batch_size]:
             try:
+                if path in missing:
+                    raise DataError(_no_file(path))
                 asked, image = _read_prepared(path, operations, pack)
                 images.append(image)
                 places.append((len(answers), asked))
@@ -92,7 +96,7 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer(answers, status=status)
 
 
-def _check_output_dir(options: argparse.Namespace, pack: TaskPack) -> None:
+def _check_output_dir(options: argparse.Namespace, pack: TaskPack, paths: Sequence[str]) -> None:
     """Raises a `UsageError` if the pictures cannot be written, or there are none."""
     if options.output_dir is None:
         return
@@ -100,12 +104,43 @@ def _check_output_dir(options: argparse.Namespace, pack: TaskPack) -> None:
         raise UsageError(f"--output_dir: task {pack.task!r} finds a class for each image, and has no pictures.")
     if not Path(options.output_dir).is_dir():
         raise UsageError(f"--output_dir={options.output_dir}: there is no such folder.")
-    names = [Path(path).name for path in options.images]
+    names = [Path(path).name for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
             f"Two images are called {twice[0]!r}, and would have the same pictures in {options.output_dir!r}; ask for "
             "them one after the other, with an --output_dir for each."
         )
+
+
+def _find_images(given: Sequence[str]) -> list[str]:
+    """Returns the image files that are meant: those that are named, and those in and below folders.
+
+    What systems leave beside people's files is passed over, since `photos/*` names it, too.
+
+    Raises:
+        UsageError: If a folder has no images, or nothing is left.
+    """
+    from piggyback_tf.data.images import has_image_extension
+
+    found = []
+    for path in given:
+        if is_url(path):
+            found.append(path)
+        elif Path(path).name.lower() in JUNK:
+            continue
+        elif Path(path).is_dir():
+            if not (inside := [str(file) for file in find_files(path) if has_image_extension(file)]):
+                raise UsageError(f"The folder {path!r} has no image files.")
+            found += inside
+        else:
+            found.append(path)
+    if not found:
+        raise UsageError(f"There are no images among {some(given, form=repr)}.")
+    return found
+
+
+def _no_file(path: str) -> str:
+    return f"There is no image file {path!r}."
 
 
 def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "tuple[AskedImage, np.ndarray]":

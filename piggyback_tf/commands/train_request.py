@@ -108,7 +108,7 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
         _check_name(folder, name)
     tasks: dict[str, TaskData] = {}
     for name, spec in request.specs.items():
-        prepare_for(spec)
+        prepare_for(spec, FLAGS.data_dir)
         data = load_data(
             spec,
             data_dir=FLAGS.data_dir,

@@ -98,11 +98,7 @@ def load_data(
         raise DataError(_unknown_kind_message(spec, kind, valid))
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction must lie between 0 and 1, both excluded, but is {val_fraction}.")
-    if data_dir is not None:
-        try:
-            data_dir = str(local_path(data_dir, "--data_dir="))
-        except PathError as error:
-            raise DataError(str(error)) from error
+    data_dir = read_data_dir(spec, data_dir)
     request = DataRequest(spec, argument, data_dir, val_fraction, seed, skip_broken_images, cache_dir)
     data = DATA_KINDS[kind](request)
     _check_class_names(data)
@@ -111,6 +107,27 @@ def load_data(
     if raise_problems and (problems := [problem for found in data.problems.values() for problem in found]):
         raise DataProblems(problems, spec)
     return data
+
+
+def read_data_dir(spec: str, data_dir: str | None) -> str | None:
+    """Returns the folder that `data_dir` names, without loading what reads it.
+
+    Raises:
+        DataError: If it is no folder of this machine, or the data are those of TensorFlow Datasets and it is not there.
+    """
+    if data_dir is None:
+        return None
+    try:
+        folder = str(local_path(data_dir, "--data_dir="))
+    except PathError as error:
+        raise DataError(str(error)) from error
+    kind, _, name = spec.partition(":")
+    if kind == "tfds" and not Path(folder).is_dir():
+        raise DataError(
+            f"There is no folder {folder!r}, which --data_dir names for data set {name.partition('?')[0]!r}. Name the "
+            "right one, or make it, if the data set is to be downloaded."
+        )
+    return folder
 
 
 def _check_class_names(data: TaskData) -> None:

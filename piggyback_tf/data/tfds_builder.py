@@ -65,11 +65,6 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     Raises:
         DataError: If there is no such data set.
     """
-    if data_dir and not Path(data_dir).is_dir():
-        raise DataError(
-            f"There is no folder {data_dir!r}, which --data_dir names for data set {name!r}. Name the right one, or "
-            "make it, if the data set is to be downloaded."
-        )
     import tensorflow_datasets as tfds
 
     try:

@@ -39,7 +39,14 @@ def find_packs(sources: Sequence[str], option: str = "--packs=") -> list[str]:
         if not matches and Path(source).is_dir():
             raise PackError(f"{option}{source}: the folder has no file *{PACK_SUFFIX}.")
         if not matches:
-            raise PackError(f"{option}{source}: there is no such file or folder, and as a pattern it matches nothing.")
+            cut = (
+                f" A name with a comma is put in quotes: '{option}\"a,b{PACK_SUFFIX}\"'."
+                if len(sources) > 1 and option.startswith("--")
+                else ""
+            )
+            raise PackError(
+                f"{option}{source}: there is no such file or folder, and as a pattern it matches nothing.{cut}"
+            )
         found += matches
     if not found:
         raise PackError(f"{option} names no pack.")

@@ -88,10 +88,12 @@ class StopAtChance(keras.callbacks.Callback):
         if len(window) < self.epochs or min(window) < _MARGIN * self.chance or window[-1] < _MARGIN * window[0]:
             return
         raise TrainingError(
-            f"The cross-entropy in training was {window[0]:.3f} {self.epochs} epochs ago and is {window[-1]:.3f}; "
-            f"guessing gives {self.chance:.3f}. The network has collapsed or learns too slowly: with masks, lower "
-            "--mask_lr or --mask_trust; otherwise change --head_lr or --weights_lr. "
-            "(--chance_epochs=0 goes on regardless.)"
+            f"Nothing is learned: the cross-entropy in training was {window[0]:.3f} {self.epochs} epochs ago and is "
+            f"{window[-1]:.3f}; guessing gives {self.chance:.3f}. The training ends here, without a task. What helps "
+            "most is a network that was trained on images like these (--backbone, --weights, --image_size); one with "
+            "random weights learns little in a few epochs. Then a higher --head_lr; and where the loss was lower "
+            "before, a lower --mask_lr, --mask_trust or --weights_lr. The same command with --chance_epochs=0 goes on "
+            "to the end regardless."
         )
 
 
@@ -127,7 +129,8 @@ class StopWhenDead(keras.callbacks.Callback):
         raise TrainingError(
             f"The network has died: its features differ from image to image by {spread / self._healthy:.1e} of what "
             "they did before the masks. Too many weights were dropped at once. Lower --mask_lr or --mask_trust, or use "
-            "the defaults. (--chance_epochs=0 goes on regardless.)"
+            "the defaults. The training ends here, without a task. The same command with --chance_epochs=0 goes on to "
+            "the end regardless."
         )
 
 

@@ -105,6 +105,68 @@ def test_layers_that_keras_does_not_know(tmp_path):
         load_backbone(tmp_path / "own.keras")
 
 
+def test_what_keras_would_refuse_is_said_before_it_is_loaded(tmp_path):
+    @keras.saving.register_keras_serializable("theirs")
+    class Registered(keras.layers.Layer):
+        def call(self, images):
+            return images
+
+    @keras.saving.register_keras_serializable("theirs")
+    def loss(true, given):
+        return given - true
+
+    class Subclassed(keras.Model):
+        def call(self, images):
+            return keras.ops.mean(images, (1, 2))
+
+    def features(images):
+        return keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3, name="conv")(images))
+
+    rgb, grey = keras.Input((8, 8, 3)), keras.Input((8, 8, 1))
+    models = {
+        "grey": keras.Model(grey, features(grey)),
+        "two": keras.Model([rgb, grey], features(keras.layers.Concatenate()([rgb, grey]))),
+        "lambda": keras.Model(rgb, features(keras.layers.Lambda(lambda images: images / 255.0)(rgb))),
+        "registered": keras.Model(rgb, features(keras.Sequential([Registered()])(rgb))),
+        "subclassed": Subclassed(),
+    }
+    models["subclassed"](np.zeros((1, 8, 8, 3), "float32"))
+    # What a model was compiled with is not loaded, and may be anybody's.
+    models["compiled"] = keras.Model(rgb, features(rgb))
+    models["compiled"].compile(loss=loss)
+    for name, model in models.items():
+        model.save(tmp_path / f"{name}.keras")
+    program = (
+        "import pathlib, sys; from piggyback_tf.backbones.registry import check_request\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).glob('*.keras')):\n"
+        "    try: print(check_request(str(path), None, None)[2])\n"
+        "    except ValueError as error: print(error)\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = dict(zip(sorted(models), done.stdout.splitlines(), strict=True))
+    assert said["compiled"] == "8"
+    assert "takes images of shape (None, 8, 8, 1), and a backbone takes RGB" in said["grey"]
+    assert "keras.ops.image.rgb_to_grayscale(images))).save('rgb.keras')." in said["grey"]
+    assert "It has 2 inputs, and a backbone takes RGB images alone." in said["two"]
+    assert "has Python code in a Lambda layer" in said["lambda"]
+    assert "'theirs>Registered' in it is not a part of Keras. A model with layers of your own" in said["registered"]
+    assert "Its model is of a class of its own, 'Subclassed'" in said["subclassed"]
+    # The cure that is named for grey images.
+    keras.Model(rgb, models["grey"](keras.ops.image.rgb_to_grayscale(rgb))).save(tmp_path / "rgb.keras")
+    assert load_backbone(tmp_path / "rgb.keras").image_size == 8
+    # Here Keras knows the class, so that nothing is refused.
+    assert load_backbone(tmp_path / "registered.keras").image_size == 8
+
+
+def test_a_path_begins_at_the_users_folder(tmp_path, monkeypatch):
+    nested_network().save(tmp_path / "mine.keras")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check_request("~/mine.keras", None, None)[2] == 32
+
+
 def test_sizes_are_read_where_files_say_them(tmp_path):
     def size(config):
         _zip(tmp_path / "any.keras", {"config.json": json.dumps(config)})

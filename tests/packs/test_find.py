@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from absl import flags
 
+from piggyback_tf.flags import MoreFlag
 from piggyback_tf.packs import PackError
 from piggyback_tf.packs.find import find_packs
 
@@ -37,3 +39,18 @@ def test_a_source_that_stands_for_no_file_is_named(tmp_path, sources, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PackError, match=message):
         find_packs([source.format(tmp_path) for source in sources])
+
+
+def test_a_name_with_a_comma_is_put_in_quotes_and_a_flag_that_is_given_again_adds(tmp_path):
+    paths = [str(tmp_path / f"{name}.task.safetensors") for name in ("a,b", "c", "d")]
+    for path in paths:
+        Path(path).touch()
+    values = flags.FlagValues()
+    flags.DEFINE_flag(MoreFlag("packs", None, "Packs."), values)
+    # The message names the cure, and the cure works.
+    values(["export", f"--packs={paths[0]},{paths[1]}"])
+    with pytest.raises(PackError, match="A name with a comma is put in quotes: '--packs=\"a,b.task.safetensors\"'"):
+        find_packs(values.packs)
+    values["packs"].unparse()
+    values(["export", f'--packs="{paths[0]}",{paths[1]}', f"--packs={paths[2]}"])
+    assert find_packs(values.packs) == paths
