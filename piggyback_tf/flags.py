@@ -92,9 +92,9 @@ class MoreFlag(flags.Flag):
         super().__init__(flags.ListParser(), flags.CsvListSerializer(","), name, default, help)
 
     def parse(self, argument: Any) -> None:
-        before = self.value if self.present else []
+        before: list[str] = self.value if self.present else []
         super().parse(argument)
-        self.value = [*before, *self.value]
+        self.value: list[str] = [*before, *self.value]
 
 
 def define_packs_flag() -> None:

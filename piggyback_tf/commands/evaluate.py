@@ -100,9 +100,16 @@ def _run(options: argparse.Namespace) -> Answer:
             log if answers else None,
         )
         if answers:
-            names = pack.class_names
-            about = {"task": pack.task, "errors": result, "class_names": names, "by": "evaluate"}
-            answers = answers if log.write(answers, data, options.split, **about) else None
+            written = log.write(
+                answers,
+                data,
+                options.split,
+                task=pack.task,
+                errors=result,
+                class_names=pack.class_names,
+                by="evaluate",
+            )
+            answers = answers if written else None
     except DataError as error:
         raise UsageError(str(error)) from error
     told = {

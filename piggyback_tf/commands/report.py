@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> Answer:
     if not subjects.tasks:
         raise UsageError("None of these can be shown, and no page was written.")
     for data in {one.answers.data for one in subjects.tasks if one.answers and options.images}:
-        prepare_for(data)
+        prepare_for(data, options.data_dir)
     written = write_page(output, subjects, options.images, options.data_dir)
     tasks = len(subjects.tasks)
     text = f"{output}: {tasks} {'task' if tasks == 1 else 'tasks'}, {written['bytes']:,} bytes. Open it in a browser."

@@ -208,7 +208,14 @@ def _checked(found: Mapping[str, Any]) -> Answers:
     fields = {"format", "kind", "by", "task", "class_names", "data", "split", "errors", "after", "images", "bytes"}
     columns = {name: values for name, values in found.items() if name not in fields}
     answers = Answers(
-        *(found[name] for name in ("kind", "by", "task", "class_names", "data", "split", "errors", "after")),
+        kind=found["kind"],
+        by=found["by"],
+        task=found["task"],
+        class_names=found["class_names"],
+        data=found["data"],
+        split=found["split"],
+        errors=found["errors"],
+        after=found["after"],
         images=found["images"],
         sizes=found["bytes"],
         columns=columns,

@@ -1,5 +1,6 @@
 """The part of the page with the images that tasks get wrong, and the classes they are of."""
 
+from piggyback_tf.evaluation.answers import Answers
 from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
 from piggyback_tf.evaluation.page.pictures import Budget, Gallery, confusions, errors_by_class, gallery
 from piggyback_tf.evaluation.page.subjects import Subject, Subjects
@@ -22,19 +23,21 @@ def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[M
         data_dir: Where TensorFlow Datasets keeps its data sets; None for its own default.
     """
     budget = Budget()
-    found = {one.label: (one, gallery(one, most, budget, data_dir)) for one in subjects.tasks}
-    found = {label: (one, own) for label, (one, own) in found.items() if own is not None}
+    found: dict[str, tuple[Subject, Answers, Gallery]] = {}
+    for one in subjects.tasks:
+        own = gallery(one, most, budget, data_dir)
+        if own is not None and one.answers is not None:
+            found[one.label] = one, one.answers, own
     if not found:
         return None, {}
     body = joined(
-        element("p", _NOTE, class_="note") if any(own.figures for _, own in found.values()) else None,
-        [_of_task(one, own, most) for one, own in found.values()],
+        element("p", _NOTE, class_="note") if any(own.figures for *_, own in found.values()) else None,
+        [_of_task(*task, most) for task in found.values()],
     )
-    return body, {label: own for label, (_, own) in found.items()}
+    return body, {label: own for label, (*_, own) in found.items()}
 
 
-def _of_task(subject: Subject, own: Gallery, most: int) -> Markup:
-    answers = subject.answers
+def _of_task(subject: Subject, answers: Answers, own: Gallery, most: int) -> Markup:
     count = len(answers.images)
     if own.wrong is None:
         told = f"There are answers to {count:,} images of the {answers.split} split of {answers.data}."
@@ -55,17 +58,17 @@ def _of_task(subject: Subject, own: Gallery, most: int) -> Markup:
         element("p", told),
         [element("p", sentence, class_="note") for sentence in own.sentences],
         element("div", own.figures, class_="gallery") if own.figures else None,
-        _classes(subject, own) if answers.kind == "class" and own.wrong else None,
+        _classes(subject.label, answers) if answers.kind == "class" and own.wrong else None,
     )
 
 
-def _classes(subject: Subject, own: Gallery) -> Markup:
+def _classes(label: str, answers: Answers) -> Markup:
     """Returns which classes are taken for which, and the errors of each class."""
-    pairs = list(confusions(subject.answers))
+    pairs = list(confusions(answers))
     rows = [[truth, answer, f"{count:,}"] for truth, answer, count in pairs[:_PAIRS]]
     few = f"The {_PAIRS} most frequent of {len(pairs):,} pairs" if len(pairs) > _PAIRS else "All pairs"
     classes = []
-    for name, images, wrong in errors_by_class(subject.answers):
+    for name, images, wrong in errors_by_class(answers):
         low, high = wilson_interval(wrong, images)
         classes.append([name, f"{images:,}", f"{wrong:,}", f"{100 * wrong / images:.2f} [{low:.2f}, {high:.2f}]"])
     return element(
@@ -73,9 +76,9 @@ def _classes(subject: Subject, own: Gallery) -> Markup:
         element("summary", "Errors by class"),
         element(
             "div",
-            table(f"{few} of class and answer, {subject.label}", ["class", "taken for", "images"], rows, left=2),
+            table(f"{few} of class and answer, {label}", ["class", "taken for", "images"], rows, left=2),
             table(
-                f"Errors of each class, {subject.label}, with 95 % intervals",
+                f"Errors of each class, {label}, with 95 % intervals",
                 ["class", "images", "wrong", "error %"],
                 classes,
             ),

@@ -110,11 +110,11 @@ def _more_errors(tasks: Sequence[Subject]) -> dict[str, Callable[[Subject], str]
     found = [one.errors.get("test") or {} for one in tasks]
     names = dict.fromkeys(name for errors in found for name in errors if name.endswith("_error"))
     judges = {main_error(errors) for errors in found if any(name.endswith("_error") for name in errors)}
-    return {
-        f"test {error_title(name)}": lambda one, name=name: format_error(one.errors.get("test"), name)
-        for name in names
-        if name not in judges
-    }
+
+    def column(name: str) -> Callable[[Subject], str]:
+        return lambda one: format_error(one.errors.get("test"), name)
+
+    return {f"test {error_title(name)}": column(name) for name in names if name not in judges}
 
 
 def error_title(name: str) -> str:
@@ -237,7 +237,7 @@ def zeros_by_layer(subjects: Subjects) -> Markup | None:
         with_masks = [one for one in group if one.zeros]
         if not with_masks:
             continue
-        percent = {one.label: {path: 100 * part for path, part in one.zeros.items()} for one in with_masks}
+        percent = {one.label: {path: 100 * part for path, part in (one.zeros or {}).items()} for one in with_masks}
         most = max(value for own in percent.values() for value in own.values()) or 1.0
         charts = [
             element("figure", element("figcaption", label), bar_chart(f"Zeros in % of {label}", colour(0), own, most))
@@ -286,7 +286,10 @@ def _overlaps(base: str, group: Sequence[Subject]) -> Markup:
     for a in range(len(group)):
         for b in range(a):
             try:
-                totals[a, b] = MaskOverlap.total(compare_masks(group[a].pack, group[b].pack).values())
+                first, second = group[a].pack, group[b].pack
+                if first is None or second is None:  # Only tasks of packs are in a group.
+                    raise PackError("There is no pack.")
+                totals[a, b] = MaskOverlap.total(compare_masks(first, second).values())
             except PackError:
                 totals[a, b] = "-"
     rows = []

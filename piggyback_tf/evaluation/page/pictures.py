@@ -92,7 +92,9 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
     kind = PICTURES[answers.kind]
     wrong, sentences = kind.wrong(answers), []
     shown = wrong[:most]
-    places, trouble = _places(subject, [answers.images[place] for place in shown], data_dir) if shown else ({}, "")
+    places, trouble = (
+        _places(answers, subject, [answers.images[place] for place in shown], data_dir) if shown else ({}, "")
+    )
     if trouble:
         sentences.append(f"The images themselves are not shown: {trouble} Give the command where the run was started.")
     figures, lost, full = [], 0, False
@@ -117,9 +119,11 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
     return Gallery(len(wrong), figures, sentences)
 
 
-def _places(subject: Subject, wanted: Sequence[str], data_dir: str | None) -> tuple[dict[str, tuple[Source, int]], str]:
+def _places(
+    answers: Answers, subject: Subject, wanted: Sequence[str], data_dir: str | None
+) -> tuple[dict[str, tuple[Source, int]], str]:
     """Returns where images are, by their keys, and why they cannot be found; one of both is empty."""
-    answers, settings = subject.answers, subject.settings
+    settings = subject.settings
     # The validation images are drawn as they were for the training.
     drawn = {name: settings[name] for name in ("seed", "val_fraction") if type(settings.get(name)) in (int, float)}
     try:
