@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import piggyback_tf as pb
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.backbones.registry import _BACKBONES, list_backbones
 from piggyback_tf.data import AUGMENTATIONS, DATA_KINDS, data_kinds, load_data, make_dataset
@@ -184,6 +185,22 @@ def test_the_example_of_segments(tmp_path, monkeypatch):
     (tmp_path / "roads/classes.txt").write_text("0 ground\n1 road\n")
     monkeypatch.chdir(tmp_path)
     names = {}
-    code = _code("docs/segmentation.md", "Training").replace("epochs=20", "epochs=2")
+    code = _code("docs/segmentation.md", "Training in Python").replace("epochs=20", "epochs=2")
     exec(compile(code, "segmentation.md", "exec"), names)
     assert names["trained"].model.output_shape == (None, 40, 56, 2)
+    pack = pb.TaskPack.from_model(
+        names["trained"].model,
+        task="roads",
+        class_names=["ground", "road"],
+        backbone=names["backbone"],
+        method="piggyback",
+        eval_augment="resize(40,56)",
+        problem="map",
+    )
+    (tmp_path / "runs/roads").mkdir(parents=True)
+    pack.save(tmp_path / "runs/roads/roads.task.safetensors")
+    names["images"] = np.zeros((2, 40, 56, 3), np.uint8)
+    code = _code("docs/segmentation.md", "A bank with tasks of both kinds")
+    code = code.replace('.add("runs/photos/photos.task.safetensors")', "").replace("resize(160,224)", "resize(40,56)")
+    exec(compile(code, "segmentation.md", "exec"), names)
+    assert names["labels"].shape == (2, 40, 56) and names["street"].shape == (720, 960)

@@ -50,7 +50,7 @@ def test_inspect_prints_all_that_is_in_a_pack(tmp_path):
     assert lines[3:] == [
         "",
         f"{path}:",
-        "  format version     3",
+        "  format version     4",
         "  task               birds",
         "  created            2026-01-02T03:04:05+00:00",
         "  method             piggyback",
@@ -59,6 +59,7 @@ def test_inspect_prints_all_that_is_in_a_pack(tmp_path):
         "  base hash          " + "ab" * 32,
         "  base structure     not recorded",
         "  preprocessing      x / 255",
+        "  finds              a class for each image",
         "  image size         8x8",
         "  eval augmentation  resize(8,8)",
         "  mask               binary, threshold 0.005",
