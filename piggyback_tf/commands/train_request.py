@@ -12,6 +12,7 @@ from piggyback_tf.commands.common import prepare_for
 from piggyback_tf.data import TARGETS, DataError, TaskData, load_data, output_size, parse_augment
 from piggyback_tf.data.augment import check_draws_nothing
 from piggyback_tf.file_names import pack_name
+from piggyback_tf.files import is_empty
 from piggyback_tf.flags import check_unused, read_config
 from piggyback_tf.packs import check_task_name
 from piggyback_tf.sequences import folders_of, parse_tasks
@@ -73,9 +74,7 @@ def read_request() -> TrainRequest:
         )
     for name in _FILES:
         if FLAGS[name].present and FLAGS[name].value == "":
-            raise flags.IllegalFlagValueError(
-                f"--{name}= is empty, perhaps of a variable that is not set. Name a path, or leave the flag out."
-            )
+            raise flags.IllegalFlagValueError(f"{is_empty(f'--{name}=')} Name a path, or leave the flag out.")
     for name in names:
         read_config(CONFIGS[name])
         read_config(TrainConfig, CONFIGS[name].recipe)
@@ -88,9 +87,10 @@ def read_request() -> TrainRequest:
     inputs = read_config(InputConfig).for_size(image_size)
     check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}
-    return TrainRequest(
-        parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs, names, inputs, image_size, bool(FLAGS.tasks)
-    )
+    specs = parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs
+    if all(spec.partition(":")[0] in ("digits", "folder") for spec in specs.values()):
+        _check_square(inputs, image_size)  # At once: these have no label maps, and reading data takes a second.
+    return TrainRequest(specs, names, inputs, image_size, bool(FLAGS.tasks))
 
 
 def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
@@ -139,8 +139,13 @@ def _check_target(data: TaskData, request: TrainRequest) -> None:
             f"{_size(evaluation)} by --augment_eval; a task has one size."
         )
     if data.target == "class":
-        check_image_size(request.inputs.augment_train, train, request.image_size)
-        check_image_size(request.inputs.augment_eval, evaluation, request.image_size)
+        _check_square(request.inputs, request.image_size)
+
+
+def _check_square(inputs: InputConfig, image_size: int) -> None:
+    """Raises an error if the augmentation gives images of another size than the backbone is built for."""
+    for augment in (inputs.augment_train, inputs.augment_eval):
+        check_image_size(augment, output_size(augment), image_size)
 
 
 def _size(size: tuple[int, int] | None) -> str:
