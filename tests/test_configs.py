@@ -173,7 +173,9 @@ def test_helpshort_has_the_essentials_first_and_every_flag_but_those_of_other_me
     assert {"mask_kind", "norm", "head_dropout"} <= {*found}
     mask_lr = FLAGS["mask_lr"].default
     assert f"--mask_lr: Learning rate of the masks; 0: by the number of steps. [{mask_lr}]" in printed
-    strategy = "--strategy: Devices; auto: mirrored if several. One of auto, none, mirrored. [auto]"
+    strategy = (
+        "--strategy: Devices to train on; auto: mirrored if there are several. One of auto, none, mirrored. [auto]"
+    )
     assert strategy in " ".join(printed.split())
     assert len(printed.splitlines()) < 120
     assert max(map(len, printed.splitlines())) <= 120

@@ -71,6 +71,9 @@ def test_inspect_as_json(tmp_path):
         "created": "2026-01-02T03:04:05+00:00",
         "method": "piggyback",
         "base": {"name": "small", "weights": "given", "hash": "ab" * 32, "structure": None, "answers": None},
+        "problem": "class",
+        "image_shape": [8, 8],
+        "head": {"kind": "dense", "classes": 3},
         "image_size": 8,
         "preprocessing": "x / 255",
         "eval_augment": "resize(8,8)",
@@ -161,7 +164,7 @@ def test_convert_an_older_version(tmp_path, kind):
     sizes = [path.stat().st_size for path in (old, new)]
     assert lines == [
         f"{old}: {sizes[0]:,} bytes, format version 1, float32",
-        f"{new}: {sizes[1]:,} bytes, format version 3, float32, codec best ({100 * sizes[1] / sizes[0]:.1f} %)",
+        f"{new}: {sizes[1]:,} bytes, format version 4, float32, codec best ({100 * sizes[1] / sizes[0]:.1f} %)",
     ]
     assert TaskPack.load(new).content_digest() == TaskPack.load(old).content_digest()
     assert TaskPack.load(new).format_version == 4

@@ -153,7 +153,7 @@ def test_wrong_choices_are_refused(photos, tmp_path):
         assert f"must be one of {valid}" in refused.stderr
 
 
-def test_segments_are_refused_before_anything_is_loaded(tmp_path):
+def test_segments_of_a_method_that_learns_none_are_refused_before_anything_is_loaded(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / "roads/train" / kind).mkdir(parents=True)
         for number in range(4):
@@ -161,6 +161,6 @@ def test_segments_are_refused_before_anything_is_loaded(tmp_path):
             PIL.Image.fromarray(pixels).save(tmp_path / f"roads/train/{kind}/{number}.png")
     (tmp_path / "roads/classes.txt").write_text("ground\nroad\n")
     spec = f"segmentation:{tmp_path / 'roads'}"
-    refused = run_forked("train.py", f"--data={spec}", *QUICK, f"--output_dir={tmp_path / 'run'}")
+    refused = run_forked("train.py", f"--data={spec}", *QUICK, "--method=packnet", f"--output_dir={tmp_path / 'run'}")
     assert refused.returncode == 2
-    assert f"{spec!r} has a class for each pixel, and train learns one for each image" in refused.stderr
+    assert f"{spec!r} has a class for each pixel, which method packnet does not learn" in refused.stderr

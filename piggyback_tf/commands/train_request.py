@@ -143,7 +143,7 @@ def _check_target(data: TaskData, request: TrainRequest) -> None:
 
 
 def _check_square(inputs: InputConfig, image_size: int) -> None:
-    """Raises an error if the augmentation gives images of another size than the backbone is built for."""
+    """Raises an error if the images do not have the size that the backbone is built for."""
     for augment in (inputs.augment_train, inputs.augment_eval):
         check_image_size(augment, output_size(augment), image_size)
 

@@ -221,7 +221,7 @@ def look_at(
     _keep_look(raw, look, cache_dir)
     if unfit or (problems and not leaves_out):
         raise DataProblems(unfit if leaves_out else list(problems.values()), "the data")
-    if isinstance(source, WithoutBroken):
+    if leaves_out and isinstance(source, WithoutBroken):
         source.settle(look)
     return look
 

@@ -172,7 +172,7 @@ def cache_images(
     folder, limit, most = entry(raw), options.cache_disk_limit_mb << 20, None
     about = {"images": count, "operations": steps, "first": raw.describe(0), "last": raw.describe(count - 1)}
     if (found := open_disk_cache(folder, source.channels)) is not None:
-        if isinstance(source, WithoutBroken):  # Only images that are whole were ever cached.
+        if raw is not source and isinstance(source, WithoutBroken):  # Only images that are whole were ever cached.
             source.settle(Look(np.zeros((count, 2), np.int32), {}))
         return found
     try:

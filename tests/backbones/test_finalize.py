@@ -6,6 +6,7 @@ import pytest
 
 from piggyback_tf.backbones import Backbone, load_backbone, named_layers
 from piggyback_tf.backbones.networks.applications import _with_imagenet_scaling
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.masking import mask, share
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs.to_keras import keras_model
@@ -33,7 +34,8 @@ def test_copies_answer_as_the_base():
     expected = base(IMAGES, training=False)
     for copy in (mask(base), share(base), copy_of_base(base), bake_kernels(base)):
         np.testing.assert_array_equal(copy(IMAGES, training=False), expected)
-    plain = keras_model(base, {}, np.eye(6, dtype=np.float32), np.zeros(6, np.float32))
+    head = {"kernel": np.eye(6, dtype=np.float32), "bias": np.zeros(6, np.float32)}
+    plain = keras_model(_backbone(), HeadSpec("dense", 6), "softmax", {}, head)
     np.testing.assert_allclose(plain(IMAGES, training=False), keras.ops.softmax(expected), rtol=1e-6)
 
 

@@ -155,12 +155,12 @@ def test_images_are_sampled_from_all_batches():
     ("field", "value", "valid"),
     [
         ("ewc_lambda", -1.0, "not be negative"),
-        ("ewc_fisher_images", -1, "negative"),
+        ("ewc_fisher_images", -1, "an integer of at least 0"),
         ("ewc_decay", 1.5, r"in \[0, 1\]"),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value, valid):
-    with pytest.raises(ValueError, match=f"`{field}` must.*{valid}.*{field}={value}"):
+    with pytest.raises(ValueError, match=f"`?{field}`? must.*{valid}.*{field}={value}"):
         dataclasses.replace(EWCConfig(), **{field: value})
 
 

@@ -238,7 +238,7 @@ print(max(np.abs(a - b).max() for a, b in zip(weights["none"], weights["mirrored
 
 
 def test_strategies_are_named():
-    with pytest.raises(ValueError, match="auto, mirrored, none"):
+    with pytest.raises(ValueError, match="one of auto, none, mirrored"):
         make_strategy("tpu")
 
 
