@@ -30,12 +30,13 @@ def _backbone():
 
 
 def test_copies_answer_as_the_base():
-    base = _backbone().model
+    backbone = _backbone()
+    base = backbone.model
     expected = base(IMAGES, training=False)
     for copy in (mask(base), share(base), copy_of_base(base), bake_kernels(base)):
         np.testing.assert_array_equal(copy(IMAGES, training=False), expected)
     head = {"kernel": np.eye(6, dtype=np.float32), "bias": np.zeros(6, np.float32)}
-    plain = keras_model(_backbone(), HeadSpec("dense", 6), "softmax", {}, head)
+    plain = keras_model(backbone, HeadSpec("dense", 6), "softmax", {}, head)
     np.testing.assert_allclose(plain(IMAGES, training=False), keras.ops.softmax(expected), rtol=1e-6)
 
 
