@@ -25,7 +25,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from ..servable.layout import WeightLayout
-from ..servable.resize import parse_preparation
+from ..servable.preparation import parse_preparation
 from ..shared.errors import ExportError
 
 # A server reads no more.

@@ -15,7 +15,7 @@ import tensorflow as tf
 from .batches import surviving
 from .headers import DEEP_GREY, DEEP_RGBA, JPEG, RGB, RGBA, Headers, read_headers
 from .options import MAX_PIXELS
-from .resize import parse_preparation, prepare_in_graph
+from .preparation import parse_preparation, prepare_in_graph
 
 # Files that are decoded at a time: at most so many, and pixels unless it is one file.
 _FILES, _PIXELS = 32, 50_000_000

@@ -18,7 +18,7 @@ from piggyback_tf.packs import BaseSpec
 from ..shared.errors import ExportError
 from ..shared.folders import new_folders
 from .layout import WeightLayout
-from .task_arrays import TaskTables
+from .task_tables import TaskTables
 
 FORMAT = 1
 SECOND = "with_mask"

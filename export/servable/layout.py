@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from piggyback_tf.foreign_text import some
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone

@@ -9,7 +9,7 @@ from .folder import NETWORK, described_base, read_description
 from .layout import WeightLayout
 from .network import ServedNetwork
 from .options import ExportOptions
-from .task_arrays import ARRAYS, TaskTables
+from .task_tables import ARRAYS, TaskTables
 
 
 def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]:

@@ -11,7 +11,7 @@ from ..shared.graph import good_images
 from .decode import decode_batch
 from .network import ServedNetwork, split_section, unpack_kernels, unpack_vector
 from .options import ExportOptions
-from .task_arrays import ARRAYS, TaskTables
+from .task_tables import ARRAYS, TaskTables
 from .unpacked_kernels import UnpackedKernels
 
 Outputs = dict[str, tf.Tensor]

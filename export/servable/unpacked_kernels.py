@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from .layout import WeightLayout
 from .options import MIB
-from .task_arrays import TaskTables
+from .task_tables import TaskTables
 
 # So many tasks are unpacked if nobody asks for anything. Each task takes a server about 0.1 s of loading, whatever the
 # size of the base, and its kernels in memory; a call of one image gains a sixth at the most.

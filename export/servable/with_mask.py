@@ -17,7 +17,7 @@ from .signatures import (
     head_probabilities,
     table_variable,
 )
-from .task_arrays import TaskTables
+from .task_tables import TaskTables
 
 
 class WithMask(tf.Module):

@@ -27,10 +27,10 @@ from .folder import (
 from .layout import WeightLayout
 from .network import ServedNetwork, save_network
 from .options import ExportOptions
+from .preparation import check_preparation
 from .read import read_export
-from .resize import check_preparation
 from .signatures import Servable
-from .task_arrays import TaskTables
+from .task_tables import TaskTables
 from .unpacked_kernels import choose_cache
 from .with_mask import WithMask
 

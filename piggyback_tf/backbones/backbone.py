@@ -19,7 +19,7 @@ from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.backbones.structure_text import model_structure
 from piggyback_tf.backbones.weights_hash import model_hash
 from piggyback_tf.file_names import NETWORK_SUFFIX
-from piggyback_tf.sentences import one_line
+from piggyback_tf.foreign_text import one_line
 
 _SEED_LOCK = threading.Lock()
 

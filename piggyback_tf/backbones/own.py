@@ -14,7 +14,7 @@ from absl import logging
 from piggyback_tf.backbones.errors import WeightsError
 from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.files import with_home
-from piggyback_tf.sentences import one_line
+from piggyback_tf.foreign_text import one_line
 
 if TYPE_CHECKING:
     import keras

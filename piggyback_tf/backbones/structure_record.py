@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import logging
 
-from piggyback_tf.sentences import short_hash
+from piggyback_tf.foreign_text import short_hash
 
 ANSWERS = 16
 # What rounding does to answers on another machine stays well below, and another setting of a layer well above.

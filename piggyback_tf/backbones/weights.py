@@ -11,7 +11,7 @@ import numpy as np
 from piggyback_tf.backbones.errors import WeightsError
 from piggyback_tf.backbones.own import read_model
 from piggyback_tf.backbones.paths import finalize_layers, is_container, named_variables
-from piggyback_tf.sentences import one_line
+from piggyback_tf.foreign_text import one_line
 
 # A classifier on top of the network in a file is left out: two layers with kernel and bias at most (MobileNetV3).
 _MOST_CLASSIFIER_WEIGHTS = 4

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from piggyback_tf.commands.answers import Answer
 from piggyback_tf.commands.common import PACK_HELP, load_pack
 from piggyback_tf.evaluation import format_table
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 if TYPE_CHECKING:
     from piggyback_tf.packs.compare import MaskOverlap

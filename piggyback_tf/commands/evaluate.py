@@ -24,9 +24,9 @@ from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, re
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.file_names import answers_name
 from piggyback_tf.files import check_target, same_look
+from piggyback_tf.foreign_text import some
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import is_url
-from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_p
 from piggyback_tf.data.sources import TARGETS
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
+from piggyback_tf.foreign_text import printable, short_hash
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.sentences import printable, short_hash
 
 # The list of classes is wrapped to this many characters.
 _WIDTH = 100

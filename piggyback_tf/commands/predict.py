@@ -16,10 +16,10 @@ from piggyback_tf.commands.common import (
     load_pack,
     positive,
 )
+from piggyback_tf.foreign_text import some
 from piggyback_tf.junk import JUNK, find_files
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
-from piggyback_tf.sentences import some
 
 if TYPE_CHECKING:
     import numpy as np

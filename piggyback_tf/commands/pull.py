@@ -9,10 +9,10 @@ from piggyback_tf.commands.common import complain
 from piggyback_tf.evaluation import format_bytes, format_error, format_table
 from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import local_path, make_folder
+from piggyback_tf.foreign_text import printable
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.packs.remote import is_url, write_bytes
 from piggyback_tf.registry import unknown_name_message
-from piggyback_tf.sentences import printable
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@ from typing import Any
 from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import PACK_HELP, complain, load_pack
 from piggyback_tf.evaluation import format_bytes
+from piggyback_tf.foreign_text import printable
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.sentences import printable
 
 _CARD = "README.md"
 

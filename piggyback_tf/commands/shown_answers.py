@@ -11,9 +11,9 @@ import numpy as np
 from piggyback_tf.data import Operation, at_own_size
 from piggyback_tf.evaluation.segment_pictures import label_png, overlay_png
 from piggyback_tf.files import write_atomically
+from piggyback_tf.foreign_text import printable
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.registry import Registry
-from piggyback_tf.sentences import printable
 from piggyback_tf.top_k import best_classes
 
 

@@ -11,7 +11,7 @@ from piggyback_tf.evaluation.tables import FORMATS, LAYOUTS, Number, Table, Tabl
 from piggyback_tf.evaluation.tables.cells import Cell
 from piggyback_tf.extras import extra_sentence, is_installed
 from piggyback_tf.files import local_path, write_atomically
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 _LAYOUTS_HELP = (
     "paper2: errors by task and method on one network, models and size; paper3: the same with joint training and top-5 "

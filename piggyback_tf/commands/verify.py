@@ -14,8 +14,8 @@ from piggyback_tf.commands.common import (
     load_pack,
     seed_of,
 )
+from piggyback_tf.foreign_text import short_hash
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.sentences import short_hash
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:

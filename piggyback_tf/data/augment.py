@@ -17,8 +17,8 @@ import numpy as np
 
 from piggyback_tf.data.geometry import IDENTITY, composed, inverted, warp_map
 from piggyback_tf.data.images import DataError
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.registry import Registry
-from piggyback_tf.sentences import shown
 
 if TYPE_CHECKING:
     import tensorflow as tf

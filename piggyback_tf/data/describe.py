@@ -3,7 +3,7 @@
 import numpy as np
 
 from piggyback_tf.data.sources import TaskData
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 # Up to so many classes each has its number of images; of more only the fewest and the most are told.
 _LISTED = 12

@@ -14,8 +14,8 @@ from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.data.split_folders import SPLITS, file_states, file_status, split_folders
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header, no_image_by_name
 from piggyback_tf.files import PathError, is_text, local_path, same_look, shown_path
+from piggyback_tf.foreign_text import some
 from piggyback_tf.junk import is_junk
-from piggyback_tf.sentences import some
 
 LAYOUT = "The layout must be PATH/train/CLASS/IMAGE, and optionally PATH/val/CLASS/IMAGE and PATH/test/CLASS/IMAGE."
 

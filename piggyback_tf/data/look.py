@@ -14,7 +14,7 @@ from piggyback_tf.data.cache import decode_all, read_kept, write_kept
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.sources import Source, Subset, digest
 from piggyback_tf.data.unusable_files import KINDS, DataProblems, UnusableFile, unusable_file
-from piggyback_tf.sentences import some
+from piggyback_tf.foreign_text import some
 
 # The name under which results are kept; the number goes up when a look finds other things.
 _KEPT = "looked"

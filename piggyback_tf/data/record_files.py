@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from piggyback_tf.sentences import reason
+from piggyback_tf.foreign_text import reason
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from piggyback_tf.data.look import WithoutBroken
 from piggyback_tf.data.sources import TaskData
 from piggyback_tf.data.unusable_files import DataProblems
 from piggyback_tf.files import PathError, local_path, protocol_of, same_look
+from piggyback_tf.foreign_text import some
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
-from piggyback_tf.sentences import some
 
 
 @dataclasses.dataclass(frozen=True)

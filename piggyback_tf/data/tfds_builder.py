@@ -11,8 +11,8 @@ from absl import logging
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.label_maps import LabelReader, class_names_of, reader_of
+from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import unknown_name_message
-from piggyback_tf.sentences import reason
 
 HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
 SPLITS = ("train", "validation", "test")

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from piggyback_tf.data.images import EXTENSIONS, DataError, unidentified
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 HEIC_EXTENSIONS = ("heic", "heif", "hif")
 FLAG = "--skip_broken_images"

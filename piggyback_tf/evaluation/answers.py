@@ -24,8 +24,8 @@ from absl import logging
 
 from piggyback_tf.data import DataError, Source, TaskData
 from piggyback_tf.files import write_atomically
+from piggyback_tf.foreign_text import reason, shown
 from piggyback_tf.registry import Registry
-from piggyback_tf.sentences import reason, shown
 
 ANSWERS_FORMAT = 1
 # Of more images no answers are kept: their file would take more than all other files of a run.

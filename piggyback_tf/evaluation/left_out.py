@@ -6,7 +6,7 @@ from typing import Any
 
 from piggyback_tf.data import TaskData
 from piggyback_tf.data.unusable_files import KINDS
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 # So many of a kind and a split are named; the others are in the metrics.
 _NAMED = 100

@@ -9,8 +9,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
+from piggyback_tf.foreign_text import escaped, one_line, short_hash
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.sentences import escaped, one_line, short_hash
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoCard

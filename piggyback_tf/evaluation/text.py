@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 # What errors are called, by their names in results.
 ERROR_TITLES = {

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from absl import logging
 
+from piggyback_tf.foreign_text import some
 from piggyback_tf.masking.wrap import masked_weights
-from piggyback_tf.sentences import some
 from piggyback_tf.settings.masks import MaskConfig
 
 

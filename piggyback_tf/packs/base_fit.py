@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones.structure_record import Structure, check_same_computation
+from piggyback_tf.foreign_text import short_hash, shown
 from piggyback_tf.packs.container import PackError
-from piggyback_tf.sentences import short_hash, shown
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone

@@ -16,6 +16,7 @@ from typing import Any
 import constriction
 import numpy as np
 
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.packs import bits
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import PackError, check_shape
@@ -28,7 +29,6 @@ from piggyback_tf.packs.partition import (
     whole_layer,
 )
 from piggyback_tf.packs.zero_rates import NEVER, RATE_BITS, RATE_ONE, RATES, rate_code
-from piggyback_tf.sentences import shown
 from piggyback_tf.settings.records import check_choice
 
 CODECS = ("best", "static", "bits")

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from piggyback_tf.foreign_text import short_hash
 from piggyback_tf.packs.bits import MaskBits, count_ones
 from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.pack import TaskPack
-from piggyback_tf.sentences import short_hash
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize
 
-from piggyback_tf.sentences import shown
+from piggyback_tf.foreign_text import shown
 
 METADATA_KEY = "piggyback_tf.task_pack"
 FORMAT_VERSION = 4

@@ -7,11 +7,11 @@ from typing import Any
 
 from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.files import is_text
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES
 from piggyback_tf.packs.container import FORMAT_VERSION, PackError, check_json
-from piggyback_tf.sentences import shown
 
 MASK_KINDS = ("none", *MASK_VALUES)
 # Those that hold whatever is written into them.

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits, packed_shape
 from piggyback_tf.packs.container import PackError, PackReader, check_shape, digest_of_content
 from piggyback_tf.packs.description import check_fields, fields_of_version, with_defaults
-from piggyback_tf.sentences import shown
 
 _UINT8, _FLOAT32 = np.dtype("uint8"), np.dtype("float32")
 _KEYS = {"codec", "masks", "norm", "features", "checksum"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.packs import codec, container
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
@@ -16,7 +17,6 @@ from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import PackError, PackReader, Shape
 from piggyback_tf.packs.description import check_fields, fields_of_version, head_spec_of, with_defaults
 from piggyback_tf.packs.partition import MAX_CLASSES
-from piggyback_tf.sentences import shown
 
 # Without a base to compare with, a file is believed so many weights (VGG19 has 140 million), or so many for each of its
 # bytes: larger networks, of which it drops more than next to nothing.

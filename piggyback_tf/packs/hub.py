@@ -11,10 +11,10 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from piggyback_tf.file_names import PACK_SUFFIX, pack_name
+from piggyback_tf.foreign_text import one_line, reason
 from piggyback_tf.packs.container import LARGEST_FILE, PackError
 from piggyback_tf.packs.description import check_task_name
 from piggyback_tf.packs.remote import RemoteError
-from piggyback_tf.sentences import one_line, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

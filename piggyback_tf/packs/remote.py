@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piggyback_tf.files import atomic_file, protocol_of, write_atomically
+from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import unknown_name_message
-from piggyback_tf.sentences import reason
 
 if TYPE_CHECKING:
     import fsspec

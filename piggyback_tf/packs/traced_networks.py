@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs.base_fit import check_head_shapes
 from piggyback_tf.packs.container import PackError
 from piggyback_tf.packs.held_task import HeldTask
 from piggyback_tf.packs.materialise import BaseTensors, TaskTensors
 from piggyback_tf.problems import PROBLEMS, HeadNetwork, Problem
-from piggyback_tf.sentences import shown
 
 
 class TracedNetworks:

@@ -15,12 +15,12 @@ from piggyback_tf.data import Subset, TaskData, make_dataset, surface_data_error
 from piggyback_tf.evaluation.transferability import log_me
 from piggyback_tf.file_names import START_FILE
 from piggyback_tf.files import with_home
+from piggyback_tf.foreign_text import shown
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
-from piggyback_tf.sentences import shown
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
 from piggyback_tf.training.run_folder import damaged
 

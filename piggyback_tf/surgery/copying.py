@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from piggyback_tf.backbones.paths import copy_weights, finalize_layers, is_batch_norm, layer_weights, named_layers
-from piggyback_tf.sentences import one_line
+from piggyback_tf.foreign_text import one_line
 from piggyback_tf.surgery.batch_norm import FrozenStatisticsBatchNormalization, TrainedNorm
 from piggyback_tf.surgery.kernels import KERNELS, DerivedKernels, check_kernel
 

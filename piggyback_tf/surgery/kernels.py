@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones.layer_settings import changed_kernel
-from piggyback_tf.sentences import some
+from piggyback_tf.foreign_text import some
 
 PACKAGE = "piggyback_tf"
 

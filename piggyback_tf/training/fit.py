@@ -14,13 +14,14 @@ from piggyback_tf.methods import Method
 from piggyback_tf.problems import Problem, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training.backup import BackupAndRestore
-from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN, StopWhenDead, TensorBoard
 from piggyback_tf.training.completed_epochs import history_in_percent
+from piggyback_tf.training.guards import StopAtChance, StopOnNaN, StopWhenDead
 from piggyback_tf.training.optimizers import make_optimizer
 from piggyback_tf.training.progress import Progress
 from piggyback_tf.training.schedules import warmup_length
 from piggyback_tf.training.sizes import check_image_size
 from piggyback_tf.training.strategies import weight_for_replicas
+from piggyback_tf.training.tensorboard import TensorBoard
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from export.deployment import client
 from export.edge import piggyback_edge
-from piggyback_tf import sentences
+from piggyback_tf import foreign_text
 from piggyback_tf.data import pixel_range
 from piggyback_tf.packs import materialise
 
@@ -25,12 +25,12 @@ def _texts(count):
 
 def test_what_a_file_of_a_task_says_is_printed_by_a_device_as_here():
     texts = _texts(2000)
-    assert [piggyback_edge._printable(text) for text in texts] == [sentences.printable(text) for text in texts]
+    assert [piggyback_edge._printable(text) for text in texts] == [foreign_text.printable(text) for text in texts]
 
 
 def test_what_a_server_says_is_printed_by_a_client_as_here():
     texts = _texts(2000)
-    expected = [sentences.escaped(" ".join(text.splitlines())) for text in texts]
+    expected = [foreign_text.escaped(" ".join(text.splitlines())) for text in texts]
     assert [client._printable(text) for text in texts] == expected
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from export.servable import decode
 from export.servable.decode import decode_batch, decode_files, restore
 from export.servable.headers import read_headers
-from export.servable.resize import check_preparation
+from export.servable.preparation import check_preparation
 from piggyback_tf.data import DataError, decode_image, parse_augment
 from tests.export.helpers import encode, picture
 

@@ -18,7 +18,7 @@ from export.servable.additions import BATCHING_FILE
 from export.servable.folder import find_version, new_version, next_version, read_description
 from export.servable.options import ExportOptions
 from export.servable.read import read_export
-from export.servable.task_arrays import TaskTables
+from export.servable.task_tables import TaskTables
 from export.servable.unpacked_kernels import choose_cache, memory_needed
 from export.shared.errors import ExportError
 from piggyback_tf.data import DataError

@@ -18,7 +18,7 @@ from piggyback_tf.masking import masked_weights
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, make_strategy, train_task
-from piggyback_tf.training.callbacks import StopAtChance, StopOnNaN
+from piggyback_tf.training.guards import StopAtChance, StopOnNaN
 
 
 @pytest.fixture(scope="module", name="data")

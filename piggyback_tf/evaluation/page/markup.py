@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from piggyback_tf.sentences import escaped
+from piggyback_tf.foreign_text import escaped
 
 # Elements that have no end.
 _EMPTY = ("meta", "img", "link", "br")

@@ -10,10 +10,10 @@ from piggyback_tf.evaluation.page.pictures import Gallery
 from piggyback_tf.evaluation.page.subjects import Subject, Subjects
 from piggyback_tf.evaluation.results import learned_steps
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_bytes, format_error, interval_kind, main_error
+from piggyback_tf.foreign_text import some
 from piggyback_tf.packs.base_fit import short_hash
 from piggyback_tf.packs.compare import MaskOverlap, compare_masks
 from piggyback_tf.packs.container import PackError
-from piggyback_tf.sentences import some
 
 # Cells are shaded in so many steps, classes of page.css.
 _SHADES = 10

@@ -16,8 +16,8 @@ from piggyback_tf.data import DataError, Source, load_data
 from piggyback_tf.evaluation.answers import Answers, stored_size
 from piggyback_tf.evaluation.page.markup import Markup, element, joined
 from piggyback_tf.evaluation.page.subjects import Subject
+from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import Registry
-from piggyback_tf.sentences import reason
 
 # Longest side of a thumbnail in pixels, and how many bytes all of a page may take.
 SIDE = 160

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from piggyback_tf.evaluation.tables.cells import Cell, Number, Table
 from piggyback_tf.evaluation.text import markdown_table
-from piggyback_tf.sentences import printable
+from piggyback_tf.foreign_text import printable
 
 _LATEX = {
     "\\": r"\textbackslash{}",

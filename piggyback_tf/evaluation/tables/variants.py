@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.evaluation.tables.runs import Record, TableError
-from piggyback_tf.sentences import short_hash
+from piggyback_tf.foreign_text import short_hash
 
 # They say what was learned on what, and what was measured, not how it was learned.
 _NOT_HOW = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from piggyback_tf.sentences import escaped, one_line, printable, reason, shown, some
+from piggyback_tf.foreign_text import escaped, one_line, printable, reason, shown, some
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""What watches a training: loss that is no number, loss that stays at chance, features that die, TensorBoard."""
+"""What ends a training that has gone wrong: a loss that is no number or stays at chance, features that died."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones.endpoints import Endpoint
-from piggyback_tf.masking import masked_weights
 from piggyback_tf.problems import features_of
 from piggyback_tf.training.errors import TrainingError
 
@@ -145,30 +143,3 @@ def _entropy(values: np.ndarray) -> float:
     """Returns the entropy of what is found in a non-empty array of whole numbers, in nats."""
     share = np.unique(values, return_counts=True)[1] / len(values)
     return float(-(share * np.log(share)).sum())
-
-
-class TensorBoard(keras.callbacks.Callback):
-    """Writes loss, cross-entropy, error and the zeros of each mask to TensorBoard event files, by epoch.
-
-    Args:
-        folder: Where the event files go.
-    """
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        self.folder = folder
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._writer = tf.summary.create_file_writer(str(self.folder))
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        with self._writer.as_default(step=epoch + 1):
-            for name, value in (logs or {}).items():
-                split, measure = ("validation", name[4:]) if name.startswith("val_") else ("train", name)
-                tf.summary.scalar(f"{measure}/{split}", value)
-            for path, weight in masked_weights(self.model).items():
-                tf.summary.scalar(f"zeros/{path}", float(np.mean(weight.read() == 0)))
-        self._writer.flush()
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._writer.close()
