@@ -248,6 +248,50 @@ def test_evaluate_names_broken_images_or_counts_them(trained, capsys, tmp_path):
     assert "11 (1 broken left out)" in capsys.readouterr().out
 
 
+def test_evaluate_names_all_broken_images_of_its_split_and_no_other(trained, capsys, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "data", tmp_path / "data")
+    arguments = ["evaluate", str(folder / "colours.task.safetensors"), f"--data=folder:{tmp_path / 'data'}"]
+    # What lies among the training images neither stops it nor hides what is wrong with the test images.
+    (tmp_path / "data/train/dog/notes.pdf").write_text("x")
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    broken = [tmp_path / "data/test/dog/2.png", tmp_path / "data/test/emu/0.png"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:50])
+    for also in ([], [tmp_path / "data/test/cat/movie.mp4"]):
+        for path in also:
+            path.write_text("x")
+        assert main(arguments) == 2
+        output = capsys.readouterr()
+        assert f"{2 + len(also)} files of folder:{tmp_path / 'data'} cannot be used" in output.err
+        assert all(str(path) in output.err for path in [*broken, *also])
+        assert ("notes.pdf" in output.err, output.out) == (False, "")
+    assert main([*arguments, "--skip_broken_images"]) == 0
+    assert "10 (3 broken left out)" in capsys.readouterr().out
+
+
+def test_evaluate_says_that_images_are_not_those_of_the_training(trained, capsys, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "data", tmp_path / "data")
+    pack = shutil.copy(folder / "colours.task.safetensors", tmp_path)
+    arguments = ["evaluate", pack, f"--data=folder:{tmp_path / 'data'}"]
+    # As a run leaves it.
+    assert main([*arguments, "--answers"]) == 0
+    answers = tmp_path / "colours.answers1.json.gz"
+    content = gzip.decompress(answers.read_bytes())
+    image = tmp_path / "data/test/dog/2.png"
+    image.write_bytes(image.read_bytes() + b"more")
+    for by, said in (("evaluate", ""), ("train", "1 of 12 have other names, or other sizes in bytes.")):
+        answers.write_bytes(gzip.compress(content.replace(b'"by":"evaluate"', f'"by":"{by}"'.encode())))
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert capsys.readouterr().err.endswith(f"test images that the training measured: {said}\n" if said else "")
+    image.unlink()
+    assert main(arguments) == 0
+    assert "test images that the training measured: there were 12, and now there are 11." in capsys.readouterr().err
+
+
 def test_predict(trained, capsys, tmp_path):
     folder, model = trained
     (tmp_path / "note.png").write_text("no image")

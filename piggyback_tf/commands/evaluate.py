@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import format_error
-from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, read_answers
+from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, read_answers, stored_size
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.file_names import answers_name
 from piggyback_tf.files import check_target, same_look
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from piggyback_tf.data import Source, TaskData
+    from piggyback_tf.data.unusable_files import UnusableFile
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -74,7 +75,7 @@ def _run(options: argparse.Namespace) -> Answer:
     base = choose_base(pack, options.backbone, options.weights)
     try:
         data = _load_data(pack, options)
-        source = getattr(data, options.split)
+        source = images = getattr(data, options.split)
         if source is None:
             raise UsageError(f"The data {options.data!r} have no {options.split} split; choose another --split.")
         if data.target != pack.problem:
@@ -83,6 +84,9 @@ def _run(options: argparse.Namespace) -> Answer:
                 f"have {TARGETS[data.target]}."
             )
         source = Renumbered(source, _class_numbers(data, pack))
+        # What is no image by its name is only of interest where the images of this split are.
+        if listed := data.problems.get(options.split):
+            _tell_all_problems(images, pack, options, listed)
         bank = load_bank(pack, base)
         # Every image is read once, so that a cache would only cost memory.
         batches = make_dataset(source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none")
@@ -91,14 +95,18 @@ def _run(options: argparse.Namespace) -> Answer:
         from piggyback_tf.sequences.measure import measure_answers
 
         log = AnswerLog(data.target, probabilities=True)
-        result = measure_answers(
-            lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
-            PROBLEMS[pack.problem](pack.class_names, pack.image_shape),
-            source,
-            pack.eval_augment,
-            _with_progress(batches, source, options.batch_size),
-            log if answers else None,
-        )
+        try:
+            result = measure_answers(
+                lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
+                PROBLEMS[pack.problem](pack.class_names, pack.image_shape),
+                source,
+                pack.eval_augment,
+                _with_progress(batches, source, options.batch_size),
+                log if answers else None,
+            )
+        except DataError:
+            _tell_all_problems(images, pack, options)
+            raise
         if answers:
             written = log.write(
                 answers,
@@ -123,6 +131,8 @@ def _run(options: argparse.Namespace) -> Answer:
         told |= {f"IoU % of {name}": "-" if iou is None else f"{iou:.2f}" for name, iou in result["iou"].items()}
     if options.split in pack.errors:
         told["as of training"] = format_error(pack.errors[options.split])
+    if other := _other_images(images, pack, options):
+        complain(options.command, other)
     if pack.versions.get("pixels") != PIXELS_VERSION:
         complain(
             options.command,
@@ -173,6 +183,39 @@ def _answers_file(options: argparse.Namespace, pack: TaskPack) -> Path:
     return path
 
 
+def _tell_all_problems(
+    source: "Source", pack: TaskPack, options: argparse.Namespace, listed: "Sequence[UnusableFile]" = ()
+) -> None:
+    """Looks at all images of the split, and raises a `DataProblems` with all that is wrong with them, if anything is.
+
+    Only where something is wrong, so that good images are decoded once.
+    """
+    from piggyback_tf.data import Part, check_images
+
+    with ProgressBar("images looked at") as bar:
+        # Measured without a cache, so that none is filled here.
+        check_images([Part(source, pack.eval_augment, "joined")], options.data, listed=listed, progress=bar)
+
+
+def _other_images(source: "Source", pack: TaskPack, options: argparse.Namespace) -> str | None:
+    """Returns what to say if the images are not those that the training measured, as far as it left a record."""
+    count, before = len(source), pack.errors.get(options.split, {}).get("images")
+    if before is None:
+        return None
+    begin = f"These are not the {options.split} images that the training measured"
+    if count != before:
+        return f"{begin}: there were {before:,}, and now there are {count:,}."
+    recorded = None
+    if not is_url(options.pack):
+        with contextlib.suppress(AnswersError, OSError):
+            recorded = read_answers(Path(options.pack).parent / answers_name(pack.task))
+    if recorded is None or (recorded.by, recorded.task, recorded.split) != ("train", pack.task, options.split):
+        return None
+    was = dict(zip(recorded.images, recorded.sizes, strict=True))
+    other = sum(was.get(source.key(index), -1) != stored_size(source, index) for index in range(count))
+    return f"{begin}: {other:,} of {count:,} have other names, or other sizes in bytes." if other else None
+
+
 def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
     from piggyback_tf.data import load_data
 
@@ -188,7 +231,13 @@ def _load_data(pack: TaskPack, options: argparse.Namespace) -> "TaskData":
             f"{options.split} split cannot be drawn again; use --split=test."
         )
     prepare_for(options.data, options.data_dir)
-    return load_data(options.data, data_dir=options.data_dir, skip_broken_images=options.skip_broken_images, **drawn)
+    return load_data(
+        options.data,
+        data_dir=options.data_dir,
+        skip_broken_images=options.skip_broken_images,
+        raise_problems=False,
+        **drawn,
+    )
 
 
 def _class_numbers(data: "TaskData", pack: TaskPack) -> "np.ndarray":
