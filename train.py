@@ -5,7 +5,14 @@ Where the package is installed, it is `piggyback train`.
 
 import sys
 
-from piggyback_tf.commands.train import PROGRAM
+from piggyback_tf.commands.answers import answering_interrupts
+
+
+def _main() -> int:
+    from piggyback_tf.commands.train import PROGRAM
+
+    return PROGRAM.main(sys.argv[1:], "train.py")
+
 
 if __name__ == "__main__":
-    PROGRAM(sys.argv[1:], "train.py")
+    sys.exit(answering_interrupts(_main, "train.py"))

@@ -231,6 +231,29 @@ def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):
     assert output[1].read_text() == "\ntrain.py: stopped. The same command goes on after the last completed epoch.\n"
 
 
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        ("runpy.run_module('piggyback_tf', run_name='__main__')", "python -m piggyback_tf"),
+        ("runpy.run_path('train.py', run_name='__main__')", "train.py"),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_answered_with_a_sentence(start, name):
+    # Comes when NumPy, the first large module, is about to be imported.
+    program = f"""
+import os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+{start}
+"""
+    command = [sys.executable, "-c", program, "inspect", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"\n{name}: interrupted.\n")
+
+
 def test_the_last_words_of_a_crash_arrive_without_the_chatter():
     program = """
 import os, sys

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback_tf.__main__ import _parser
+from piggyback_tf.commands.all_commands import _parser
 from piggyback_tf.commands.argparse_command import Parser
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from piggyback_tf.extras import missing_extra
@@ -24,6 +25,11 @@ INTERRUPTED = 130
 UNREAD = 141
 
 JSON_HELP = "print the answer as one JSON document, and all else on stderr; see docs/commands.md"
+
+
+def program_name() -> str:
+    """Returns what this program is called as: `piggyback` where it is installed and was called so."""
+    return "piggyback" if Path(sys.argv[0]).stem == "piggyback" else "python -m piggyback_tf"
 
 
 class UsageError(Exception):
@@ -71,8 +77,7 @@ def conclude(
     except BrokenPipeError:
         return put("", UNREAD)
     except KeyboardInterrupt:
-        print(f"\n{name}: {interrupted}", file=sys.stderr)
-        return put("", INTERRUPTED)
+        return _interrupted(name, interrupted)
     except OSError as error:
         message = _os_sentence(error)
     except (UsageError, *errors) as error:  # type: ignore[misc]  # mypy does not see that all are exceptions.
@@ -87,6 +92,24 @@ def conclude(
         traceback.print_exc()
         return FAULT
     return refuse(name, message, as_json=as_json)
+
+
+def answering_interrupts(run: Callable[[], int], name: str) -> int:
+    """Calls what imports a command and runs it, and returns the status; Ctrl-C may come before `conclude`, too.
+
+    Args:
+        run: Imports and runs it.
+        name: What it was called as.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return _interrupted(name, "interrupted.")
+
+
+def _interrupted(name: str, sentence: str) -> int:
+    print(f"\n{name}: {sentence}", file=sys.stderr)
+    return put("", INTERRUPTED)
 
 
 def refuse(name: str, message: str, *, as_json: bool) -> int:

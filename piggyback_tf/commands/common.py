@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piggyback_tf.commands.answers import UsageError
+from piggyback_tf.commands.answers import UsageError, program_name
 from piggyback_tf.files import check_target, check_writable, is_empty, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from piggyback_tf.packs import TaskBank
 
 PACK_HELP = "file of a task (.task.safetensors), or the URL of one, such as hf://OWNER/NAME/birds.task.safetensors"
-
-
-def program_name() -> str:
-    """Returns what this program is called as: `piggyback` where it is installed and was called so."""
-    return "piggyback" if Path(sys.argv[0]).stem == "piggyback" else "python -m piggyback_tf"
 
 
 def complain(command: str, message: str) -> None:
