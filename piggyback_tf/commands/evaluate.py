@@ -21,7 +21,7 @@ from piggyback_tf.commands.common import (
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import format_error
 from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, read_answers
-from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
+from piggyback_tf.evaluation.text import ERROR_TITLES, format_measures, format_pairs, interval_kind
 from piggyback_tf.file_names import answers_name
 from piggyback_tf.files import check_target, same_look
 from piggyback_tf.foreign_text import some
@@ -118,9 +118,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "images": f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else ""),
     }
     told |= {title: format_error(result, name) for name, title in ERROR_TITLES.items() if name in result}
-    if "pixel_accuracy" in result:
-        told["pixel accuracy %"] = f"{result['pixel_accuracy']:.2f}"
-        told |= {f"IoU % of {name}": "-" if iou is None else f"{iou:.2f}" for name, iou in result["iou"].items()}
+    told |= format_measures(result)
     if options.split in pack.errors:
         told["as of training"] = format_error(pack.errors[options.split])
     if pack.versions.get("pixels") != PIXELS_VERSION:

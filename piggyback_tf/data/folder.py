@@ -62,7 +62,7 @@ class FolderSource(Source):
         return self._fingerprint
 
 
-@register_data("folder")
+@register_data("folder", targets=("class",))
 def load_folder(request: DataRequest) -> TaskData:
     """Answers `folder:PATH`; names of classes are the sorted names of the folders in `PATH/train`."""
     if not request.argument:

@@ -117,7 +117,7 @@ def read_label_map(path: Path, reader: LabelReader) -> np.ndarray:
     return reader.checked(np.asarray(found).astype(np.int64), str(path))
 
 
-@register_data("segmentation")
+@register_data("segmentation", targets=("map",))
 def load_segmentation(request: DataRequest) -> TaskData:
     """Answers `segmentation:PATH`; see the module."""
     path, options = _parse(request)

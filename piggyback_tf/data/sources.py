@@ -12,12 +12,10 @@ import numpy as np
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.unusable_files import UnusableFile
+from piggyback_tf.targets import USUAL
 
 if TYPE_CHECKING:
     from piggyback_tf.data.cache import CachedImages
-
-# What is to be found in an image, by the name of its problem.
-TARGETS = {"class": "a class for each image", "map": "a class for each pixel"}
 
 
 class Source(abc.ABC):
@@ -183,7 +181,7 @@ class TaskData:
             read until they are used.
         problems: By split, files that are where images should be and are none by their names or places. Whoever hands
             the data on has to raise or to leave them out; see `load_data`.
-        target: What is to be found of an image: `"class"`, its class, or `"map"`, the class of each of its pixels.
+        target: What is to be found in an image, a key of `TARGETS`.
     """
 
     spec: str
@@ -193,7 +191,7 @@ class TaskData:
     validation: Source
     test: Source | None
     problems: Mapping[str, Sequence[UnusableFile]] = dataclasses.field(default_factory=dict)
-    target: str = "class"
+    target: str = USUAL
 
     @property
     def splits(self) -> dict[str, Source]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from piggyback_tf.data.unusable_files import DataProblems
 from piggyback_tf.files import PathError, local_path, protocol_of, same_look
 from piggyback_tf.foreign_text import some
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
+from piggyback_tf.targets import TARGETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,44 @@ class DataRequest:
     cache_dir: str | None
 
 
-# Maps the name of a kind to a function of a `DataRequest` that returns `TaskData`.
-DATA_KINDS: Registry[Callable[[DataRequest], TaskData]] = Registry("data kind")
+Loader = Callable[[DataRequest], TaskData]
 
 
-def register_data(kind: str) -> Callable:
-    """Returns a decorator that makes a function of a `DataRequest` answer specs that start with `kind`."""
-    return DATA_KINDS.register(kind)
+@dataclasses.dataclass(frozen=True)
+class DataKind:
+    """A kind of data.
+
+    Attributes:
+        load: Returns the data that are asked for.
+        targets: What there can be to find in them, keys of `TARGETS`.
+    """
+
+    load: Loader
+    targets: tuple[str, ...]
+
+
+DATA_KINDS: Registry[DataKind] = Registry("data kind")
+
+
+def register_data(kind: str, *, targets: Sequence[str] = tuple(TARGETS)) -> Callable[[Loader], Loader]:
+    """Returns a decorator that makes a function of a `DataRequest` answer specs that start with `kind`.
+
+    Args:
+        kind: The name.
+        targets: What there can be to find in such data, where that is known before they are read; anything by default.
+    """
+
+    def decorator(load: Loader) -> Loader:
+        DATA_KINDS.register(kind)(DataKind(load, tuple(targets)))
+        return load
+
+    return decorator
+
+
+def possible_targets(spec: str) -> tuple[str, ...]:
+    """Returns what there can be to find in the data of a spec, which are not looked at; anything of an unknown kind."""
+    kind = spec.partition(":")[0]
+    return DATA_KINDS[kind].targets if kind in data_kinds() else tuple(TARGETS)
 
 
 def data_kinds() -> list[str]:
@@ -100,7 +132,7 @@ def load_data(
         raise DataError(f"val_fraction must lie between 0 and 1, both excluded, but is {val_fraction}.")
     data_dir = read_data_dir(spec, data_dir)
     request = DataRequest(spec, argument, data_dir, val_fraction, seed, skip_broken_images, cache_dir)
-    data = DATA_KINDS[kind](request)
+    data = DATA_KINDS[kind].load(request)
     _check_class_names(data)
     if skip_broken_images:
         return _without_broken(data, cache_dir)

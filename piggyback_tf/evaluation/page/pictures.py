@@ -14,14 +14,17 @@ import numpy as np
 
 from piggyback_tf.data import DataError, Source, load_data
 from piggyback_tf.evaluation.answers import Answers, stored_size
-from piggyback_tf.evaluation.page.markup import Markup, element, joined
+from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
 from piggyback_tf.evaluation.page.subjects import Subject
 from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import Registry
+from piggyback_tf.top_k import wilson_interval
 
 # Longest side of a thumbnail in pixels, and how many bytes all of a page may take.
 SIDE = 160
 LARGEST_TOTAL = 12_000_000
+# Pairs of classes that are listed.
+_PAIRS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +35,14 @@ class PictureKind:
         wrong: The places of the wrong images, those first that should be seen first.
         show: The picture of one and what is said of it, from the answers, its place, and what `thumbnail` returns, or
             None if the image cannot be shown.
+        note: What the lines and the order of pictures mean.
+        below: What follows the pictures of a task, from its label and its answers; None, nothing.
     """
 
     wrong: Callable[[Answers], list[int]]
     show: Callable[[Answers, int, Markup | None], Markup]
+    note: str = ""
+    below: Callable[[str, Answers], Markup | None] | None = None
 
 
 # By `Answers.kind`.
@@ -50,11 +57,15 @@ class Gallery:
         wrong: How many there are; None if that is not known.
         figures: Those that are shown.
         sentences: What is to be said of them.
+        note: What their lines mean.
+        below: What follows them.
     """
 
     wrong: int | None
     figures: list[Markup]
     sentences: list[str]
+    note: str = ""
+    below: Markup | None = None
 
 
 class Budget:
@@ -116,7 +127,8 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
             f"All pictures of a page may take {LARGEST_TOTAL // 1_000_000} MB; the other answers are shown alone. Give "
             "fewer --images, or fewer tasks."
         )
-    return Gallery(len(wrong), figures, sentences)
+    below = kind.below(subject.label, answers) if kind.below else None
+    return Gallery(len(wrong), figures, sentences, kind.note, below)
 
 
 def _places(
@@ -220,9 +232,6 @@ def _class_figure(answers: Answers, place: int, picture: Markup | None) -> Marku
     return figure(picture, lines, answers.images[place])
 
 
-PICTURES.register("class")(PictureKind(_wrong_classes, _class_figure))
-
-
 def confusions(answers: Answers) -> Iterator[tuple[str, str, int]]:
     """Yields class, answer and number of the wrong images of a pair, the most frequent first."""
     counts: dict[tuple[int, int], int] = {}
@@ -240,3 +249,41 @@ def errors_by_class(answers: Answers) -> list[tuple[str, int, int]]:
         images[truth] += 1
         wrong[truth] += truth != answer
     return [row for row in zip(answers.class_names, images, wrong, strict=True) if row[1]]
+
+
+def _class_tables(label: str, answers: Answers) -> Markup | None:
+    """Returns which classes are taken for which, and the errors of each class; nothing if all answers are right."""
+    pairs = list(confusions(answers))
+    if not pairs:
+        return None
+    rows = [[truth, answer, f"{count:,}"] for truth, answer, count in pairs[:_PAIRS]]
+    few = f"The {_PAIRS} most frequent of {len(pairs):,} pairs" if len(pairs) > _PAIRS else "All pairs"
+    classes = []
+    for name, images, wrong in errors_by_class(answers):
+        low, high = wilson_interval(wrong, images)
+        classes.append([name, f"{images:,}", f"{wrong:,}", f"{100 * wrong / images:.2f} [{low:.2f}, {high:.2f}]"])
+    return element(
+        "details",
+        element("summary", "Errors by class"),
+        element(
+            "div",
+            table(f"{few} of class and answer, {label}", ["class", "taken for", "images"], rows, left=2),
+            table(
+                f"Errors of each class, {label}, with 95 % intervals",
+                ["class", "images", "wrong", "error %"],
+                classes,
+            ),
+            class_="tables",
+        ),
+    )
+
+
+PICTURES.register("class")(
+    PictureKind(
+        _wrong_classes,
+        _class_figure,
+        "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers "
+        "come first.",
+        _class_tables,
+    )
+)

@@ -1,6 +1,7 @@
 """Settings of fine-tuning."""
 
 import dataclasses
+from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 
@@ -17,3 +18,5 @@ class FinetuneConfig(TrainedNetworkConfig):
 @dataclasses.dataclass(frozen=True)
 class FinetuneSequentialConfig(TrainedNetworkConfig):
     """Settings of fine-tuning one network on task after task."""
+
+    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
