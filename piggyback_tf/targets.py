@@ -34,5 +34,6 @@ class Target:
 # By the name that data and packs hold.
 TARGETS = {
     USUAL: Target("a class for each image"),
+    "multilabel": Target("any number of classes for each image"),
     "map": Target("a class for each pixel", own_size=True, answer="labels", hub_task="image-segmentation"),
 }

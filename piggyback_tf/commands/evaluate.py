@@ -43,7 +43,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "--data",
         required=True,
         metavar="SPEC",
-        help="the images: folder:PATH, segmentation:PATH, tfds:NAME or digits; see train.py",
+        help="the images: folder:PATH, multilabel:PATH, segmentation:PATH, tfds:NAME or digits; see train.py",
     )
     command.add_argument(
         "--split", choices=("train", "validation", "test"), default="test", help="which of them; default: test"
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> Answer:
                 f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and the data {options.data!r} "
                 f"have {TARGETS[data.target]}."
             )
-        source = Renumbered(source, _class_numbers(data, pack))
+        source = Renumbered(source, _class_numbers(data, pack), len(pack.class_names))
         bank = load_bank(pack, base)
         # Every image is read once, so that a cache would only cost memory.
         batches = make_dataset(source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none")

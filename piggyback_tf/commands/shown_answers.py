@@ -85,4 +85,5 @@ def picture_path(folder: str, image: str, kind: str) -> Path:
 
 
 SHOWN.register("class")(Shown(show_classes))
+SHOWN.register("multilabel")(Shown(show_classes))
 SHOWN.register("map")(Shown(show_areas, draws=True))

@@ -2,20 +2,21 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import logging
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import WithoutBroken
-from piggyback_tf.data.sources import TaskData
-from piggyback_tf.data.unusable_files import DataProblems
+from piggyback_tf.data.sources import Source, TaskData, carve_validation
+from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
 from piggyback_tf.files import PathError, local_path, protocol_of, same_look
 from piggyback_tf.foreign_text import some
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
-from piggyback_tf.targets import TARGETS
+from piggyback_tf.targets import TARGETS, USUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,34 @@ def data_kinds() -> list[str]:
     return DATA_KINDS.names()
 
 
+def task_of_splits(
+    request: DataRequest,
+    root: Path,
+    class_names: tuple[str, ...],
+    sources: Mapping[str, Source],
+    problems: Mapping[str, Sequence[UnusableFile]] = MappingProxyType({}),
+    target: str = USUAL,
+) -> TaskData:
+    """Returns the data of a folder; where there is no validation split, one is carved out of the training images.
+
+    Args:
+        request: What was asked for.
+        root: The folder, by whose name the data are called.
+        class_names: The classes.
+        sources: The images of `"train"`, and those of `"validation"` and `"test"` where they are there.
+        problems: As of `TaskData`.
+        target: As of `TaskData`.
+
+    Raises:
+        DataError: If no validation split can be carved out.
+    """
+    train, validation = sources["train"], sources.get("validation")
+    if validation is None:
+        train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
+    name = root.resolve().name
+    return TaskData(request.spec, name, class_names, train, validation, sources.get("test"), problems, target)
+
+
 def load_data(
     spec: str,
     *,
@@ -105,6 +134,7 @@ def load_data(
             `"tfds:NAME"`: a data set of TensorFlow Datasets, optionally with its splits, as in
             `"tfds:oxford_flowers102?train=train+validation&test=test"`;
             `"segmentation:PATH"`: images with a label map each, see docs/segmentation.md;
+            `"multilabel:PATH"`: images of any number of classes, see docs/problems.md;
             `"digits"`: scikit-learn's handwritten digits; `"digits:0-4"`: those from 0 to 4.
         data_dir: Where TensorFlow Datasets keeps its data sets; `None` for its own default.
         val_fraction: The share of the training images, class by class, that becomes the validation

@@ -232,54 +232,16 @@ def _checked(found: Mapping[str, Any]) -> Answers:
     )
     texts = (answers.kind, answers.by, answers.task, answers.data, answers.split, answers.after)
     for value in (*texts, *answers.images, *answers.class_names):
-        _demand(isinstance(value, str), "a name is no text")
-    _demand(isinstance(answers.errors, dict), "its errors are no object")
+        demand(isinstance(value, str), "a name is no text")
+    demand(isinstance(answers.errors, dict), "its errors are no object")
     count = len(answers.images)
-    _demand(all(isinstance(c, list) and len(c) == count for c in (answers.sizes, *columns.values())), "a list is short")
+    demand(all(isinstance(c, list) and len(c) == count for c in (answers.sizes, *columns.values())), "a list is short")
     if answers.kind in ANSWERS:
         ANSWERS[answers.kind].check(answers)
     return answers
 
 
-def _demand(right: bool, sentence: str) -> None:
+def demand(right: bool, sentence: str) -> None:
+    """Raises a `ValueError` if a file does not hold what it should."""
     if not right:
         raise ValueError(sentence)
-
-
-# ---------------------------------------------------------------------------------------------------------------- class
-
-
-def _note_classes(batch: AnswerBatch) -> Columns:
-    """Returns the class of each image, the most probable answer, and how probable both are."""
-    scores = np.asarray(batch.scores, np.float64)
-    probabilities = scores if batch.probabilities else _softmax(scores)
-    labels, rows = np.asarray(batch.targets, np.int64), np.arange(len(batch.targets))
-    best = np.argmax(probabilities, axis=1)
-    return {
-        "truth": labels.tolist(),
-        "answer": best.tolist(),
-        "probability": _rounded(probabilities[rows, best]),
-        "truth_probability": _rounded(probabilities[rows, labels]),
-    }
-
-
-def _check_classes(answers: Answers) -> None:
-    classes, columns = range(len(answers.class_names)), answers.columns
-    for name in ("truth", "answer"):
-        _demand(all(type(v) is int and v in classes for v in columns[name]), f"{name}: one is none of its classes")
-    for name in ("probability", "truth_probability"):
-        _demand(all(type(v) in (int, float) and 0 <= v <= 1 for v in columns[name]), f"{name}: one is none")
-
-
-ANSWERS.register("class")(AnswerKind(_note_classes, _check_classes))
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    # A hundredth of a percent is more than anybody reads, and compresses well.
-    # Of logits that overflowed it is not known.
-    return [round(float(value), 4) for value in np.clip(np.nan_to_num(values), 0.0, 1.0)]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

@@ -28,7 +28,11 @@ BEGIN = "<!-- piggyback_tf: begin; 'push' writes anew what stands between these 
 END = "<!-- piggyback_tf: end -->"
 _TAGS = ("piggyback", "task-pack")
 # By the name of an error: what the Hub calls 100 % less it, and what people do.
-_METRICS = {"top1_error": ("accuracy", "Top-1 accuracy"), "mean_iou_error": ("mean_iou", "Mean IoU")}
+_METRICS = {
+    "top1_error": ("accuracy", "Top-1 accuracy"),
+    "mean_iou_error": ("mean_iou", "Mean IoU"),
+    "mean_precision_error": ("mean_average_precision", "Mean average precision"),
+}
 _ABOUT = (
     "Tasks for pretrained networks that stay as they are, learned with `piggyback_tf`. A task pack holds what a task "
     "adds to its network: a binary or ternary mask over the weights ([Piggyback](https://arxiv.org/abs/1801.06519)), "

@@ -10,9 +10,10 @@ ERROR_TITLES = {
     "top1_error": "top-1 error %",
     "top5_error": "top-5 error %",
     "mean_iou_error": "100 less mean IoU %",
+    "mean_precision_error": "100 less mean average precision %",
 }
 # What else a problem measures in percent, one number or one of each class.
-MEASURE_TITLES = {"pixel_accuracy": "pixel accuracy %", "iou": "IoU %"}
+MEASURE_TITLES = {"pixel_accuracy": "pixel accuracy %", "iou": "IoU %", "average_precision": "average precision %"}
 
 
 def interval_kind(errors: Mapping[str, Any]) -> str:

@@ -60,13 +60,14 @@ class Problem(abc.ABC):
         self.class_names = tuple(class_names)
         self.image_shape = image_shape
 
-    @abc.abstractmethod
     def head(self, config: MethodConfig) -> HeadSpec:
-        """Returns which head a task has.
+        """Returns which head a task has: by default a dense one.
 
         Args:
             config: The settings of the method.
         """
+        del config
+        return HeadSpec.of(len(self.class_names))
 
     @abc.abstractmethod
     def loss(self, reduction: str) -> keras.losses.Loss:

@@ -8,8 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.problems.base import PROBLEMS, Problem
-from piggyback_tf.problems.heads import HeadSpec
-from piggyback_tf.settings.methods import MethodConfig
 from piggyback_tf.top_k import top_k_errors, top_k_misses
 
 
@@ -26,10 +24,6 @@ class Classification(Problem):
 
     infers_task = True
     ranks_classes = True
-
-    def head(self, config: MethodConfig) -> HeadSpec:
-        del config
-        return HeadSpec.of(len(self.class_names))
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)

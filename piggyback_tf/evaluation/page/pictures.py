@@ -1,30 +1,27 @@
 """The images that a task gets wrong, with their answers: which they are, where they are, and how they are shown.
 
 What is wrong, and how it is shown, depends on what is to be found in an image: `PICTURES` has it for each kind of
-answers. A kind that is not there has no pictures, and its page says so.
+answers, and `picture_kinds.py` fills it. A kind that is not there has no pictures, and its page says so.
 """
 
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from piggyback_tf.data import DataError, Source, load_data
 from piggyback_tf.evaluation.answers import Answers, stored_size
-from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
+from piggyback_tf.evaluation.page.markup import Markup, element
 from piggyback_tf.evaluation.page.subjects import Subject
 from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import Registry
-from piggyback_tf.top_k import wilson_interval
 
 # Longest side of a thumbnail in pixels, and how many bytes all of a page may take.
 SIDE = 160
 LARGEST_TOTAL = 12_000_000
-# Pairs of classes that are listed.
-_PAIRS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,89 +198,3 @@ def figure(picture: Markup | None, lines: Sequence[Any], name: str) -> Markup:
 
 def _alternative(answers: Answers, place: int) -> str:
     return f"Image {answers.images[place]} of the {answers.split} split"
-
-
-# ---------------------------------------------------------------------------------------------------------------- class
-
-
-def _wrong_classes(answers: Answers) -> list[int]:
-    """Returns the images of another class than the answer, the surest answers first."""
-    pairs = zip(answers.columns["truth"], answers.columns["answer"], strict=True)
-    wrong = [place for place, (truth, answer) in enumerate(pairs) if truth != answer]
-    return sorted(wrong, key=lambda place: -answers.columns["probability"][place])
-
-
-def _class_figure(answers: Answers, place: int, picture: Markup | None) -> Markup:
-    names, columns = answers.class_names, answers.columns
-
-    def line(mark: str, told: str, name: str, probability: float) -> Markup:
-        return joined(
-            element("span", mark, class_=told, aria_hidden="true"),
-            element("span", "answer " if told == "wrong" else "truth ", class_="only-read"),
-            element("b", name),
-            f" {100 * probability:.0f} %",
-        )
-
-    answer, truth = columns["answer"][place], columns["truth"][place]
-    lines = [
-        line("✗", "wrong", names[answer], columns["probability"][place]),
-        line("✓", "right", names[truth], columns["truth_probability"][place]),
-    ]
-    return figure(picture, lines, answers.images[place])
-
-
-def confusions(answers: Answers) -> Iterator[tuple[str, str, int]]:
-    """Yields class, answer and number of the wrong images of a pair, the most frequent first."""
-    counts: dict[tuple[int, int], int] = {}
-    for pair in zip(answers.columns["truth"], answers.columns["answer"], strict=True):
-        if pair[0] != pair[1]:
-            counts[pair] = counts.get(pair, 0) + 1
-    for (truth, answer), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
-        yield answers.class_names[truth], answers.class_names[answer], count
-
-
-def errors_by_class(answers: Answers) -> list[tuple[str, int, int]]:
-    """Returns the name, the images and the wrong ones of each class that has images."""
-    images, wrong = ([0] * len(answers.class_names) for _ in range(2))
-    for truth, answer in zip(answers.columns["truth"], answers.columns["answer"], strict=True):
-        images[truth] += 1
-        wrong[truth] += truth != answer
-    return [row for row in zip(answers.class_names, images, wrong, strict=True) if row[1]]
-
-
-def _class_tables(label: str, answers: Answers) -> Markup | None:
-    """Returns which classes are taken for which, and the errors of each class; nothing if all answers are right."""
-    pairs = list(confusions(answers))
-    if not pairs:
-        return None
-    rows = [[truth, answer, f"{count:,}"] for truth, answer, count in pairs[:_PAIRS]]
-    few = f"The {_PAIRS} most frequent of {len(pairs):,} pairs" if len(pairs) > _PAIRS else "All pairs"
-    classes = []
-    for name, images, wrong in errors_by_class(answers):
-        low, high = wilson_interval(wrong, images)
-        classes.append([name, f"{images:,}", f"{wrong:,}", f"{100 * wrong / images:.2f} [{low:.2f}, {high:.2f}]"])
-    return element(
-        "details",
-        element("summary", "Errors by class"),
-        element(
-            "div",
-            table(f"{few} of class and answer, {label}", ["class", "taken for", "images"], rows, left=2),
-            table(
-                f"Errors of each class, {label}, with 95 % intervals",
-                ["class", "images", "wrong", "error %"],
-                classes,
-            ),
-            class_="tables",
-        ),
-    )
-
-
-PICTURES.register("class")(
-    PictureKind(
-        _wrong_classes,
-        _class_figure,
-        "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers "
-        "come first.",
-        _class_tables,
-    )
-)

@@ -12,7 +12,9 @@ from piggyback_tf.settings.records import check_integer, option
 class EWCConfig(TrainedNetworkConfig):
     """Settings of elastic weight consolidation."""
 
-    why_not = MappingProxyType({"map": "its Fisher information is that of one class for each image"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("multilabel", "map"), "its Fisher information is that of one class for each image")
+    )
 
     ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need, against the new task; 0: none.")
     ewc_fisher_images: int = option(500, "Training images, drawn at random, for the Fisher information; 0: all.")

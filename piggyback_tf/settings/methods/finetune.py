@@ -11,7 +11,7 @@ from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
-    problems = ("class", "map")
+    problems = ("class", "multilabel", "map")
 
 
 @CONFIGS.register("finetune_sequential")
@@ -19,4 +19,5 @@ class FinetuneConfig(TrainedNetworkConfig):
 class FinetuneSequentialConfig(TrainedNetworkConfig):
     """Settings of fine-tuning one network on task after task."""
 
+    problems = ("class", "multilabel")
     why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})

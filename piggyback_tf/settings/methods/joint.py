@@ -12,4 +12,6 @@ class JointConfig(TrainedNetworkConfig):
     """Settings of joint training."""
 
     at_once = True
-    why_not = MappingProxyType({"map": "it puts the classes of all tasks side by side, of which an image has one"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("multilabel", "map"), "it puts the classes of all tasks side by side, of which an image has one")
+    )

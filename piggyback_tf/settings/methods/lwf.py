@@ -12,7 +12,9 @@ from piggyback_tf.settings.records import option
 class LwFConfig(TrainedNetworkConfig):
     """Settings of Learning without Forgetting; T and weight are the paper's, which warms up to convergence."""
 
-    why_not = MappingProxyType({"map": "it compares old answers as those of one class for each image"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("multilabel", "map"), "it compares old answers as those of one class for each image")
+    )
 
     lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")
     lwf_weight: float = option(1.0, "lambda_o: weight of the old answers against the new task.")
