@@ -1,5 +1,6 @@
 """The code in the documentation works as it stands there."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -14,15 +15,18 @@ from PIL import Image
 import piggyback_tf as pb
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.backbones.registry import _BACKBONES, list_backbones
-from piggyback_tf.data import AUGMENTATIONS, DATA_KINDS, data_kinds, load_data, make_dataset
+from piggyback_tf.data import AUGMENTATIONS, DATA_KINDS, Subset, data_kinds, load_data, make_dataset
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.packs.codec import CODECS
+from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.settings import CONFIGS
+from piggyback_tf.targets import TARGETS
+from piggyback_tf.training import InputConfig, TrainConfig, train_task
 from tests.packs.helpers import make_pack, structured_pack
 
 ROOT = Path(__file__).resolve().parent.parent
-REGISTRIES = (METHODS, CONFIGS, _BACKBONES, DATA_KINDS, AUGMENTATIONS)
+REGISTRIES = (METHODS, CONFIGS, _BACKBONES, DATA_KINDS, AUGMENTATIONS, PROBLEMS)
 
 
 def _code(file: str, heading: str) -> str:
@@ -39,8 +43,10 @@ def _registries():
     # What is imported on first use must not look like an example.
     list_backbones()
     data_kinds()
-    before = [dict(registry._entries) for registry in REGISTRIES]
+    before, targets = [dict(registry._entries) for registry in REGISTRIES], dict(TARGETS)
     yield
+    TARGETS.clear()
+    TARGETS.update(targets)
     for registry, entries in zip(REGISTRIES, before, strict=True):
         registry._entries.clear()
         registry._entries.update(entries)
@@ -94,6 +100,47 @@ def test_the_examples_of_data_and_augmentation(tmp_path):
     assert np.ptp(batch.numpy(), axis=-1).max() == 0 < np.ptp(batch.numpy())
     with pytest.raises(ValueError, match="no file"):
         load_data("npz:nothing")
+
+
+def test_the_example_of_a_problem(monkeypatch):
+    monkeypatch.setattr(CONFIGS["piggyback"], "problems", CONFIGS["piggyback"].problems)
+    code = _code("docs/problems.md", "Adding a problem")
+    exec(compile(code, "problems.md", "exec"), {"__name__": "example"})
+    backbone, data = load_backbone("shapesnet"), load_data("digits:0-4")
+    data = dataclasses.replace(data, train=Subset(data.train, range(160)), target="rank")
+    config = TrainConfig(epochs=1, batch_size=16, head_lr=0.02)
+    inputs = InputConfig(augment_train="resize(32,32)", augment_eval="resize(32,32)")
+    trained = train_task(METHODS["piggyback"](), backbone, data, config, inputs)
+    assert trained.history["val_error"][0] < 30
+    pack = TaskPack.from_model(
+        trained.model,
+        task="t",
+        class_names=list(data.class_names),
+        backbone=backbone,
+        method="piggyback",
+        eval_augment="resize(32,32)",
+        problem="rank",
+    )
+    images, labels = next(iter(make_dataset(data.test, "resize(32,32)", batch_size=400, training=False)))
+    found = TaskBank(backbone).add(pack).predict(images, task="t")
+    error = trained.problem.measured(trained.problem.count(found, labels.numpy()))
+    assert found.shape == labels.shape and error["rank_error_low"] < error["rank_error"] < 30
+    with pytest.raises(ValueError, match="has a rank for each image, which method Finetune does not learn: it was"):
+        train_task(METHODS["finetune"](), backbone, data, config, inputs)
+
+
+def test_the_table_of_methods_and_problems_is_true():
+    text = (ROOT / "docs" / "problems.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if "| " in line]
+    table = {row[0]: dict(zip(PROBLEMS, row[1:], strict=True)) for row in rows if row[0] in CONFIGS}
+    expected = {
+        name: {
+            problem: "yes" if problem in config.problems else config.why_not.get(problem, "it was not tried with that")
+            for problem in PROBLEMS
+        }
+        for name, config in CONFIGS.items()
+    }
+    assert table == expected
 
 
 @pytest.mark.parametrize("heading", ["fit, with callbacks", "GradientTape"])

@@ -21,7 +21,7 @@ from piggyback_tf.commands.common import (
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.evaluation import format_error
 from piggyback_tf.evaluation.answers import ANSWERS, AnswerLog, AnswersError, read_answers, stored_size
-from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
+from piggyback_tf.evaluation.text import ERROR_TITLES, format_measures, format_pairs, interval_kind
 from piggyback_tf.file_names import answers_name
 from piggyback_tf.files import check_target, same_look
 from piggyback_tf.foreign_text import some
@@ -44,7 +44,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "--data",
         required=True,
         metavar="SPEC",
-        help="the images: folder:PATH, segmentation:PATH, tfds:NAME or digits; see train.py",
+        help="the images: folder:PATH, multilabel:PATH, segmentation:PATH, tfds:NAME or digits; see train.py",
     )
     command.add_argument(
         "--split", choices=("train", "validation", "test"), default="test", help="which of them; default: test"
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> Answer:
                 f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and the data {options.data!r} "
                 f"have {TARGETS[data.target]}."
             )
-        source = Renumbered(source, _class_numbers(data, pack))
+        source = Renumbered(source, _class_numbers(data, pack), len(pack.class_names))
         # What is no image by its name is only of interest where the images of this split are.
         if listed := data.problems.get(options.split):
             _tell_all_problems(images, pack, options, listed)
@@ -126,9 +126,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "images": f"{result['images']:,}" + (f" ({len(source.skipped):,} broken left out)" if source.skipped else ""),
     }
     told |= {title: format_error(result, name) for name, title in ERROR_TITLES.items() if name in result}
-    if "pixel_accuracy" in result:
-        told["pixel accuracy %"] = f"{result['pixel_accuracy']:.2f}"
-        told |= {f"IoU % of {name}": "-" if iou is None else f"{iou:.2f}" for name, iou in result["iou"].items()}
+    told |= format_measures(result)
     if options.split in pack.errors:
         told["as of training"] = format_error(pack.errors[options.split])
     if other := _other_images(images, pack, options):

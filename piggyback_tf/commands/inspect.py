@@ -8,11 +8,11 @@ from safetensors.numpy import load as load_tensors
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer
 from piggyback_tf.commands.common import PACK_HELP, complain, file_error, load_pack
-from piggyback_tf.data.sources import TARGETS
 from piggyback_tf.evaluation import format_bytes, format_error, format_table, format_zeros, zeros_table
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.foreign_text import printable, short_hash
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.targets import TARGETS
 
 # The list of classes is wrapped to this many characters.
 _WIDTH = 100
@@ -128,7 +128,7 @@ def _details(pack: TaskPack) -> str:
         "base hash": pack.base_hash,
         "base structure": pack.base_structure or "not recorded",
         "preprocessing": pack.preprocessing,
-        "finds": TARGETS.get(pack.problem, pack.problem),
+        "finds": str(TARGETS.get(pack.problem, pack.problem)),
         "image size": "x".join(map(str, pack.image_shape)),
         "eval augmentation": pack.eval_augment or "none",
         "mask": f"{pack.mask_kind}, threshold {pack.threshold}" if pack.masks else "none",

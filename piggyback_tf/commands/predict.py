@@ -20,6 +20,7 @@ from piggyback_tf.foreign_text import some
 from piggyback_tf.junk import JUNK, find_files
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
+from piggyback_tf.targets import TARGETS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +90,7 @@ def _run(options: argparse.Namespace) -> Answer:
 
         found = bank.predict(images, task=pack.task, batch_size=options.batch_size)
         for (place, asked), answer in zip(places, found, strict=True):
-            values, lines = SHOWN[pack.problem](pack, answer, asked, options)
+            values, lines = SHOWN[pack.problem].show(pack, answer, asked, options)
             answers[place] |= values
             if not options.json:  # A batch at a time, since there may be many.
                 print("\n".join([asked.path, *lines]))
@@ -100,8 +101,12 @@ def _check_output_dir(options: argparse.Namespace, pack: TaskPack, paths: Sequen
     """Raises a `UsageError` if the pictures cannot be written, or there are none."""
     if options.output_dir is None:
         return
-    if pack.problem == "class":
-        raise UsageError(f"--output_dir: task {pack.task!r} finds a class for each image, and has no pictures.")
+    from piggyback_tf.commands.shown_answers import SHOWN
+
+    if not (pack.problem in SHOWN and SHOWN[pack.problem].draws):
+        raise UsageError(
+            f"--output_dir: task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and has no pictures."
+        )
     if not Path(options.output_dir).is_dir():
         raise UsageError(f"--output_dir={options.output_dir}: there is no such folder.")
     names = [Path(path).name for path in paths]

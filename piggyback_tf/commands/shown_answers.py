@@ -32,12 +32,23 @@ class AskedImage:
     operations: list[Operation]
 
 
-Show = Callable[[TaskPack, np.ndarray, AskedImage, argparse.Namespace], tuple[dict[str, Any], list[str]]]
-# By the name of the problem: from an answer to JSON values and lines of text.
-SHOWN: Registry[Show] = Registry("problem that predict shows")
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How answers of a problem are shown.
+
+    Attributes:
+        show: From an answer to JSON values and lines of text.
+        draws: Whether there are pictures of it, which `--output_dir` asks for.
+    """
+
+    show: Callable[[TaskPack, np.ndarray, AskedImage, argparse.Namespace], tuple[dict[str, Any], list[str]]]
+    draws: bool = False
 
 
-@SHOWN.register("class")
+# By the name of the problem.
+SHOWN: Registry[Shown] = Registry("problem that predict shows")
+
+
 def show_classes(
     pack: TaskPack, answer: np.ndarray, asked: AskedImage, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
@@ -48,7 +59,6 @@ def show_classes(
     return {"classes": classes}, [f"  {100 * one['probability']:6.2f} %  {printable(one['class'])}" for one in classes]
 
 
-@SHOWN.register("map")
 def show_areas(
     pack: TaskPack, answer: np.ndarray, asked: AskedImage, options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[str]]:
@@ -72,3 +82,8 @@ def show_areas(
 def picture_path(folder: str, image: str, kind: str) -> Path:
     """Returns the file of a picture of an image."""
     return Path(folder) / f"{Path(image).name}.{kind}.png"
+
+
+SHOWN.register("class")(Shown(show_classes))
+SHOWN.register("multilabel")(Shown(show_classes))
+SHOWN.register("map")(Shown(show_areas, draws=True))

@@ -11,12 +11,14 @@ from piggyback_tf.backbones.registry import check_request
 from piggyback_tf.commands.common import prepare_for
 from piggyback_tf.data import TARGETS, DataError, TaskData, load_data, output_size, parse_augment
 from piggyback_tf.data.augment import check_draws_nothing
+from piggyback_tf.data.specs import possible_targets
 from piggyback_tf.file_names import pack_name
 from piggyback_tf.files import is_empty
 from piggyback_tf.flags import check_unused, read_config
 from piggyback_tf.packs import check_task_name
 from piggyback_tf.sequences import folders_of, parse_tasks
 from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig
+from piggyback_tf.settings.methods import check_learns
 from piggyback_tf.training import check_file_name, folders_of_methods
 from piggyback_tf.training.sizes import check_image_size
 
@@ -88,8 +90,8 @@ def read_request() -> TrainRequest:
     check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}
     specs = parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs
-    if all(spec.partition(":")[0] in ("digits", "folder") for spec in specs.values()):
-        _check_square(inputs, image_size)  # At once: these have no label maps, and reading data takes a second.
+    if not any(TARGETS[target].own_size for spec in specs.values() for target in possible_targets(spec)):
+        _check_square(inputs, image_size)  # At once: reading data takes a second.
     return TrainRequest(specs, names, inputs, image_size, bool(FLAGS.tasks))
 
 
@@ -126,20 +128,16 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
 def _check_target(data: TaskData, request: TrainRequest) -> None:
     """Raises an error if a method cannot learn what the data have, or the sizes of the images do not go together."""
     for name in request.methods:
-        if data.target not in CONFIGS[name].problems:
-            able = [other for other in CONFIGS.names() if data.target in CONFIGS[other].problems]
-            raise DataError(
-                f"{data.spec!r} has {TARGETS[data.target]}, which method {name} does not learn. Methods that do: "
-                f"{', '.join(able)}."
-            )
+        check_learns(name, CONFIGS[name], data.target, repr(data.spec))
+    if not TARGETS[data.target].own_size:
+        _check_square(request.inputs, request.image_size)
+        return
     train, evaluation = (output_size(text) for text in (request.inputs.augment_train, request.inputs.augment_eval))
-    if data.target == "map" and train != evaluation:
+    if train != evaluation:
         raise DataError(
             f"Training images get the size {_size(train)} by --augment_train and those of evaluation "
             f"{_size(evaluation)} by --augment_eval; a task has one size."
         )
-    if data.target == "class":
-        _check_square(request.inputs, request.image_size)
 
 
 def _check_square(inputs: InputConfig, image_size: int) -> None:

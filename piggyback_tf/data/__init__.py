@@ -14,9 +14,10 @@ from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.pipeline import make_dataset, stream_batches, surface_data_errors
-from piggyback_tf.data.sources import TARGETS, Renumbered, Source, Subset, TaskData
+from piggyback_tf.data.sources import Renumbered, Source, Subset, TaskData
 from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
+from piggyback_tf.targets import TARGETS
 
 __all__ = [
     "AUGMENTATIONS",

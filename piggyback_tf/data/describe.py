@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from piggyback_tf.data.sources import TaskData
+from piggyback_tf.data.sources import TaskData, class_counts
 from piggyback_tf.foreign_text import printable
 
 # Up to so many classes each has its number of images; of more only the fewest and the most are told.
@@ -27,7 +27,7 @@ def describe_images(data: TaskData, task: str) -> str:
 
 
 def _by_class(labels: np.ndarray, names: tuple[str, ...]) -> str:
-    counts = np.bincount(labels, minlength=len(names))
+    counts = class_counts(labels, len(names))
     if counts.min() == counts.max():
         return f"{counts[0]:,} of each class"
     if len(names) <= _LISTED:

@@ -61,7 +61,7 @@ class ClassRange(Subset):
         return self._source.labels[self._indices] - self._first
 
 
-@register_data("digits")
+@register_data("digits", targets=("class",))
 def load_digits_task(request: DataRequest) -> TaskData:
     """Answers `digits` and `digits:FIRST-LAST`: a fifth of the images, always the same, is the test split."""
     first, last = _parse_range(request)

@@ -9,8 +9,8 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
-from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
-from piggyback_tf.data.specs import DataRequest, register_data
+from piggyback_tf.data.sources import Source, TaskData, digest
+from piggyback_tf.data.specs import DataRequest, register_data, task_of_splits
 from piggyback_tf.data.split_folders import SPLITS, file_states, file_status, split_folders
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header, no_image_by_name
 from piggyback_tf.files import PathError, is_text, local_path, same_look, shown_path
@@ -26,10 +26,10 @@ class FolderSource(Source):
     Args:
         root: The data set's folder.
         paths: The files, relative to `root`, with forward slashes.
-        labels: The class of each file.
+        labels: The class of each file, or whether it is of each class, 0 or 1.
     """
 
-    def __init__(self, root: Path, paths: list[str], labels: list[int]):
+    def __init__(self, root: Path, paths: list[str], labels: Sequence[int | Sequence[str]]):
         self._root = root
         self._paths = paths
         self._labels = np.array(labels, dtype=np.int32)
@@ -62,7 +62,7 @@ class FolderSource(Source):
         return self._fingerprint
 
 
-@register_data("folder")
+@register_data("folder", targets=("class",))
 def load_folder(request: DataRequest) -> TaskData:
     """Answers `folder:PATH`; names of classes are the sorted names of the folders in `PATH/train`."""
     if not request.argument:
@@ -101,14 +101,7 @@ def load_folder(request: DataRequest) -> TaskData:
         pairs = [(path, label) for label, name in enumerate(class_names) for path in found.get(name, [])]
         return FolderSource(root, [path for path, _ in pairs], [label for _, label in pairs])
 
-    train: Source = source("train")
-    validation: Source
-    if "validation" in folders:
-        validation = source("validation")
-    else:
-        train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
-    test = source("test") if "test" in folders else None
-    return TaskData(request.spec, root.resolve().name, class_names, train, validation, test, problems)
+    return task_of_splits(request, root, class_names, {split: source(split) for split in folders}, problems)
 
 
 def _named_as(class_names: Sequence[str], files: Mapping[str, list[str]]) -> dict[str, list[str]]:

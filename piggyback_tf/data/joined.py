@@ -27,6 +27,8 @@ class Joined(Source):
 
     @cached_property
     def labels(self) -> np.ndarray:
+        if any(source.labels.ndim > 1 for source in self._sources):
+            raise DataError("Tasks whose images are of several classes cannot be learned as one.")
         return np.concatenate(
             [source.labels + first for source, first in zip(self._sources, self._first_classes, strict=True)]
         )

@@ -12,7 +12,7 @@ from absl import logging
 from piggyback_tf.data.augment import Operation, Size, apply_operations, chain_size
 from piggyback_tf.data.cache import decode_all, read_kept, write_kept
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
-from piggyback_tf.data.sources import Source, Subset, digest
+from piggyback_tf.data.sources import Source, Subset, class_counts, digest
 from piggyback_tf.data.unusable_files import KINDS, DataProblems, UnusableFile, unusable_file
 from piggyback_tf.foreign_text import some
 
@@ -100,8 +100,7 @@ class WithoutBroken(Source):
             )
         if self._class_names is not None:
             before, left = (
-                np.bincount(labels, minlength=len(self._class_names))
-                for labels in (self.raw.labels, self.raw.labels[whole])
+                class_counts(labels, len(self._class_names)) for labels in (self.raw.labels, self.raw.labels[whole])
             )
             if len(empty := np.flatnonzero((before > 0) & (left == 0))):
                 raise DataError(

@@ -79,7 +79,7 @@ def make_dataset(
 
     Returns:
         Batches `(images, labels)`; their number is known. Images are uint8 `(batch, height, width, 3)`, RGB. Labels are
-            int32 `(batch,)`, label maps uint8 `(batch, height, width)`.
+            int32 `(batch,)` or `(batch, classes)`, as the source has them, label maps uint8 `(batch, height, width)`.
 
     Raises:
         DataError: If an argument is wrong, or the images cannot be read or do not fit the operations.

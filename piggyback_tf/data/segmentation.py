@@ -17,11 +17,11 @@ from absl import logging
 
 from piggyback_tf.data.images import DataError, has_image_extension, read_image
 from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, read_class_names, reader_of
-from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
-from piggyback_tf.data.specs import DataRequest, register_data
-from piggyback_tf.data.split_folders import SPLITS, file_states, file_status, split_folders
+from piggyback_tf.data.sources import Source, TaskData, digest
+from piggyback_tf.data.specs import DataRequest, register_data, task_of_splits
+from piggyback_tf.data.split_folders import SPLITS, existing_folder, file_states, file_status, split_folders
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header
-from piggyback_tf.files import PathError, local_path, shown_path
+from piggyback_tf.files import shown_path
 from piggyback_tf.junk import is_junk
 
 CLASSES_FILE = "classes.txt"
@@ -117,15 +117,15 @@ def read_label_map(path: Path, reader: LabelReader) -> np.ndarray:
     return reader.checked(np.asarray(found).astype(np.int64), str(path))
 
 
-@register_data("segmentation")
+@register_data("segmentation", targets=("map",))
 def load_segmentation(request: DataRequest) -> TaskData:
     """Answers `segmentation:PATH`; see the module."""
     path, options = _parse(request)
-    root = _folder(path, "segmentation:")
+    root = existing_folder(path, "segmentation:", LAYOUT)
     if (root / "JPEGImages").is_dir():
         class_names = _class_names(root) or VOC_CLASSES
         reader = reader_of(class_names, options, request.spec)
-        sbd = _folder(options["sbd"], "sbd=") if "sbd" in options else None
+        sbd = existing_folder(options["sbd"], "sbd=", LAYOUT) if "sbd" in options else None
         splits, problems = _voc_splits(root, sbd)
     else:
         if "sbd" in options:
@@ -139,15 +139,8 @@ def load_segmentation(request: DataRequest) -> TaskData:
         if not request.skip_broken_images and any(problems.values()):
             raise DataProblems([problem for found in problems.values() for problem in found], request.spec)
         raise DataError(f"{request.spec!r} has no training image with a label map. {LAYOUT}")
-    sources: dict[str, Source] = {
-        split: SegmentationSource(pairs, root, reader) for split, pairs in splits.items() if pairs
-    }
-    train, validation = sources["train"], sources.get("validation")
-    if validation is None:
-        train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
-    return TaskData(
-        request.spec, root.resolve().name, class_names, train, validation, sources.get("test"), problems, target="map"
-    )
+    sources = {split: SegmentationSource(pairs, root, reader) for split, pairs in splits.items() if pairs}
+    return task_of_splits(request, root, class_names, sources, problems, target="map")
 
 
 def _parse(request: DataRequest) -> tuple[str, dict[str, str]]:
@@ -167,16 +160,6 @@ def _parse(request: DataRequest) -> tuple[str, dict[str, str]]:
             )
         options[key] = value
     return path, options
-
-
-def _folder(path: str, before: str) -> Path:
-    try:
-        root = local_path(path, before)
-    except PathError as error:
-        raise DataError(str(error)) from error
-    if not root.is_dir():
-        raise DataError(f"There is no folder {str(root)!r}. {LAYOUT}")
-    return root
 
 
 def _class_names(root: Path) -> tuple[str, ...]:

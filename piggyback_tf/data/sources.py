@@ -12,12 +12,10 @@ import numpy as np
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.unusable_files import UnusableFile
+from piggyback_tf.targets import USUAL
 
 if TYPE_CHECKING:
     from piggyback_tf.data.cache import CachedImages
-
-# What is to be found in an image, by the name of its problem.
-TARGETS = {"class": "a class for each image", "map": "a class for each pixel"}
 
 
 class Source(abc.ABC):
@@ -46,7 +44,10 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def labels(self) -> np.ndarray:
-        """The class of every image, an int32 array of shape `(len(self),)`; zeros with label maps."""
+        """The class of every image, an int32 array of shape `(len(self),)`; zeros with label maps.
+
+        Of images that may be of several classes: 0 or 1 for each of them, `(len(self), classes)`.
+        """
 
     @abc.abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -141,11 +142,13 @@ class Renumbered(Subset):
     Args:
         source: Where the images are.
         numbers: The new number of each class, by its old one.
+        classes: How many classes there are then; by default as many as `numbers` needs.
     """
 
-    def __init__(self, source: Source, numbers: np.ndarray):
+    def __init__(self, source: Source, numbers: np.ndarray, classes: int | None = None):
         super().__init__(source, np.arange(len(source)))
         self._numbers = np.asarray(numbers)
+        self._classes = classes or int(self._numbers.max()) + 1
         # Those of no class stay so.
         self._of_pixels = np.full(VOID + 1, VOID, np.uint8)
         self._of_pixels[: len(self._numbers)] = self._numbers
@@ -153,7 +156,11 @@ class Renumbered(Subset):
     @cached_property
     def labels(self) -> np.ndarray:
         labels = self._source.labels
-        return labels if self.has_maps else self._numbers[labels].astype(np.int32)
+        if labels.ndim == 1:
+            return labels if self.has_maps else self._numbers[labels].astype(np.int32)
+        renumbered = np.zeros([len(labels), self._classes], np.int32)
+        renumbered[:, self._numbers] = labels
+        return renumbered
 
     def read(self, index: int) -> np.ndarray:
         image = self._source.read(index)
@@ -183,7 +190,7 @@ class TaskData:
             read until they are used.
         problems: By split, files that are where images should be and are none by their names or places. Whoever hands
             the data on has to raise or to leave them out; see `load_data`.
-        target: What is to be found of an image: `"class"`, its class, or `"map"`, the class of each of its pixels.
+        target: What is to be found in an image, a key of `TARGETS`.
     """
 
     spec: str
@@ -193,7 +200,7 @@ class TaskData:
     validation: Source
     test: Source | None
     problems: Mapping[str, Sequence[UnusableFile]] = dataclasses.field(default_factory=dict)
-    target: str = "class"
+    target: str = USUAL
 
     @property
     def splits(self) -> dict[str, Source]:
@@ -211,8 +218,26 @@ def digest(*parts: str | bytes) -> str:
     return hasher.hexdigest()
 
 
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Returns how many images are of each class, integers `[classes]`.
+
+    Args:
+        labels: As of `Source.labels`.
+        classes: How many classes there are.
+    """
+    return np.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(axis=0)
+
+
+def _strata(labels: np.ndarray) -> np.ndarray:
+    """Returns by what images are split, integers `[N]`: their class, or the rarest of theirs, or -1."""
+    if labels.ndim == 1:
+        return labels
+    rarest = np.argsort(labels.sum(axis=0), kind="stable")
+    return np.where(labels.any(axis=1), rarest[labels[:, rarest].argmax(axis=1)], -1)
+
+
 def stratified_split(source: Source, fraction: float, seed: int | str) -> tuple[np.ndarray, np.ndarray]:
-    """Splits a source in two, class by class, the same way on every machine.
+    """Splits a source in two, class by class, the same way on every machine; an image of several goes with the rarest.
 
     Within a class the images are ordered by the SHA-256 of `seed` and the image's key, and the
     first `round(fraction * n)` go to the second part: at least one if the class has two images or
@@ -227,8 +252,9 @@ def stratified_split(source: Source, fraction: float, seed: int | str) -> tuple[
         The indices of the first and of the second part, each in ascending order.
     """
     first, second = [], []
-    for label in np.unique(source.labels):
-        members = [int(i) for i in np.flatnonzero(source.labels == label)]
+    strata = _strata(source.labels)
+    for label in np.unique(strata):
+        members = [int(i) for i in np.flatnonzero(strata == label)]
         members.sort(key=lambda index: (digest(str(seed), source.key(index)), source.key(index)))
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         second += members[:count]

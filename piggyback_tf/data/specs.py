@@ -2,19 +2,21 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import logging
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import WithoutBroken
-from piggyback_tf.data.sources import TaskData
-from piggyback_tf.data.unusable_files import DataProblems
+from piggyback_tf.data.sources import Source, TaskData, carve_validation
+from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
 from piggyback_tf.files import PathError, local_path, protocol_of, same_look
 from piggyback_tf.foreign_text import some
 from piggyback_tf.registry import Registry, import_modules, unknown_name_message
+from piggyback_tf.targets import TARGETS, USUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +42,78 @@ class DataRequest:
     cache_dir: str | None
 
 
-# Maps the name of a kind to a function of a `DataRequest` that returns `TaskData`.
-DATA_KINDS: Registry[Callable[[DataRequest], TaskData]] = Registry("data kind")
+Loader = Callable[[DataRequest], TaskData]
 
 
-def register_data(kind: str) -> Callable:
-    """Returns a decorator that makes a function of a `DataRequest` answer specs that start with `kind`."""
-    return DATA_KINDS.register(kind)
+@dataclasses.dataclass(frozen=True)
+class DataKind:
+    """A kind of data.
+
+    Attributes:
+        load: Returns the data that are asked for.
+        targets: What there can be to find in them, keys of `TARGETS`.
+    """
+
+    load: Loader
+    targets: tuple[str, ...]
+
+
+DATA_KINDS: Registry[DataKind] = Registry("data kind")
+
+
+def register_data(kind: str, *, targets: Sequence[str] = tuple(TARGETS)) -> Callable[[Loader], Loader]:
+    """Returns a decorator that makes a function of a `DataRequest` answer specs that start with `kind`.
+
+    Args:
+        kind: The name.
+        targets: What there can be to find in such data, where that is known before they are read; anything by default.
+    """
+
+    def decorator(load: Loader) -> Loader:
+        DATA_KINDS.register(kind)(DataKind(load, tuple(targets)))
+        return load
+
+    return decorator
+
+
+def possible_targets(spec: str) -> tuple[str, ...]:
+    """Returns what there can be to find in the data of a spec, which are not looked at; anything of an unknown kind."""
+    kind = spec.partition(":")[0]
+    return DATA_KINDS[kind].targets if kind in data_kinds() else tuple(TARGETS)
 
 
 def data_kinds() -> list[str]:
     """Returns the names of all data kinds."""
     import_modules("piggyback_tf.data", [str(Path(__file__).parent)])
     return DATA_KINDS.names()
+
+
+def task_of_splits(
+    request: DataRequest,
+    root: Path,
+    class_names: tuple[str, ...],
+    sources: Mapping[str, Source],
+    problems: Mapping[str, Sequence[UnusableFile]] = MappingProxyType({}),
+    target: str = USUAL,
+) -> TaskData:
+    """Returns the data of a folder; where there is no validation split, one is carved out of the training images.
+
+    Args:
+        request: What was asked for.
+        root: The folder, by whose name the data are called.
+        class_names: The classes.
+        sources: The images of `"train"`, and those of `"validation"` and `"test"` where they are there.
+        problems: As of `TaskData`.
+        target: As of `TaskData`.
+
+    Raises:
+        DataError: If no validation split can be carved out.
+    """
+    train, validation = sources["train"], sources.get("validation")
+    if validation is None:
+        train, validation = carve_validation(train, request.val_fraction, request.seed, request.spec)
+    name = root.resolve().name
+    return TaskData(request.spec, name, class_names, train, validation, sources.get("test"), problems, target)
 
 
 def load_data(
@@ -73,6 +134,7 @@ def load_data(
             `"tfds:NAME"`: a data set of TensorFlow Datasets, optionally with its splits, as in
             `"tfds:oxford_flowers102?train=train+validation&test=test"`;
             `"segmentation:PATH"`: images with a label map each, see docs/segmentation.md;
+            `"multilabel:PATH"`: images of any number of classes, see docs/problems.md;
             `"digits"`: scikit-learn's handwritten digits; `"digits:0-4"`: those from 0 to 4.
         data_dir: Where TensorFlow Datasets keeps its data sets; `None` for its own default.
         val_fraction: The share of the training images, class by class, that becomes the validation
@@ -100,7 +162,7 @@ def load_data(
         raise DataError(f"val_fraction must lie between 0 and 1, both excluded, but is {val_fraction}.")
     data_dir = read_data_dir(spec, data_dir)
     request = DataRequest(spec, argument, data_dir, val_fraction, seed, skip_broken_images, cache_dir)
-    data = DATA_KINDS[kind](request)
+    data = DATA_KINDS[kind].load(request)
     _check_class_names(data)
     if skip_broken_images:
         return _without_broken(data, cache_dir)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from piggyback_tf.data.images import DataError
+from piggyback_tf.files import PathError, local_path
 
 # The names that the folders of each split can have.
 SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
@@ -23,6 +24,26 @@ def split_folders(root: Path, there: Collection[str]) -> dict[str, str]:
     if {*SPLITS["validation"]} <= {*there}:
         raise DataError(f"Folder {str(root)!r} has both 'val' and 'validation'; remove one of them.")
     return {split: name for split, names in SPLITS.items() for name in names if name in there}
+
+
+def existing_folder(path: str, before: str, layout: str = "") -> Path:
+    """Returns the folder that a data spec names.
+
+    Args:
+        path: Its path, as given.
+        before: What stands before it where it was given, such as `folder:`.
+        layout: What is to be in it, a sentence for the error.
+
+    Raises:
+        DataError: If it is no folder of this machine, or not there.
+    """
+    try:
+        root = local_path(path, before)
+    except PathError as error:
+        raise DataError(str(error)) from error
+    if not root.is_dir():
+        raise DataError(f"There is no folder {str(root)!r}. {layout}".rstrip())
+    return root
 
 
 def file_status(path: Path, whose: str = "") -> os.stat_result:

@@ -168,7 +168,7 @@ class _Record:
     label: int
 
 
-@register_data("tfds")
+@register_data("tfds", targets=("class", "map"))
 def load_tfds(request: DataRequest) -> TaskData:
     """Answers `tfds:NAME`, with `NAME[/CONFIG][:VERSION][?train=SPLITS&validation=SPLITS&test=SPLITS]`.
 

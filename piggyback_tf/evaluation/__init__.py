@@ -4,6 +4,7 @@ Networks are run on images elsewhere: by `sequences/measure.py` in a run, by `co
 figures are computed from what they answer. Nothing here imports TensorFlow.
 """
 
+from piggyback_tf.evaluation import answer_kinds as _answer_kinds  # noqa: F401  (they register themselves)
 from piggyback_tf.evaluation.metrics import evaluate, top_k_error
 from piggyback_tf.evaluation.report import summary, write_report
 from piggyback_tf.evaluation.results import ResultsError

@@ -34,31 +34,25 @@ MOST_IMAGES = 1_000_000
 _LARGEST = 1 << 28
 
 Columns = dict[str, list[Any]]
-# By `TaskData.target`: from the targets of a batch and what a network answers, as probabilities, to what is noted of
-# each image. Of a kind that is not here nothing is noted.
-ANSWERS: Registry[Callable[[np.ndarray, np.ndarray], Columns]] = Registry("kind of answers")
 
 
 class AnswersError(ValueError):
     """A file of answers that cannot be read; the message, which and why, is a part of a sentence, without a period."""
 
 
-@ANSWERS.register("class")
-def class_answers(labels: np.ndarray, probabilities: np.ndarray) -> Columns:
-    """Returns the class of each image, the most probable answer, and how probable both are.
+@dataclasses.dataclass(frozen=True)
+class AnswerBatch:
+    """Answers to a batch of images, as they are counted.
 
-    Args:
-        labels: Integers `[B]`.
-        probabilities: Floats `[B, C]`.
+    Attributes:
+        targets: What is to be found, as the data have it.
+        scores: What the network answers.
+        probabilities: Whether these are probabilities, or the answers themselves; logits otherwise.
     """
-    labels, rows = np.asarray(labels, np.int64), np.arange(len(labels))
-    best = np.argmax(probabilities, axis=1)
-    return {
-        "truth": labels.tolist(),
-        "answer": best.tolist(),
-        "probability": _rounded(probabilities[rows, best]),
-        "truth_probability": _rounded(probabilities[rows, labels]),
-    }
+
+    targets: np.ndarray
+    scores: np.ndarray
+    probabilities: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +86,23 @@ class Answers:
     columns: Columns
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerKind:
+    """How answers of a kind are noted.
+
+    Attributes:
+        note: Returns what is noted of each image of a batch.
+        check: Raises a `ValueError`, `KeyError` or `TypeError` if columns of a file are not what `note` returns.
+    """
+
+    note: Callable[[AnswerBatch], Columns]
+    check: Callable[[Answers], None]
+
+
+# By `TaskData.target`. Of a kind that is not here nothing is noted.
+ANSWERS: Registry[AnswerKind] = Registry("kind of answers")
+
+
 class AnswerLog:
     """Notes answers while they are counted.
 
@@ -113,8 +124,7 @@ class AnswerLog:
         """
         if self._kind not in ANSWERS:
             return
-        scores = np.asarray(scores, np.float64)
-        found = ANSWERS[self._kind](targets, scores if self._probabilities else _softmax(scores))
+        found = ANSWERS[self._kind].note(AnswerBatch(targets, scores, self._probabilities))
         for name, values in found.items():
             self._columns.setdefault(name, []).extend(values)
 
@@ -222,30 +232,16 @@ def _checked(found: Mapping[str, Any]) -> Answers:
     )
     texts = (answers.kind, answers.by, answers.task, answers.data, answers.split, answers.after)
     for value in (*texts, *answers.images, *answers.class_names):
-        _demand(isinstance(value, str), "a name is no text")
-    _demand(isinstance(answers.errors, dict), "its errors are no object")
+        demand(isinstance(value, str), "a name is no text")
+    demand(isinstance(answers.errors, dict), "its errors are no object")
     count = len(answers.images)
-    _demand(all(isinstance(c, list) and len(c) == count for c in (answers.sizes, *columns.values())), "a list is short")
-    if answers.kind == "class":
-        classes = range(len(answers.class_names))
-        for name in ("truth", "answer"):
-            _demand(all(type(v) is int and v in classes for v in columns[name]), f"{name}: one is none of its classes")
-        for name in ("probability", "truth_probability"):
-            _demand(all(type(v) in (int, float) and 0 <= v <= 1 for v in columns[name]), f"{name}: one is none")
+    demand(all(isinstance(c, list) and len(c) == count for c in (answers.sizes, *columns.values())), "a list is short")
+    if answers.kind in ANSWERS:
+        ANSWERS[answers.kind].check(answers)
     return answers
 
 
-def _demand(right: bool, sentence: str) -> None:
+def demand(right: bool, sentence: str) -> None:
+    """Raises a `ValueError` if a file does not hold what it should."""
     if not right:
         raise ValueError(sentence)
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    # A hundredth of a percent is more than anybody reads, and compresses well.
-    # Of logits that overflowed it is not known.
-    return [round(float(value), 4) for value in np.clip(np.nan_to_num(values), 0.0, 1.0)]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

@@ -6,11 +6,20 @@ Only what stands between two marker lines is written anew; the rest belongs to t
 import dataclasses
 import html
 import re
+import statistics
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.evaluation.text import format_bytes, format_error, markdown_table
+from piggyback_tf.evaluation.text import (
+    ERROR_TITLES,
+    format_bytes,
+    format_error,
+    interval_kind,
+    main_error,
+    markdown_table,
+)
 from piggyback_tf.foreign_text import escaped, one_line, short_hash
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.targets import TARGETS, USUAL
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoCard
@@ -18,10 +27,16 @@ if TYPE_CHECKING:
 BEGIN = "<!-- piggyback_tf: begin; 'push' writes anew what stands between these two lines -->"
 END = "<!-- piggyback_tf: end -->"
 _TAGS = ("piggyback", "task-pack")
+# By the name of an error: what the Hub calls 100 % less it, and what people do.
+_METRICS = {
+    "top1_error": ("accuracy", "Top-1 accuracy"),
+    "mean_iou_error": ("mean_iou", "Mean IoU"),
+    "mean_precision_error": ("mean_average_precision", "Mean average precision"),
+}
 _ABOUT = (
     "Tasks for pretrained networks that stay as they are, learned with `piggyback_tf`. A task pack holds what a task "
     "adds to its network: a binary or ternary mask over the weights ([Piggyback](https://arxiv.org/abs/1801.06519)), "
-    "batch norm if it was trained, and a classifier. It holds no weights of the network, and is refused on any network "
+    "batch norm if it was trained, and a head. It holds no weights of the network, and is refused on any network "
     "but its own, which is told by the SHA-256 of its weights."
 )
 
@@ -98,27 +113,30 @@ def _metadata(name: str, files: list[PackFile], old: dict[str, Any]) -> dict[str
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     packs = [file.pack for file in files if file.pack]
+    kinds = [_hub_task(pack) for pack in packs]
     tags = old.get("tags") or []
     tags = tags if isinstance(tags, list) else [tags]
     results = [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
+            task_type=kind,
+            task_name=kind.replace("-", " ").capitalize(),
             dataset_type=escaped(pack.task),
             dataset_name=f"{escaped(pack.task)}, {pack.errors['test']['images']} test images",
             dataset_split="test",
-            metric_type="accuracy",
-            metric_name="Top-1 accuracy",
-            metric_value=round(1 - pack.errors["test"]["top1_error"] / 100, 6),
+            metric_type=_METRICS[error][0],
+            metric_name=_METRICS[error][1],
+            metric_value=round(1 - pack.errors["test"][error] / 100, 6),
         )
-        for pack in packs
-        if {"images", "top1_error"} <= pack.errors.get("test", {}).keys()
+        for pack, kind in zip(packs, kinds, strict=True)
+        for error in _METRICS
+        if {"images", error} <= pack.errors.get("test", {}).keys()
     ]
     index = old.get("model-index") or []
     others = [entry for entry in index if not isinstance(entry, dict) or entry.get("name") != name]
     return {
         "library_name": old.get("library_name", "piggyback_tf"),
-        "pipeline_tag": old.get("pipeline_tag", "image-classification"),
+        # There is one; of packs of several kinds it is the most frequent.
+        "pipeline_tag": old.get("pipeline_tag", statistics.mode(kinds or [TARGETS[USUAL].hub_task])),
         "tags": list(dict.fromkeys([*tags, *_TAGS, *(escaped(pack.base_name) for pack in packs)])),
         "model-index": others + (eval_results_to_model_index(name, results) if results else []) or None,
     }
@@ -128,8 +146,8 @@ def _body(repository: str, files: list[PackFile]) -> list[str]:
     header = ["task", "base", "base hash", "classes", "test error %", "zeros %", "size"]
     lines = [_ABOUT, "", *markdown_table(header, [_row(file) for file in files], left=3), ""]
     lines += [
-        "*Test error*: top-1, with 95 % Wilson score interval; of tasks of pixels 100 less the mean IoU. *Zeros*: the "
-        "part of the masked weights that the task does not use. *Base hash*: the first digits of the SHA-256.",
+        f"*Test error*: {'; '.join(_errors(files)) or 'not measured'}. *Zeros*: the part of the masked weights that "
+        "the task does not use. *Base hash*: the first digits of the SHA-256.",
         "",
         "```bash",
         f"python -m piggyback_tf pull --repo {repository} --output_dir packs",
@@ -138,6 +156,21 @@ def _body(repository: str, files: list[PackFile]) -> list[str]:
     ]
     readable = next((file for file in files if file.pack), None)
     return lines + (_example(readable.name, readable.pack) if readable else [])
+
+
+def _hub_task(pack: TaskPack) -> str:
+    """Returns what the Hub calls such tasks; of a kind that is not known here, as it calls the usual ones."""
+    return TARGETS.get(pack.problem, TARGETS[USUAL]).hub_task
+
+
+def _errors(files: list[PackFile]) -> list[str]:
+    """Returns what the test errors of packs are, each once."""
+    measured = [file.pack.errors["test"] for file in files if file.pack and "test" in file.pack.errors]
+    names = dict.fromkeys(main_error(errors) for errors in measured if format_error(errors) != "-")
+    return [
+        f"{ERROR_TITLES.get(name, name).removesuffix(' %').removesuffix(' error')}, with {interval_kind({name: 0})}"
+        for name in names
+    ]
 
 
 def _row(file: PackFile) -> list[str]:
@@ -170,7 +203,7 @@ def _example(file: str, pack: TaskPack) -> list[str]:
         backbone = f"pb.load_backbone({name!r}, weights={pack.base_weights!r}, image_size={size}{seed})"
     else:
         backbone = f"pb.load_backbone({name!r}, weights={f'FOLDER/{pack.base_weights}'!r}, image_size={size})"
-    answers = "probabilities" if pack.problem == "class" else "labels"
+    answers = TARGETS.get(pack.problem, TARGETS[USUAL]).answer
     height, width = pack.image_shape
     return [
         "```python",

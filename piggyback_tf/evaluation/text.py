@@ -10,7 +10,10 @@ ERROR_TITLES = {
     "top1_error": "top-1 error %",
     "top5_error": "top-5 error %",
     "mean_iou_error": "100 less mean IoU %",
+    "mean_precision_error": "100 less mean average precision %",
 }
+# What else a problem measures in percent, one number or one of each class.
+MEASURE_TITLES = {"pixel_accuracy": "pixel accuracy %", "iou": "IoU %", "average_precision": "average precision %"}
 
 
 def interval_kind(errors: Mapping[str, Any]) -> str:
@@ -52,6 +55,22 @@ def format_error(errors: Mapping[str, Any] | None, name: str | None = None) -> s
     if f"{name}_low" in errors and f"{name}_high" in errors:
         text += f" [{errors[f'{name}_low']:.2f}, {errors[f'{name}_high']:.2f}]"
     return text
+
+
+def format_measures(measured: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what was measured beside the errors as text, by its title, or by title and class.
+
+    Args:
+        measured: What a problem's `measured` returned.
+    """
+    told = {}
+    for name, title in MEASURE_TITLES.items():
+        found = measured.get(name)
+        each = {f"{title} of {one}": value for one, value in found.items()} if isinstance(found, Mapping) else {}
+        if name in measured and not each:
+            each = {title: found}
+        told |= {label: "-" if value is None else f"{value:.2f}" for label, value in each.items()}
+    return told
 
 
 def format_bytes(count: int | None) -> str:

@@ -20,7 +20,7 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
 
     Args:
         features: `[N, F]`, finite.
-        labels: Classes of the images, integers `[N]`.
+        labels: Classes of the images, integers `[N]`; or whether each is of each class, 0 or 1, `[N, C]`.
 
     Returns:
         The score; the higher, the better the features tell the classes apart. Only scores of the same images compare.
@@ -37,8 +37,9 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
     ratios = _RATIOS[:, None] * (squares[0] or 1.0)
     log_determinants = np.log1p(squares / ratios).sum(axis=1)
     evidence = []
-    for label in np.unique(labels):
-        target = (labels == label).astype(np.float64)
+    labels = np.asarray(labels)
+    indicators = labels if labels.ndim == 2 else labels[:, None] == np.unique(labels)
+    for target in indicators.T.astype(np.float64):
         inside = (left.T @ target) ** 2
         outside = max(0.0, target.sum() - inside.sum())  # Of the target that no combination of features reaches.
         misfit = (inside * ratios / (ratios + squares)).sum(axis=1) + outside

@@ -21,6 +21,7 @@ from piggyback_tf.problems import HeadStart, add_head, is_head, network_for, rea
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
 from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays
+from piggyback_tf.targets import TARGETS
 
 
 class MethodRegistry(Registry[type["Method"]]):
@@ -126,7 +127,7 @@ class Method(abc.ABC):
             ValueError: If the method has no such heads, or the network nothing to build one on.
         """
         spec = HeadSpec.of(head)
-        if not spec.is_dense and self.Config.problems == ("class",):
+        if not spec.is_dense and not any(TARGETS[name].own_size for name in self.Config.problems):
             raise ValueError(f"{type(self).__name__} learns the classes of images, with a dense head on the features.")
         network, endpoints = network_for(backbone, spec)
         model = add_head(self.feature_model(network, seed), spec, self.head_start(seed), endpoints)

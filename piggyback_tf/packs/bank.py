@@ -27,6 +27,7 @@ from piggyback_tf.packs.traced_networks import TracedNetworks
 from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.registry import unknown_name_message
 from piggyback_tf.settings.records import check_choice, check_integer
+from piggyback_tf.targets import USUAL
 from piggyback_tf.top_k import best_classes
 
 # Thirty tasks of MobileNetV2, or two of ResNet-50.
@@ -71,7 +72,7 @@ class TaskBank:
         self._tasks: dict[str, HeldTask] = {}
         self._lock = threading.Lock()
         self._networks = TracedNetworks(backbone, self._base)
-        self._networks.prepare("class", HeadSpec(DENSE, 2))
+        self._networks.prepare(USUAL, HeadSpec(DENSE, 2))
 
     @property
     def names(self) -> list[str]:
@@ -100,8 +101,7 @@ class TaskBank:
                 raise PackError(f"The folder {str(source)!r} has two packs of a task named {pack.task!r}.")
             task = added[pack.task] = HeldTask.of(pack, self._hold)
             self._networks.check(task)
-            if not task.head_spec.is_dense:
-                self._networks.prepare(task.problem, task.head_spec)
+            self._networks.prepare(task.problem, task.head_spec)
         with self._lock:
             for name in added:
                 if name in self._tasks:
@@ -193,7 +193,7 @@ class TaskBank:
         check_integer("k", k, 1)
         tasks = self._tasks_of(task)
         for held in [tasks] if isinstance(tasks, HeldTask) else tasks:
-            if held.problem != "class":
+            if not PROBLEMS[held.problem].ranks_classes:
                 raise ValueError(f"Task {held.name!r} finds no class of an image; ask for its answers by predict.")
         rows = self._predict(images, tasks, batch_size)
         if isinstance(tasks, HeldTask):

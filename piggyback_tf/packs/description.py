@@ -12,6 +12,7 @@ from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs.arrays import DTYPES
 from piggyback_tf.packs.bits import MASK_VALUES
 from piggyback_tf.packs.container import FORMAT_VERSION, PackError, check_json
+from piggyback_tf.targets import USUAL
 
 MASK_KINDS = ("none", *MASK_VALUES)
 # Those that hold whatever is written into them.
@@ -21,7 +22,7 @@ _SINCE: Mapping[str, tuple[int, Any]] = {
     "dtype": (2, "float32"),
     "base_structure": (3, None),
     "base_answers": (3, None),
-    "problem": (4, "class"),
+    "problem": (4, USUAL),
     "head_spec": (4, None),
 }
 _TEXTS = ("task", "base_name", "base_hash", "base_weights", "method", "mask_kind", "preprocessing", "problem")

@@ -22,6 +22,7 @@ from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import FORMAT_VERSION, PackError, PackFileError
 from piggyback_tf.packs.description import DICTS, check_fields
+from piggyback_tf.targets import USUAL
 from piggyback_tf.version import __version__
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TaskPack:
         method: The method that trained the task.
         threshold: The threshold that made the masks; None without masks.
         arrays: Masks, batch norm and head; `mask_kind`, `masks`, `norm` and `head` are theirs.
-        problem: What is to be found in an image, the name of a `Problem`: `"class"`, or `"map"` for a class a pixel.
+        problem: What is to be found in an image, the name of a `Problem`, such as `"class"`; see `TARGETS`.
         head_spec: Which head the task has; None stands for a Dense layer for its classes.
         preprocessing: What the backbone does to RGB values of 0 to 255, for the record: it is part of the backbone.
         image_size: Side of the square images that the base was built for, in pixels; see `image_shape`.
@@ -75,7 +76,7 @@ class TaskPack:
     eval_augment: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    problem: str = "class"
+    problem: str = USUAL
     head_spec: HeadSpec | None = None
     base_structure: str | None = None
     base_answers: list[float | None] | None = None
@@ -108,7 +109,7 @@ class TaskPack:
         backbone: "Backbone",
         method: str,
         eval_augment: str,
-        problem: str = "class",
+        problem: str = USUAL,
         settings: dict[str, Any] | None = None,
         errors: dict[str, dict[str, Any]] | None = None,
         created: str | None = None,
@@ -346,7 +347,7 @@ class TaskPack:
 
 
 # Values that are no part of a digest: those of packs of before they were recorded.
-_UNSAID = {"base_structure": None, "base_answers": None, "problem": "class", "head_spec": None}
+_UNSAID = {"base_structure": None, "base_answers": None, "problem": USUAL, "head_spec": None}
 # The fields that are JSON values as they are.
 _PLAIN_FIELDS = ("mask_kind", *(field.name for field in dataclasses.fields(TaskPack) if field.name != "arrays"))
 

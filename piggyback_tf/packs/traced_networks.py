@@ -32,12 +32,15 @@ class TracedNetworks:
         self._lock = threading.Lock()
 
     def prepare(self, problem: str, spec: HeadSpec) -> None:
-        """Traces the network of a kind of task and runs it on a black image, so that no prediction has to wait for it.
+        """Traces the network of a kind of task, unless it is, and runs it on a black image: no prediction has to wait.
 
         Raises:
             ValueError: If the base cannot take the head.
         """
-        height, width = (head := self._head(spec)).image_shape
+        head = self._head(spec)
+        if (problem, head.spec) in self._functions:
+            return
+        height, width = head.image_shape
         shapes = head.head_shapes or {"kernel": (self._backbone.feature_dim, 2), "bias": (2,)}
         zeros = {name: tf.zeros(shape) for name, shape in shapes.items()}
         self._function(problem, spec)(list(self._base.tensors.values()), zeros, tf.zeros([1, height, width, 3]))

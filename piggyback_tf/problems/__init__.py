@@ -1,8 +1,9 @@
 """Problems: what is to be found in an image, and all that depends on it; one file each."""
 
 from piggyback_tf.problems import classification as _classification  # noqa: F401  (it registers itself)
+from piggyback_tf.problems import multilabel as _multilabel  # noqa: F401
 from piggyback_tf.problems import segmentation as _segmentation  # noqa: F401
-from piggyback_tf.problems.base import PROBLEMS, Problem, problem_of
+from piggyback_tf.problems.base import PROBLEMS, Problem, image_shape_of, problem_of
 from piggyback_tf.problems.heads import (
     HEAD_NAME,
     HEADS,
@@ -30,6 +31,7 @@ __all__ = [
     "add_head",
     "features_of",
     "head_logits",
+    "image_shape_of",
     "is_head",
     "network_for",
     "problem_of",

@@ -1,27 +1,45 @@
 """What a problem is: all that depends on what is to be found in an image."""
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.data import Operation, TaskData
+from piggyback_tf.data import Operation, TaskData, output_size
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import MethodConfig
+from piggyback_tf.targets import TARGETS
 
-# By `TaskData.target`.
-PROBLEMS: Registry[type["Problem"]] = Registry("problem")
+
+class ProblemRegistry(Registry[type["Problem"]]):
+    """Problems by the names of their targets."""
+
+    def register(self, name: str) -> Callable[[type["Problem"]], type["Problem"]]:
+        """Returns a decorator that files a problem under the name of its target.
+
+        Raises:
+            ValueError: If `name` is taken, or no target.
+        """
+        if name not in TARGETS:
+            raise ValueError(
+                f"Problem {name!r} needs a target of the same name, which says what is known of it without a network; "
+                "put it into TARGETS, in piggyback_tf/targets.py."
+            )
+        return super().register(name)
+
+
+PROBLEMS = ProblemRegistry("problem")
 
 
 class Problem(abc.ABC):
     """One kind of task. A new one is a file in this folder with a subclass decorated by `PROBLEMS.register(TARGET)`.
 
     It says which head a task gets, what the loss is, and how answers are judged. Methods, training, packs and reports
-    ask it and never ask which one it is.
+    ask it and never ask which one it is. What is known of it without a network is in `TARGETS`, under its name.
 
     An answer is judged image by image: `count` makes some numbers of it, and `measured` the errors of those of any
     number of images.
@@ -33,6 +51,8 @@ class Problem(abc.ABC):
 
     # Whether the task of an image can be inferred from the answers; see `measure_task_agnostic`.
     infers_task: ClassVar[bool] = False
+    # Whether an answer is a probability for each class of the image, so that classes can be ranked.
+    ranks_classes: ClassVar[bool] = False
     # Keras' activation that makes probabilities of logits.
     activation: ClassVar[str] = "softmax"
 
@@ -40,13 +60,14 @@ class Problem(abc.ABC):
         self.class_names = tuple(class_names)
         self.image_shape = image_shape
 
-    @abc.abstractmethod
     def head(self, config: MethodConfig) -> HeadSpec:
-        """Returns which head a task has.
+        """Returns which head a task has: by default a dense one.
 
         Args:
             config: The settings of the method.
         """
+        del config
+        return HeadSpec.of(len(self.class_names))
 
     @abc.abstractmethod
     def loss(self, reduction: str) -> keras.losses.Loss:
@@ -55,6 +76,17 @@ class Problem(abc.ABC):
         Args:
             reduction: As of Keras' losses.
         """
+
+    def chance(self, labels: np.ndarray, heads: Sequence[int] = ()) -> float | None:
+        """Returns the cross-entropy of guessing by what is frequent; None, by default, where that is not known.
+
+        Args:
+            labels: Those of the training images, `Source.labels`.
+            heads: The numbers of classes of several heads, whose labels follow one another, if an image is judged by
+                its own task's head alone; empty for one head.
+        """
+        del labels, heads
+        return None
 
     @abc.abstractmethod
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -120,3 +152,15 @@ def problem_of(data: TaskData, image_shape: tuple[int, int]) -> Problem:
         image_shape: `(height, width)` of the images after the augmentation.
     """
     return PROBLEMS[data.target](data.class_names, image_shape)
+
+
+def image_shape_of(data: TaskData, augment: str, image_size: int) -> tuple[int, int]:
+    """Returns height and width of a task's images: what the augmentation gives, if they have a size of their own.
+
+    Args:
+        data: The data.
+        augment: The augmentation of evaluation.
+        image_size: The size that the base was built for.
+    """
+    own = output_size(augment) if TARGETS[data.target].own_size else None
+    return own or (image_size, image_size)

@@ -1,5 +1,6 @@
 """Classes: each image is of one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,8 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.problems.base import PROBLEMS, Problem
-from piggyback_tf.problems.heads import HeadSpec
-from piggyback_tf.settings.methods import MethodConfig
 from piggyback_tf.top_k import top_k_errors, top_k_misses
 
 
@@ -24,13 +23,17 @@ class Classification(Problem):
     """Finds the class of an image; the error is the top-1 error."""
 
     infers_task = True
-
-    def head(self, config: MethodConfig) -> HeadSpec:
-        del config
-        return HeadSpec.of(len(self.class_names))
+    ranks_classes = True
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+
+    def chance(self, labels: np.ndarray, heads: Sequence[int] = ()) -> float:
+        """Returns the entropy of the classes; with several heads, that within each."""
+        if not heads:
+            return _entropy(labels)
+        # H(label | head) = H(label) - H(head).
+        return _entropy(labels) - _entropy(np.repeat(np.arange(len(heads)), heads)[labels])
 
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns `"probabilities"`, float32 `[B, C]`."""
@@ -49,3 +52,9 @@ class Classification(Problem):
     def measured(self, counts: np.ndarray) -> dict[str, Any]:
         """Returns what `top_k_errors` does."""
         return top_k_errors(counts, len(self.class_names))
+
+
+def _entropy(values: np.ndarray) -> float:
+    """Returns the entropy of what is found in a non-empty array of whole numbers, in nats."""
+    share = np.unique(values, return_counts=True)[1] / len(values)
+    return float(-(share * np.log(share)).sum())

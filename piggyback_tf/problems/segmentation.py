@@ -10,6 +10,7 @@ import tensorflow as tf
 from piggyback_tf.data import Operation, at_own_size
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.problems.base import PROBLEMS, Problem
+from piggyback_tf.problems.class_means import measured_by_class
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.settings.methods import MethodConfig
 
@@ -111,26 +112,17 @@ class Segmentation(Problem):
     def measured(self, counts: np.ndarray) -> dict[str, Any]:
         """Returns `"mean_iou_error"`, the accuracy over pixels and the IoU of each class, in percent.
 
-        The IoU of a class that does not occur is None. The interval is the middle 95 % of what images drawn with
-        replacement give (percentile bootstrap, 1,000 draws of a fixed seed); it takes images to be independent, which
-        those of one video are not.
+        The IoU of a class that does not occur is None.
         """
-        if not len(counts):
-            raise ValueError("There are no images to measure an error on.")
+
+        def measure(times: np.ndarray) -> np.ndarray:
+            flat = counts.reshape(len(counts), -1).astype(np.float64)
+            return intersection_over_union((times @ flat).reshape(-1, *counts.shape[1:]))
+
+        errors, by_class = measured_by_class("mean_iou_error", measure, len(counts), self.class_names)
         matrix = counts.sum(axis=0, dtype=np.int64)
-        by_class = intersection_over_union(matrix)
-        low, high = np.percentile(_drawn_errors(counts), [2.5, 97.5])
-        return {
-            "mean_iou_error": _error_of(by_class),
-            "mean_iou_error_low": float(low),
-            "mean_iou_error_high": float(high),
-            "pixel_accuracy": 100.0 * float(np.trace(matrix) / max(1, matrix.sum())),
-            "images": len(counts),
-            "iou": {
-                name: None if np.isnan(value) else 100.0 * float(value)
-                for name, value in zip(self.class_names, by_class, strict=True)
-            },
-        }
+        accuracy = 100.0 * float(np.trace(matrix) / max(1, matrix.sum()))
+        return {**errors, "pixel_accuracy": accuracy, "iou": by_class}
 
     def _labels(self, answers: np.ndarray) -> np.ndarray:
         """Returns label maps `[B, H, W]` of logits, probabilities, or label maps."""
@@ -155,26 +147,15 @@ class Segmentation(Problem):
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int32)
 
 
-def _error_of(by_class: np.ndarray) -> float:
-    """Returns 100 % less the mean of the IoU of the classes that occur; all, where none does."""
-    return 100.0 if np.isnan(by_class).all() else 100.0 * (1.0 - float(np.nanmean(by_class)))
-
-
-def _drawn_errors(counts: np.ndarray, draws: int = 1000) -> np.ndarray:
-    """Returns the errors of images that are drawn with replacement, float64 `[draws]`."""
-    images, classes = counts.shape[:2]
-    rng, flat = np.random.default_rng(0), counts.reshape(images, -1).astype(np.float64)
-    times = rng.multinomial(images, np.full(images, 1 / images), draws)
-    matrices = (times @ flat).reshape(draws, classes, classes)
-    return np.array([_error_of(intersection_over_union(matrix)) for matrix in matrices])
-
-
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
     """Returns the intersection over union of each class, NaN for one that neither occurs nor is answered.
 
     Args:
-        confusion: Pixels by class (row) and answer (column), `[K, K]`.
+        confusion: Pixels by class (row) and answer (column), `[..., K, K]`.
+
+    Returns:
+        float64 `[..., K]`.
     """
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - hits
+    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)

@@ -21,6 +21,7 @@ from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.remote import is_url
+from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
 from piggyback_tf.training.run_folder import damaged
 
@@ -57,7 +58,8 @@ def with_start(
 
     Raises:
         PackError: If a pack cannot be read, is of another base, or its masks are none to start from.
-        ValueError: If `auto` is asked for without a sequence, or the method cannot start from the pack.
+        ValueError: If `auto` is asked for without a sequence, or for a task of pixels, or the method cannot start from
+            the pack.
         TrainingError: If the pack is no longer what it was when the training in the folder began.
     """
     source, kept = method.start_source, folder / START_FILE if folder else None
@@ -65,6 +67,11 @@ def with_start(
         return method
     automatic = source == AUTO or source.startswith(f"{AUTO}:")
     candidates = _candidates(source, learned) if automatic else {source: source}
+    if automatic and TARGETS[data.target].own_size:
+        raise ValueError(
+            f"init_from={source!r} compares features of whole images, and {data.name!r} has {TARGETS[data.target]}. "
+            "Name one pack: init_from=PACK."
+        )
     if automatic and kept and kept.exists():
         origin = _read(kept)
     elif automatic:

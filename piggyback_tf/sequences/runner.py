@@ -31,6 +31,7 @@ from piggyback_tf.problems import PROBLEMS, Problem, problem_of
 from piggyback_tf.sequences.init_from import with_start
 from piggyback_tf.sequences.measure import measure, measure_task_agnostic, multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, Store
+from piggyback_tf.settings.methods import CONFIGS, check_learns
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 
 
@@ -97,7 +98,7 @@ def run_sequence(
 
     Raises:
         ValueError: If one of several tasks has no test split, a task less than two classes, or a method cannot learn
-            on this base, or not so many tasks.
+            what there is to find, on this base, or not so many tasks.
         TrainingError: As `train_task`, and if the base was changed.
         ResultsError: If the result of a task is damaged.
     """
@@ -106,6 +107,7 @@ def run_sequence(
             raise ValueError(f"Task {task!r} has no test split, on which a sequence measures all tasks.")
         if len(data.class_names) < 2:
             raise ValueError(f"Task {task!r} has the classes {list(data.class_names)}; a task needs at least 2.")
+        check_learns(settings.method, CONFIGS[settings.method], data.target, f"Task {task!r}")
     method = METHODS[settings.method](settings.config)
     method.check_room(backbone, len(tasks))
     sequence = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}

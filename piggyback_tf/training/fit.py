@@ -9,10 +9,11 @@ import keras
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import DataError, TaskData, make_dataset, output_size, surface_data_errors
+from piggyback_tf.data import DataError, TaskData, make_dataset, surface_data_errors
 from piggyback_tf.methods import Method
-from piggyback_tf.problems import Problem, network_for, problem_of
+from piggyback_tf.problems import Problem, image_shape_of, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
+from piggyback_tf.settings.methods import check_learns
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.completed_epochs import history_in_percent
 from piggyback_tf.training.guards import StopAtChance, StopOnNaN, StopWhenDead
@@ -79,11 +80,13 @@ def train_task(
         TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another
             training.
         DataError: If images cannot be read or do not have the backbone's size.
+        ValueError: If the method does not learn what is to be found in them.
     """
+    check_learns(type(method).__name__, method.Config, data.target, f"Task {data.name!r}")
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
     keras.utils.set_random_seed(config.seed)
     inputs = inputs.for_size(backbone.image_size)
-    problem = problem_of(data, _image_shape(data, inputs, backbone))
+    problem = problem_of(data, image_shape_of(data, inputs.augment_eval, backbone.image_size))
     head = problem.head(method.config)
     model = method.build(backbone, head, seed=config.seed)
     shape, (network, endpoints) = problem.image_shape, network_for(backbone, head)
@@ -107,9 +110,10 @@ def train_task(
         watches = [StopOnNaN(type(method).__name__, method.groups(model))]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
-            losses, heads = backup.completed.history.get("cross_entropy", []), tuple(method.heads.values())
-            if data.target == "class":
-                watches.append(StopAtChance(data.train.labels, config.chance_epochs, warmup_epochs, losses, heads))
+            losses = backup.completed.history.get("cross_entropy", [])
+            chance = problem.chance(data.train.labels, tuple(method.heads.values()))
+            if chance is not None:
+                watches.append(StopAtChance(chance, config.chance_epochs, warmup_epochs, losses))
             if method.watches_features:
                 watches.append(
                     StopWhenDead(_some_images(data, config, inputs, shape, backbone), network.model, endpoints)
@@ -157,12 +161,6 @@ def train_task(
 
 def _size(variable: keras.Variable) -> int:
     return math.prod(variable.shape)
-
-
-def _image_shape(data: TaskData, inputs: InputConfig, backbone: Backbone) -> tuple[int, int]:
-    """Returns the height and width of the images: the backbone's, or, of label maps, what the augmentation says."""
-    shape = output_size(inputs.augment_eval) if data.target == "map" else None
-    return shape or (backbone.image_size, backbone.image_size)
 
 
 def _compile(

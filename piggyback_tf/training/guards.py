@@ -42,33 +42,21 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class StopAtChance(keras.callbacks.Callback):
-    """Ends a training whose cross-entropy stays at that of guessing by the classes' frequencies, or above it.
+    """Ends a training whose cross-entropy stays at that of guessing, or above it.
 
     A run is stopped when, over a window of epochs, none was below chance and the last is no lower than the first. The
     loss may be higher by what a method adds to it, such as the size of HAT's gates; that is not looked at.
 
     Args:
-        labels: Labels of the training images, int `[N]`.
+        chance: The cross-entropy of guessing; see `Problem.chance`.
         epochs: Length of the window.
         first_epoch: Epochs before this one, counted from 0, do not count: the warm-up.
         losses: Cross-entropies of the epochs already done, of a resumed training.
-        heads: The numbers of classes of several heads, whose labels follow one another, if an image is judged by its
-            own task's head alone; empty for one head.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        epochs: int,
-        first_epoch: int,
-        losses: Sequence[float] = (),
-        heads: Sequence[int] = (),
-    ):
+    def __init__(self, chance: float, epochs: int, first_epoch: int, losses: Sequence[float] = ()):
         super().__init__()
-        self.chance = _entropy(labels)
-        if heads:
-            # H(label | head) = H(label) - H(head).
-            self.chance -= _entropy(np.repeat(np.arange(len(heads)), heads)[labels])
+        self.chance = chance
         self.epochs = epochs
         self.first_epoch = first_epoch
         self.losses = list(losses)
@@ -137,9 +125,3 @@ def _spread(features: keras.Model, images: tf.Tensor) -> float:
     # Not Keras' predict: within a strategy's scope it would run the batch on every device.
     found = tf.cast(features(images, training=False), tf.float32)
     return float(tf.sqrt(tf.reduce_mean(tf.math.reduce_variance(found, axis=0))))
-
-
-def _entropy(values: np.ndarray) -> float:
-    """Returns the entropy of what is found in a non-empty array of whole numbers, in nats."""
-    share = np.unique(values, return_counts=True)[1] / len(values)
-    return float(-(share * np.log(share)).sum())

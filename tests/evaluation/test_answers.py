@@ -85,7 +85,7 @@ def test_equal_answers_are_equal_files_and_small(tmp_path):
 
 
 def test_nothing_is_kept_of_a_kind_that_nobody_knows_or_of_too_many_images(tmp_path, monkeypatch):
-    log = AnswerLog("map", False)
+    log = AnswerLog("depth", False)
     log.note(LABELS, LOGITS)
     _write(tmp_path / "answers", log, {"error": 1.0})
     monkeypatch.setattr(module, "MOST_IMAGES", 3)

@@ -343,15 +343,15 @@ def test_all_pictures_together_have_a_limit(tmp_path, pack, monkeypatch):
 def test_a_kind_without_pictures_says_so_and_one_that_is_registered_is_shown(tmp_path, pack, monkeypatch):
     subjects = read_subjects([str(pack)], load)
     answers = subjects.tasks[0].answers
-    subjects.tasks[0].answers = dataclasses.replace(answers, kind="map", columns={"dice": [0.5] * 6})
+    subjects.tasks[0].answers = dataclasses.replace(answers, kind="depth", columns={"dice": [0.5] * 6})
     page, told, _ = written(tmp_path, subjects, 3)
-    assert "Answers of the kind 'map' have no pictures in this version." in page.text
+    assert "Answers of the kind 'depth' have no pictures in this version." in page.text
     assert told["tasks"][0]["wrong_images"] is None
 
     def show(answers, place, picture):
         return pictures.figure(picture, [f"dice {answers.columns['dice'][place]}"], answers.images[place])
 
-    monkeypatch.setitem(pictures.PICTURES._entries, "map", pictures.PictureKind(lambda answers: [0, 3], show))
+    monkeypatch.setitem(pictures.PICTURES._entries, "depth", pictures.PictureKind(lambda answers: [0, 3], show))
     page, told, _ = written(tmp_path, subjects, 3)
     assert len(page.of("img")) == 2
     assert page.text.count("dice 0.5") == 2

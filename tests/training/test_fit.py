@@ -17,6 +17,7 @@ from piggyback_tf.data import Subset, load_data
 from piggyback_tf.masking import masked_weights
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.problems.classification import Classification
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, make_strategy, train_task
 from piggyback_tf.training.guards import StopAtChance, StopOnNaN
 
@@ -165,7 +166,8 @@ def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(epochs, data
 
 
 def test_chance_is_the_entropy_of_the_classes_and_epochs_count_in_a_row():
-    watch = StopAtChance(np.array([0] * 90 + [1] * 10), 2, 0, [0.33])
+    labels = np.array([0] * 90 + [1] * 10)
+    watch = StopAtChance(Classification("ab", (8, 8)).chance(labels), 2, 0, [0.33])
     assert watch.chance == pytest.approx(0.3251, abs=1e-4)
     watch.on_epoch_end(1, {"cross_entropy": 0.1})
     watch.on_epoch_end(2, {"cross_entropy": 0.33})
@@ -177,15 +179,14 @@ def test_guessing_among_several_heads_is_guessing_within_each():
     labels = np.array([0, 1, 2, 2, 3, 4, 2, 2])
     # Two of two classes, then six of three: ln 2 and the entropy of (4, 1, 1) / 6.
     expected = (2 * np.log(2) + 6 * (2 / 3 * np.log(3 / 2) + 1 / 3 * np.log(6))) / 8
-    assert StopAtChance(labels, 2, 0, heads=(2, 3)).chance == pytest.approx(expected)
+    assert Classification("abcde", (8, 8)).chance(labels, (2, 3)) == pytest.approx(expected)
 
 
 def test_a_high_loss_that_falls_or_that_is_of_the_warmup_is_no_chance():
-    labels = np.arange(10)
-    falling = StopAtChance(labels, 3, 0)
+    falling = StopAtChance(np.log(10), 3, 0)
     for epoch, loss in enumerate([7.1, 6.7, 6.5, 6.0, 5.0]):
         falling.on_epoch_end(epoch, {"cross_entropy": loss})
-    warming = StopAtChance(labels, 2, 3)
+    warming = StopAtChance(np.log(10), 2, 3)
     for epoch in range(4):
         warming.on_epoch_end(epoch, {"cross_entropy": 2.4})
     with pytest.raises(TrainingError, match="was 2.400 2 epochs ago"):

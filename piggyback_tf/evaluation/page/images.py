@@ -1,17 +1,9 @@
 """The part of the page with the images that tasks get wrong, and the classes they are of."""
 
 from piggyback_tf.evaluation.answers import Answers
-from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
-from piggyback_tf.evaluation.page.pictures import Budget, Gallery, confusions, errors_by_class, gallery
+from piggyback_tf.evaluation.page.markup import Markup, element, joined
+from piggyback_tf.evaluation.page.pictures import Budget, Gallery, gallery
 from piggyback_tf.evaluation.page.subjects import Subject, Subjects
-from piggyback_tf.top_k import wilson_interval
-
-# Pairs of classes that are listed.
-_PAIRS = 10
-_NOTE = (
-    "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers come "
-    "first."
-)
 
 
 def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[Markup | None, dict[str, Gallery]]:
@@ -30,8 +22,9 @@ def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[M
             found[one.label] = one, one.answers, own
     if not found:
         return None, {}
+    notes = dict.fromkeys(own.note for *_, own in found.values() if own.figures and own.note)
     body = joined(
-        element("p", _NOTE, class_="note") if any(own.figures for *_, own in found.values()) else None,
+        [element("p", note, class_="note") for note in notes],
         [_of_task(*task, most) for task in found.values()],
     )
     return body, {label: own for label, (*_, own) in found.items()}
@@ -58,30 +51,5 @@ def _of_task(subject: Subject, answers: Answers, own: Gallery, most: int) -> Mar
         element("p", told),
         [element("p", sentence, class_="note") for sentence in own.sentences],
         element("div", own.figures, class_="gallery") if own.figures else None,
-        _classes(subject.label, answers) if answers.kind == "class" and own.wrong else None,
-    )
-
-
-def _classes(label: str, answers: Answers) -> Markup:
-    """Returns which classes are taken for which, and the errors of each class."""
-    pairs = list(confusions(answers))
-    rows = [[truth, answer, f"{count:,}"] for truth, answer, count in pairs[:_PAIRS]]
-    few = f"The {_PAIRS} most frequent of {len(pairs):,} pairs" if len(pairs) > _PAIRS else "All pairs"
-    classes = []
-    for name, images, wrong in errors_by_class(answers):
-        low, high = wilson_interval(wrong, images)
-        classes.append([name, f"{images:,}", f"{wrong:,}", f"{100 * wrong / images:.2f} [{low:.2f}, {high:.2f}]"])
-    return element(
-        "details",
-        element("summary", "Errors by class"),
-        element(
-            "div",
-            table(f"{few} of class and answer, {label}", ["class", "taken for", "images"], rows, left=2),
-            table(
-                f"Errors of each class, {label}, with 95 % intervals",
-                ["class", "images", "wrong", "error %"],
-                classes,
-            ),
-            class_="tables",
-        ),
+        own.below,
     )

@@ -1,20 +1,20 @@
 """The images that a task gets wrong, with their answers: which they are, where they are, and how they are shown.
 
 What is wrong, and how it is shown, depends on what is to be found in an image: `PICTURES` has it for each kind of
-answers. A kind that is not there has no pictures, and its page says so.
+answers, and `picture_kinds.py` fills it. A kind that is not there has no pictures, and its page says so.
 """
 
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from piggyback_tf.data import DataError, Source, load_data
 from piggyback_tf.evaluation.answers import Answers, stored_size
-from piggyback_tf.evaluation.page.markup import Markup, element, joined
+from piggyback_tf.evaluation.page.markup import Markup, element
 from piggyback_tf.evaluation.page.subjects import Subject
 from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import Registry
@@ -32,10 +32,14 @@ class PictureKind:
         wrong: The places of the wrong images, those first that should be seen first.
         show: The picture of one and what is said of it, from the answers, its place, and what `thumbnail` returns, or
             None if the image cannot be shown.
+        note: What the lines and the order of pictures mean.
+        below: What follows the pictures of a task, from its label and its answers; None, nothing.
     """
 
     wrong: Callable[[Answers], list[int]]
     show: Callable[[Answers, int, Markup | None], Markup]
+    note: str = ""
+    below: Callable[[str, Answers], Markup | None] | None = None
 
 
 # By `Answers.kind`.
@@ -50,11 +54,15 @@ class Gallery:
         wrong: How many there are; None if that is not known.
         figures: Those that are shown.
         sentences: What is to be said of them.
+        note: What their lines mean.
+        below: What follows them.
     """
 
     wrong: int | None
     figures: list[Markup]
     sentences: list[str]
+    note: str = ""
+    below: Markup | None = None
 
 
 class Budget:
@@ -116,7 +124,8 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
             f"All pictures of a page may take {LARGEST_TOTAL // 1_000_000} MB; the other answers are shown alone. Give "
             "fewer --images, or fewer tasks."
         )
-    return Gallery(len(wrong), figures, sentences)
+    below = kind.below(subject.label, answers) if kind.below else None
+    return Gallery(len(wrong), figures, sentences, kind.note, below)
 
 
 def _places(
@@ -189,54 +198,3 @@ def figure(picture: Markup | None, lines: Sequence[Any], name: str) -> Markup:
 
 def _alternative(answers: Answers, place: int) -> str:
     return f"Image {answers.images[place]} of the {answers.split} split"
-
-
-# ---------------------------------------------------------------------------------------------------------------- class
-
-
-def _wrong_classes(answers: Answers) -> list[int]:
-    """Returns the images of another class than the answer, the surest answers first."""
-    pairs = zip(answers.columns["truth"], answers.columns["answer"], strict=True)
-    wrong = [place for place, (truth, answer) in enumerate(pairs) if truth != answer]
-    return sorted(wrong, key=lambda place: -answers.columns["probability"][place])
-
-
-def _class_figure(answers: Answers, place: int, picture: Markup | None) -> Markup:
-    names, columns = answers.class_names, answers.columns
-
-    def line(mark: str, told: str, name: str, probability: float) -> Markup:
-        return joined(
-            element("span", mark, class_=told, aria_hidden="true"),
-            element("span", "answer " if told == "wrong" else "truth ", class_="only-read"),
-            element("b", name),
-            f" {100 * probability:.0f} %",
-        )
-
-    answer, truth = columns["answer"][place], columns["truth"][place]
-    lines = [
-        line("✗", "wrong", names[answer], columns["probability"][place]),
-        line("✓", "right", names[truth], columns["truth_probability"][place]),
-    ]
-    return figure(picture, lines, answers.images[place])
-
-
-PICTURES.register("class")(PictureKind(_wrong_classes, _class_figure))
-
-
-def confusions(answers: Answers) -> Iterator[tuple[str, str, int]]:
-    """Yields class, answer and number of the wrong images of a pair, the most frequent first."""
-    counts: dict[tuple[int, int], int] = {}
-    for pair in zip(answers.columns["truth"], answers.columns["answer"], strict=True):
-        if pair[0] != pair[1]:
-            counts[pair] = counts.get(pair, 0) + 1
-    for (truth, answer), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
-        yield answers.class_names[truth], answers.class_names[answer], count
-
-
-def errors_by_class(answers: Answers) -> list[tuple[str, int, int]]:
-    """Returns the name, the images and the wrong ones of each class that has images."""
-    images, wrong = ([0] * len(answers.class_names) for _ in range(2))
-    for truth, answer in zip(answers.columns["truth"], answers.columns["answer"], strict=True):
-        images[truth] += 1
-        wrong[truth] += truth != answer
-    return [row for row in zip(answers.class_names, images, wrong, strict=True) if row[1]]

@@ -8,8 +8,17 @@ from piggyback_tf.settings.methods.base import (
     NormConfig,
     OptionalNormConfig,
     TrainedNetworkConfig,
+    check_learns,
 )
 
 import_modules(__name__, __path__)
 
-__all__ = ["CONFIGS", "VARIABLE_GROUPS", "MethodConfig", "NormConfig", "OptionalNormConfig", "TrainedNetworkConfig"]
+__all__ = [
+    "CONFIGS",
+    "VARIABLE_GROUPS",
+    "MethodConfig",
+    "NormConfig",
+    "OptionalNormConfig",
+    "TrainedNetworkConfig",
+    "check_learns",
+]

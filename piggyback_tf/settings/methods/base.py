@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.records import check_choice, check_finite, option
+from piggyback_tf.targets import TARGETS, USUAL
 
 CONFIGS: Registry[type["MethodConfig"]] = Registry("method")
 VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
@@ -24,7 +25,9 @@ class MethodConfig:
     # Settings of the training, fields of `TrainConfig`, in which the method's own recipe differs from the defaults.
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # What it can find in an image: names of problems.
-    problems: ClassVar[tuple[str, ...]] = ("class",)
+    problems: ClassVar[tuple[str, ...]] = (USUAL,)
+    # By the name of a problem, why it does not learn that one: a clause.
+    why_not: ClassVar[Mapping[str, str]] = MappingProxyType({})
     # Whether all tasks are learned in one training.
     at_once: ClassVar[bool] = False
 
@@ -64,6 +67,28 @@ class TrainedNetworkConfig(OptionalNormConfig):
     """Settings of methods that train the network itself."""
 
     trains: ClassVar[tuple[str, ...]] = ("weights", "norm", "head")
+
+
+def check_learns(name: str, config: type[MethodConfig], target: str, whose: str) -> None:
+    """Refuses what a method cannot learn to find.
+
+    Args:
+        name: What the method is called.
+        config: Its settings.
+        target: What there is to find, a key of `TARGETS`.
+        whose: What has that, for the error: the spec of data, or a task.
+
+    Raises:
+        ValueError: If the method does not learn it, with the reason.
+    """
+    if target in config.problems:
+        return
+    able = [other for other in CONFIGS.names() if target in CONFIGS[other].problems]
+    reason = config.why_not.get(target, "it was not tried with that")
+    raise ValueError(
+        f"{whose} has {TARGETS[target]}, which method {name} does not learn: {reason}. Methods that do: "
+        f"{', '.join(able)}."
+    )
 
 
 def check_norm(norm: str) -> None:

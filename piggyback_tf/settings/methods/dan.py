@@ -13,6 +13,7 @@ class DANConfig(NormConfig):
     """Settings of Deep Adaptation Networks."""
 
     trains = ("adapter", "weights", "norm", "head")
+    problems = ("class", "multilabel", "map")
     recipe = MappingProxyType(
         {
             **{f"{group}_optimizer": "sgd" for group in trains},

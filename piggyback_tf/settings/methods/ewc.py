@@ -1,6 +1,7 @@
 """Settings of elastic weight consolidation."""
 
 import dataclasses
+from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 from piggyback_tf.settings.records import check_integer, option
@@ -10,6 +11,10 @@ from piggyback_tf.settings.records import check_integer, option
 @dataclasses.dataclass(frozen=True)
 class EWCConfig(TrainedNetworkConfig):
     """Settings of elastic weight consolidation."""
+
+    why_not = MappingProxyType(
+        dict.fromkeys(("multilabel", "map"), "its Fisher information is that of one class for each image")
+    )
 
     ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need, against the new task; 0: none.")
     ewc_fisher_images: int = option(500, "Training images, drawn at random, for the Fisher information; 0: all.")

@@ -1,6 +1,7 @@
 """Settings of fine-tuning."""
 
 import dataclasses
+from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 
@@ -10,10 +11,13 @@ from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
-    problems = ("class", "map")
+    problems = ("class", "multilabel", "map")
 
 
 @CONFIGS.register("finetune_sequential")
 @dataclasses.dataclass(frozen=True)
 class FinetuneSequentialConfig(TrainedNetworkConfig):
     """Settings of fine-tuning one network on task after task."""
+
+    problems = ("class", "multilabel")
+    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})

@@ -15,6 +15,8 @@ class HATConfig(MethodConfig):
     """Settings of hard attention to the task; the defaults are the paper's."""
 
     trains = ("adapter", "weights", "head")
+    problems = ("class", "multilabel")
+    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
     recipe = MappingProxyType(
         {
             "sgd_momentum": 0.0,

@@ -1,6 +1,7 @@
 """Settings of joint training."""
 
 import dataclasses
+from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 
@@ -11,3 +12,6 @@ class JointConfig(TrainedNetworkConfig):
     """Settings of joint training."""
 
     at_once = True
+    why_not = MappingProxyType(
+        dict.fromkeys(("multilabel", "map"), "it puts the classes of all tasks side by side, of which an image has one")
+    )

@@ -1,6 +1,7 @@
 """Settings of Learning without Forgetting."""
 
 import dataclasses
+from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 from piggyback_tf.settings.records import option
@@ -10,6 +11,10 @@ from piggyback_tf.settings.records import option
 @dataclasses.dataclass(frozen=True)
 class LwFConfig(TrainedNetworkConfig):
     """Settings of Learning without Forgetting; T and weight are the paper's, which warms up to convergence."""
+
+    why_not = MappingProxyType(
+        dict.fromkeys(("multilabel", "map"), "it compares old answers as those of one class for each image")
+    )
 
     lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")
     lwf_weight: float = option(1.0, "lambda_o: weight of the old answers against the new task.")

@@ -15,6 +15,8 @@ class PackNetConfig(NormConfig):
     """Settings of PackNet; the defaults are the paper's, but for `norm_statistics`."""
 
     trains = ("weights", "norm", "head")
+    problems = ("class", "multilabel")
+    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
     recipe = MappingProxyType(
         {
             "schedule": "step",

@@ -12,6 +12,7 @@ class PNNConfig(TrainedNetworkConfig):
     """Settings of progressive neural networks."""
 
     trains = ("adapter", "weights", "norm", "head")
+    problems = ("class", "multilabel", "map")
 
     pnn_scale: float = option(0.1, "What the outputs of earlier columns are multiplied by at the start.")
 

@@ -1,0 +1,151 @@
+"""How wrong images and their answers are shown, by what is to be found in them."""
+
+from collections.abc import Callable, Iterator
+
+from piggyback_tf.evaluation.answers import Answers
+from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
+from piggyback_tf.evaluation.page.pictures import PICTURES, PictureKind, figure
+from piggyback_tf.evaluation.text import MEASURE_TITLES
+from piggyback_tf.top_k import wilson_interval
+
+# Pairs of classes that are listed.
+_PAIRS = 10
+
+
+# ---------------------------------------------------------------------------------------------------------------- class
+
+
+def _wrong_classes(answers: Answers) -> list[int]:
+    """Returns the images of another class than the answer, the surest answers first."""
+    pairs = zip(answers.columns["truth"], answers.columns["answer"], strict=True)
+    wrong = [place for place, (truth, answer) in enumerate(pairs) if truth != answer]
+    return sorted(wrong, key=lambda place: -answers.columns["probability"][place])
+
+
+def _line(true: bool, name: str, probability: float) -> Markup:
+    """Returns a class with its probability: one that the image is of, or one that was answered and is wrong."""
+    return joined(
+        element("span", "✓" if true else "✗", class_="right" if true else "wrong", aria_hidden="true"),
+        element("span", "truth " if true else "answer ", class_="only-read"),
+        element("b", name),
+        f" {100 * probability:.0f} %",
+    )
+
+
+def _class_figure(answers: Answers, place: int, picture: Markup | None) -> Markup:
+    names, columns = answers.class_names, answers.columns
+
+    answer, truth = columns["answer"][place], columns["truth"][place]
+    lines = [
+        _line(False, names[answer], columns["probability"][place]),
+        _line(True, names[truth], columns["truth_probability"][place]),
+    ]
+    return figure(picture, lines, answers.images[place])
+
+
+def confusions(answers: Answers) -> Iterator[tuple[str, str, int]]:
+    """Yields class, answer and number of the wrong images of a pair, the most frequent first."""
+    counts: dict[tuple[int, int], int] = {}
+    for pair in zip(answers.columns["truth"], answers.columns["answer"], strict=True):
+        if pair[0] != pair[1]:
+            counts[pair] = counts.get(pair, 0) + 1
+    for (truth, answer), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
+        yield answers.class_names[truth], answers.class_names[answer], count
+
+
+def errors_by_class(answers: Answers) -> list[tuple[str, int, int]]:
+    """Returns the name, the images and the wrong ones of each class that has images."""
+    images, wrong = ([0] * len(answers.class_names) for _ in range(2))
+    for truth, answer in zip(answers.columns["truth"], answers.columns["answer"], strict=True):
+        images[truth] += 1
+        wrong[truth] += truth != answer
+    return [row for row in zip(answers.class_names, images, wrong, strict=True) if row[1]]
+
+
+def _class_tables(label: str, answers: Answers) -> Markup | None:
+    """Returns which classes are taken for which, and the errors of each class; nothing if all answers are right."""
+    pairs = list(confusions(answers))
+    if not pairs:
+        return None
+    rows = [[truth, answer, f"{count:,}"] for truth, answer, count in pairs[:_PAIRS]]
+    few = f"The {_PAIRS} most frequent of {len(pairs):,} pairs" if len(pairs) > _PAIRS else "All pairs"
+    classes = []
+    for name, images, wrong in errors_by_class(answers):
+        low, high = wilson_interval(wrong, images)
+        classes.append([name, f"{images:,}", f"{wrong:,}", f"{100 * wrong / images:.2f} [{low:.2f}, {high:.2f}]"])
+    return element(
+        "details",
+        element("summary", "Errors by class"),
+        element(
+            "div",
+            table(f"{few} of class and answer, {label}", ["class", "taken for", "images"], rows, left=2),
+            table(
+                f"Errors of each class, {label}, with 95 % intervals",
+                ["class", "images", "wrong", "error %"],
+                classes,
+            ),
+            class_="tables",
+        ),
+    )
+
+
+PICTURES.register("class")(
+    PictureKind(
+        _wrong_classes,
+        _class_figure,
+        "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers "
+        "come first.",
+        _class_tables,
+    )
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- multilabel
+
+
+def _wrong_several(answers: Answers) -> list[int]:
+    """Returns the images with a wrong answer for any class, the surest answers first."""
+    truth, wrong = answers.columns["truth"], answers.columns["wrong"]
+
+    def off(place: int) -> float:
+        number, probability = wrong[place][0]
+        return abs(probability - (number in truth[place]))
+
+    return sorted((place for place, pairs in enumerate(wrong) if pairs), key=lambda place: -off(place))
+
+
+def _several_figure(answers: Answers, place: int, picture: Markup | None) -> Markup:
+    names, truth = answers.class_names, answers.columns["truth"][place]
+    lines = [_line(one in truth, names[one], probability) for one, probability in answers.columns["wrong"][place]]
+    return figure(picture, lines, answers.images[place])
+
+
+def measures_by_class(name: str, title: str) -> Callable[[str, Answers], Markup | None]:
+    """Returns what makes a table of a measure of each class out of the errors that were measured with answers.
+
+    Args:
+        name: The measure, as results call it.
+        title: What people call it.
+    """
+
+    def below(label: str, answers: Answers) -> Markup | None:
+        found = answers.errors.get(name)
+        if not isinstance(found, dict):
+            return None
+        numbers = (int, float)  # The file may be anybody's.
+        rows = [[one, f"{value:.2f}" if type(value) in numbers else "-"] for one, value in found.items()]
+        body = table(f"{title} of each class, {label}", ["class", title], rows)
+        return element("details", element("summary", f"{title} by class"), body)
+
+    return below
+
+
+PICTURES.register("multilabel")(
+    PictureKind(
+        _wrong_several,
+        _several_figure,
+        "Where an image can be of several classes, ✗ is one that was answered and is wrong, and ✓ one that was missed, "
+        "each with the probability that the task gives it.",
+        measures_by_class("average_precision", MEASURE_TITLES["average_precision"]),
+    )
+)

@@ -1,0 +1,73 @@
+"""Any number of classes: of each class it is asked by itself whether an image is of it."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from piggyback_tf.problems.base import PROBLEMS, Problem
+from piggyback_tf.problems.class_means import average_precision, measured_by_class
+
+
+class MeanPrecisionError(keras.metrics.Metric):
+    """1 less the mean average precision of logits, of which those within a sixteenth, or beyond 16, count as equal."""
+
+    def __init__(self, classes: int):
+        super().__init__(name="error")
+        self.found = self.add_variable((2, 512, classes), "zeros", name="found")
+
+    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
+        weights = tf.ones_like(y_pred) * (1.0 if sample_weight is None else sample_weight[:, None])
+        bins = tf.one_hot(tf.cast((tf.clip_by_value(y_pred, -16, 15.99) + 16) * 16, tf.int32), 512)
+        counts = tf.stack([weights * tf.cast(y_true, weights.dtype), weights])
+        self.found.assign_add(tf.einsum("kic,icb->kbc", counts, bins))
+
+    def result(self) -> tf.Tensor:
+        hits, images = tf.unstack(tf.cumsum(self.found.value, axis=1, reverse=True))
+        gained = tf.reduce_sum(self.found.value[0] * tf.math.divide_no_nan(hits, images), axis=0)
+        occur = tf.math.count_nonzero(hits[0], dtype=tf.float32)
+        return 1.0 - tf.math.divide_no_nan(tf.reduce_sum(tf.math.divide_no_nan(gained, hits[0])), occur)
+
+
+@PROBLEMS.register("multilabel")
+class MultiLabel(Problem):
+    """Finds the classes that an image is of; the error is 100 % less the mean average precision over those that occur.
+
+    With precision `P_n` and recall `R_n` of the images down to the n-th of the different scores, the highest first, the
+    average precision of a class is `sum over n of (R_n - R_(n-1)) P_n`, not interpolated, as in scikit-learn.
+    """
+
+    ranks_classes = True
+    activation = "sigmoid"
+
+    def loss(self, reduction: str) -> keras.losses.Loss:
+        return keras.losses.BinaryCrossentropy(from_logits=True, reduction=reduction)
+
+    def chance(self, labels: np.ndarray, heads: Sequence[int] = ()) -> float:
+        """Returns the entropy of whether an image is of a class, the mean over classes."""
+        shares = np.stack([labels.mean(axis=0), 1 - labels.mean(axis=0)])
+        return float(-(shares * np.log(np.maximum(shares, 1e-9))).sum(axis=0).mean())
+
+    def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns `"probabilities"`, float32 `[B, C]`, that of each class by itself."""
+        return {"probabilities": tf.nn.sigmoid(logits)}
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        cross_entropy = keras.metrics.BinaryCrossentropy(from_logits=True, name="cross_entropy")
+        return [MeanPrecisionError(len(self.class_names)), cross_entropy]
+
+    def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Returns score and truth of each class, float32 `[B, 2, C]`."""
+        shapes, wanted = [np.shape(answers), np.shape(targets)], (len(targets), len(self.class_names))
+        if shapes != [wanted] * 2 or np.isnan(answers).any() or not np.isin(targets, (0, 1)).all():
+            raise ValueError(f"Answers without NaN, and targets of 0 and 1, must be {wanted}. Received: {shapes}.")
+        return np.stack([answers, targets], axis=1).astype(np.float32)
+
+    def measured(self, counts: np.ndarray) -> dict[str, Any]:
+        """Returns `"mean_precision_error"`, and under `"average_precision"` that of each class."""
+        measure = functools.partial(average_precision, counts[:, 0], counts[:, 1])
+        errors, by_class = measured_by_class("mean_precision_error", measure, len(counts), self.class_names)
+        return {**errors, "average_precision": by_class}
