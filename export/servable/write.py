@@ -3,19 +3,24 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.packs import BaseSpec, TaskPack
+from piggyback_tf.foreign_text import shown
+from piggyback_tf.head_spec import HeadSpec
+from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.base_fit import check_head_shapes, check_same_weights
+from piggyback_tf.problems import HeadNetwork
 
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
 from .additions import carry_over
 from .folder import (
+    HEADS,
     NETWORK,
     find_version,
     is_version,
@@ -25,12 +30,13 @@ from .folder import (
     write_description,
 )
 from .layout import WeightLayout
-from .network import ServedNetwork, save_network
+from .network import ServedHead, ServedNetwork, head_shapes, save_head_network, save_network
 from .options import ExportOptions
 from .preparation import check_preparation
+from .problem_signatures import check_is_served, image_shape_of
 from .read import read_export
 from .signatures import Servable
-from .task_tables import TaskTables
+from .task_tables import TaskTables, family_of
 from .unpacked_kernels import choose_cache
 from .with_mask import WithMask
 
@@ -58,7 +64,7 @@ def export_saved_model(
     Raises:
         PackError: If a pack is for another base, or two tasks have one name.
         DataError: If the images of a task cannot be prepared within a graph.
-        ExportError: If there are no packs, or the version is there already.
+        ExportError: If there are no packs, one is of a problem that cannot be served, or the version is there already.
         ValueError: If the base cannot be exported, or what it takes is more than the limit of memory.
         OSError: If the files cannot be written.
     """
@@ -67,11 +73,13 @@ def export_saved_model(
     kernels, norm, rest = (part.flatten(arrays) for part in (layout.kernels, layout.norm, layout.rest))
 
     def write_network(folder: Path) -> ServedNetwork:
-        save_network(backbone, layout, folder)
-        return ServedNetwork(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
+        save_network(backbone, layout, folder / NETWORK.name)
+        features = tf.saved_model.load(str(folder / NETWORK.name)).features
+        written = heads.write(tables.head_specs, layout, folder / HEADS.name)
+        return ServedNetwork(spec, layout, features, kernels, rest, written)
 
-    tables = TaskTables.empty(layout, norm)
-    tables = tables.with_tasks(_checked(packs, spec, tables), layout)
+    tables, heads = TaskTables.empty(layout, norm), _Heads(spec, lambda _: backbone)
+    tables = tables.with_tasks(_checked(packs, spec, tables, heads), layout)
     return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
 
 
@@ -81,22 +89,28 @@ def add_tasks(
     output: str | os.PathLike | None = None,
     *,
     version: int | None = None,
+    backbone: Backbone | Callable[[TaskPack], Backbone] | None = None,
     **changes: Any,
 ) -> Path:
     """Writes an export with more tasks, from an export and the new packs alone.
+
+    Of a task whose head is more than a layer on the features the network is a part of the export. If no task of the
+    export has the same kind of head for images of the same size, the base is needed to make it.
 
     Args:
         source: The folder of an export's version, which is not changed; of its folder the highest version is taken.
         packs: Packs for the same base, their files or URLs; their numbers follow those of the old tasks.
         output: The new export's folder; that of `source` if None.
         version: As in `export_saved_model`.
+        backbone: The base, or what returns it for the first pack that needs it.
         **changes: Fields of `ExportOptions` that are not to be as in `source`.
 
     Returns:
         The folder of the version.
 
     Raises:
-        ExportError: If `source` is no export, or as in `export_saved_model`.
+        ExportError: If `source` is no export, or as in `export_saved_model`; if the base is needed and is not given, or
+            is another one.
         PackError, DataError, ValueError, OSError: As in `export_saved_model`.
     """
     # The number before the source: of two that add tasks at a time the later one finds its number taken, and does not
@@ -110,18 +124,100 @@ def add_tasks(
     base, tables, options = read_export(source)
 
     def copy_network(folder: Path) -> ServedNetwork:
-        shutil.copytree(source / NETWORK, folder)
-        return base
+        shutil.copytree(source / NETWORK, folder / NETWORK.name)
+        written = heads.write(tables.head_specs, base.layout, folder / HEADS.name, source / HEADS)
+        return dataclasses.replace(base, heads=written)
 
-    tables = tables.with_tasks(_checked(packs, base.spec, tables), base.layout)
+    find = backbone if backbone is None or not isinstance(backbone, Backbone) else lambda _: backbone
+    heads = _Heads(base.spec, find, base.heads)
+    tables = tables.with_tasks(_checked(packs, base.spec, tables, heads), base.layout)
     options = dataclasses.replace(options, **changes)
     return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 
 
-def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables) -> Iterable[TaskPack]:
+class _Heads:
+    """The networks with heads that are more than a layer on the features; each is made when a task needs it.
+
+    Args:
+        spec: What the base is.
+        find: Returns the base for a pack; None if there is none.
+        known: The networks that an export has already, in order.
+    """
+
+    def __init__(
+        self,
+        spec: BaseSpec,
+        find: Callable[[TaskPack], Backbone] | None,
+        known: Mapping[HeadSpec, ServedHead] | None = None,
+    ):
+        self._spec, self._find, self._known = spec, find, dict(known or {})
+        self._backbone: Backbone | None = None
+        self._made: dict[HeadSpec, HeadNetwork] = {}
+
+    def check(self, pack: TaskPack) -> None:
+        """Checks that there is a network for the head of a pack, or makes it.
+
+        Raises:
+            PackError: If the base cannot take the head, or the head does not fit.
+            ExportError: If the base is needed, and is not there or another one.
+        """
+        spec, name = pack.head_spec, f"Task {shown(pack.task)}"
+        if spec.is_dense:
+            return
+        if spec in self._known:
+            expected = self._known[spec].shapes
+        else:
+            try:
+                self._made[spec] = self._made.get(spec) or HeadNetwork(self._base(pack), spec)
+            except ValueError as error:
+                raise PackError(f"{name} has a head that this base cannot take: {error}") from error
+            expected = head_shapes(self._made[spec])
+        check_head_shapes(
+            {path: value.shape for path, value in pack.head.items()}, expected, f"The head of {name[0].lower()}{name[1:]}"
+        )
+
+    def write(
+        self, specs: Iterable[HeadSpec], layout: WeightLayout, folder: Path, source: Path | None = None
+    ) -> dict[HeadSpec, ServedHead]:
+        """Writes networks into the folders `0`, `1` and so on, and returns them over what was written.
+
+        Args:
+            specs: The heads, in order; those that were known come first.
+            layout: Where the base's weights are.
+            folder: Where the folders are made.
+            source: Where those of the networks are that were known.
+        """
+        written = {}
+        for place, spec in enumerate(specs):
+            if spec in self._known:
+                assert source is not None, "what is known was read from an export"
+                shutil.copytree(source / str(place), folder / str(place))
+                written[spec] = self._known[spec]
+            else:
+                assert self._backbone is not None, "a head was made on it"
+                written[spec] = save_head_network(self._backbone, layout, self._made[spec], folder / str(place))
+        return written
+
+    def _base(self, pack: TaskPack) -> Backbone:
+        if self._backbone is None:
+            if self._find is None:
+                height, width = pack.image_shape
+                raise ExportError(
+                    f"Task {pack.task!r} has a head {pack.head_spec.kind!r} for images of {height}x{width} pixels, and no "
+                    "task of the export has such a one. Give the base, too, of which its network is made: "
+                    "add_tasks(..., backbone=...)."
+                )
+            backbone = self._find(pack)
+            check_same_weights("The export is of", self._spec.hash, BaseSpec.of(backbone), ExportError)
+            self._backbone = backbone
+        return self._backbone
+
+
+def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables, heads: _Heads) -> Iterable[TaskPack]:
     """Yields packs that fit the base and can be served beside the tasks that are there, one in memory at a time."""
-    for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names]):
-        check_preparation(pack.eval_augment, pack.image_size)
+    for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names], check=check_is_served):
+        check_preparation(pack.eval_augment, image_shape_of(family_of(pack), spec.image_size))
+        heads.check(pack)
         yield pack
 
 
@@ -138,7 +234,8 @@ def _write(
     """Writes both servables.
 
     Args:
-        make_base: Puts the network's graph into a folder and returns the base over it.
+        make_base: Puts the graphs of the base's networks into a folder, under their names in an export, and returns the
+            base over them.
         spec, layout, tables, output, options: What is written, and where.
         version: The version; if None the next one.
         source: The version that tasks are added to, if there is one.
@@ -147,15 +244,19 @@ def _write(
     version = next_version(output) if version is None else version
     try:
         with new_version(output, version) as (first, second):
-            network = first.parent / "network"
-            base = make_base(network)
+            networks = first.parent / "networks"
+            base = make_base(networks)
             servable = Servable(base, tables, options, unpacked=kernels == "unpacked")
             with_mask = WithMask(base, tables, options)
             for module, folder in ((servable, first), (with_mask, second)):
                 tf.saved_model.save(module, str(folder), signatures=module.signatures())
             link_variables(first, second)
-            write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels)
-            network.rename(first / NETWORK)
+            heads = [{"head": head.to_json(), **base.heads[head].to_json()} for head in tables.head_specs]
+            write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels, heads)
+            for name in (NETWORK, HEADS):
+                if (networks / name.name).is_dir():
+                    (networks / name.name).rename(first / name)
+            networks.rmdir()
             if source is not None:
                 carry_over(source, first, second)
     except tf.errors.OpError as error:

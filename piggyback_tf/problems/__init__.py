@@ -2,7 +2,7 @@
 
 from piggyback_tf.problems import classification as _classification  # noqa: F401  (it registers itself)
 from piggyback_tf.problems import segmentation as _segmentation  # noqa: F401
-from piggyback_tf.problems.base import PROBLEMS, Problem, problem_of
+from piggyback_tf.problems.base import PNG, PROBLEMS, AnswerSpec, Problem, WayBack, problem_of
 from piggyback_tf.problems.heads import (
     HEAD_NAME,
     HEADS,
@@ -21,12 +21,15 @@ from piggyback_tf.problems.heads import (
 __all__ = [
     "HEADS",
     "HEAD_NAME",
+    "PNG",
     "PROBLEMS",
+    "AnswerSpec",
     "Head",
     "HeadNetwork",
     "HeadSpec",
     "HeadStart",
     "Problem",
+    "WayBack",
     "add_head",
     "features_of",
     "head_logits",

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.problems.base import PROBLEMS, Problem
+from piggyback_tf.problems.base import CLASSES, PROBLEMS, AnswerSpec, Problem
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.settings.methods import MethodConfig
 from piggyback_tf.top_k import top_k_errors, top_k_misses
@@ -24,6 +24,7 @@ class Classification(Problem):
     """Finds the class of an image; the error is the top-1 error."""
 
     infers_task = True
+    answers = {"probabilities": AnswerSpec("float32", (CLASSES,))}
 
     def head(self, config: MethodConfig) -> HeadSpec:
         del config
