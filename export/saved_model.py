@@ -80,7 +80,6 @@ def _run(arguments: list[str]) -> Answer:
         load_tensorflow()
         from .servable.write import add_tasks
 
-
         def find(pack: TaskPack) -> "Backbone":
             return load_base(pack, choose_base(pack, FLAGS.backbone, FLAGS.weights))
 

@@ -52,7 +52,7 @@ def way_back(sides: tf.Tensor, operations: list[Operation]) -> tuple[tf.Tensor, 
             after = _resized(sides, operation)[0]
             scale *= tf.cast(sides, tf.float64) / tf.cast(after, tf.float64)
         else:
-            start, after = _crop_of(sides, operation)
+            start, after, _ = _crop_of(sides, operation)
             offset += scale * tf.cast(start, tf.float64)
         sides = after
     return 1.0 / scale, -((1.0 / scale) * offset)
@@ -85,16 +85,14 @@ def check_preparation(augment: str, image_shape: tuple[int, int]) -> None:
 
 def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the crop, and whether the image is large enough for it."""
-    sides = tf.shape(image)[:2]
-    start, length = _crop_of(sides, operation)
-    image = image[start[0] : start[0] + length[0], start[1] : start[1] + length[1]]
-    return image, tf.reduce_all(sides >= tf.constant(operation.output_size(None)))
+    start, length, possible = _crop_of(tf.shape(image)[:2], operation)
+    return image[start[0] : start[0] + length[0], start[1] : start[1] + length[1]], possible
 
 
-def _crop_of(sides: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns where the crop begins, and how large it is; of an image that is too small all there is."""
+def _crop_of(sides: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns where the crop begins, how large it is (all there is of a smaller image), and whether there is enough."""
     crop = tf.constant(operation.output_size(None))
-    return tf.maximum(sides - crop, 0) // 2, tf.minimum(sides, crop)
+    return tf.maximum(sides - crop, 0) // 2, tf.minimum(sides, crop), tf.reduce_all(sides >= crop)
 
 
 def _resize(image: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:

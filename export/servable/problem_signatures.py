@@ -294,9 +294,7 @@ def _missing(specs: Mapping[str, AnswerSpec], sides: Mapping[str, int], count: t
 
 def _updated(answers: Outputs, rows: tf.Tensor, found: Mapping[str, tf.Tensor]) -> Outputs:
     """Returns answers with those of some rows."""
-    return {
-        name: tf.tensor_scatter_nd_update(value, rows[:, None], found[name]) for name, value in answers.items()
-    }
+    return {name: tf.tensor_scatter_nd_update(value, rows[:, None], found[name]) for name, value in answers.items()}
 
 
 def _rows_of(headers: Headers, rows: tf.Tensor) -> Headers:

@@ -173,7 +173,9 @@ class _Heads:
                 raise PackError(f"{name} has a head that this base cannot take: {error}") from error
             expected = head_shapes(self._made[spec])
         check_head_shapes(
-            {path: value.shape for path, value in pack.head.items()}, expected, f"The head of {name[0].lower()}{name[1:]}"
+            {path: value.shape for path, value in pack.head.items()},
+            expected,
+            f"The head of {name[0].lower()}{name[1:]}",
         )
 
     def write(
