@@ -16,8 +16,8 @@ image_ok; what could not be answered is flagged there, and an image file that ca
 the file --list is a path, or a path, a tab and a task. A server that does not answer is asked again until --deadline,
 which is said on stderr at once.
 
-`segment` is for tasks that find the class of each pixel. It writes FILE.labels.png into --output_dir, of the size of the
-image: its pixels are the numbers of the classes, shown in colours. `labels` is the path of that file.
+`segment` is for tasks that find the class of each pixel. It writes FILE.labels.png into --output_dir, of the size of
+the image: its pixels are the numbers of the classes, shown in colours. `labels` is the path of that file.
 
 Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
 again would not help, or the output cannot be written; 3 the server gave no answer until --deadline; 130 Ctrl-C; 141
@@ -432,8 +432,8 @@ class Client:
         """Finds the class of each pixel of the contents of JPEG and PNG files.
 
         Returns:
-            For each `png`, bytes: a grey PNG of the size of the image whose pixels are the numbers of the classes, empty
-            for what cannot be answered; `task_ok` and `image_ok`.
+            For each `png`, bytes: a grey PNG of the size of the image whose pixels are the numbers of the classes,
+            empty for what cannot be answered; `task_ok` and `image_ok`.
         """
         found = self.call("segment", {"image_bytes": list(files), "task": list(tasks)})
         flags = {name: found[name].tolist() for name in ("task_ok", "image_ok")}
@@ -744,23 +744,24 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
 
 def _segment(client: Client, options: argparse.Namespace) -> int:
-    folder, images = options.output_dir, _find_images(options.images, options.list, options.task)
-    if not os.path.isdir(folder):
+    folder, images = Path(options.output_dir), _find_images(options.images, options.list, options.task)
+    if not folder.is_dir():
         raise ClientError(f"--output_dir={folder}: there is no such folder.")
     names = [Path(path).name for path, _ in images]
     if twice := sorted({name for name, count in collections.Counter(names).items() if count > 1}):
         raise ClientError(
-            f"Two images are called {twice[0]!r}, and would have the same label map in {folder!r}; ask for them one after "
-            "the other, with an --output_dir for each."
+            f"Two images are called {twice[0]!r}, and would have the same label map in {str(folder)!r}; ask for them one "
+            "after the other, with an --output_dir for each."
         )
 
     def keep(line: dict[str, Any]) -> dict[str, Any]:
         png, line["labels"] = line.pop("png", b""), None
         if png:
-            line["labels"] = os.path.join(folder, f"{Path(line['path']).name}.labels.png")
-            part = f"{line['labels']}.part"
-            Path(part).write_bytes(_coloured(png))
-            os.replace(part, line["labels"])
+            path = folder / f"{Path(line['path']).name}.labels.png"
+            part = path.with_name(f"{path.name}.part")
+            part.write_bytes(_coloured(png))
+            part.replace(path)
+            line["labels"] = str(path)
         return line
 
     return _ask_all(client.segment_files, {}, images, options, keep)
@@ -776,10 +777,8 @@ def _coloured(png: bytes) -> bytes:
         for bit in range(8):
             colours[place] |= (place // 3 >> (3 * bit + place % 3) & 1) << (7 - bit)
     header[9] = 3
-    chunks = ((b"IHDR", bytes(header)), (b"PLTE", bytes(colours)))
-    whole = (
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
-    )
+    chunks = b"IHDR" + header, b"PLTE" + colours
+    whole = (len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") for chunk in chunks)
     return _PNG_START + b"".join(whole) + png[head + 17 :]
 
 

@@ -55,8 +55,8 @@ class SentPack:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
         if pack.problem != "class":
             raise SentPackError(
-                f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}; the signature with_mask takes tasks "
-                "with a class for each image. Add this one to the export: export saved_model --add_to."
+                f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}; the signature with_mask takes "
+                "tasks with a class for each image. Add this one to the export: export saved_model --add_to."
             )
         try:
             check_fits(pack.claims, base)

@@ -1,7 +1,7 @@
 """Signatures of tasks that find something else than the class of an image, by what their problem says of its answers.
 
-For a problem whose signature is called NAME there are NAME, which takes image files and answers at the size of each, and
-for every size of prepared images NAME_HEIGHTxWIDTH. All tasks of a problem and a size share the latter.
+For a problem whose signature is called NAME there are NAME, which takes image files and answers at the size of each,
+and for every size of prepared images NAME_HEIGHTxWIDTH. All tasks of a problem and a size share the latter.
 """
 
 import dataclasses
@@ -49,9 +49,9 @@ def check_is_served(pack: TaskPack) -> None:
     served = [name for name in PROBLEMS.names() if name == CLASSES.problem or PROBLEMS[name].signature is not None]
     if pack.problem not in served or (pack.problem == CLASSES.problem and family_of(pack) != CLASSES):
         raise ExportError(
-            f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)} with a head {pack.head_spec.kind!r}, and "
-            f"SavedModels have no signature for that. They hold tasks of the problems {', '.join(served)}; a TaskBank "
-            "takes this one."
+            f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)} with a head {pack.head_spec.kind!r}, "
+            f"and SavedModels have no signature for that. They hold tasks of the problems {', '.join(served)}; a "
+            "TaskBank takes this one."
         )
 
 

@@ -3,18 +3,14 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.foreign_text import shown
-from piggyback_tf.head_spec import HeadSpec
-from piggyback_tf.packs import BaseSpec, PackError, TaskPack
-from piggyback_tf.packs.base_fit import check_head_shapes, check_same_weights
-from piggyback_tf.problems import HeadNetwork
+from piggyback_tf.packs import BaseSpec, TaskPack
 
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
@@ -29,8 +25,9 @@ from .folder import (
     next_version,
     write_description,
 )
+from .heads import HeadNetworks
 from .layout import WeightLayout
-from .network import ServedHead, ServedNetwork, head_shapes, save_head_network, save_network
+from .network import ServedNetwork, save_network
 from .options import ExportOptions
 from .preparation import check_preparation
 from .problem_signatures import check_is_served, image_shape_of
@@ -78,7 +75,7 @@ def export_saved_model(
         written = heads.write(tables.head_specs, layout, folder / HEADS.name)
         return ServedNetwork(spec, layout, features, kernels, rest, written)
 
-    tables, heads = TaskTables.empty(layout, norm), _Heads(spec, lambda _: backbone)
+    tables, heads = TaskTables.empty(layout, norm), HeadNetworks(spec, lambda _: backbone)
     tables = tables.with_tasks(_checked(packs, spec, tables, heads), layout)
     return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
 
@@ -129,93 +126,15 @@ def add_tasks(
         return dataclasses.replace(base, heads=written)
 
     find = backbone if backbone is None or not isinstance(backbone, Backbone) else lambda _: backbone
-    heads = _Heads(base.spec, find, base.heads)
+    heads = HeadNetworks(base.spec, find, base.heads)
     tables = tables.with_tasks(_checked(packs, base.spec, tables, heads), base.layout)
     options = dataclasses.replace(options, **changes)
     return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 
 
-class _Heads:
-    """The networks with heads that are more than a layer on the features; each is made when a task needs it.
-
-    Args:
-        spec: What the base is.
-        find: Returns the base for a pack; None if there is none.
-        known: The networks that an export has already, in order.
-    """
-
-    def __init__(
-        self,
-        spec: BaseSpec,
-        find: Callable[[TaskPack], Backbone] | None,
-        known: Mapping[HeadSpec, ServedHead] | None = None,
-    ):
-        self._spec, self._find, self._known = spec, find, dict(known or {})
-        self._backbone: Backbone | None = None
-        self._made: dict[HeadSpec, HeadNetwork] = {}
-
-    def check(self, pack: TaskPack) -> None:
-        """Checks that there is a network for the head of a pack, or makes it.
-
-        Raises:
-            PackError: If the base cannot take the head, or the head does not fit.
-            ExportError: If the base is needed, and is not there or another one.
-        """
-        spec, name = pack.head_spec, f"Task {shown(pack.task)}"
-        if spec.is_dense:
-            return
-        if spec in self._known:
-            expected = self._known[spec].shapes
-        else:
-            try:
-                self._made[spec] = self._made.get(spec) or HeadNetwork(self._base(pack), spec)
-            except ValueError as error:
-                raise PackError(f"{name} has a head that this base cannot take: {error}") from error
-            expected = head_shapes(self._made[spec])
-        check_head_shapes(
-            {path: value.shape for path, value in pack.head.items()},
-            expected,
-            f"The head of {name[0].lower()}{name[1:]}",
-        )
-
-    def write(
-        self, specs: Iterable[HeadSpec], layout: WeightLayout, folder: Path, source: Path | None = None
-    ) -> dict[HeadSpec, ServedHead]:
-        """Writes networks into the folders `0`, `1` and so on, and returns them over what was written.
-
-        Args:
-            specs: The heads, in order; those that were known come first.
-            layout: Where the base's weights are.
-            folder: Where the folders are made.
-            source: Where those of the networks are that were known.
-        """
-        written = {}
-        for place, spec in enumerate(specs):
-            if spec in self._known:
-                assert source is not None, "what is known was read from an export"
-                shutil.copytree(source / str(place), folder / str(place))
-                written[spec] = self._known[spec]
-            else:
-                assert self._backbone is not None, "a head was made on it"
-                written[spec] = save_head_network(self._backbone, layout, self._made[spec], folder / str(place))
-        return written
-
-    def _base(self, pack: TaskPack) -> Backbone:
-        if self._backbone is None:
-            if self._find is None:
-                height, width = pack.image_shape
-                raise ExportError(
-                    f"Task {pack.task!r} has a head {pack.head_spec.kind!r} for images of {height}x{width} pixels, and no "
-                    "task of the export has such a one. Give the base, too, of which its network is made: "
-                    "add_tasks(..., backbone=...)."
-                )
-            backbone = self._find(pack)
-            check_same_weights("The export is of", self._spec.hash, BaseSpec.of(backbone), ExportError)
-            self._backbone = backbone
-        return self._backbone
-
-
-def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables, heads: _Heads) -> Iterable[TaskPack]:
+def _checked(
+    packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables, heads: HeadNetworks
+) -> Iterable[TaskPack]:
     """Yields packs that fit the base and can be served beside the tasks that are there, one in memory at a time."""
     for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names], check=check_is_served):
         check_preparation(pack.eval_augment, image_shape_of(family_of(pack), spec.image_size))

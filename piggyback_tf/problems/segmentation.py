@@ -88,7 +88,7 @@ class Segmentation(Problem):
         return {"labels": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
 
     def file_answer(self, answers: Mapping[str, tf.Tensor], way: WayBack) -> dict[str, tf.Tensor]:
-        """Returns `"png_bytes"`, string: a grey PNG of the size of the image, whose pixels are the numbers of the classes.
+        """Returns `"png_bytes"`, string: a grey PNG of the size of the image, whose pixels are numbers of classes.
 
         It is what `at_own_size` makes of the labels: a pixel that was cut off has the label of the nearest one.
         """
