@@ -750,8 +750,8 @@ def _segment(client: Client, options: argparse.Namespace) -> int:
     names = [Path(path).name for path, _ in images]
     if twice := sorted({name for name, count in collections.Counter(names).items() if count > 1}):
         raise ClientError(
-            f"Two images are called {twice[0]!r}, and would have the same label map in {str(folder)!r}; ask for them one "
-            "after the other, with an --output_dir for each."
+            f"Two images are called {twice[0]!r}, and would have the same label map in {str(folder)!r}; ask for them "
+            "one after the other, with an --output_dir for each."
         )
 
     def keep(line: dict[str, Any]) -> dict[str, Any]:

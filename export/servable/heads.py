@@ -14,6 +14,7 @@ from piggyback_tf.problems import HeadNetwork
 from ..shared.errors import ExportError
 from .layout import WeightLayout
 from .network import ServedHead, head_shapes, save_head_network
+from .task_tables import head_of
 
 
 class HeadNetworks:
@@ -42,7 +43,7 @@ class HeadNetworks:
             PackError: If the base cannot take the head, or the head does not fit.
             ExportError: If the base is needed, and is not there or another one.
         """
-        spec = pack.head_spec
+        spec = head_of(pack)
         if spec.is_dense:
             return
         if spec in self._known:
@@ -84,7 +85,7 @@ class HeadNetworks:
             if self._find is None:
                 height, width = pack.image_shape
                 raise ExportError(
-                    f"Task {pack.task!r} has a head {pack.head_spec.kind!r} for images of {height}x{width} pixels, and "
+                    f"Task {pack.task!r} has a head {head_of(pack).kind!r} for images of {height}x{width} pixels, and "
                     "no task of the export has such a one. Give the base, too, of which its network is made: "
                     "add_tasks(..., backbone=...)."
                 )

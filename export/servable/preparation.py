@@ -52,6 +52,7 @@ def way_back(sides: tf.Tensor, operations: list[Operation]) -> tuple[tf.Tensor, 
             after = _resized(sides, operation)[0]
             scale *= tf.cast(sides, tf.float64) / tf.cast(after, tf.float64)
         else:
+            assert isinstance(operation, CentralCrop), "others are refused where they are read"
             start, after, _ = _crop_of(sides, operation)
             offset += scale * tf.cast(start, tf.float64)
         sides = after

@@ -22,7 +22,7 @@ from .options import ExportOptions
 from .preparation import parse_preparation, way_back
 from .requests import check_images_and_tasks, check_same_length
 from .served_tasks import ServedTasks
-from .task_tables import CLASSES, Family, TaskTables, family_of
+from .task_tables import CLASSES, Family, TaskTables, family_of, head_of
 
 Outputs = dict[str, tf.Tensor]
 Signatures = dict[str, tuple[Callable[..., Outputs], list[tf.TensorSpec]]]
@@ -49,7 +49,7 @@ def check_is_served(pack: TaskPack) -> None:
     served = [name for name in PROBLEMS.names() if name == CLASSES.problem or PROBLEMS[name].signature is not None]
     if pack.problem not in served or (pack.problem == CLASSES.problem and family_of(pack) != CLASSES):
         raise ExportError(
-            f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)} with a head {pack.head_spec.kind!r}, "
+            f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)} with a head {head_of(pack).kind!r}, "
             f"and SavedModels have no signature for that. They hold tasks of the problems {', '.join(served)}; a "
             "TaskBank takes this one."
         )

@@ -46,7 +46,7 @@ class ServedTasks(tf.Module):
         return there & tf.reduce_any(self.family_of(task)[:, None] == numbers, axis=1)
 
     def or_first(self, task: tf.Tensor, families: Collection[Family]) -> tf.Tensor:
-        """Returns numbers of tasks, int32 `[B]`; in place of all that are of no task of some families the first such."""
+        """Returns numbers of tasks, int32 `[B]`; in place of those that are of none of some families their first."""
         first = next(place for place, family in enumerate(self._family_of) if family in families)
         if len(self._families) == 1:
             return tf.maximum(task, first)

@@ -157,7 +157,7 @@ class TaskTables:
             append("sign_row", [keep + 1 if len(planes) > 1 else -1])
             own_norm = [layout.norm.flatten(pack.norm, otherwise=self.norms[0])] if pack.norm else []
             append("norm_row", [append("norms", own_norm) if own_norm else 0])
-            order = ("kernel", "bias") if pack.head_spec.is_dense else sorted(pack.head)
+            order = ("kernel", "bias") if head_of(pack).is_dense else sorted(pack.head)
             append("head_start", [append("heads", np.concatenate([pack.head[name].reshape(-1) for name in order]))])
             append("classes", [len(pack.class_names)])
             append("label_start", [append("labels", [name.encode() for name in pack.class_names])])
@@ -188,7 +188,13 @@ class TaskTables:
 
 def family_of(pack: TaskPack) -> Family:
     """Returns the family of a task."""
-    return Family(pack.problem, pack.head_spec.family)
+    return Family(pack.problem, head_of(pack).family)
+
+
+def head_of(pack: TaskPack) -> HeadSpec:
+    """Returns the head of a task, which every pack has once it is made."""
+    assert pack.head_spec is not None
+    return pack.head_spec
 
 
 def _details(pack: TaskPack) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def _details(pack: TaskPack) -> dict[str, Any]:
         "eval_augment": pack.eval_augment,
         "content_digest": pack.content_digest(),
         "created": pack.created,
-        **({} if family_of(pack) == CLASSES else {"problem": pack.problem, "head": pack.head_spec.to_json()}),
+        **({} if family_of(pack) == CLASSES else {"problem": pack.problem, "head": head_of(pack).to_json()}),
     }
 
 
