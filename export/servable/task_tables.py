@@ -102,7 +102,7 @@ class TaskTables:
     @functools.cached_property
     def family_of(self) -> tuple[Family, ...]:
         """The family of each task."""
-        return tuple(_family(entry) for entry in self.details)
+        return tuple(family_in(entry) for entry in self.details)
 
     @functools.cached_property
     def families(self) -> tuple[Family, ...]:
@@ -211,8 +211,8 @@ def _details(pack: TaskPack) -> dict[str, Any]:
     }
 
 
-def _family(details: Mapping[str, Any]) -> Family:
-    """Returns the family of a task of which `_details` returned what is known."""
+def family_in(details: Mapping[str, Any]) -> Family:
+    """Returns the family of a task, from what the description of an export says of it."""
     if "problem" not in details:
         return CLASSES
     return Family(details["problem"], HeadSpec.from_json(details["head"]).family)

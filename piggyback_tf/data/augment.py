@@ -230,7 +230,7 @@ def geometry_back(operations: Iterable[Operation], size: Size) -> tuple[np.ndarr
         assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
         moves = composed(moves, operation.geometry(after))
         after = operation.output_size(after)
-    return inverted(moves), tuple(after)
+    return inverted(moves), (after[0], after[1])
 
 
 def apply_operations(operations: Iterable[Operation], image: np.ndarray) -> np.ndarray:
