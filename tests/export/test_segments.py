@@ -8,30 +8,37 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.python.saved_model.loader_impl import parse_saved_model
 
 from export.deployment.memory import image_bytes
 from export.saved_model import add_tasks, export_saved_model
+from export.servable.compare_answers import AnswersComparison, compare_answers
 from export.servable.folder import read_description
 from export.servable.options import ExportOptions
 from export.servable.read import read_export
 from export.servable.task_tables import CLASSES, Family
 from export.shared.errors import ExportError
-from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import at_own_size, decode_image, parse_augment
 from piggyback_tf.data.augment import apply_operations
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import PackError, TaskBank
 from piggyback_tf.problems import PROBLEMS, AnswerSpec
 from piggyback_tf.problems.classification import Classification
-from tests.export.helpers import LOADERS, call, encode, picture, texts
-from tests.export.segments import SPECS, assert_same_labels, base_and_tasks
+from tests.export.helpers import call, encode, picture, texts
+from tests.export.segments import SPECS, assert_same_labels
+from tests.image_files import profile
 from tests.packs.helpers import renamed, with_arrays
-from tests.packs.test_segments import images_of
+from tests.packs.test_segments import images_of, segments_model, segments_pack
 
 # A task of the size, one of classes, one of another head, one of another size, none, and the first again.
 NAMES = ["roads", "shapes4", "fields", "lakes", "fish", "paths", "roads"]
 TASKS = ["roads", "shapes4", "fields", "shapes2", "lakes", "paths"]
-CASES = [("packed", loader) for loader in LOADERS] + [("unpacked", "v2"), ("unpacked", "c_api")]
+# Each way of keeping kernels and each loader once; all pairs are slow.
+FAST = [("packed", "v2"), ("unpacked", "c_api")]
+CASES = [
+    pytest.param(case, id="-".join(case), marks=[] if case in FAST else pytest.mark.slow)
+    for case in (("packed", "v2"), ("packed", "v1"), ("packed", "c_api"), ("unpacked", "v2"), ("unpacked", "c_api"))
+]
 
 
 def _turned(seed):
@@ -52,20 +59,7 @@ FILES = [
 ]
 
 
-@pytest.fixture(scope="module", name="mixed")
-def _mixed(tmp_path_factory):
-    found, folder = base_and_tasks(), tmp_path_factory.mktemp("mixed")
-    assert found.bank.names == TASKS
-    options = {
-        "packed": ExportOptions(cache="packed"),
-        "unpacked": ExportOptions(cache="unpacked", image_dtype="float32", top_k=3),
-    }
-    for name, option in options.items():
-        setattr(found, name, export_saved_model(found.backbone, found.packs, folder / name, option))
-    return found
-
-
-@pytest.fixture(scope="module", params=CASES, ids="-".join, name="answers")
+@pytest.fixture(scope="module", params=CASES, name="answers")
 def _answers(request, mixed):
     export, loader = request.param
     dtype = "uint8" if export == "packed" else "float32"
@@ -83,6 +77,10 @@ def _answers(request, mixed):
         "other size": ("segment_40x56", {"images": images[48, 48], "task": named}),
         "too few": ("segment", {"image_bytes": texts(*FILES), "task": named[:2]}),
     }
+    if export == "unpacked":
+        odd = images[40, 56].copy()
+        odd[0, 3, 3, 0], odd[2, 0, 0, 0] = np.nan, 256
+        calls["odd pixels"] = ("segment_40x56", {"images": odd, "task": named})
     found = call(loader, getattr(mixed, export), list(calls.values()))
     return dict(zip(calls, found, strict=True)), loader, images
 
@@ -150,13 +148,15 @@ def test_nothing_and_what_does_not_fit(answers):
         assert message in found[kind] or (loader == "v1" and "Cannot feed value of shape" in found[kind])
 
 
-def test_pixels_that_are_no_colours_flag_their_rows(mixed):
-    images = images_of((40, 56), 2).astype(np.float32)
-    images[0, 3, 3, 0] = np.nan
-    inputs = {"images": images, "task": texts("roads", "roads")}
-    ((found),) = call("v2", mixed.unpacked, [("segment_40x56", inputs)])
-    assert found["image_ok"].tolist() == [False, True] and found["task_ok"].all()
-    assert (found["labels"][0] == 255).all() and (found["labels"][1] < 5).all()
+def test_pixels_that_are_no_colours_flag_their_rows(answers):
+    found, _, images = answers
+    if images[40, 56].dtype == np.uint8:
+        assert "odd pixels" not in found  # Bytes are always colours.
+        return
+    odd, good = found["odd pixels"], found["maps"]
+    assert odd["image_ok"].tolist() == [False, True, False] + [True] * 4
+    assert (odd["labels"][[0, 2]] == 255).all()
+    assert np.mean(odd["labels"][3:] != good["labels"][3:]) <= 1e-4
 
 
 def test_the_description_says_what_is_there(mixed):
@@ -175,41 +175,62 @@ def test_the_description_says_what_is_there(mixed):
     ]
 
 
-def test_an_export_of_classes_alone_is_as_it_was(mixed, tmp_path):
-    classes = [pack for pack in mixed.packs if pack.problem == "class"]
-    folder = export_saved_model(mixed.backbone, classes, tmp_path, ExportOptions(cache="packed"))
-    content = json.loads((folder / "assets/export.json").read_text())
-    assert content["format"] == 1 and "heads" not in content and not (folder / "assets/heads").exists()
+def test_an_export_of_classes_alone_is_as_it_was(small):
+    content = json.loads((small.packed / "assets/export.json").read_text())
+    assert content["format"] == 1 and "heads" not in content and not (small.packed / "assets/heads").exists()
     assert "problem" not in content["tasks"][0] and "head" not in content["tasks"][0]
-    names = {name.partition("/")[0] for name, _ in tf.train.list_variables(str(folder / "variables/variables"))}
+    names = {name.partition("/")[0] for name, _ in tf.train.list_variables(str(small.packed / "variables/variables"))}
     assert "family" not in names
-    assert set(tf.saved_model.load(str(folder)).signatures) == {"serving_default", "by_name", "encoded"}
-    second = tf.saved_model.load(str(tmp_path / "with_mask/1")).signatures
-    assert set(second["find_tasks"].structured_outputs) == {"names", "classes", "count"}
+    assert _signatures(small.packed).keys() == {"serving_default", "by_name", "encoded"}
+    second = _signatures(small.packed.parent / "with_mask/1")
+    assert set(second["find_tasks"].outputs) == {"names", "classes", "count"}
+
+
+def _signatures(folder):
+    """Returns the signatures of a SavedModel by name, without loading it."""
+    found = parse_saved_model(str(folder)).meta_graphs[0].signature_def
+    return {name: signature for name, signature in found.items() if not name.startswith("__")}
 
 
 def test_an_export_of_segments_alone(mixed, tmp_path):
     folder = export_saved_model(mixed.backbone, mixed.packs[:1], tmp_path)
-    assert set(tf.saved_model.load(str(folder)).signatures) == {"segment", "segment_40x56"}
+    assert _signatures(folder).keys() == {"segment", "segment_40x56"}
     images = images_of((40, 56), 2)
-    ((found),) = call("c_api", folder, [("segment_40x56", {"images": images, "task": texts("roads", "fish")})])
+    (found,) = call("v2", folder, [("segment_40x56", {"images": images, "task": texts("roads", "fish")})])
     assert found["task_ok"].tolist() == [True, False]
     assert_same_labels(found["labels"][:1], mixed.models["roads"].predict(images[:1], verbose=0))
 
 
-def test_tasks_of_segments_are_added_to_an_export(mixed, tmp_path):
-    packs = {pack.task: pack for pack in mixed.packs}
-    add_tasks_of = [packs[name] for name in ("roads", "fields", "lakes", "paths")]
-    export_saved_model(mixed.backbone, [packs["shapes4"], packs["shapes2"]], tmp_path, ExportOptions(cache="packed"))
+def test_a_task_whose_head_is_known_is_added_without_the_base(mixed, tmp_path):
+    added = add_tasks(mixed.packed, [renamed(mixed.packs[-1], "streets")], tmp_path)
+    images = images_of((40, 56), 2)
+    (found,) = call("v2", added, [("segment_40x56", {"images": images, "task": texts("streets", "roads")})])
+    for row, name in enumerate(("paths", "roads")):
+        logits = mixed.models[name].predict(images[row : row + 1], verbose=0)
+        assert_same_labels(found["labels"][row : row + 1], logits)
+    base, tables, _ = read_export(added)
+    assert list(base.heads) == [SPECS["roads"], SPECS["fields"], SPECS["lakes"]] == list(tables.head_specs)
+
+
+def test_a_task_with_another_head_needs_the_base(mixed, small, tmp_path):
+    wide = HeadSpec("fpn", 5, 8, (64, 40))
+    pack = segments_pack(segments_model(mixed.backbone, 0, wide), mixed.backbone, "wide", 5, "resize(64,40)")
     with pytest.raises(
-        ExportError, match="a head 'fpn' for images of 40x56 pixels, and no task of the export has such"
+        ExportError, match="a head 'fpn' for images of 64x40 pixels, and no task of the export has such"
     ):
-        add_tasks(tmp_path, add_tasks_of[:1])
-    other = load_backbone("shapesnet", weights="random", image_size=32)
+        add_tasks(mixed.packed, [pack], tmp_path)
     with pytest.raises(ExportError, match="The export is of another base"):
-        add_tasks(tmp_path, add_tasks_of[:1], backbone=other)
+        add_tasks(mixed.packed, [pack], tmp_path, backbone=small.backbone)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_tasks_of_segments_are_added_to_an_export_of_classes(mixed, tmp_path):
+    packs = {pack.task: pack for pack in mixed.packs}
+    export_saved_model(mixed.backbone, [packs["shapes4"], packs["shapes2"]], tmp_path, ExportOptions(cache="packed"))
     asked = []
-    add_tasks(tmp_path, add_tasks_of[:2], backbone=lambda pack: asked.append(pack.task) or mixed.backbone)
+    new = [packs["roads"], packs["fields"]]
+    add_tasks(tmp_path, new, backbone=lambda pack: asked.append(pack.task) or mixed.backbone)
     assert asked == ["roads"]
     # The network is there already, so that the base is not needed.
     add_tasks(tmp_path, [packs["paths"]])
@@ -276,17 +297,11 @@ def test_a_problem_says_what_is_served(mixed, tmp_path, monkeypatch):
     classes = [pack for pack in mixed.packs if pack.problem == "class"]
     packs = [dataclasses.replace(renamed(pack, f"tags {pack.task}"), problem="tags") for pack in classes]
     bank = TaskBank(mixed.backbone).add(packs[0]).add(packs[1])
-    folder = export_saved_model(mixed.backbone, [*packs, *mixed.packs[:2]], tmp_path)
-    images, names = images_of((32, 32), 3), ["tags shapes4", "tags shapes2", "roads"]
+    folder = export_saved_model(mixed.backbone, packs, tmp_path)
+    images, names = images_of((32, 32), 3), ["tags shapes4", "tags shapes2", "fish"]
     files = texts(*(encode(image, "PNG") for image in images))
-    found = call(
-        "c_api",
-        folder,
-        [
-            ("tag_32x32", {"images": images, "task": texts(*names)}),
-            ("tag", {"image_bytes": files, "task": texts(*names)}),
-        ],
-    )
+    calls = [("tag_32x32", {"images": images}), ("tag", {"image_bytes": files})]
+    found = call("v2", folder, [(signature, {**inputs, "task": texts(*names)}) for signature, inputs in calls])
     for answer in found:
         assert answer["task_ok"].tolist() == [True, True, False] and answer["image_ok"].all()
         for row, (name, classes) in enumerate(zip(names[:2], (4, 2), strict=True)):
@@ -294,3 +309,34 @@ def test_a_problem_says_what_is_served(mixed, tmp_path, monkeypatch):
             np.testing.assert_allclose(answer["likely"][row, :classes], expected, rtol=0, atol=1e-5)
             assert (answer["likely"][row, classes:] == -1).all()
         assert (answer["likely"][2] == -1).all()
+
+
+def test_verify_finds_label_maps_that_differ(mixed, tmp_path):
+    files = []
+    for index, kind in enumerate(("PNG", "JPEG", "BMP")):
+        files.append(tmp_path / f"{index}.{kind.lower()}")
+        files[-1].write_bytes(encode(picture(70 + index, 90, seed=index), kind))
+    files.append(tmp_path / "wide.png")
+    files[-1].write_bytes(encode(picture(60, 60), "PNG", icc_profile=profile()))
+    model = tf.saved_model.load(str(mixed.packed))
+    for task in ("lakes", "fields"):
+        found = compare_answers(model, mixed.bank, task, files, batch_size=3)
+        assert found.good and found.refused == 1 and found.whole
+        assert max(found.prepared, found.files) <= 1e-4
+        assert found.text.startswith(f"{task}: labels: 0.00")
+    # Nothing was compared.
+    assert not compare_answers(model, mixed.bank, "lakes", files[-1:]).good
+    # Another task under its name.
+    bank = TaskBank(mixed.backbone).add(renamed(mixed.packs[-1], "roads"))
+    found = compare_answers(model, bank, "roads", files[:1])
+    assert not found.good and found.prepared > 0.01 and found.files == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "good"),
+    [({}, True), ({"prepared": 2e-4}, False), ({"files": 2e-4}, False), ({"refused": 1, "files": None}, False)]
+    + [({"whole": False}, False), ({"whole": False, "prepared": 1e-6, "files": 1e-6}, True)],
+)
+def test_what_counts_as_good(change, good):
+    fields = {"task": "a", "answer": "labels", "prepared": 9e-5, "files": 9e-5, "whole": True, "refused": 0}
+    assert AnswersComparison(**fields | {"export_ms": 1.0, "bank_ms": 1.0} | change).good is good
