@@ -48,7 +48,7 @@ def _exports(small, tmp_path_factory):
 
 @pytest.fixture(scope="session", name="mixed")
 def _mixed(tmp_path_factory):
-    """A base, models and packs of tasks of classes and of segments, a bank with them; their exports are as of `small`."""
+    """A base, models and packs of tasks of classes and of segments, a bank with them, and exports as of `small`."""
     found, folder = base_and_tasks(), tmp_path_factory.mktemp("mixed")
     options = {
         "packed": ExportOptions(cache="packed"),

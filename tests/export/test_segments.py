@@ -18,6 +18,7 @@ from export.servable.options import ExportOptions
 from export.servable.read import read_export
 from export.servable.task_tables import CLASSES, Family
 from export.shared.errors import ExportError
+from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import at_own_size, decode_image, parse_augment
 from piggyback_tf.data.augment import apply_operations
 from piggyback_tf.head_spec import HeadSpec
@@ -340,3 +341,28 @@ def test_verify_finds_label_maps_that_differ(mixed, tmp_path):
 def test_what_counts_as_good(change, good):
     fields = {"task": "a", "answer": "labels", "prepared": 9e-5, "files": 9e-5, "whole": True, "refused": 0}
     assert AnswersComparison(**fields | {"export_ms": 1.0, "bank_ms": 1.0} | change).good is good
+
+
+@pytest.mark.slow
+def test_label_maps_of_photographs(realdata, tmp_path):
+    """A network of usual size: what a server's loader makes of files, against the trained model."""
+    weights = str(realdata / "weights/mobilenet_v2_imagenet_notop.weights.h5")
+    backbone = load_backbone("mobilenet_v2", weights=weights, image_size=96)
+    spec, augment = HeadSpec("fpn", 5, 32, (160, 224)), "resize(160,224)"
+    model = segments_model(backbone, 3, spec)
+    pack = segments_pack(model, backbone, "roads", 5, augment)
+    files = sorted((realdata / "camvid11/test/images").iterdir())[::40]
+    originals = [decode_image(path.read_bytes(), path.name) for path in files]
+    images = np.stack([apply_operations(parse_augment(augment), original) for original in originals])
+    folder, named = export_saved_model(backbone, [pack], tmp_path), texts(*["roads"] * len(files))
+    calls = [
+        ("segment_160x224", {"images": images, "task": named}),
+        ("segment", {"image_bytes": texts(*(path.read_bytes() for path in files)), "task": named}),
+    ]
+    prepared, from_files = call("c_api", folder, calls)
+    assert_same_labels(prepared["labels"], model.predict(images, verbose=0))
+    assert from_files["image_ok"].all() and len(np.unique(prepared["labels"])) > 1
+    for labels, original, png in zip(prepared["labels"], originals, from_files["png_bytes"], strict=True):
+        expected = at_own_size(labels, parse_augment(augment), original.shape[:2])
+        with Image.open(io.BytesIO(png)) as image:
+            assert np.mean(np.asarray(image) != expected) <= 1e-4
