@@ -9,7 +9,7 @@ from absl import flags
 
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
-from piggyback_tf.commands.common import load_base
+from piggyback_tf.commands.common import choose_base, load_base
 from piggyback_tf.files import check_writable
 from piggyback_tf.flags import (
     ESSENTIALS,
@@ -21,6 +21,7 @@ from piggyback_tf.flags import (
     read_config,
 )
 from piggyback_tf.lazy import lazy_names
+from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import load_tensorflow
 
@@ -29,6 +30,8 @@ from .shared.errors import ExportError
 from .shared.packs import find_base
 
 if TYPE_CHECKING:
+    from piggyback_tf.backbones import Backbone
+
     from .servable.write import add_tasks, export_saved_model
 
 __all__ = ["add_tasks", "export_saved_model"]
@@ -43,8 +46,10 @@ _TEXT = """One base and any number of tasks as one SavedModel for TensorFlow Ser
     {call} --add_to=DIR/3 --packs=c.task.safetensors
 
 The first writes `DIR/1` (or the version after the highest that is there), a SavedModel with the signatures
-`serving_default`, `by_name` and `encoded`, and beside it `DIR/with_mask/1`, with `with_mask` and `tasks`. The second
-writes `DIR/4` from `DIR/3` and the new packs alone; neither the backbone's weights nor the old packs are needed.
+`serving_default`, `by_name` and `encoded` for tasks of classes, `segment` and `segment_HEIGHTxWIDTH` for tasks with a
+class for each pixel, and beside it `DIR/with_mask/1`, with `with_mask` and `tasks`. The second writes `DIR/4` from
+`DIR/3` and the new packs alone. The old packs are not needed, and the backbone's weights only for a task of pixels with
+a size or number of classes that no task of the export has.
 """
 
 
@@ -75,7 +80,10 @@ def _run(arguments: list[str]) -> Answer:
         load_tensorflow()
         from .servable.write import add_tasks
 
-        return _answer(add_tasks(old, files, output, version=FLAGS.version, **changes))
+        def find(pack: TaskPack) -> "Backbone":
+            return load_base(pack, choose_base(pack, FLAGS.backbone, FLAGS.weights))
+
+        return _answer(add_tasks(old, files, output, version=FLAGS.version, backbone=find, **changes))
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
     check_writable(output)  # Loading the base takes seconds.

@@ -33,6 +33,11 @@ class HeadSpec:
         """Whether it is one Dense layer on the features, of a kernel `[F, C]` and a bias `[C]`."""
         return self.kind == DENSE
 
+    @property
+    def family(self) -> "HeadSpec":
+        """One spec for all heads that one trace of a network serves: a dense one serves any number of classes."""
+        return dataclasses.replace(self, classes=0) if self.is_dense else self
+
     def to_json(self) -> dict[str, Any]:
         """Returns the values by name, without those that say nothing."""
         found = dataclasses.asdict(self)

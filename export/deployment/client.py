@@ -3,6 +3,7 @@
     python client.py predict --url=http://localhost:8501 --task=birds a.jpg b.png FOLDER
     python client.py predict --grpc=localhost:8500 --list=images.txt --batch_size=32 --in_flight=4
     python client.py predict --grpc=localhost:8500 --pack=new.task.safetensors --export=DIR/1 a.jpg
+    python client.py segment --url=http://localhost:8501 --task=roads --output_dir=labels street.jpg FOLDER
     python client.py tasks --url=http://localhost:8501
     python client.py status --grpc=localhost:8500 --label=stable
     python client.py status --url=https://models.example.org --ca=ca.pem --header=@secret.txt
@@ -14,6 +15,9 @@ package `piggyback_tf`, and never TensorFlow.
 image_ok; what could not be answered is flagged there, and an image file that cannot be opened has an `error`. A line of
 the file --list is a path, or a path, a tab and a task. A server that does not answer is asked again until --deadline,
 which is said on stderr at once.
+
+`segment` is for tasks that find the class of each pixel. It writes FILE.labels.png into --output_dir, of the size of
+the image: its pixels are the numbers of the classes, shown in colours. `labels` is the path of that file.
 
 Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
 again would not help, or the output cannot be written; 3 the server gave no answer until --deadline; 130 Ctrl-C; 141
@@ -38,6 +42,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +76,8 @@ _BUSY_GRPC = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 # What is wrong with a certificate stays wrong; gRPC says it in the words of its library.
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 _HEADER = re.compile(r"([A-Za-z0-9_.-]+):[ \t]*([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)[ \t]*")
+_FILES_OF_CLASSES = "encoded"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 # The messages of TensorFlow Serving's API that are used: field, number and type, `*` if repeated. They are here since
 # the package that has them, tensorflow-serving-api, brings TensorFlow.
@@ -171,7 +178,7 @@ class RestTransport:
         outputs = self._send(f"{_path(model, version)}:predict", body, timeout).get("outputs")
         if not isinstance(outputs, dict):
             raise ClientError(f"{self.name} gave no outputs by name for {signature!r}; this client asks for several.")
-        return {name: np.array(value) for name, value in outputs.items()}
+        return {name: _from_json(name, value) for name, value in outputs.items()}
 
     def status(self, model: str, version: int | str | None, timeout: float) -> list[dict[str, Any]]:
         """Returns version, state and error of each version."""
@@ -398,7 +405,7 @@ class Client:
         Returns:
             For each `labels` and `scores`, the best first, `task_ok` and `image_ok`.
         """
-        found = self.call("encoded", {"image_bytes": list(files), "task": list(tasks)})
+        found = self.call(_FILES_OF_CLASSES, {"image_bytes": list(files), "task": list(tasks)})
         rows = []
         for index in range(len(files)):
             labels, scores = map(_text, found["labels"][index]), map(float, found["scores"][index])
@@ -407,6 +414,31 @@ class Client:
             flags = {name: bool(found[name][index]) for name in ("task_ok", "image_ok")}
             rows.append({"labels": [b[0] for b in best], "scores": [b[1] for b in best], **flags})
         return rows
+
+    def segment(self, images: np.ndarray, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+        """Finds the class of each pixel of prepared images.
+
+        Args:
+            images: In [0, 255], `[B, H, W, 3]`, of the export's type and of the size that the tasks take.
+            tasks: For each image the name of its task.
+
+        Returns:
+            `labels` `[B, H, W]`, of 255 for what cannot be answered, `task_ok` and `image_ok` `[B]`.
+        """
+        height, width = np.shape(images)[1:3]
+        return self.call(f"segment_{height}x{width}", {"images": images, "task": list(tasks)})
+
+    def segment_files(self, files: Sequence[bytes], tasks: Sequence[str]) -> list[dict[str, Any]]:
+        """Finds the class of each pixel of the contents of JPEG and PNG files.
+
+        Returns:
+            For each `png`, bytes: a grey PNG of the size of the image whose pixels are the numbers of the classes,
+            empty for what cannot be answered; `task_ok` and `image_ok`.
+        """
+        found = self.call("segment", {"image_bytes": list(files), "task": list(tasks)})
+        flags = {name: found[name].tolist() for name in ("task_ok", "image_ok")}
+        rows = enumerate(found["png_bytes"])
+        return [{"png": png, **{name: values[index] for name, values in flags.items()}} for index, png in rows]
 
     def classify_with_mask(
         self, images: np.ndarray, mask: np.ndarray, head: np.ndarray, norm: np.ndarray | None = None
@@ -427,11 +459,17 @@ class Client:
 
     def tasks(self) -> dict[str, list[str]]:
         """Returns the tasks in the order of their numbers, and the classes of each."""
+        return {task: classes for task, classes, _ in self.listed()}
+
+    def listed(self) -> list[tuple[str, list[str], str]]:
+        """Returns each task, its classes, and the signature that answers image files for it, such as `encoded`."""
         # A signature without inputs cannot be called over REST.
         found = self.call("find_tasks", {"task": []}, second=True)
-        width = np.asarray(found["count"]).tolist()
-        rows = zip(found["names"], found["classes"], width)
-        return {_text(name): [_text(label) for label in row[:count]] for name, row, count in rows}
+        names, counts = list(map(_text, found["names"])), np.asarray(found["count"]).tolist()
+        # An export with nothing but tasks of classes does not say it.
+        signatures = map(_text, found["signature"]) if "signature" in found else [_FILES_OF_CLASSES] * len(names)
+        rows = zip(names, found["classes"], counts, signatures)
+        return [(name, [_text(label) for label in row[:count]], own) for name, row, count, own in rows]
 
     def status(self) -> list[dict[str, Any]]:
         """Returns `version`, `state` and `error` of each version that the server knows."""
@@ -531,6 +569,15 @@ def _to_json(value: Any) -> Any:
     return [
         {"b64": base64.b64encode(item).decode()} if isinstance(item, bytes) else _utf8(item).decode() for item in value
     ]
+
+
+def _from_json(name: str, value: Any) -> np.ndarray:
+    """Returns an output; bytes are in base64 if the name says so."""
+    if not name.endswith("_bytes"):
+        return np.array(value)
+    found = np.empty(len(value), object)
+    found[:] = [base64.b64decode(item["b64"]) for item in value]
+    return found
 
 
 def _fill_tensor(tensor: Any, value: Any) -> None:
@@ -645,8 +692,12 @@ def _find_images(paths: Sequence[str], listed: str | None, task: str | None) -> 
     return found
 
 
-def _answer(client: Client, pack: Any, batch: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Returns the lines of some images."""
+def _answer(
+    ask: Callable[[list[bytes], list[str]], list[dict[str, Any]]],
+    nothing: Mapping[str, Any],
+    batch: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """Returns the lines of some images; `nothing` stands in those of files that cannot be read."""
     lines: list[dict[str, Any]] = []
     contents: dict[int, bytes] = {}
     for index, (path, task) in enumerate(batch):
@@ -656,11 +707,9 @@ def _answer(client: Client, pack: Any, batch: Sequence[tuple[str, str]]) -> list
         # A path in a list may hold what no path can.
         except (OSError, ValueError) as error:
             reason = f"cannot be read: {getattr(error, 'strerror', error)}"
-            lines[index].update(labels=[], scores=[], task_ok=None, image_ok=False, error=reason)
+            lines[index].update(nothing, task_ok=None, image_ok=False, error=reason)
     if contents:
-        files = list(contents.values())
-        tasks = [batch[index][1] for index in contents]
-        rows = client.classify_files(files, tasks) if pack is None else pack.classify_files(client, files)
+        rows = ask(list(contents.values()), [batch[index][1] for index in contents])
         for index, row in zip(contents, rows):
             lines[index].update(row)
     return lines
@@ -690,10 +739,61 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
     images = _find_images(options.images, options.list, options.task if pack is None else pack.task)
     if pack is not None and (others := [name for _, name in images if name != pack.task]):
         raise ClientError(f"--list={options.list} names the task {others[0]!r}, and --pack sends {pack.task!r}.")
+    ask = client.classify_files if pack is None else lambda files, _: pack.classify_files(client, files)
+    return _ask_all(ask, {"labels": [], "scores": []}, images, options)
+
+
+def _segment(client: Client, options: argparse.Namespace) -> int:
+    folder, images = Path(options.output_dir), _find_images(options.images, options.list, options.task)
+    if not folder.is_dir():
+        raise ClientError(f"--output_dir={folder}: there is no such folder.")
+    names = [Path(path).name for path, _ in images]
+    if twice := sorted({name for name, count in collections.Counter(names).items() if count > 1}):
+        raise ClientError(
+            f"Two images are called {twice[0]!r}, and would have the same label map in {str(folder)!r}; ask for them "
+            "one after the other, with an --output_dir for each."
+        )
+
+    def keep(line: dict[str, Any]) -> dict[str, Any]:
+        png, line["labels"] = line.pop("png", b""), None
+        if png:
+            path = folder / f"{Path(line['path']).name}.labels.png"
+            part = path.with_name(f"{path.name}.part")
+            part.write_bytes(_coloured(png))
+            part.replace(path)
+            line["labels"] = str(path)
+        return line
+
+    return _ask_all(client.segment_files, {}, images, options, keep)
+
+
+def _coloured(png: bytes) -> bytes:
+    """Returns a grey PNG of 8 bits with a palette, that of PASCAL VOC; its pixels are the same numbers."""
+    head, colours = len(_PNG_START) + 8, bytearray(3 * 256)
+    header = bytearray(png[head : head + 13])
+    if not png.startswith(_PNG_START) or header[8:10] != b"\x08\x00":
+        return png
+    for place in range(3 * 256):
+        for bit in range(8):
+            colours[place] |= (place // 3 >> (3 * bit + place % 3) & 1) << (7 - bit)
+    header[9] = 3
+    chunks = b"IHDR" + header, b"PLTE" + colours
+    whole = (len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") for chunk in chunks)
+    return _PNG_START + b"".join(whole) + png[head + 17 :]
+
+
+def _ask_all(
+    ask: Callable[[list[bytes], list[str]], list[dict[str, Any]]],
+    nothing: Mapping[str, Any],
+    images: list[tuple[str, str]],
+    options: argparse.Namespace,
+    keep: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> int:
+    """Asks about all images and prints a line for each, which is what `keep` makes of it; returns the exit status."""
     batches = [images[start : start + options.batch_size] for start in range(0, len(images), options.batch_size)]
     status = 0
-    for lines in _in_flight(lambda batch: _answer(client, pack, batch), batches, options.in_flight):
-        for line in lines:
+    for lines in _in_flight(lambda batch: _answer(ask, nothing, batch), batches, options.in_flight):
+        for line in map(keep, lines):
             print(json.dumps(line, ensure_ascii=False), flush=True)
             status = status if line["task_ok"] and line["image_ok"] else 1
     for path in filter(os.path.isdir, options.images):
@@ -705,8 +805,9 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
 
 def _tasks(client: Client, options: argparse.Namespace) -> int:
-    for task, classes in client.tasks().items():
-        print(json.dumps({"task": task, "classes": classes}, ensure_ascii=False))
+    for task, classes, signature in client.listed():
+        own = {} if signature == _FILES_OF_CLASSES else {"signature": signature}
+        print(json.dumps({"task": task, "classes": classes, **own}, ensure_ascii=False))
     return 0
 
 
@@ -747,17 +848,21 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--deadline", type=float, default=60.0, help="seconds for all tries of a request")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    predict = commands.add_parser("predict", parents=[server], help="classify image files")
-    predict.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="files, and folders with the JPEGs and PNGs in them"
-    )
-    predict.add_argument("--list", metavar="FILE", help="more images: in each line a path, or a path, a tab and a task")
-    predict.add_argument("--task", help="the task of all images that have none in --list")
-    predict.add_argument("--batch_size", type=_count, default=16, help="images of a request")
-    predict.add_argument("--in_flight", type=_count, default=2, help="requests at a time")
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("images", nargs="*", metavar="IMAGE", help="files, and folders with the JPEGs and PNGs in them")
+    files.add_argument("--list", metavar="FILE", help="more images: in each line a path, or a path, a tab and a task")
+    files.add_argument("--task", help="the task of all images that have none in --list")
+    files.add_argument("--batch_size", type=_count, default=16, help="images of a request")
+    files.add_argument("--in_flight", type=_count, default=2, help="requests at a time")
+    predict = commands.add_parser("predict", parents=[server, files], help="classify image files")
     predict.add_argument("--pack", help="a task that the server does not have; it is sent with each request")
     predict.add_argument("--export", help="with --pack: the export's version folder, or its assets/export.json")
     predict.set_defaults(run=_predict)
+    segment = commands.add_parser(
+        "segment", parents=[server, files], help="find the class of each pixel of image files"
+    )
+    segment.add_argument("--output_dir", required=True, metavar="FOLDER", help="where FILE.labels.png is written")
+    segment.set_defaults(run=_segment)
     commands.add_parser("tasks", parents=[server], help="list tasks and classes").set_defaults(run=_tasks)
     commands.add_parser("status", parents=[server], help="list versions").set_defaults(run=_status)
     return parser

@@ -6,7 +6,9 @@ from pathlib import Path
 from ..servable.decode import BYTES_PER_PIXEL
 from ..servable.folder import read_description
 from ..servable.options import MIB
+from ..servable.problem_signatures import image_shape_of
 from ..servable.read import read_export
+from ..servable.task_tables import Family
 from ..servable.unpacked_kernels import memory_needed
 from .options import ServingOptions
 
@@ -48,6 +50,18 @@ class ServerMemory:
         return -(-most * 5 // (4 * MIB))
 
 
+def image_bytes(family: Family, image_size: int) -> int:
+    """Returns the bytes that an image of some tasks takes on its way through the network.
+
+    Args:
+        family: The tasks.
+        image_size: The side of the base's images.
+    """
+    height, width = image_shape_of(family, image_size)
+    # At the end of a network with an answer for each pixel, its logits and what is made of them.
+    return height * width * max(_FEATURE_BYTES, 2 * 4 * family.spec.classes)
+
+
 def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> ServerMemory:
     """Returns the memory that a server needs for versions of an export.
 
@@ -71,7 +85,7 @@ def memory_of(versions: list[Path], options: ServingOptions, loaded: int) -> Ser
         # The second servable has the base's weights once more, and no masks.
         second = kernels + 4 * base.layout.rest.length + tables.norms[0].nbytes
         arrays = max(arrays, need[cache] + second)
-        images = options.max_batch_size * base.spec.image_size**2 * _FEATURE_BYTES
+        images = options.max_batch_size * max(image_bytes(family, base.spec.image_size) for family in tables.families)
         working = max(working, options.cpus * (kernels + images))
         pixels = max(pixels, chosen.max_image_pixels)
     return ServerMemory(arrays, working, options.cpus * pixels * BYTES_PER_PIXEL, loaded)

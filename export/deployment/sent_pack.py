@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.data import DataError, parse_augment
+from piggyback_tf.data import TARGETS, DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
 from piggyback_tf.top_k import best_classes
@@ -53,6 +53,11 @@ class SentPack:
             self._shape = (int(base.image_size),) * 2 + (3,)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
+        if pack.problem != "class":
+            raise SentPackError(
+                f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}; the signature with_mask takes "
+                "tasks with a class for each image. Add this one to the export: export saved_model --add_to."
+            )
         try:
             check_fits(pack.claims, base)
         except PackError as error:

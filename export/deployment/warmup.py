@@ -26,6 +26,8 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from ..servable.layout import WeightLayout
 from ..servable.preparation import parse_preparation
+from ..servable.problem_signatures import file_signature, image_shape_of, signature_for
+from ..servable.task_tables import CLASSES, Family, family_in
 from ..shared.errors import ExportError
 
 # A server reads no more.
@@ -55,14 +57,26 @@ def warm_up_requests(content: dict[str, Any], batch_size: int) -> Iterator[tuple
     """
     size, dtype = content["base"]["image_size"], tf.as_dtype(content["options"]["image_dtype"])
     names = [entry["task"].encode() for entry in content["tasks"]]
-    # Tasks from the whole list, in one batch: every row goes through the network by itself.
-    mixed = [index * len(names) // batch_size for index in range(batch_size)]
-    for count, tasks in ((1, [0]), (batch_size, [0]), (batch_size, mixed)):
-        images = filled(dtype, (count, size, size, 3), [_GREY])
-        yield "serving_default", {"images": images, "task": filled(tf.int32, (count,), tasks)}
-        named = [names[task] for task in tasks]
-        yield "by_name", {"images": images, "task": filled(tf.string, (count,), named)}
-    yield from _encoded(content, batch_size)
+    families = [family_in(entry) for entry in content["tasks"]]
+    groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
+    for place, family in enumerate(families):
+        groups.setdefault((family.problem, image_shape_of(family, size)), []).append(place)
+    for (problem, shape), members in groups.items():
+        # Tasks from the whole list, in one batch: every row goes through the network by itself.
+        mixed = [members[index * len(members) // batch_size] for index in range(batch_size)]
+        for count, tasks in ((1, members[:1]), (batch_size, members[:1]), (batch_size, mixed)):
+            images = filled(dtype, (count, *shape, 3), [_GREY])
+            named = filled(tf.string, (count,), [names[task] for task in tasks])
+            if problem == CLASSES.problem:
+                yield "serving_default", {"images": images, "task": filled(tf.int32, (count,), tasks)}
+                yield "by_name", {"images": images, "task": named}
+            else:
+                yield signature_for(problem, shape), {"images": images, "task": named}
+    for signature in dict.fromkeys(map(file_signature, families)):
+        pairs = zip(content["tasks"], families, strict=True)
+        chosen = [(entry, family) for entry, family in pairs if file_signature(family) == signature]
+        for inputs in _of_files(chosen, size, batch_size):
+            yield signature, inputs
     layout, features = WeightLayout.from_json(content["layout"]), content["base"]["features"]
     head = filled(tf.float32, (features + 1, 2), [0.0])
     norm = layout.norm.length
@@ -80,30 +94,28 @@ def warm_up_requests(content: dict[str, Any], batch_size: int) -> Iterator[tuple
     yield "find_tasks", {"task": filled(tf.string, (1,), names[:1])}
 
 
-def _encoded(content: dict[str, Any], batch_size: int) -> Iterator[tuple[str, Inputs]]:
+def _of_files(tasks: list[tuple[dict[str, Any], Family]], image_size: int, batch_size: int) -> Iterator[Inputs]:
     """Yields calls with JPEG and PNG files for a task of each way of preparing them, one image and many at a time."""
-    first = {}
-    for entry in content["tasks"]:
-        first.setdefault(entry["eval_augment"], entry["task"].encode())
+    first: dict[tuple[str, tuple[int, int]], bytes] = {}
+    for entry, family in tasks:
+        first.setdefault((entry["eval_augment"], image_shape_of(family, image_size)), entry["task"].encode())
     rows = []
-    for augment, task in first.items():
-        rows += [(data, task) for data in _files(augment, content["base"]["image_size"])]
+    for (augment, shape), task in first.items():
+        rows += [(data, task) for data in _files(augment, shape)]
     for count, start in ((1, 0), *((batch_size, start) for start in range(0, len(rows), batch_size))):
         part = rows[start : start + count]
         # From the front again, so that a batch is full.
         part += [rows[index % len(rows)] for index in range(count - len(part))]
-        files, tasks = zip(*part, strict=True)
-        yield (
-            "encoded",
-            {"image_bytes": filled(tf.string, (count,), files), "task": filled(tf.string, (count,), tasks)},
-        )
+        files, names = zip(*part, strict=True)
+        yield {"image_bytes": filled(tf.string, (count,), files), "task": filled(tf.string, (count,), names)}
 
 
-def _files(augment: str, size: int) -> tuple[bytes, bytes]:
+def _files(augment: str, image_shape: tuple[int, int]) -> tuple[bytes, bytes]:
     """Returns a JPEG and a PNG that are large enough to be prepared."""
     sizes = [operation.output_size(None) for operation in parse_preparation(augment)]
-    side = max(size, *(max(pair) for pair in sizes if pair), 1)
-    image = Image.fromarray(np.full((side, side, 3), _GREY, np.uint8))
+    largest = max((max(pair) for pair in sizes if pair), default=1)
+    shape = [max(side, largest) for side in image_shape]
+    image = Image.fromarray(np.full((*shape, 3), _GREY, np.uint8))
     files = {kind: io.BytesIO() for kind in ("JPEG", "PNG")}
     for kind, stream in files.items():
         image.save(stream, kind)

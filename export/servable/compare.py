@@ -16,7 +16,8 @@ from piggyback_tf.packs import TaskBank
 from ..shared.prepare_image import prepare_image
 
 LIMIT = 1e-5
-_ENCODED = (".jpg", ".jpeg", ".png")
+# Of files that exports decode.
+ENCODED_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Comparison:
         """Whether the export answers as the bank does, and to some file if there were any that it should take."""
         answered = self.files is not None or not self.refused
         return max(self.pixels, self.files or 0.0) <= LIMIT and self.labels and answered
+
+    @property
+    def text(self) -> str:
+        """What is told of it, on one line."""
+        files = "no JPEG or PNG" if self.files is None else f"{self.files:.1e}"
+        files += f" ({self.refused} refused)" if self.refused else ""
+        return (
+            f"{self.task}: largest difference {self.pixels:.1e} with pixels, {files} with files; labels "
+            f"{'equal' if self.labels else 'NOT equal'}; {self.export_ms:.1f} ms an image (bank {self.bank_ms:.1f})"
+        )
 
 
 def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_size: int = 32) -> Comparison:
@@ -78,7 +89,7 @@ def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_
         # Columns behind the task's classes are 0.
         found = found.numpy()
         pixels = max(pixels, float(np.abs(found[:, :width] - expected).max()), float(found[:, width:].max(initial=0)))
-        chosen = [index for index, path in enumerate(part) if path.suffix.lower() in _ENCODED]
+        chosen = [index for index, path in enumerate(part) if path.suffix.lower() in ENCODED_SUFFIXES]
         if chosen:
             answer = encoded(image_bytes=tf.constant([data[i] for i in chosen]), task=tf.constant([task] * len(chosen)))
             answer = {name: value.numpy() for name, value in answer.items()}

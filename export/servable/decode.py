@@ -29,8 +29,9 @@ def decode_batch(
     files: tf.Tensor,
     preparation: tf.Tensor,
     preparations: tuple[str, ...],
-    size: int,
+    image_shape: tuple[int, int],
     max_pixels: int = MAX_PIXELS,
+    headers: Headers | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes and prepares a batch of files.
 
@@ -38,20 +39,21 @@ def decode_batch(
         files: The content of JPEG and PNG files, string `[B]`.
         preparation: The place of each image's augmentation in `preparations`, int32 `[B]`.
         preparations: Augmentation strings.
-        size: Side S of the prepared images.
+        image_shape: Height and width `(H, W)` of the prepared images.
         max_pixels: Pixels of the largest file that is decoded; as many are decoded at a time.
+        headers: What `read_headers` found in the files, if it was asked already.
 
     Returns:
-        Images, uint8 `[B, S, S, 3]`, black where a file is broken, too large or not prepared to S x S pixels; and
+        Images, uint8 `[B, H, W, 3]`, black where a file is broken, too large or not prepared to H x W pixels; and
         which are good, bool `[B]`.
     """
-    headers, count = read_headers(files, max_pixels), tf.shape(files)[0]
-    chains = [parse_preparation(augment) for augment in preparations]
+    headers, count = headers or read_headers(files, max_pixels), tf.shape(files)[0]
+    chains, shape = [parse_preparation(augment) for augment in preparations], [*image_shape, 3]
 
     def prepare_row(row_and_content: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         row, content = row_and_content
         image = restore(content, headers.kind[row], headers.orientation[row])
-        ways = [lambda chain=chain: prepare_in_graph(image, chain, size) for chain in chains]
+        ways = [lambda chain=chain: prepare_in_graph(image, chain, image_shape) for chain in chains]
         return tf.switch_case(preparation[row], ways) if len(ways) > 1 else ways[0]()
 
     def decode_next(start: tf.Tensor, images: tf.Tensor, good: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -59,15 +61,15 @@ def decode_batch(
         pixels = tf.cumsum(headers.pixels[start : start + _FILES])
         end = start + tf.maximum(tf.reduce_sum(tf.cast(pixels <= min(_PIXELS, max_pixels), tf.int32)), 1)
         rows, contents = decode_files(files, headers, tf.range(start, end))
-        signature = tf.TensorSpec([size, size, 3], tf.uint8), tf.TensorSpec([], tf.bool)
+        signature = tf.TensorSpec(shape, tf.uint8), tf.TensorSpec([], tf.bool)
         found = tf.map_fn(prepare_row, (rows, contents), fn_output_signature=signature, parallel_iterations=2)
         images, good = (
             tf.tensor_scatter_nd_update(*pair) for pair in zip((images, good), [rows[:, None]] * 2, found, strict=True)
         )
         return end, images, good
 
-    start = tf.constant(0), tf.zeros(tf.stack([count, size, size, 3]), tf.uint8), tf.zeros(count[None], tf.bool)
-    shapes = tf.TensorShape([]), tf.TensorShape([None, size, size, 3]), tf.TensorShape([None])
+    start = tf.constant(0), tf.zeros(tf.stack([count, *shape]), tf.uint8), tf.zeros(count[None], tf.bool)
+    shapes = tf.TensorShape([]), tf.TensorShape([None, *shape]), tf.TensorShape([None])
     _, images, good = tf.while_loop(lambda start, *_: start < count, decode_next, start, shapes, parallel_iterations=1)
     return images, good
 
@@ -151,6 +153,15 @@ def _on_white(image: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.where(alpha == 0, 255, result), tf.uint8)
 
     return tf.cond(tf.reduce_all(image[..., 3] == 255), lambda: image[..., :3], composite)
+
+
+def upright_sides(headers: Headers) -> tf.Tensor:
+    """Returns height and width of images as `restore` returns them, int32 `[B, 2]`."""
+    return tf.where(_is_turned(headers.orientation)[:, None], tf.reverse(headers.sides, [1]), headers.sides)
+
+
+def _is_turned(orientation: tf.Tensor) -> tf.Tensor:
+    return (orientation >= 5) & (orientation <= 8)
 
 
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from ..shared.folders import new_folders
 from .layout import WeightLayout
 from .task_tables import TaskTables
 
-FORMAT = 1
+# Of exports that hold more than tasks of classes: earlier versions of this package would drop these tasks' signatures.
+FORMAT, FORMAT_OF_CLASSES = 2, 1
 SECOND = "with_mask"
 # Beside a SavedModel's variables: what is needed to add a task, without weights or images.
 DESCRIPTION, NETWORK = Path("assets/export.json"), Path("assets/network")
+# The network with each kind of head that is more than a layer on the features: `0`, `1` and so on.
+HEADS = Path("assets/heads")
 
 
 def next_version(output: Path) -> int:
@@ -94,14 +97,28 @@ def link_variables(first: Path, second: Path) -> None:
 
 
 def write_description(
-    folder: Path, spec: BaseSpec, layout: WeightLayout, tables: TaskTables, options: dict[str, Any], kernels: str
+    folder: Path,
+    spec: BaseSpec,
+    layout: WeightLayout,
+    tables: TaskTables,
+    options: dict[str, Any],
+    kernels: str,
+    heads: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes what is known of an export beside its variables; `kernels` says how masked kernels are kept."""
+    """Writes what is known of an export beside its variables.
+
+    Args:
+        folder: The folder of the version.
+        spec, layout, tables, options: What the export is made of.
+        kernels: How masked kernels are kept.
+        heads: What is known of each network in `HEADS`, in order.
+    """
     base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}
     # Beside "base" and not in it, so that earlier versions read the export, too.
     structure = {} if spec.structure is None else spec.structure.to_json()
-    content = {"format": FORMAT, "base": base, **structure, "options": options, "kernels": kernels}
-    content |= tables.to_json()
+    number = FORMAT_OF_CLASSES if tables.only_classes else FORMAT
+    content = {"format": number, "base": base, **structure, "options": options, "kernels": kernels}
+    content |= tables.to_json() | ({"heads": list(heads)} if heads else {})
     content["layout"] = layout.to_json()
     path = folder / DESCRIPTION
     path.parent.mkdir(exist_ok=True)
@@ -116,9 +133,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        if content["format"] not in (FORMAT_OF_CLASSES, FORMAT):
             raise ExportError(
-                f"{str(folder)!r} is an export of format {content['format']}; this package reads {FORMAT}."
+                f"{str(folder)!r} is an export of format {content['format']}; this package reads {FORMAT_OF_CLASSES} "
+                f"and {FORMAT}."
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{str(folder)!r} is no export, or is damaged: {error}.") from error

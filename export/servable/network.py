@@ -2,17 +2,48 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec
+from piggyback_tf.problems import HeadNetwork
 from piggyback_tf.surgery import features_with
 
 from .layout import Section, WeightLayout
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ServedHead:
+    """A base with one kind of head, for images of one size, as a SavedModel holds it.
+
+    Attributes:
+        shapes: The shape of each variable of the head by name.
+        logits: Its forward pass; see `save_head_network`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    logits: Callable[..., tf.Tensor]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], logits: Callable[..., tf.Tensor]) -> "ServedHead":
+        """Returns the head of which `to_json` returned the shapes."""
+        return cls({name: tuple(shape) for name, shape in values["shapes"].items()}, logits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the shapes."""
+        return {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
+
+    @property
+    def length(self) -> int:
+        """How many numbers a head of this kind is."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,6 +56,7 @@ class ServedNetwork:
         features: Its forward pass; see `save_network`.
         kernels: The vector of kernels, float32.
         rest: The vector of the weights that no task changes, float32.
+        heads: By their specs the heads that are more than a layer on the features.
     """
 
     spec: BaseSpec
@@ -32,6 +64,7 @@ class ServedNetwork:
     features: Callable[..., tf.Tensor]
     kernels: np.ndarray
     rest: np.ndarray
+    heads: Mapping[HeadSpec, ServedHead] = dataclasses.field(default_factory=dict)
 
 
 def save_network(backbone: Backbone, layout: WeightLayout, folder: Path) -> None:
@@ -46,30 +79,90 @@ def save_network(backbone: Backbone, layout: WeightLayout, folder: Path) -> None
         layout: Where its weights are.
         folder: The folder to write.
     """
-    variables = named_variables(backbone.model)
+    values = _WeightsOfVectors(backbone, layout)
     size = backbone.image_size
-    placed = {path for section in (layout.kernels, layout.norm, layout.rest) for path in section.shapes}
-    constants = [(variable, variable.numpy()) for path, variable in variables.items() if path not in placed]
 
     def features(kernels: list[tf.Tensor], norm: tf.Tensor, rest: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        mapping = [(variable, tf.constant(value)) for variable, value in constants]
-        weights = dict(zip(layout.kernels.shapes, kernels, strict=True))
-        weights |= split_section(layout.norm, norm) | split_section(layout.rest, rest)
-        mapping += [(variables[path], value) for path, value in weights.items()]
-        return features_with(backbone.model, mapping, images)
+        return features_with(backbone.model, values(kernels, norm, rest), images)
 
     module = tf.Module()
     module.features = tf.function(
         features,
-        input_signature=[
-            [tf.TensorSpec(shape, tf.float32) for shape in layout.kernels.shapes.values()],
-            tf.TensorSpec([layout.norm.length], tf.float32),
-            tf.TensorSpec([layout.rest.length], tf.float32),
-            tf.TensorSpec([None, size, size, 3], tf.float32),
-        ],
+        input_signature=[*values.specs, tf.TensorSpec([None, size, size, 3], tf.float32)],
         autograph=False,
     )
     tf.saved_model.save(module, str(folder))
+
+
+def save_head_network(backbone: Backbone, layout: WeightLayout, network: HeadNetwork, folder: Path) -> ServedHead:
+    """Writes the forward pass of a base and a kind of head as `save_network` does that of the base: as `logits`.
+
+    The function takes what `features` takes, with images of the head's size, and before these the variables of the
+    head, in the order of their names one behind another: float32 `[n]`. It returns logits, float32 `[B, ...]`.
+
+    Args:
+        backbone: The base.
+        layout: Where its weights are.
+        network: The base with the head; not one with a dense head, whose features `save_network` writes.
+        folder: The folder to write.
+
+    Returns:
+        The head over what was written.
+    """
+    values, shapes = _WeightsOfVectors(backbone, layout), head_shapes(network)
+    order = list(named_variables(backbone.model).values())
+
+    def logits(
+        kernels: list[tf.Tensor], norm: tf.Tensor, rest: tf.Tensor, head: tf.Tensor, images: tf.Tensor
+    ) -> tf.Tensor:
+        found = {id(variable): value for variable, value in values(kernels, norm, rest)}
+        parts = tf.split(head, [math.prod(shape) for shape in shapes.values()])
+        own = {name: tf.reshape(part, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return network.logits([found[id(variable)] for variable in order], own, images)
+
+    length = sum(math.prod(shape) for shape in shapes.values())
+    images = tf.TensorSpec([None, *network.image_shape, 3], tf.float32)
+    module = tf.Module()
+    module.logits = tf.function(
+        logits, input_signature=[*values.specs, tf.TensorSpec([length], tf.float32), images], autograph=False
+    )
+    tf.saved_model.save(module, str(folder))
+    return ServedHead(shapes, tf.saved_model.load(str(folder)).logits)
+
+
+def head_shapes(network: HeadNetwork) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each variable of a head by name, in the order in which exports hold them."""
+    return dict(sorted((network.head_shapes or {}).items()))
+
+
+class _WeightsOfVectors:
+    """The values of a base's variables, made of the tensors that a graph gets.
+
+    Args:
+        backbone: The base.
+        layout: Where its weights are.
+
+    Attributes:
+        specs: What a graph gets of the base: a list of kernels, and the vectors of batch norm and other weights.
+    """
+
+    def __init__(self, backbone: Backbone, layout: WeightLayout):
+        self._layout, self._variables = layout, named_variables(backbone.model)
+        placed = {path for section in (layout.kernels, layout.norm, layout.rest) for path in section.shapes}
+        self._constants = [(each, each.numpy()) for path, each in self._variables.items() if path not in placed]
+        self.specs: list[Any] = [
+            [tf.TensorSpec(shape, tf.float32) for shape in layout.kernels.shapes.values()],
+            tf.TensorSpec([layout.norm.length], tf.float32),
+            tf.TensorSpec([layout.rest.length], tf.float32),
+        ]
+
+    def __call__(
+        self, kernels: list[tf.Tensor], norm: tf.Tensor, rest: tf.Tensor
+    ) -> list[tuple[keras.Variable, tf.Tensor]]:
+        mapping = [(variable, tf.constant(value)) for variable, value in self._constants]
+        weights = dict(zip(self._layout.kernels.shapes, kernels, strict=True))
+        weights |= split_section(self._layout.norm, norm) | split_section(self._layout.rest, rest)
+        return mapping + [(self._variables[path], value) for path, value in weights.items()]
 
 
 def split_section(section: Section, flat: tf.Tensor) -> dict[str, tf.Tensor]:

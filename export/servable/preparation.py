@@ -12,16 +12,18 @@ from piggyback_tf.data.operations import MAX_PIXELS, CentralCrop, Resize
 _PRECISION = 22
 
 
-def prepare_in_graph(image: tf.Tensor, operations: list[Operation], size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def prepare_in_graph(
+    image: tf.Tensor, operations: list[Operation], image_shape: tuple[int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Prepares an image; nothing about it makes the call fail.
 
     Args:
         image: uint8 `[H, W, 3]`, of any size.
         operations: What `parse_preparation` returned.
-        size: The side that the image has to have in the end.
+        image_shape: `(height, width)` that the image has to have in the end.
 
     Returns:
-        uint8 `[size, size, 3]`, of the same bytes as `Operation.apply` returns one after another, or black if it
+        uint8 `[height, width, 3]`, of the same bytes as `Operation.apply` returns one after another, or black if it
         cannot be prepared; and whether it could, bool.
     """
     good = tf.constant(True)
@@ -29,9 +31,32 @@ def prepare_in_graph(image: tf.Tensor, operations: list[Operation], size: int) -
         step: Any = _resize if isinstance(operation, Resize) else _central_crop
         image, possible = step(image, operation)
         good &= possible
-    good &= tf.reduce_all(tf.shape(image) == [size, size, 3])
-    image = tf.cond(good, lambda: image, lambda: tf.zeros([size, size, 3], tf.uint8))
-    return tf.ensure_shape(image, [size, size, 3]), good
+    shape = [*image_shape, 3]
+    good &= tf.reduce_all(tf.shape(image) == shape)
+    image = tf.cond(good, lambda: image, lambda: tf.zeros(shape, tf.uint8))
+    return tf.ensure_shape(image, shape), good
+
+
+def way_back(sides: tf.Tensor, operations: list[Operation]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns where the pixels of an image are after it was prepared, as `scale` and `offset` of `WayBack`.
+
+    To the bit, what `data.at_own_size` makes of `Operation.geometry`.
+
+    Args:
+        sides: Height and width of the image before, int32 `[2]`.
+        operations: What `parse_preparation` returned.
+    """
+    scale, offset = tf.ones([2], tf.float64), tf.zeros([2], tf.float64)
+    for operation in operations:
+        if isinstance(operation, Resize):
+            after = _resized(sides, operation)[0]
+            scale *= tf.cast(sides, tf.float64) / tf.cast(after, tf.float64)
+        else:
+            assert isinstance(operation, CentralCrop), "others are refused where they are read"
+            start, after, _ = _crop_of(sides, operation)
+            offset += scale * tf.cast(start, tf.float64)
+        sides = after
+    return 1.0 / scale, -((1.0 / scale) * offset)
 
 
 def parse_preparation(augment: str) -> list[Operation]:
@@ -50,27 +75,31 @@ def parse_preparation(augment: str) -> list[Operation]:
     return operations
 
 
-def check_preparation(augment: str, size: int) -> None:
+def check_preparation(augment: str, image_shape: tuple[int, int]) -> None:
     """Checks that a task's images can be prepared within a graph.
 
     Raises:
-        DataError: If not, or if they would not be of `size` pixels.
+        DataError: If not, or if they would not be of the height and width that the task takes.
     """
-    check_final_size(augment, chain_size(parse_preparation(augment), None), (size, size))
+    check_final_size(augment, chain_size(parse_preparation(augment), None), image_shape)
 
 
 def _central_crop(image: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the crop, and whether the image is large enough for it."""
-    sides, crop = tf.shape(image)[:2], tf.constant(operation.output_size(None))
-    start, length = tf.maximum(sides - crop, 0) // 2, tf.minimum(sides, crop)
-    image = image[start[0] : start[0] + length[0], start[1] : start[1] + length[1]]
-    return image, tf.reduce_all(sides >= crop)
+    start, length, possible = _crop_of(tf.shape(image)[:2], operation)
+    return image[start[0] : start[0] + length[0], start[1] : start[1] + length[1]], possible
+
+
+def _crop_of(sides: tf.Tensor, operation: CentralCrop) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns where the crop begins, how large it is (all there is of a smaller image), and whether there is enough."""
+    crop = tf.constant(operation.output_size(None))
+    return tf.maximum(sides - crop, 0) // 2, tf.minimum(sides, crop), tf.reduce_all(sides >= crop)
 
 
 def _resize(image: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the resized image, and whether it is not too large; then it is the image as it was."""
-    sides, fixed = tf.shape(image)[:2], operation.output_size(None)
-    target, possible = (tf.constant(fixed), tf.constant(True)) if fixed else _target(sides, operation)
+    sides = tf.shape(image)[:2]
+    target, possible = _resized(sides, operation)
     # The order of Pillow 13, with rounding to bytes in between: along the width first, unless the height is scaled down
     # much more. (Older ones begin with the width always, which makes a difference of 1 in some pixels of tall images.)
     smaller = sides - target
@@ -80,6 +109,12 @@ def _resize(image: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
     first, second = tf.unstack(tf.where(height_first, target, tf.roll(target, 1, axis=0)))
     image = _resample(tf.transpose(_resample(image, first), [1, 0, 2]), second)
     return tf.cond(height_first, lambda: tf.transpose(image, [1, 0, 2]), lambda: image), possible
+
+
+def _resized(sides: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns height and width of the resized image, and whether `Resize` takes it."""
+    fixed = operation.output_size(None)
+    return (tf.constant(fixed), tf.constant(True)) if fixed else _target(sides, operation)
 
 
 def _target(sides: tf.Tensor, operation: Resize) -> tuple[tf.Tensor, tf.Tensor]:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from piggyback_tf.head_spec import HeadSpec
+
 from ..shared.errors import ExportError
-from .folder import NETWORK, described_base, read_description
+from .folder import HEADS, NETWORK, described_base, read_description
 from .layout import WeightLayout
-from .network import ServedNetwork
+from .network import ServedHead, ServedNetwork
 from .options import ExportOptions
 from .task_tables import ARRAYS, TaskTables
 
@@ -29,7 +31,11 @@ def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]
             name: reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE") for name in (*ARRAYS, "kernels", "rest")
         }
         network = tf.saved_model.load(str(folder / NETWORK))
-        base = ServedNetwork(spec, layout, network.features, arrays["kernels"], arrays["rest"])
+        heads = {}
+        for place, entry in enumerate(content.get("heads", [])):
+            own = tf.saved_model.load(str(folder / HEADS / str(place)))
+            heads[HeadSpec.from_json(entry["head"])] = ServedHead.from_json(entry, own.logits)
+        base = ServedNetwork(spec, layout, network.features, arrays["kernels"], arrays["rest"], heads)
         return base, TaskTables.restore(arrays, content), options
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, tf.errors.OpError) as error:
         raise ExportError(f"{str(folder)!r} is no whole export: {error}") from error

@@ -1,11 +1,13 @@
 """What an export keeps of its tasks: masks, batch norm and heads as a few arrays, and where in them each task is."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs import TaskPack
 
 from .layout import WeightLayout
@@ -27,6 +29,23 @@ ARRAYS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Tasks that one graph answers: of one problem, with heads of one kind for images of one size.
+
+    Attributes:
+        problem: What is to be found in an image.
+        spec: The head; see `HeadSpec.family`.
+    """
+
+    problem: str
+    spec: HeadSpec
+
+
+# Tasks of classes. An export that holds no other is as it was when there were no others, to the names of its arrays.
+CLASSES = Family("class", HeadSpec(DENSE, 0))
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TaskTables:
     """The tasks of an export, T in number.
@@ -34,7 +53,8 @@ class TaskTables:
     Attributes:
         planes: Packed masks, uint8 `[rows, mask_bytes]`; see `WeightLayout.pack_mask`. A ternary task has two rows.
         norms: Batch norm, float32 `[rows, M]`; the first row is the base's.
-        heads: For each task its kernel `[F, C]` and its bias `[C]`, one behind another: float32 `[numbers]`.
+        heads: For each task its kernel `[F, C]` and its bias `[C]`, or the variables of another head in the order of
+            their names, one behind another: float32 `[numbers]`.
         keep_row: The row of `planes` that tells which weights a task keeps, int32 `[T]`.
         sign_row: The row that tells which of them it negates; -1 if none.
         norm_row: The row of `norms`, int32 `[T]`.
@@ -79,6 +99,36 @@ class TaskTables:
         """Returns the arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
+    @functools.cached_property
+    def family_of(self) -> tuple[Family, ...]:
+        """The family of each task."""
+        return tuple(family_in(entry) for entry in self.details)
+
+    @functools.cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The families of the tasks, each once: that of tasks of classes first, others in the order of their tasks."""
+        found = dict.fromkeys(self.family_of)
+        return tuple(sorted(found, key=lambda family: family != CLASSES))
+
+    @property
+    def head_specs(self) -> tuple[HeadSpec, ...]:
+        """The heads that are more than a layer on the features, each once, in the order of their tasks."""
+        return tuple(dict.fromkeys(family.spec for family in self.families if not family.spec.is_dense))
+
+    @property
+    def only_classes(self) -> bool:
+        """Whether all tasks are of classes."""
+        return set(self.families) <= {CLASSES}
+
+    def most_classes(self, families: Collection[Family]) -> int:
+        """Returns how many classes the task has that has the most of some families; 0 if there is none."""
+        pairs = zip(self.family_of, self.classes.tolist(), strict=True)
+        return max((classes for family, classes in pairs if family in families), default=0)
+
+    def family_numbers(self) -> np.ndarray:
+        """Returns the place of each task's family in `families`, int32 `[T]`."""
+        return np.array([self.families.index(family) for family in self.family_of], np.int32)
+
     def with_tasks(self, packs: Iterable[TaskPack], layout: WeightLayout) -> "TaskTables":
         """Returns the tables with more tasks behind those that are there, which stay as they are.
 
@@ -107,8 +157,8 @@ class TaskTables:
             append("sign_row", [keep + 1 if len(planes) > 1 else -1])
             own_norm = [layout.norm.flatten(pack.norm, otherwise=self.norms[0])] if pack.norm else []
             append("norm_row", [append("norms", own_norm) if own_norm else 0])
-            append("head_start", [append("heads", pack.head["kernel"].reshape(-1))])
-            append("heads", pack.head["bias"])
+            order = ("kernel", "bias") if head_of(pack).is_dense else sorted(pack.head)
+            append("head_start", [append("heads", np.concatenate([pack.head[name].reshape(-1) for name in order]))])
             append("classes", [len(pack.class_names)])
             append("label_start", [append("labels", [name.encode() for name in pack.class_names])])
             append("names", [pack.task.encode()])
@@ -136,6 +186,17 @@ class TaskTables:
         )
 
 
+def family_of(pack: TaskPack) -> Family:
+    """Returns the family of a task."""
+    return Family(pack.problem, head_of(pack).family)
+
+
+def head_of(pack: TaskPack) -> HeadSpec:
+    """Returns the head of a task, which every pack has once it is made."""
+    assert pack.head_spec is not None
+    return pack.head_spec
+
+
 def _details(pack: TaskPack) -> dict[str, Any]:
     return {
         "task": pack.task,
@@ -146,4 +207,12 @@ def _details(pack: TaskPack) -> dict[str, Any]:
         "eval_augment": pack.eval_augment,
         "content_digest": pack.content_digest(),
         "created": pack.created,
+        **({} if family_of(pack) == CLASSES else {"problem": pack.problem, "head": head_of(pack).to_json()}),
     }
+
+
+def family_in(details: Mapping[str, Any]) -> Family:
+    """Returns the family of a task, from what the description of an export says of it."""
+    if "problem" not in details:
+        return CLASSES
+    return Family(details["problem"], HeadSpec.from_json(details["head"]).family)

@@ -9,14 +9,10 @@ import tensorflow as tf
 from ..shared.graph import good_images
 from .network import ServedNetwork, unpack_kernels
 from .options import ExportOptions
-from .signatures import (
-    Outputs,
-    any_shape,
-    check_image_shape,
-    class_labels,
-    head_probabilities,
-    table_variable,
-)
+from .problem_signatures import ENCODED, Outputs, file_signature
+from .requests import any_shape, check_image_shape
+from .served_tasks import class_labels, family_variable, table_variable
+from .signatures import head_probabilities
 from .task_tables import TaskTables
 
 
@@ -42,6 +38,9 @@ class WithMask(tf.Module):
             setattr(self, name, tf.Variable(array, trainable=False, name=name))
         for name in ("names", "classes", "label_start", "labels"):
             setattr(self, name, table_variable(name, getattr(tables, name)))
+        self._file_signatures = [file_signature(family) for family in tables.families]
+        if not tables.only_classes:
+            self.family = family_variable(tables)
 
     def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
         """Returns the signatures by name."""
@@ -60,7 +59,7 @@ class WithMask(tf.Module):
 
     def _with_mask(self, images: tf.Tensor, mask: tf.Tensor, head: tf.Tensor, norm: tf.Tensor) -> Outputs:
         bits, numbers = self._layout.mask_bytes, self._layout.norm.length
-        images = check_image_shape(images, self._size)
+        images = check_image_shape(images, (self._size, self._size))
         mask = _check(mask, f"mask must be [{bits}], or [{2 * bits}] if ternary, not", [[bits], [2 * bits]])
         norm = _check(norm, f"norm must be [{numbers}], or [0] for that of the base, not", [[numbers], [0]])
         rows, columns = self._feature_count + 1, tf.shape(any_shape(head))[-1]
@@ -82,10 +81,15 @@ class WithMask(tf.Module):
     def _tasks(self) -> Outputs:
         tasks = tf.range(tf.shape(self.classes)[0])
         columns = tf.tile(tf.range(self._width)[None], [tf.size(tasks), 1])
-        return {"names": tf.identity(self.names), "classes": class_labels(self, tasks, columns)}
+        found = {"names": tf.identity(self.names), "classes": class_labels(self, tasks, columns)}
+        if set(self._file_signatures) != {ENCODED}:
+            found["signature"] = tf.gather(tf.constant(self._file_signatures), tf.identity(self.family))
+        return found
 
     def _find_tasks(self, task: tf.Tensor) -> Outputs:
         """Returns what `tasks` does of some tasks, or of all if none is named, and how many classes each has.
+
+        Where not all tasks are of classes, both say which signature answers files for each.
 
         TensorFlow Serving's REST API cannot call a signature that has no inputs.
         """

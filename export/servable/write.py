@@ -16,6 +16,7 @@ from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
 from .additions import carry_over
 from .folder import (
+    HEADS,
     NETWORK,
     find_version,
     is_version,
@@ -24,13 +25,15 @@ from .folder import (
     next_version,
     write_description,
 )
+from .heads import HeadNetworks
 from .layout import WeightLayout
 from .network import ServedNetwork, save_network
 from .options import ExportOptions
 from .preparation import check_preparation
+from .problem_signatures import check_is_served, image_shape_of
 from .read import read_export
 from .signatures import Servable
-from .task_tables import TaskTables
+from .task_tables import TaskTables, family_of
 from .unpacked_kernels import choose_cache
 from .with_mask import WithMask
 
@@ -58,7 +61,7 @@ def export_saved_model(
     Raises:
         PackError: If a pack is for another base, or two tasks have one name.
         DataError: If the images of a task cannot be prepared within a graph.
-        ExportError: If there are no packs, or the version is there already.
+        ExportError: If there are no packs, one is of a problem that cannot be served, or the version is there already.
         ValueError: If the base cannot be exported, or what it takes is more than the limit of memory.
         OSError: If the files cannot be written.
     """
@@ -67,11 +70,13 @@ def export_saved_model(
     kernels, norm, rest = (part.flatten(arrays) for part in (layout.kernels, layout.norm, layout.rest))
 
     def write_network(folder: Path) -> ServedNetwork:
-        save_network(backbone, layout, folder)
-        return ServedNetwork(spec, layout, tf.saved_model.load(str(folder)).features, kernels, rest)
+        save_network(backbone, layout, folder / NETWORK.name)
+        features = tf.saved_model.load(str(folder / NETWORK.name)).features
+        written = heads.write(tables.head_specs, layout, folder / HEADS.name)
+        return ServedNetwork(spec, layout, features, kernels, rest, written)
 
-    tables = TaskTables.empty(layout, norm)
-    tables = tables.with_tasks(_checked(packs, spec, tables), layout)
+    tables, heads = TaskTables.empty(layout, norm), HeadNetworks(spec, lambda _: backbone)
+    tables = tables.with_tasks(_checked(packs, spec, tables, heads), layout)
     return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
 
 
@@ -81,22 +86,28 @@ def add_tasks(
     output: str | os.PathLike | None = None,
     *,
     version: int | None = None,
+    backbone: Backbone | Callable[[TaskPack], Backbone] | None = None,
     **changes: Any,
 ) -> Path:
     """Writes an export with more tasks, from an export and the new packs alone.
+
+    Of a task whose head is more than a layer on the features the network is a part of the export. If no task of the
+    export has the same kind of head for images of the same size, the base is needed to make it.
 
     Args:
         source: The folder of an export's version, which is not changed; of its folder the highest version is taken.
         packs: Packs for the same base, their files or URLs; their numbers follow those of the old tasks.
         output: The new export's folder; that of `source` if None.
         version: As in `export_saved_model`.
+        backbone: The base, or what returns it for the first pack that needs it.
         **changes: Fields of `ExportOptions` that are not to be as in `source`.
 
     Returns:
         The folder of the version.
 
     Raises:
-        ExportError: If `source` is no export, or as in `export_saved_model`.
+        ExportError: If `source` is no export, or as in `export_saved_model`; if the base is needed and is not given, or
+            is another one.
         PackError, DataError, ValueError, OSError: As in `export_saved_model`.
     """
     # The number before the source: of two that add tasks at a time the later one finds its number taken, and does not
@@ -110,18 +121,24 @@ def add_tasks(
     base, tables, options = read_export(source)
 
     def copy_network(folder: Path) -> ServedNetwork:
-        shutil.copytree(source / NETWORK, folder)
-        return base
+        shutil.copytree(source / NETWORK, folder / NETWORK.name)
+        written = heads.write(tables.head_specs, base.layout, folder / HEADS.name, source / HEADS)
+        return dataclasses.replace(base, heads=written)
 
-    tables = tables.with_tasks(_checked(packs, base.spec, tables), base.layout)
+    find = backbone if backbone is None or not isinstance(backbone, Backbone) else lambda _: backbone
+    heads = HeadNetworks(base.spec, find, base.heads)
+    tables = tables.with_tasks(_checked(packs, base.spec, tables, heads), base.layout)
     options = dataclasses.replace(options, **changes)
     return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 
 
-def _checked(packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables) -> Iterable[TaskPack]:
+def _checked(
+    packs: Iterable[PackSource], spec: BaseSpec, tables: TaskTables, heads: HeadNetworks
+) -> Iterable[TaskPack]:
     """Yields packs that fit the base and can be served beside the tasks that are there, one in memory at a time."""
-    for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names]):
-        check_preparation(pack.eval_augment, pack.image_size)
+    for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names], check=check_is_served):
+        check_preparation(pack.eval_augment, image_shape_of(family_of(pack), spec.image_size))
+        heads.check(pack)
         yield pack
 
 
@@ -138,7 +155,8 @@ def _write(
     """Writes both servables.
 
     Args:
-        make_base: Puts the network's graph into a folder and returns the base over it.
+        make_base: Puts the graphs of the base's networks into a folder, under their names in an export, and returns the
+            base over them.
         spec, layout, tables, output, options: What is written, and where.
         version: The version; if None the next one.
         source: The version that tasks are added to, if there is one.
@@ -147,15 +165,19 @@ def _write(
     version = next_version(output) if version is None else version
     try:
         with new_version(output, version) as (first, second):
-            network = first.parent / "network"
-            base = make_base(network)
+            networks = first.parent / "networks"
+            base = make_base(networks)
             servable = Servable(base, tables, options, unpacked=kernels == "unpacked")
             with_mask = WithMask(base, tables, options)
             for module, folder in ((servable, first), (with_mask, second)):
                 tf.saved_model.save(module, str(folder), signatures=module.signatures())
             link_variables(first, second)
-            write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels)
-            network.rename(first / NETWORK)
+            heads = [{"head": head.to_json(), **base.heads[head].to_json()} for head in tables.head_specs]
+            write_description(first, spec, layout, tables, dataclasses.asdict(options), kernels, heads)
+            for name in (NETWORK, HEADS):
+                if (networks / name.name).is_dir():
+                    (networks / name.name).rename(first / name)
+            networks.rmdir()
             if source is not None:
                 carry_over(source, first, second)
     except tf.errors.OpError as error:

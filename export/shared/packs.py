@@ -1,7 +1,7 @@
 """The packs that an export is made of, and their base."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from piggyback_tf.commands.common import choose_base
 from piggyback_tf.data import TARGETS
@@ -32,17 +32,37 @@ def find_base(file: str, backbone: str | None, weights: str | None) -> tuple[Tas
     return pack, choose_base(pack, backbone, weights)
 
 
-def fitting_packs(packs: Iterable[PackSource], spec: BaseSpec, taken: Collection[str] = ()) -> Iterator[TaskPack]:
+def check_is_class(pack: TaskPack) -> None:
+    """Checks that a task finds the class of an image, for exports that hold nothing else.
+
+    Raises:
+        ExportError: If not.
+    """
+    if pack.problem != "class":
+        raise ExportError(
+            f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and exports hold tasks with a "
+            "class for each image. A TaskBank, evaluate, predict and merge take it."
+        )
+
+
+def fitting_packs(
+    packs: Iterable[PackSource],
+    spec: BaseSpec,
+    taken: Collection[str] = (),
+    *,
+    check: Callable[[TaskPack], None] = check_is_class,
+) -> Iterator[TaskPack]:
     """Yields packs that fit a base and have each its own task's name, one in memory at a time.
 
     Args:
         packs: Packs, their files or URLs.
         spec: The base.
         taken: Names that tasks of the export have already.
+        check: Raises an `ExportError` if the kind of export cannot hold a pack.
 
     Raises:
         PackError: If a pack cannot be read or does not fit, or two tasks have one name.
-        ExportError: If there is no pack, and no task in the export already.
+        ExportError: If there is no pack, and no task in the export already, or one is not what the export holds.
     """
     names = set(taken)
     for source in packs:
@@ -50,11 +70,7 @@ def fitting_packs(packs: Iterable[PackSource], spec: BaseSpec, taken: Collection
         # A pack that is given may have been changed since it was made.
         pack.check()
         check_fits(pack.claims, spec)
-        if pack.problem != "class":
-            raise ExportError(
-                f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and exports hold tasks with a "
-                "class for each image. A TaskBank, evaluate, predict and merge take it."
-            )
+        check(pack)
         if pack.task in names:
             raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
         names.add(pack.task)

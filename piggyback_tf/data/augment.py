@@ -205,18 +205,32 @@ def at_own_size(labels: np.ndarray, operations: Iterable[Operation], size: Size)
     Raises:
         DataError: If an operation does not say where pixels go, or does not give a label map's size.
     """
-    operations, moves, before = list(operations), IDENTITY, size
+    geometry, after = geometry_back(operations, size)
+    if after != labels.shape:
+        raise DataError(
+            f"An image of {size[0]}x{size[1]} pixels becomes {after[0]}x{after[1]}, and this is a label map of "
+            f"{labels.shape[0]}x{labels.shape[1]}."
+        )
+    return warp_map(labels, geometry, size, nearest=True)
+
+
+def geometry_back(operations: Iterable[Operation], size: Size) -> tuple[np.ndarray, Size]:
+    """Returns the geometry of the way back from a prepared image, and the `(height, width)` of that.
+
+    Args:
+        operations: How the image was prepared.
+        size: `(height, width)` of the image before.
+
+    Raises:
+        DataError: If an operation does not say where pixels go.
+    """
+    operations, moves, after = list(operations), IDENTITY, size
     check_moves(operations)
     for operation in operations:
         assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
-        moves = composed(moves, operation.geometry(before))
-        before = operation.output_size(before)
-    if tuple(before) != labels.shape:
-        raise DataError(
-            f"An image of {size[0]}x{size[1]} pixels becomes {before[0]}x{before[1]}, and this is a label map of "
-            f"{labels.shape[0]}x{labels.shape[1]}."
-        )
-    return warp_map(labels, inverted(moves), size, nearest=True)
+        moves = composed(moves, operation.geometry(after))
+        after = operation.output_size(after)
+    return inverted(moves), (after[0], after[1])
 
 
 def apply_operations(operations: Iterable[Operation], image: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """From images to answers: a traced function for each kind of task, which all tasks of that kind share."""
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
@@ -80,7 +79,7 @@ class TracedNetworks:
         return sum(function.experimental_get_tracing_count() for function in self._functions.values())
 
     def _head(self, spec: HeadSpec) -> HeadNetwork:
-        spec = _family(spec)
+        spec = spec.family
         with self._lock:
             if spec not in self._heads:
                 self._heads[spec] = HeadNetwork(self._backbone, spec)
@@ -111,8 +110,3 @@ class TracedNetworks:
             # XLA made MobileNetV2 many times slower on CPUs.
             jit_compile=False,
         )
-
-
-def _family(spec: HeadSpec) -> HeadSpec:
-    """Returns one spec for all heads that one trace serves."""
-    return dataclasses.replace(spec, classes=0) if spec.is_dense else spec

@@ -3,7 +3,7 @@
 from piggyback_tf.problems import classification as _classification  # noqa: F401  (it registers itself)
 from piggyback_tf.problems import multilabel as _multilabel  # noqa: F401
 from piggyback_tf.problems import segmentation as _segmentation  # noqa: F401
-from piggyback_tf.problems.base import PROBLEMS, Problem, image_shape_of, problem_of
+from piggyback_tf.problems.base import PNG, PROBLEMS, AnswerSpec, Problem, WayBack, image_shape_of, problem_of
 from piggyback_tf.problems.heads import (
     HEAD_NAME,
     HEADS,
@@ -22,12 +22,15 @@ from piggyback_tf.problems.heads import (
 __all__ = [
     "HEADS",
     "HEAD_NAME",
+    "PNG",
     "PROBLEMS",
+    "AnswerSpec",
     "Head",
     "HeadNetwork",
     "HeadSpec",
     "HeadStart",
     "Problem",
+    "WayBack",
     "add_head",
     "features_of",
     "head_logits",

@@ -1,8 +1,9 @@
 """What a problem is: all that depends on what is to be found in an image."""
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import numpy as np
@@ -34,6 +35,41 @@ class ProblemRegistry(Registry[type["Problem"]]):
 
 PROBLEMS = ProblemRegistry("problem")
 
+# In `AnswerSpec.shape`: sides of the images that the task takes, and the number of its classes.
+HEIGHT, WIDTH, CLASSES = "height", "width", "classes"
+# In `AnswerSpec.dtype`: a text of bytes, which is a PNG file.
+PNG = "png"
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSpec:
+    """One of the things that are answered of an image.
+
+    Attributes:
+        dtype: Name of its dtype, such as `"float32"`, or `PNG`.
+        shape: Its shape: numbers, `HEIGHT`, `WIDTH` and `CLASSES`.
+        missing: What stands where there is no answer, and behind the last class of a task that has fewer than others.
+    """
+
+    dtype: str
+    shape: tuple[int | str, ...] = ()
+    missing: float = 0
+
+
+class WayBack(NamedTuple):
+    """Where the pixels of an image file are in the prepared image; preparing only resized it and cut from it.
+
+    Attributes:
+        size: Height and width of the image before, int32 `[2]`.
+        scale: float64 `[2]`. The point `(y, x)` of the image is at `scale * (y, x) + offset` in the prepared one; the
+            middle of the first pixel is `(0.5, 0.5)`.
+        offset: float64 `[2]`.
+    """
+
+    size: tf.Tensor
+    scale: tf.Tensor
+    offset: tf.Tensor
+
 
 class Problem(abc.ABC):
     """One kind of task. A new one is a file in this folder with a subclass decorated by `PROBLEMS.register(TARGET)`.
@@ -55,6 +91,13 @@ class Problem(abc.ABC):
     ranks_classes: ClassVar[bool] = False
     # Keras' activation that makes probabilities of logits.
     activation: ClassVar[str] = "softmax"
+    # What servers call the request with image files, such as "segment". None: exports for servers have no way to ask
+    # for such answers, and refuse the task. Those of classes have signatures of their own, older ones.
+    signature: ClassVar[str | None] = None
+    # What `answer` returns of each image, by name, and what `file_answer` does. A name ends with `_bytes` if it is
+    # bytes: TensorFlow Serving's JSON then has them in base64.
+    answers: ClassVar[Mapping[str, AnswerSpec]] = {}
+    file_answers: ClassVar[Mapping[str, AnswerSpec]] = {}
 
     def __init__(self, class_names: Sequence[str], image_shape: tuple[int, int]):
         self.class_names = tuple(class_names)
@@ -95,6 +138,18 @@ class Problem(abc.ABC):
         Args:
             logits: What the task's network ends in; it is traced.
         """
+
+    def file_answer(self, answers: Mapping[str, tf.Tensor], way: WayBack) -> dict[str, tf.Tensor]:
+        """Returns what is answered of an image that comes as a file, by name: at the size of that image.
+
+        It is traced, and must not fail.
+
+        Args:
+            answers: What `answer` returns of the prepared image, without the dimension of the batch.
+            way: Where the pixels of the file are in the prepared image.
+        """
+        del way
+        return dict(answers)
 
     @abc.abstractmethod
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.problems.base import PROBLEMS, Problem
+from piggyback_tf.problems.base import CLASSES, PROBLEMS, AnswerSpec, Problem
 from piggyback_tf.top_k import top_k_errors, top_k_misses
 
 
@@ -24,6 +24,7 @@ class Classification(Problem):
 
     infers_task = True
     ranks_classes = True
+    answers = {"probabilities": AnswerSpec("float32", (CLASSES,))}
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)

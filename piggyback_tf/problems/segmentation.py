@@ -1,6 +1,6 @@
 """Segments: each pixel of an image is of one class, or of none that counts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from piggyback_tf.data import Operation, at_own_size
 from piggyback_tf.data.geometry import VOID
-from piggyback_tf.problems.base import PROBLEMS, Problem
+from piggyback_tf.problems.base import HEIGHT, PNG, PROBLEMS, WIDTH, AnswerSpec, Problem, WayBack
 from piggyback_tf.problems.class_means import measured_by_class
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.settings.methods import MethodConfig
@@ -73,6 +73,10 @@ class Segmentation(Problem):
     over the classes that occur in the images or in the answers.
     """
 
+    signature = "segment"
+    answers = {"labels": AnswerSpec("uint8", (HEIGHT, WIDTH), VOID)}
+    file_answers = {"png_bytes": AnswerSpec(PNG)}
+
     def head(self, config: MethodConfig) -> HeadSpec:
         del config
         return HeadSpec("fpn", len(self.class_names), 32, self.image_shape)
@@ -83,6 +87,18 @@ class Segmentation(Problem):
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns `"labels"`, uint8 `[B, H, W]`: the most probable class of each pixel, of equal ones the first."""
         return {"labels": tf.cast(tf.argmax(logits, axis=-1), tf.uint8)}
+
+    def file_answer(self, answers: Mapping[str, tf.Tensor], way: WayBack) -> dict[str, tf.Tensor]:
+        """Returns `"png_bytes"`, string: a grey PNG of the size of the image, whose pixels are numbers of classes.
+
+        It is what `at_own_size` makes of the labels: a pixel that was cut off has the label of the nearest one.
+        """
+        labels = answers["labels"]
+        for axis in (0, 1):
+            middles = tf.cast(tf.range(way.size[axis]), tf.float64) + 0.5
+            places = tf.cast(tf.floor(way.scale[axis] * middles + way.offset[axis]), tf.int32)
+            labels = tf.gather(labels, tf.clip_by_value(places, 0, tf.shape(labels)[axis] - 1), axis=axis)
+        return {"png_bytes": tf.io.encode_png(labels[..., None])}
 
     def metrics(self) -> list[keras.metrics.Metric]:
         cross_entropy = keras.metrics.MeanMetricWrapper(pixel_cross_entropy, name="cross_entropy")

@@ -12,6 +12,7 @@ from export.servable.options import ExportOptions
 from export.serving import write_deployment
 from piggyback_tf.packs import TaskBank
 from tests.export.helpers import BATCH
+from tests.export.segments import base_and_tasks
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
 
 
@@ -43,6 +44,19 @@ def _exports(small, tmp_path_factory):
         shutil.copytree(getattr(small, name).parent, folder / name)
         write_deployment(folder / name, options=ServingOptions(max_batch_size=BATCH, cpus=2))
     return folder
+
+
+@pytest.fixture(scope="session", name="mixed")
+def _mixed(tmp_path_factory):
+    """A base, models and packs of tasks of classes and of segments, a bank with them, and exports as of `small`."""
+    found, folder = base_and_tasks(), tmp_path_factory.mktemp("mixed")
+    options = {
+        "packed": ExportOptions(cache="packed"),
+        "unpacked": ExportOptions(cache="unpacked", image_dtype="float32", top_k=3),
+    }
+    for name, option in options.items():
+        setattr(found, name, export_saved_model(found.backbone, found.packs, folder / name, option))
+    return found
 
 
 @pytest.fixture(name="export")

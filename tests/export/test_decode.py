@@ -58,7 +58,7 @@ def _decode_batch(files, augment):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def decode(files):
-        return decode_batch(files, tf.zeros(tf.shape(files), tf.int32), (augment,), 48)
+        return decode_batch(files, tf.zeros(tf.shape(files), tf.int32), (augment,), (48, 48))
 
     return decode(tf.constant(files))
 
@@ -107,7 +107,7 @@ def test_more_files_than_are_decoded_at_a_time(files, pixels, monkeypatch):
 
 def test_each_image_is_prepared_in_its_own_way_and_must_have_the_size():
     files = [encode(picture(48, 48), "PNG"), encode(picture(60, 80), "PNG")] * 2
-    images, good = decode_batch(tf.constant(files), tf.constant([0, 0, 1, 1]), ("", "resize(48,48)"), 48)
+    images, good = decode_batch(tf.constant(files), tf.constant([0, 0, 1, 1]), ("", "resize(48,48)"), (48, 48))
     assert good.numpy().tolist() == [True, False, True, True]
     np.testing.assert_array_equal(images[0], picture(48, 48))
     assert not images[1].numpy().any()
@@ -117,7 +117,7 @@ def test_an_image_that_would_become_too_large_is_flagged():
     # Of 200 bytes as a file; 17 GB if the shorter side became 300 pixels.
     strip = encode(np.zeros((1, 65000, 3), np.uint8), "PNG")
     augment = ("resize(300)|central_crop(48)",)
-    images, good = decode_batch(tf.constant([strip, FILES["PNG"]]), tf.zeros([2], tf.int32), augment, 48)
+    images, good = decode_batch(tf.constant([strip, FILES["PNG"]]), tf.zeros([2], tf.int32), augment, (48, 48))
     assert good.numpy().tolist() == [False, True]
     assert not images[0].numpy().any()
 
@@ -132,4 +132,4 @@ def test_an_image_that_would_become_too_large_is_flagged():
 )
 def test_other_operations_are_refused(augment, message):
     with pytest.raises(DataError, match=message):
-        check_preparation(augment, 48)
+        check_preparation(augment, (48, 48))

@@ -27,7 +27,7 @@ def _decoded():
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def decode(files):
-        return decode_batch(files, tf.zeros(tf.shape(files), tf.int32), ("",), made.SIZE)
+        return decode_batch(files, tf.zeros(tf.shape(files), tf.int32), ("",), (made.SIZE, made.SIZE))
 
     images, good = decode(tf.constant(contents))
     return dict(zip([*FILES, *odd], zip(images.numpy(), good.numpy().tolist(), strict=True), strict=True))

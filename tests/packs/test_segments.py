@@ -32,11 +32,12 @@ def pack(model, backbone):
     return segments_pack(model, backbone)
 
 
-def segments_model(backbone, seed=0):
+def segments_model(backbone, seed=0, spec=SPEC, kind="binary"):
     """Returns a task's model as after a training: masks with zeros, a head with moved batch norm."""
     rng = np.random.default_rng(seed)
-    network, endpoints = network_for(backbone, SPEC)
-    model = add_head(mask(network.model, MaskConfig()), SPEC, HeadStart(init="glorot", seed=seed), endpoints)
+    network, endpoints = network_for(backbone, spec)
+    masked = mask(network.model, MaskConfig(kind=kind))
+    model = add_head(masked, spec, HeadStart(init="glorot", seed=seed), endpoints)
     for weight in masked_weights(model).values():
         weight.mask_real.assign(rng.uniform(-0.005, 0.03, weight.mask_real.shape))
     for path, variable in named_variables(model).items():
@@ -45,14 +46,14 @@ def segments_model(backbone, seed=0):
     return model
 
 
-def segments_pack(model, backbone, task="roads"):
+def segments_pack(model, backbone, task="roads", classes=5, eval_augment="resize(40,56)"):
     return TaskPack.from_model(
         model,
         task=task,
-        class_names=["road", "tree", "car", "sky", "house"],
+        class_names=["road", "tree", "car", "sky", "house"][:classes],
         backbone=backbone,
         method="piggyback",
-        eval_augment="resize(40,56)",
+        eval_augment=eval_augment,
         problem="map",
         created="2026-01-02T03:04:05+00:00",
     )

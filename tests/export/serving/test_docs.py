@@ -51,16 +51,36 @@ def _tensors(text):
     return {name: (dtype, shape.count(",") + 1) for name, dtype, shape in found}
 
 
-def test_the_table_of_signatures(small):
+def _rows(model):
+    """Returns a model's rows of the table by the name of the signature."""
     rows = re.findall(r"^\| `(piggyback\w*)` \| `(\w+)` \| (.*?) ?\| (.*?) \|$", TEXT, re.M)
+    return {name: cells for each, name, *cells in rows if each == model}
+
+
+def _agree(cells, signature):
+    """Compares a row with a signature."""
+    for cell, tensors in zip(
+        cells, (signature.structured_input_signature[1], signature.structured_outputs), strict=True
+    ):
+        assert _tensors(cell) == {key: (t.dtype.name, t.shape.rank) for key, t in tensors.items()}
+
+
+def test_the_table_of_signatures(small):
     folders = {"piggyback": small.packed, "piggyback_with_mask": small.packed.parent / "with_mask" / "1"}
     for model, folder in folders.items():
         signatures = dict(tf.saved_model.load(str(folder)).signatures.items())
-        assert {name for each, name, *_ in rows if each == model} == set(signatures)
-        for _, name, takes, returns in (row for row in rows if row[0] == model):
-            inputs, outputs = signatures[name].structured_input_signature[1], signatures[name].structured_outputs
-            for cell, tensors in ((takes, inputs), (returns, outputs)):
-                assert _tensors(cell) == {key: (t.dtype.name, t.shape.rank) for key, t in tensors.items()}
+        rows = {name: cells for name, cells in _rows(model).items() if not name.startswith("segment")}
+        assert rows.keys() == signatures.keys()
+        for name, cells in rows.items():
+            _agree(cells, signatures[name])
+
+
+def test_the_signatures_of_segments_in_the_table(mixed):
+    rows, signatures = _rows("piggyback"), dict(tf.saved_model.load(str(mixed.packed)).signatures.items())
+    sizes = {name: re.sub(r"[0-9]+x[0-9]+$", "HxW", name) for name in signatures}
+    assert set(sizes.values()) == rows.keys() and "segment_HxW" in rows
+    for name, row in sizes.items():
+        _agree(rows[row], signatures[name])
 
 
 def test_every_flag_is_named():
