@@ -13,6 +13,9 @@ from piggyback_tf.problems.base import PROBLEMS, Problem
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.settings.methods import MethodConfig
 
+# Channels of the pyramid: with float16 the head of 11 classes on MobileNetV2 takes 131 kB.
+_WIDTH = 28
+
 
 class MeanIoUError(keras.metrics.MeanIoU):
     """1 less the mean over the classes that occur of intersection over union; pixels of no class are left out.
@@ -74,7 +77,7 @@ class Segmentation(Problem):
 
     def head(self, config: MethodConfig) -> HeadSpec:
         del config
-        return HeadSpec("fpn", len(self.class_names), 32, self.image_shape)
+        return HeadSpec("fpn", len(self.class_names), _WIDTH, self.image_shape)
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return PixelCrossEntropy(reduction)
