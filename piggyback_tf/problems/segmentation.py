@@ -76,8 +76,8 @@ class Segmentation(Problem):
     """
 
     def head(self, config: MethodConfig) -> HeadSpec:
-        del config
-        return HeadSpec("fpn", len(self.class_names), _WIDTH, self.image_shape)
+        width = _WIDTH if config.head == "fpn" else 0
+        return HeadSpec(config.head, len(self.class_names), width, self.image_shape)
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return PixelCrossEntropy(reduction)
