@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ from piggyback_tf.methods import Method
 from piggyback_tf.problems import Problem, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.training.backup import BackupAndRestore
+from piggyback_tf.training.class_weights import class_weights
 from piggyback_tf.training.completed_epochs import history_in_percent
 from piggyback_tf.training.guards import StopAtChance, StopOnNaN, StopWhenDead
 from piggyback_tf.training.optimizers import make_optimizer
@@ -35,6 +37,7 @@ class TrainedTask:
             validation split.
         best_epoch: The epoch, counted from 0, whose weights the model has.
         seconds: Time of the epochs, over all starts of the training.
+        class_weights: What each class weighed in the loss, by name; nothing if all weighed the same.
     """
 
     model: keras.Model
@@ -42,6 +45,7 @@ class TrainedTask:
     history: dict[str, list[float]]
     best_epoch: int
     seconds: float
+    class_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def train_task(
@@ -84,6 +88,7 @@ def train_task(
     keras.utils.set_random_seed(config.seed)
     inputs = inputs.for_size(backbone.image_size)
     problem = problem_of(data, _image_shape(data, inputs, backbone))
+    weights = class_weights(method.config.class_weights, problem, data.train, state_dir)
     head = problem.head(method.config)
     model = method.build(backbone, head, seed=config.seed)
     shape, (network, endpoints) = problem.image_shape, network_for(backbone, head)
@@ -101,7 +106,7 @@ def train_task(
         # The state after the last epoch of a phase is one of that phase: the next one changes the model.
         if end < done:
             continue
-        _compile(model, method, problem, config, steps_per_epoch, epochs)
+        _compile(model, method, problem, config, steps_per_epoch, epochs, tuple(weights.values()))
         if end - epochs < done:
             backup.restore()
         watches = [StopOnNaN(type(method).__name__, method.groups(model))]
@@ -152,7 +157,7 @@ def train_task(
     completed = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = history_in_percent(completed.history)
-    return TrainedTask(model, problem, history, completed.best_epoch, completed.seconds)
+    return TrainedTask(model, problem, history, completed.best_epoch, completed.seconds, weights)
 
 
 def _size(variable: keras.Variable) -> int:
@@ -166,14 +171,20 @@ def _image_shape(data: TaskData, inputs: InputConfig, backbone: Backbone) -> tup
 
 
 def _compile(
-    model: keras.Model, method: Method, problem: Problem, config: TrainConfig, steps_per_epoch: int, epochs: int
+    model: keras.Model,
+    method: Method,
+    problem: Problem,
+    config: TrainConfig,
+    steps_per_epoch: int,
+    epochs: int,
+    weights: Sequence[float],
 ) -> None:
     """Gives a model new optimisers, for one phase of its training."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
     model.compile(
         optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
-        loss=problem.loss(reduction),
+        loss=problem.weighted_loss(reduction, weights) if weights else problem.loss(reduction),
         # The second is the loss without what a method adds to it.
         weighted_metrics=problem.metrics(),
         # XLA on the CPU makes the training of depthwise convolutions many times slower.

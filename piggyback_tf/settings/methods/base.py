@@ -11,6 +11,7 @@ from piggyback_tf.settings.records import check_choice, check_finite, option
 CONFIGS: Registry[type["MethodConfig"]] = Registry("method")
 VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
 HEAD_INITS = ("zeros", "glorot")
+CLASS_WEIGHTS = ("none", "median_frequency")
 # Of tasks that find the class of each pixel; see `problems/heads/`.
 PIXEL_HEADS = ("fpn", "fcn32", "fcn16", "fcn8")
 NORMS = ("frozen", "task")
@@ -35,11 +36,17 @@ class MethodConfig:
         "Head of tasks of label maps. fpn: a light pyramid, on any network; fcn32, fcn16, fcn8: on vgg16 and vgg19.",
         before="fpn",
     )
+    class_weights: str = option(
+        "none",
+        "Of tasks of label maps. median_frequency: a pixel weighs more in the loss the rarer its class is.",
+        before="none",
+    )
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
     head_init: str = option("auto", "Start of the head: zeros, glorot, or auto, the method's.", before="glorot")
 
     def __post_init__(self) -> None:
         check_finite(self)
+        check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         check_choice("head", self.head, PIXEL_HEADS)
         check_choice("head_init", self.head_init, ("auto", *HEAD_INITS))
 
