@@ -14,9 +14,11 @@ SETTINGS_FILE = "settings.json"
 FOUND_FILE = "found.json"
 # From which pack its masks start.
 START_FILE = "start.json"
+# How much each class weighs in its loss.
+WEIGHTS_FILE = "class_weights.json"
 # All that is wrong with its images, where that is too much for a message.
 PROBLEMS_FILE = "problems.txt"
-BEFORE_TRAINING = (SETTINGS_FILE, FOUND_FILE, START_FILE, PROBLEMS_FILE)
+BEFORE_TRAINING = (SETTINGS_FILE, FOUND_FILE, START_FILE, WEIGHTS_FILE, PROBLEMS_FILE)
 
 # ------------------------------------------------------------------ what it keeps of a task
 # The state of a training that is not done.

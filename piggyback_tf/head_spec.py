@@ -5,6 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 DENSE = "dense"
+# Networks see images for an answer at each pixel with sides of a multiple of this, which is how often most halve them.
+MULTIPLE = 32
+
+
+def padded_shape(image_shape: tuple[int, int]) -> tuple[int, int]:
+    """Returns the height and width that a network for pixels sees: the next multiples of 32.
+
+    What is missing is black, on the right and below, and of no class: answers are cropped to the image.
+
+    Args:
+        image_shape: `(height, width)` of the image.
+    """
+    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in image_shape)
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +41,17 @@ class HeadSpec:
     def of(cls, head: "HeadSpec | int") -> "HeadSpec":
         """Returns the spec of a head, or that of a dense one for a number of classes."""
         return cls(DENSE, head) if isinstance(head, int) else head
+
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """What the network sees in place of `image_shape`, of a head that has one; see `padded_shape`.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if self.image_shape is None:
+            raise ValueError(f"A head of kind {self.kind!r} is none for images of a size of its own.")
+        return padded_shape(self.image_shape)
 
     @property
     def is_dense(self) -> bool:

@@ -34,6 +34,8 @@ class Backbone:
         image_size: Height and width S of the images.
         weights: Where the weights come from: `"imagenet"`, `"random"`, `"shipped"`, the name of a file, or `"given"`.
         preprocessing: How images are scaled inside the model, in one line.
+        endpoints: Layers on which a head for pixels builds, of a network in which paths go around all tensors of their
+            stride; see `find_endpoints`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Backbone:
     image_size: int
     weights: str
     preprocessing: str
+    endpoints: tuple[str, ...] = ()
 
     @property
     def feature_dim(self) -> int:
@@ -137,7 +140,7 @@ def load_backbone(
             provenance = Path(weights).name
     rename_layers(model)
     shown = Path(name).name if own.is_model_file(name) else name
-    return Backbone(shown, model, image_size, provenance, entry.preprocessing)
+    return Backbone(shown, model, image_size, provenance, entry.preprocessing, entry.endpoints)
 
 
 def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) -> keras.Model:

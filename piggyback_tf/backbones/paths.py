@@ -11,6 +11,10 @@ from typing import Any
 
 import keras
 
+# Stands for the "/" of a canonical path in the name of a layer that was taken out of a model within the network: Keras
+# allows no "/" in names, TensorFlow few other signs, and nobody names a layer so.
+NESTED = ".-."
+
 
 def is_container(layer: keras.Layer) -> bool:
     """Whether a layer is a functional or sequential model, whose own layers carry the weights."""
@@ -34,7 +38,7 @@ def canonical_names(model: keras.Model) -> dict[int, str]:
     names: dict[int, str] = {}
     counts: dict[str, int] = {}
     for layer in model.layers:
-        name = layer.name
+        name = layer.name.replace(NESTED, "/")
         if _is_automatic(layer):
             prefix = _snake_case(type(layer).__name__)
             name = ""
@@ -50,7 +54,7 @@ def rename_layers(model: keras.Model) -> None:
     """Gives every layer of `model`, nested ones too, its canonical name, in place."""
     names = canonical_names(model)
     for layer in model.layers:
-        layer.name = names[id(layer)]
+        layer.name = names[id(layer)].replace("/", NESTED)
         if is_container(layer):
             rename_layers(layer)
 
@@ -78,13 +82,19 @@ def _all_layers(model: keras.Model, prefix: str) -> Iterator[tuple[str, keras.La
             yield path, layer
 
 
+def graph_of(model: keras.Model) -> Any:
+    """Returns the graph of a functional or sequential model that is built: Keras' `Function` of it."""
+    # Keras has no call for this.
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
 def calls_of(model: keras.Model) -> list[Any]:
     """Returns the calls of operations that a functional or sequential model consists of, each after those it reads.
 
     They are Keras' nodes: `operation`, `arguments`, `input_tensors`, `output_tensors`.
     """
     # Keras has no call for this. A layer's own list of calls has those of other models over the same layer, too.
-    graph = model._functional if isinstance(model, keras.Sequential) else model
+    graph = graph_of(model)
     return [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
 
 

@@ -38,6 +38,7 @@ class BackboneEntry:
         max_size: Largest image size the network can take, if there is one.
         size_hint: What to use at other image sizes, as the end of an error message.
         shipped: Path of the weights file inside the package, for `"shipped"`.
+        endpoints: As of `Backbone`.
     """
 
     build: "Callable[..., keras.Model]"
@@ -49,6 +50,7 @@ class BackboneEntry:
     max_size: int | None = None
     size_hint: str = ""
     shipped: str | None = None
+    endpoints: tuple[str, ...] = ()
 
 
 _BACKBONES: Registry[BackboneEntry] = Registry("backbone")

@@ -24,7 +24,8 @@ A step, which is what `result.json` of a task holds, beside `"format"`, has
 - `"bytes"`: `"base"`, `"added"` to it by all tasks, with masks as plain bits, `"compressed"`, the same as it is stored,
   `"system"`, all that is kept, and `"learning"`, what only learning needs;
 - `"history"` by epoch, `"best_epoch"` from 1, `"seconds"`, `"trained_parameters"`, and `"file"`: where the task is;
-- of masks `"zeros"` by layer and `"zeros_total"`, and `"start"`, if they started from others.
+- of masks `"zeros"` by layer and `"zeros_total"`, and `"start"`, if they started from others;
+- `"weight_of_class"`, what each class weighed in the loss, if not all weighed the same.
 
 The step of a task that is learned with a later one has nothing but `"errors"`, which are none.
 """

@@ -89,6 +89,8 @@ class Problem(abc.ABC):
     infers_task: ClassVar[bool] = False
     # Whether an answer is a probability for each class of the image, so that classes can be ranked.
     ranks_classes: ClassVar[bool] = False
+    # Whether its classes can weigh differently in the loss; see `weighted_loss`.
+    weighs_classes: ClassVar[bool] = False
     # Keras' activation that makes probabilities of logits.
     activation: ClassVar[str] = "softmax"
     # What servers call the request with image files, such as "segment". None: exports for servers have no way to ask
@@ -131,6 +133,23 @@ class Problem(abc.ABC):
         del labels, heads
         return None
 
+    def weighted_loss(self, reduction: str, class_weights: Sequence[float]) -> keras.losses.Loss:
+        """Returns the loss in which classes weigh differently, where `weighs_classes`.
+
+        Args:
+            reduction: As of Keras' losses.
+            class_weights: What each class weighs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not weigh classes.")
+
+    def frequencies(self, target: np.ndarray) -> np.ndarray:
+        """Returns how often each class is in what is to be found in one image, int64 `[K]`, where `weighs_classes`.
+
+        Args:
+            target: As the source has it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not weigh classes.")
+
     @abc.abstractmethod
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns what is answered to users, by name; the first is what `TaskBank.predict` returns.
@@ -153,7 +172,7 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Returns what is told of an epoch: `"error"`, a fraction, and `"cross_entropy"`, the loss of the targets."""
+        """Returns what is told of an epoch: `"error"`, a fraction, and `"cross_entropy"`, the loss without weights."""
 
     @abc.abstractmethod
     def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -14,6 +14,9 @@ from piggyback_tf.problems.class_means import measured_by_class
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.settings.methods import MethodConfig
 
+# Channels of the pyramid: with float16 the head of 11 classes on MobileNetV2 takes 131 kB.
+_WIDTH = 28
+
 
 class MeanIoUError(keras.metrics.MeanIoU):
     """1 less the mean over the classes that occur of intersection over union; pixels of no class are left out.
@@ -39,25 +42,36 @@ class PixelCrossEntropy(keras.losses.Loss):
     Args:
         reduction: As of Keras' losses.
         name: Name of the loss.
+        class_weights: What the cross-entropy of a pixel of each class is multiplied by; none if empty.
     """
 
-    def __init__(self, reduction: str = "sum_over_batch_size", name: str = "cross_entropy"):
+    def __init__(
+        self,
+        reduction: str = "sum_over_batch_size",
+        name: str = "cross_entropy",
+        class_weights: Sequence[float] = (),
+    ):
         super().__init__(name=name, reduction=reduction)
+        self._class_weights = tuple(class_weights)
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        return pixel_cross_entropy(y_true, y_pred)
+        return pixel_cross_entropy(y_true, y_pred, self._class_weights)
 
 
-def pixel_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def pixel_cross_entropy(labels: tf.Tensor, logits: tf.Tensor, class_weights: Sequence[float] = ()) -> tf.Tensor:
     """Returns the cross-entropy of each image, float32 `[B]`; see `PixelCrossEntropy`.
 
     Args:
         labels: Label maps `[B, H, W]` with `VOID` for pixels of no class, of any type.
         logits: `[B, H, W, K]`.
+        class_weights: As of `PixelCrossEntropy`.
     """
     labels = tf.cast(labels, tf.int32)
     known = labels != VOID
-    found = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, labels, 0), tf.cast(logits, tf.float32))
+    numbers = tf.where(known, labels, 0)
+    found = tf.nn.sparse_softmax_cross_entropy_with_logits(numbers, tf.cast(logits, tf.float32))
+    if class_weights:
+        found *= tf.gather(tf.constant(class_weights, tf.float32), numbers)
     known = tf.cast(known, tf.float32)
     return tf.math.divide_no_nan(tf.reduce_sum(found * known, [1, 2]), tf.reduce_sum(known, [1, 2]))
 
@@ -76,13 +90,21 @@ class Segmentation(Problem):
     signature = "segment"
     answers = {"labels": AnswerSpec("uint8", (HEIGHT, WIDTH), VOID)}
     file_answers = {"png_bytes": AnswerSpec(PNG)}
+    weighs_classes = True
 
     def head(self, config: MethodConfig) -> HeadSpec:
-        del config
-        return HeadSpec("fpn", len(self.class_names), 32, self.image_shape)
+        width = _WIDTH if config.head == "fpn" else 0
+        return HeadSpec(config.head, len(self.class_names), width, self.image_shape)
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return PixelCrossEntropy(reduction)
+
+    def weighted_loss(self, reduction: str, class_weights: Sequence[float]) -> keras.losses.Loss:
+        return PixelCrossEntropy(reduction, class_weights=class_weights)
+
+    def frequencies(self, target: np.ndarray) -> np.ndarray:
+        """Returns how many pixels of each class an image has; `target` is the image with its labels behind."""
+        return np.bincount(target[..., 3].reshape(-1), minlength=VOID + 1)[: len(self.class_names)]
 
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns `"labels"`, uint8 `[B, H, W]`: the most probable class of each pixel, of equal ones the first."""

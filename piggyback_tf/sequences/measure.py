@@ -68,6 +68,30 @@ def measure_answers(
         batches: As of `measure`.
         log: As of `measure`.
     """
+    return problem.measured(count_answers(predict, problem, source, augment, batches, log))
+
+
+def count_answers(
+    predict: Callable[[tf.Tensor], np.ndarray],
+    problem: Problem,
+    source: Source,
+    augment: str,
+    batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+    log: AnswerLog | None = None,
+) -> np.ndarray:
+    """Returns the numbers of each image of a split that its error is made of, `[N, ...]`; see `Problem.count`.
+
+    Args:
+        predict: As of `measure_answers`.
+        problem: What is to be found.
+        source: As of `measure`.
+        augment: As of `measure`.
+        batches: As of `measure`.
+        log: As of `measure`.
+
+    Raises:
+        ValueError: If there are no images.
+    """
     operations, counts, place = parse_augment(augment), [], 0
     with surface_data_errors():
         for images, targets in batches:
@@ -79,7 +103,7 @@ def measure_answers(
             place += len(answers)
     if not counts:
         raise ValueError("There are no images to measure an error on.")
-    return problem.measured(np.concatenate(counts))
+    return np.concatenate(counts)
 
 
 def measure_task_agnostic(

@@ -225,12 +225,15 @@ class _Learner:
             title=title,
         )
         started = time.perf_counter()
+        provenance = method.provenance
+        if trained.class_weights:
+            provenance = provenance | {"weight_of_class": dict(trained.class_weights)}
         about = {
             "method": settings.method,
             "class_names": list(data.class_names),
             "problem": data.target,
             "eval_augment": inputs.augment_eval,
-            "settings": dict(settings.settings) | method.provenance,
+            "settings": dict(settings.settings) | provenance,
         }
         images = stream_batches(
             data.train, inputs.augment_eval, batch_size=settings.train.batch_size, **inputs.existing_cache()
@@ -253,7 +256,7 @@ class _Learner:
             "history": trained.history,
             "seconds": seconds,
             "trained_parameters": sum(int(np.prod(v.shape)) for v in trained.model.trainable_variables),
-            **method.provenance,
+            **provenance,
             **file,
             "bytes": {"base": self.backbone.nbytes, "system": kept + sizes["added"], **sizes},
         }

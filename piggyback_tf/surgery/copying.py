@@ -5,7 +5,14 @@ from typing import Any
 
 import keras
 
-from piggyback_tf.backbones.paths import copy_weights, finalize_layers, is_batch_norm, layer_weights, named_layers
+from piggyback_tf.backbones.paths import (
+    NESTED,
+    copy_weights,
+    finalize_layers,
+    is_batch_norm,
+    layer_weights,
+    named_layers,
+)
 from piggyback_tf.foreign_text import one_line
 from piggyback_tf.surgery.batch_norm import FrozenStatisticsBatchNormalization, TrainedNorm
 from piggyback_tf.surgery.kernels import KERNELS, DerivedKernels, check_kernel
@@ -18,36 +25,49 @@ _WITH_TABLES = (
 )
 
 
-def copy_layers(
-    model: keras.Model,
-    settings_of: Callable[[keras.Layer], tuple[type[keras.Layer], dict[str, Any]]],
-    call_function: Callable[..., Any] | None = None,
-    image_shape: tuple[int, int] | None = None,
-) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
-    """Rebuilds a model with other layers.
+Settings = Callable[[keras.Layer], tuple[type[keras.Layer], dict[str, Any]]]
+
+
+class LayerCopier:
+    """Copies the layers of a model, each once, under its canonical name.
 
     Args:
-        model: The model to rebuild; its layers' canonical names become the names of the copies.
+        model: The model whose layers are copied.
         settings_of: Returns the class of a layer's copy and what is changed in its config.
-        call_function: As of `keras.models.clone_model`: calls a copy, and can so put layers before or behind it; not
-            for sequential models.
-        image_shape: Height and width of the images, if they are not to be those of the model.
 
-    Returns:
-        The new model, and all pairs of a copy and the layer it stands for.
-
-    Raises:
-        ValueError: If a layer cannot be copied.
+    Attributes:
+        copies: All pairs of a copy and the layer it stands for, so far.
     """
-    paths = {id(layer): path for path, layer in named_layers(model)}
-    copies = []
 
-    def copy_layer(layer: keras.Layer) -> keras.Layer:
+    def __init__(self, model: keras.Model, settings_of: Settings):
+        self._settings_of = settings_of
+        self._names = {id(layer): path for path, layer in named_layers(model)}
+        self._inside = {id(layer) for layer in model.layers}
+        self._of: dict[int, Any] = {}
+        self.copies: list[tuple[keras.Layer, keras.Layer]] = []
+
+    def copy(self, layer: Any, *, flat: bool = False) -> Any:
+        """Returns the copy of a layer, or of an operation such as `a + b`.
+
+        Args:
+            layer: One of the model, or of a model within it.
+            flat: Whether all copies come to stand in one model, so that their names are the whole paths.
+
+        Raises:
+            ValueError: If it cannot be copied.
+        """
+        if id(layer) not in self._of:
+            self._of[id(layer)] = self._copied(layer, flat)
+        return self._of[id(layer)]
+
+    def _copied(self, layer: Any, flat: bool) -> Any:
         if not isinstance(layer, keras.Layer):
-            # An operation such as `a + b`. One that two graphs share would keep both of them alive.
+            # One that two graphs share would keep both of them alive.
             return type(layer).from_config(layer.get_config())
-        kind, changes = settings_of(layer)
-        name = paths[id(layer)].rpartition("/")[2]
+        kind, changes = self._settings_of(layer)
+        path = self._names[id(layer)]
+        # Of a layer of a model within the model the path has the names of both.
+        name = path.replace("/", NESTED) if flat or id(layer) in self._inside else path.rpartition("/")[2]
         if issubclass(kind, DerivedKernels):
             check_kernel(layer)
         if kind is keras.layers.Lambda:
@@ -69,14 +89,32 @@ def copy_layers(
                 "of what `get_config` returns, by `from_config`; a class of your own needs both for the arguments of "
                 "its constructor."
             ) from error
-        copies.append((copy, layer))
+        self.copies.append((copy, layer))
         return copy
 
-    images = keras.Input((*image_shape, model.input_shape[-1]), dtype=model.input.dtype) if image_shape else None
-    copied = keras.models.clone_model(
-        model, images, clone_function=copy_layer, call_function=call_function, recursive=True
-    )
-    return copied, copies
+
+def copy_layers(
+    model: keras.Model,
+    settings_of: Settings,
+    call_function: Callable[..., Any] | None = None,
+) -> tuple[keras.Model, list[tuple[keras.Layer, keras.Layer]]]:
+    """Rebuilds a model with other layers.
+
+    Args:
+        model: The model to rebuild; its layers' canonical names become the names of the copies.
+        settings_of: Returns the class of a layer's copy and what is changed in its config.
+        call_function: As of `keras.models.clone_model`: calls a copy, and can so put layers before or behind it; not
+            for sequential models.
+
+    Returns:
+        The new model, and all pairs of a copy and the layer it stands for.
+
+    Raises:
+        ValueError: If a layer cannot be copied.
+    """
+    copier = LayerCopier(model, settings_of)
+    copied = keras.models.clone_model(model, clone_function=copier.copy, call_function=call_function, recursive=True)
+    return copied, copier.copies
 
 
 def _copy_lambda(layer: keras.layers.Lambda, changes: dict[str, Any]) -> keras.layers.Lambda:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -15,6 +16,7 @@ from piggyback_tf.problems import Problem, image_shape_of, network_for, problem_
 from piggyback_tf.settings import InputConfig, TrainConfig
 from piggyback_tf.settings.methods import check_learns
 from piggyback_tf.training.backup import BackupAndRestore
+from piggyback_tf.training.class_weights import class_weights
 from piggyback_tf.training.completed_epochs import history_in_percent
 from piggyback_tf.training.guards import StopAtChance, StopOnNaN, StopWhenDead
 from piggyback_tf.training.optimizers import make_optimizer
@@ -36,6 +38,7 @@ class TrainedTask:
             validation split.
         best_epoch: The epoch, counted from 0, whose weights the model has.
         seconds: Time of the epochs, over all starts of the training.
+        class_weights: What each class weighed in the loss, by name; nothing if all weighed the same.
     """
 
     model: keras.Model
@@ -43,6 +46,7 @@ class TrainedTask:
     history: dict[str, list[float]]
     best_epoch: int
     seconds: float
+    class_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def train_task(
@@ -87,6 +91,7 @@ def train_task(
     keras.utils.set_random_seed(config.seed)
     inputs = inputs.for_size(backbone.image_size)
     problem = problem_of(data, image_shape_of(data, inputs.augment_eval, backbone.image_size))
+    weights = class_weights(method.config.class_weights, problem, data.train, state_dir)
     head = problem.head(method.config)
     model = method.build(backbone, head, seed=config.seed)
     shape, (network, endpoints) = problem.image_shape, network_for(backbone, head)
@@ -104,7 +109,7 @@ def train_task(
         # The state after the last epoch of a phase is one of that phase: the next one changes the model.
         if end < done:
             continue
-        _compile(model, method, problem, config, steps_per_epoch, epochs)
+        _compile(model, method, problem, config, steps_per_epoch, epochs, tuple(weights.values()))
         if end - epochs < done:
             backup.restore()
         watches = [StopOnNaN(type(method).__name__, method.groups(model))]
@@ -156,7 +161,7 @@ def train_task(
     completed = backup.completed
     # The state of a training keeps what Keras' metrics give, which are fractions.
     history = history_in_percent(completed.history)
-    return TrainedTask(model, problem, history, completed.best_epoch, completed.seconds)
+    return TrainedTask(model, problem, history, completed.best_epoch, completed.seconds, weights)
 
 
 def _size(variable: keras.Variable) -> int:
@@ -164,14 +169,20 @@ def _size(variable: keras.Variable) -> int:
 
 
 def _compile(
-    model: keras.Model, method: Method, problem: Problem, config: TrainConfig, steps_per_epoch: int, epochs: int
+    model: keras.Model,
+    method: Method,
+    problem: Problem,
+    config: TrainConfig,
+    steps_per_epoch: int,
+    epochs: int,
+    weights: Sequence[float],
 ) -> None:
     """Gives a model new optimisers, for one phase of its training."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
     model.compile(
         optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
-        loss=problem.loss(reduction),
+        loss=problem.weighted_loss(reduction, weights) if weights else problem.loss(reduction),
         # The second is the loss without what a method adds to it.
         weighted_metrics=problem.metrics(),
         # XLA on the CPU makes the training of depthwise convolutions many times slower.

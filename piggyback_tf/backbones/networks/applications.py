@@ -102,6 +102,12 @@ _FAMILIES = {
 }
 
 _VGG_SIZE = 224
+# Each cell of NASNet reads the two before it, so that some path goes around every cell but the last. These are the last
+# cells of strides 4, 8 and 16.
+_ENDPOINTS = {
+    "nasnet_mobile": ("reduction_concat_stem_1", "normal_concat_3", "normal_concat_8"),
+    "nasnet_large": ("reduction_concat_stem_1", "normal_concat_5", "normal_concat_12"),
+}
 
 
 def build_application(
@@ -196,7 +202,12 @@ def _with_imagenet_scaling(model: "keras.Model", keep_weights: bool) -> "keras.M
 for _family, (_scaling, _min_size, _networks) in _FAMILIES.items():
     for _name, (_constructor, _image_size) in _networks.items():
         register_backbone(
-            _name, family=_family, image_size=_image_size, min_size=_min_size, preprocessing=_scaling.description
+            _name,
+            family=_family,
+            image_size=_image_size,
+            min_size=_min_size,
+            preprocessing=_scaling.description,
+            endpoints=_ENDPOINTS.get(_name, ()),
         )(functools.partial(build_application, name=_name, constructor=_constructor, scaling=_scaling))
 
 for _name, _constructor in (("vgg16", "VGG16"), ("vgg19", "VGG19")):

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import keras
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, canonical_names, named_variables
+from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.backbones.endpoints import endpoint_tensors
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads.dense import head_logits
 from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, network_for
@@ -31,13 +32,13 @@ class HeadNetwork:
         network, endpoints = network_for(backbone, spec)
         self.spec = spec
         self.image_shape = spec.image_shape or (backbone.image_size, backbone.image_size)
-        self._variables = list(named_variables(network.model).values())
+        variables = named_variables(network.model)
+        # Without models within it, a network may list its layers in another order.
+        self._variables = [variables[path] for path in named_variables(backbone.model)]
         self._network, self._head, self._head_variables = network.model, None, {}
         if spec.is_dense:
             return
-        names = canonical_names(network.model)
-        outputs = {names[id(layer)]: layer.output for layer in network.model.layers if id(layer) in names}
-        tensors = [outputs[endpoint.layer] for endpoint in endpoints]
+        tensors = endpoint_tensors(network.model, endpoints)
         self._network = keras.Model(network.model.input, tensors)
         inputs = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in tensors]
         self._head = keras.Model(inputs, HEADS[spec.kind].build(spec, inputs, HeadStart()))

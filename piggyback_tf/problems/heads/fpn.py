@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import keras
 
-from piggyback_tf.backbones import is_container
+from piggyback_tf.backbones import Backbone, is_container
+from piggyback_tf.backbones.endpoints import Endpoint, find_endpoints
 from piggyback_tf.head_spec import HeadSpec
-from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
+from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head, cropped
 from piggyback_tf.problems.heads.start import HeadStart
+from piggyback_tf.surgery import for_image_shape
 
 FINEST_STRIDE = 4
 # Of the statistics of batch norm: a data set of segments has few batches.
@@ -59,7 +61,8 @@ def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) 
     if start.dropout:
         found = layers.SpatialDropout2D(start.dropout, seed=start.seed, name="dropout")(found)
     logits = layers.Conv2D(spec.classes, 1, kernel_initializer=start.of_logits, dtype="float32", name="logits")(found)
-    return keras.Model(inputs, _enlarged(logits, spec.image_shape), name=HEAD_NAME)(list(tensors))
+    logits = cropped(_enlarged(logits, spec.padded_shape), spec)
+    return keras.Model(inputs, logits, name=HEAD_NAME)(list(tensors))
 
 
 def _enlarged(tensor: keras.KerasTensor, shape: tuple[int, int]) -> keras.KerasTensor:
@@ -71,6 +74,24 @@ def _enlarged(tensor: keras.KerasTensor, shape: tuple[int, int]) -> keras.KerasT
     return keras.ops.image.resize(tensor, shape, interpolation="bilinear")
 
 
+def fpn_network(backbone: Backbone, spec: HeadSpec) -> tuple[keras.Model, tuple[Endpoint, ...]]:
+    """Returns a network for images of a size, and its endpoints of strides from 4.
+
+    Raises:
+        ValueError: If the network cannot take such images, or has no such endpoints.
+    """
+    assert spec.image_shape is not None, "a pyramid has the size of its images"
+    model = for_image_shape(backbone.model, spec.image_shape)
+    found = find_endpoints(model, backbone.endpoints)
+    endpoints = tuple(each for each in found if each.stride >= FINEST_STRIDE)
+    if not endpoints:
+        raise ValueError(
+            f"Backbone {backbone.name!r} has no feature map of stride {FINEST_STRIDE} or more that all of its paths "
+            "pass, on which a head for pixels could be built."
+        )
+    return model, endpoints
+
+
 def read_fpn(layer: keras.Layer) -> HeadSpec | None:
     """Returns the spec of a model that `fpn` has made."""
     if not is_container(layer) or not {"logits", "lateral_0"} <= {own.name for own in layer.layers}:
@@ -79,4 +100,4 @@ def read_fpn(layer: keras.Layer) -> HeadSpec | None:
     return HeadSpec("fpn", logits.filters, lateral.filters, tuple(layer.output_shape[1:3]))
 
 
-HEADS.register("fpn")(Head(fpn, read_fpn, FINEST_STRIDE))
+HEADS.register("fpn")(Head(fpn, read_fpn, fpn_network))

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 import keras
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.backbones.endpoints import Endpoint, find_endpoints
+from piggyback_tf.backbones.endpoints import Endpoint, endpoint_tensors
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads.start import HeadStart
 from piggyback_tf.registry import Registry
-from piggyback_tf.surgery import for_image_shape
 
 # Of the layer, or the model, whose weights a task's head are: their paths begin with it.
 HEAD_NAME = "head"
@@ -28,12 +27,14 @@ class Head:
     Attributes:
         build: Returns logits of a spec, tensors of a network, and how the head starts.
         read: Returns the spec of a layer that is a head of this kind, None of any other.
-        finest_stride: The smallest stride of the endpoints that it builds on; None where it builds on the features.
+        network: Returns the network of a backbone for the images of a spec, over the same variables, and what the head
+            builds on, the finest first; None where it builds on the features of the backbone as it is. It raises
+            `ValueError` where there is nothing to build on.
     """
 
     build: Callable[[HeadSpec, Sequence[keras.KerasTensor], HeadStart], keras.KerasTensor]
     read: Callable[[keras.Layer], HeadSpec | None]
-    finest_stride: int | None = None
+    network: Callable[[Backbone, HeadSpec], tuple[keras.Model, tuple[Endpoint, ...]]] | None = None
 
 
 HEADS: Registry[Head] = Registry("head")
@@ -45,17 +46,20 @@ def network_for(backbone: Backbone, spec: HeadSpec) -> tuple[Backbone, tuple[End
     Raises:
         ValueError: If the network cannot take images of that size, or has no endpoints.
     """
-    if spec.image_shape is None:
+    build = HEADS[spec.kind].network
+    if build is None:
         return backbone, ()
-    network = dataclasses.replace(backbone, model=for_image_shape(backbone.model, spec.image_shape))
-    finest = HEADS[spec.kind].finest_stride
-    endpoints = tuple(each for each in find_endpoints(network.model) if each.stride >= finest)
-    if not endpoints:
-        raise ValueError(
-            f"Backbone {backbone.name!r} has no feature map of stride {finest} or more that all of its paths pass, on "
-            "which a head for pixels could be built."
-        )
-    return network, endpoints
+    model, endpoints = build(backbone, spec)
+    return dataclasses.replace(backbone, model=model), endpoints
+
+
+def cropped(logits: keras.KerasTensor, spec: HeadSpec) -> keras.KerasTensor:
+    """Returns what belongs to the image of logits for what the network saw; see `HeadSpec.padded_shape`."""
+    assert spec.image_shape is not None
+    below, right = (there - side for there, side in zip(spec.padded_shape, spec.image_shape, strict=True))
+    if not (below or right):
+        return logits
+    return keras.layers.Cropping2D(((0, below), (0, right)), dtype="float32", name="crop")(logits)
 
 
 def read_spec(model: keras.Model) -> HeadSpec:
@@ -79,7 +83,7 @@ def features_of(model: keras.Model, endpoints: Sequence[Endpoint] = ()) -> keras
         endpoints: Those that the head builds on; none for the features.
     """
     if endpoints:
-        features = keras.ops.mean(model.get_layer(endpoints[-1].layer).output, axis=(1, 2))
+        features = keras.ops.mean(endpoint_tensors(model, endpoints)[-1], axis=(1, 2))
     else:
         head = {layer.name: layer for layer in model.layers}.get(HEAD_NAME)
         features = model.output if head is None else head.input
@@ -113,6 +117,6 @@ def add_head(
             f"The backbone has a layer named {sorted(taken)[0]!r}, which is what the head of a task is called. Give "
             "that layer another name."
         )
-    tensors = [features.get_layer(endpoint.layer).output for endpoint in endpoints] or [features.output]
+    tensors = endpoint_tensors(features, endpoints) or [features.output]
     logits = HEADS[spec.kind].build(spec, tensors, start or HeadStart())
     return keras.Model(features.input, logits, name=features.name)

@@ -12,6 +12,9 @@ from piggyback_tf.targets import TARGETS, USUAL
 CONFIGS: Registry[type["MethodConfig"]] = Registry("method")
 VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
 HEAD_INITS = ("zeros", "glorot")
+CLASS_WEIGHTS = ("none", "median_frequency")
+# Of tasks that find the class of each pixel; see `problems/heads/`.
+PIXEL_HEADS = ("fpn", "fcn32", "fcn16", "fcn8")
 NORMS = ("frozen", "task")
 NORM_STATISTICS = ("frozen", "task")
 
@@ -31,11 +34,23 @@ class MethodConfig:
     # Whether all tasks are learned in one training.
     at_once: ClassVar[bool] = False
 
+    head: str = option(
+        "fpn",
+        "Head of tasks of label maps. fpn: a light pyramid, on any network; fcn32, fcn16, fcn8: on vgg16 and vgg19.",
+        before="fpn",
+    )
+    class_weights: str = option(
+        "none",
+        "Of tasks of label maps. median_frequency: a pixel weighs more in the loss the rarer its class is.",
+        before="none",
+    )
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
     head_init: str = option("auto", "Start of the head: zeros, glorot, or auto, the method's.", before="glorot")
 
     def __post_init__(self) -> None:
         check_finite(self)
+        check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
+        check_choice("head", self.head, PIXEL_HEADS)
         check_choice("head_init", self.head_init, ("auto", *HEAD_INITS))
 
 
