@@ -106,5 +106,6 @@ def read_fcn(layer: keras.Layer) -> HeadSpec | None:
     return None
 
 
+_FCN = Head(fcn, read_fcn, fcn_network)
 for _kind in SKIPS:
-    HEADS.register(_kind)(Head(fcn, read_fcn, fcn_network))
+    HEADS.register(_kind)(_FCN)
