@@ -30,15 +30,15 @@ from common import Results, markdown, mean_and_spread, measure_all, parser, real
 from tasks import mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.data import Source, TaskData, load_data, make_dataset
+from piggyback_tf.confusion import intersection_over_union
+from piggyback_tf.data import Source, TaskData, load_data
 from piggyback_tf.data.sources import Subset
 from piggyback_tf.masking import MaskConfig
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import encode
 from piggyback_tf.problems import Problem, is_head
-from piggyback_tf.problems.segmentation import intersection_over_union
-from piggyback_tf.sequences.measure import count_answers
+from piggyback_tf.sequences.measure import count_answers, measured_batches
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
 from piggyback_tf.training.schedules import mask_rate
 
@@ -128,8 +128,8 @@ def train(run: Run, backbone: Backbone, data: TaskData, schedule: TrainConfig, s
 
 def _counts(model: keras.Model, problem: Problem, source: Source) -> np.ndarray:
     """Returns the confusion matrix of each image of a split, at the size of its label map, `[N, K, K]`."""
-    batches = make_dataset(source, INPUTS.augment_eval, batch_size=SCHEDULE.batch_size, training=False)
-    return count_answers(model.predict_on_batch, problem, source, INPUTS.augment_eval, batches)
+    batches = measured_batches(problem, source, INPUTS.augment_eval, batch_size=SCHEDULE.batch_size)
+    return count_answers(model.predict_on_batch, problem, INPUTS.augment_eval, batches)
 
 
 def _pack_sizes(model: keras.Model, backbone: Backbone, data: TaskData, config: TrainConfig) -> dict[str, Any]:

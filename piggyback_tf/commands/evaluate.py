@@ -66,7 +66,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    from piggyback_tf.data import TARGETS, DataError, Renumbered, make_dataset
+    from piggyback_tf.data import TARGETS, DataError, Renumbered
     from piggyback_tf.data.augment import check_final_size
     from piggyback_tf.data.images import PIXELS_VERSION
 
@@ -88,18 +88,21 @@ def _run(options: argparse.Namespace) -> Answer:
         if listed := data.problems.get(options.split):
             _tell_all_problems(images, pack, options, listed)
         bank = load_bank(pack, base)
-        # Every image is read once, so that a cache would only cost memory.
-        batches = make_dataset(source, pack.eval_augment, batch_size=options.batch_size, training=False, cache="none")
-        check_final_size(pack.eval_augment, batches.element_spec[0].shape[1:3], pack.image_shape)
         from piggyback_tf.problems import PROBLEMS
-        from piggyback_tf.sequences.measure import measure_answers
+        from piggyback_tf.sequences.measure import measure_answers, measured_batches
 
-        log = AnswerLog(data.target, probabilities=True)
+        problem, log = PROBLEMS[pack.problem](pack.class_names, pack.image_shape), AnswerLog(data.target, True)
+        # Every image is read once, so that a cache would only cost memory.
+        batches = measured_batches(problem, source, pack.eval_augment, batch_size=options.batch_size, cache="none")
+
+        def predict(images: Any) -> "np.ndarray":
+            check_final_size(pack.eval_augment, tuple(images.shape[1:3]), pack.image_shape)
+            return bank.predict(images, task=pack.task, batch_size=options.batch_size)
+
         try:
             result = measure_answers(
-                lambda images: bank.predict(images, task=pack.task, batch_size=options.batch_size),
-                PROBLEMS[pack.problem](pack.class_names, pack.image_shape),
-                source,
+                predict,
+                problem,
                 pack.eval_augment,
                 _with_progress(batches, source, options.batch_size),
                 log if answers else None,

@@ -8,6 +8,7 @@ that starts again at an epoch sees what it would have seen.
 
 import contextlib
 import dataclasses
+import functools
 import re
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,9 +26,10 @@ from piggyback_tf.data.augment import (
     leading_deterministic,
     parse_augment,
 )
-from piggyback_tf.data.cache import CachedImages
+from piggyback_tf.data.cache import CachedImages, decode_all
 from piggyback_tf.data.geometry import IDENTITY, composed, warp_map
 from piggyback_tf.data.images import DataError
+from piggyback_tf.data.look import ReadAndPrepare
 from piggyback_tf.data.prepared import CacheOptions, prepare
 from piggyback_tf.data.sources import Source
 from piggyback_tf.settings.records import check_integer
@@ -146,6 +148,41 @@ def stream_batches(source: Source, augment: str, *, batch_size: int, **cache: An
     """
     with surface_data_errors():
         yield from make_dataset(source, augment, batch_size=batch_size, training=False, **cache)
+
+
+def original_batches(
+    source: Source, augment: str, *, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]:
+    """Yields the batches of `make_dataset` without training, with the images as they are in the source.
+
+    Every image is decoded once, by several threads, and nothing is cached.
+
+    Args:
+        source: The images.
+        augment: The augmentation string.
+        batch_size: Images a batch.
+
+    Yields:
+        Images and labels as of `make_dataset`, and what `source.read` returned.
+
+    Raises:
+        DataError: As `make_dataset`, and if an image cannot be read.
+    """
+    operations = parse_augment(augment)
+    _check_arguments(augment, operations, batch_size, False, 0, 1, 0)
+    if source.has_maps:
+        check_moves(operations)
+    reader, count = ReadAndPrepare(source, operations), len(source)
+
+    def read(first: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+        original = source.read(first + place)
+        return original, reader.prepare(original, first + place)
+
+    for start in range(0, count, batch_size):
+        found = list(decode_all(functools.partial(read, start), min(batch_size, count - start)))
+        images = np.stack([prepared for _, prepared in found])
+        labels = images[..., 3] if source.has_maps else source.labels[start : start + batch_size]
+        yield images[..., :3], labels, [original for original, _ in found]
 
 
 @dataclasses.dataclass(frozen=True)

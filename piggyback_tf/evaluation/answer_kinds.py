@@ -1,13 +1,17 @@
 """What is noted of the answers to single images, by what is to be found in them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from piggyback_tf.confusion import intersection_over_union
+from piggyback_tf.data import at_own_size
 from piggyback_tf.evaluation.answers import ANSWERS, AnswerBatch, AnswerKind, Answers, Columns, demand
+from piggyback_tf.evaluation.segment_pictures import map_to_text, small_map, small_size
 
-# So many wrong classes of an image are noted.
-_WRONG = 10
+# So many wrong classes of an image are noted, and so many of the worst and of the best answers for pixels.
+_WRONG, _ENDS = 10, 500
 
 
 # ---------------------------------------------------------------------------------------------------------------- class
@@ -66,6 +70,49 @@ def check_several_classes(answers: Answers) -> None:
 
 
 ANSWERS.register("multilabel")(AnswerKind(note_several_classes, check_several_classes))
+
+
+# ------------------------------------------------------------------------------------------------------------------ map
+
+
+def note_segments(batch: AnswerBatch) -> Columns:
+    """Returns of each image the mean IoU over the classes in it and in its answer, None without any, and the answer.
+
+    The answer is a label map for the image as it is in the source, with as many pixels as a page shows.
+    """
+    assert batch.counts is not None, "segments are counted before they are noted"
+    maps = np.asarray(batch.scores)
+    maps = maps if maps.ndim == 3 else maps.argmax(axis=-1).astype(np.uint8)
+    found: Columns = {"iou": [], "answer": []}
+    for labels, counts, original in zip(maps, batch.counts, batch.originals, strict=True):
+        by_class = intersection_over_union(counts)
+        known = by_class[~np.isnan(by_class)]
+        found["iou"].append(_rounded(known.mean(keepdims=True))[0] if len(known) else None)
+        size = original.shape[:2]
+        answer = small_map(at_own_size(labels, batch.operations, size), small_size(size))
+        found["answer"].append(map_to_text(answer))
+    return found
+
+
+def only_ends(columns: Columns) -> Columns:
+    """Returns the same with answers of the worst and the best images alone, which are those that a page can show."""
+    order = in_order(columns["iou"])
+    kept = {*order[:_ENDS], *order[-_ENDS:]}
+    return {**columns, "answer": [text if place in kept else None for place, text in enumerate(columns["answer"])]}
+
+
+def in_order(iou: Sequence[float | None]) -> list[int]:
+    """Returns the places of images whose IoU is known, the worst first."""
+    return sorted((place for place, value in enumerate(iou) if value is not None), key=lambda place: iou[place] or 0.0)
+
+
+def check_segments(answers: Answers) -> None:
+    """Raises an error if columns are not those of `note_segments`."""
+    demand(all(value is None or _is_share(value) for value in answers.columns["iou"]), "iou: one is none")
+    demand(all(text is None or isinstance(text, str) for text in answers.columns["answer"]), "answer: one is none")
+
+
+ANSWERS.register("map")(AnswerKind(note_segments, check_segments, only_ends))
 
 
 def _is_share(value: Any) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data import DataError, Source, TaskData
+from piggyback_tf.data import DataError, Operation, Source, TaskData
 from piggyback_tf.files import write_atomically
 from piggyback_tf.foreign_text import reason, shown
 from piggyback_tf.registry import Registry
@@ -48,11 +48,17 @@ class AnswerBatch:
         targets: What is to be found, as the data have it.
         scores: What the network answers.
         probabilities: Whether these are probabilities, or the answers themselves; logits otherwise.
+        counts: What the problem counted of each image.
+        originals: The images as they are in their source, where the problem judges those.
+        operations: How they were prepared.
     """
 
     targets: np.ndarray
     scores: np.ndarray
     probabilities: bool
+    counts: np.ndarray | None = None
+    originals: Sequence[np.ndarray] = ()
+    operations: Sequence[Operation] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +99,12 @@ class AnswerKind:
     Attributes:
         note: Returns what is noted of each image of a batch.
         check: Raises a `ValueError`, `KeyError` or `TypeError` if columns of a file are not what `note` returns.
+        shorten: Returns what is kept of the columns of all images, where that is not all.
     """
 
     note: Callable[[AnswerBatch], Columns]
     check: Callable[[Answers], None]
+    shorten: Callable[[Columns], Columns] = dict
 
 
 # By `TaskData.target`. Of a kind that is not here nothing is noted.
@@ -115,16 +123,28 @@ class AnswerLog:
         self._kind, self._probabilities = kind, probabilities
         self._columns: Columns = {}
 
-    def note(self, targets: np.ndarray, scores: np.ndarray) -> None:
+    def note(
+        self,
+        targets: np.ndarray,
+        scores: np.ndarray,
+        counts: np.ndarray | None = None,
+        originals: Sequence[np.ndarray] = (),
+        operations: Sequence[Operation] = (),
+    ) -> None:
         """Notes the answers to a batch.
 
         Args:
             targets: What is to be found, as the data have it.
             scores: What the network answers.
+            counts: What the problem counted of each image.
+            originals: The images as they are in their source, where the problem judges those.
+            operations: How they were prepared.
         """
         if self._kind not in ANSWERS:
             return
-        found = ANSWERS[self._kind].note(AnswerBatch(targets, scores, self._probabilities))
+        found = ANSWERS[self._kind].note(
+            AnswerBatch(targets, scores, self._probabilities, counts, originals, operations)
+        )
         for name, values in found.items():
             self._columns.setdefault(name, []).extend(values)
 
@@ -173,7 +193,7 @@ class AnswerLog:
             "after": after or task,
             "images": [source.key(index) for index in range(len(source))],
             "bytes": [stored_size(source, index) for index in range(len(source))],
-            **self._columns,
+            **ANSWERS[self._kind].shorten(self._columns),
         }
         text = json.dumps(found, separators=(",", ":")).encode()
         # Without a date, so that equal answers are equal files.

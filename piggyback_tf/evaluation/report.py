@@ -13,6 +13,7 @@ from piggyback_tf.evaluation.results import learned_steps, tasks_of
 from piggyback_tf.evaluation.task_agnostic import task_agnostic_lines
 from piggyback_tf.evaluation.text import (
     ERROR_TITLES,
+    MEASURE_TITLES,
     format_bytes,
     format_error,
     interval_kind,
@@ -145,6 +146,7 @@ def _one_task(folder: Path, metrics: Mapping[str, Any]) -> Lines:
     lines = [*results_table(metrics), ""]
     lines += [line for sentence in idle_masks(metrics) for line in (sentence, "")]
     lines += [_legend(steps), ""]
+    lines += _by_class(steps)
     if sparse and write_plot(folder / ZEROS_PLOT, lambda: plot_zeros(sparse, colours)):
         lines += ["## Zeros per layer", "", f"![Zeros per layer, from input to output]({ZEROS_PLOT})", ""]
     else:
@@ -153,6 +155,29 @@ def _one_task(folder: Path, metrics: Mapping[str, Any]) -> Lines:
         lines += ["## Learning curves", "", f"![Loss and error by epoch]({CURVES_PLOT})", ""]
     else:
         (folder / CURVES_PLOT).unlink(missing_ok=True)
+    return lines
+
+
+def _by_class(steps: Mapping[str, Mapping[str, Any]]) -> Lines:
+    """Returns a table for each measure that classes have each of their own, with a column a method; of the test images,
+    or those of validation where there are none.
+    """
+    lines: Lines = []
+    found = {name: {**step.get("validation", {}), **step["errors"]} for name, step in steps.items()}
+    for measure, title in MEASURE_TITLES.items():
+        own = {
+            name: errors[measure]
+            for name, by_task in found.items()
+            for errors in by_task.values()
+            if isinstance(errors.get(measure), Mapping)
+        }
+        if own:
+            classes = dict.fromkeys(one for values in own.values() for one in values)
+            rows = [
+                [one, *("-" if values.get(one) is None else f"{values[one]:.2f}" for values in own.values())]
+                for one in classes
+            ]
+            lines += [f"## {title} by class", "", *markdown_table(["class", *own], rows), ""]
     return lines
 
 

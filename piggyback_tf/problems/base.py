@@ -91,6 +91,8 @@ class Problem(abc.ABC):
     ranks_classes: ClassVar[bool] = False
     # Whether its classes can weigh differently in the loss; see `weighted_loss`.
     weighs_classes: ClassVar[bool] = False
+    # Whether answers are judged on images as they are in their source; see `count_originals`.
+    judges_originals: ClassVar[bool] = False
     # Keras' activation that makes probabilities of logits.
     activation: ClassVar[str] = "softmax"
     # What servers call the request with image files, such as "segment". None: exports for servers have no way to ask
@@ -194,7 +196,7 @@ class Problem(abc.ABC):
         Args:
             answers: As of `count`.
             targets: As of `count`.
-            originals: What the source has of each image of the batch; read only where the targets depend on that.
+            originals: What the source has of each image of the batch, if the problem `judges_originals`.
             operations: How they were prepared.
 
         Raises:

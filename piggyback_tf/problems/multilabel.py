@@ -13,31 +13,31 @@ from piggyback_tf.problems.class_means import average_precision, measured_by_cla
 
 
 class MeanPrecisionError(keras.metrics.Metric):
-    """1 less the mean average precision of logits, of which those within a sixteenth, or beyond 16, count as equal."""
+    """1 less the mean average precision of logits; those within half a percent, or beyond 16, count as equal."""
 
     def __init__(self, classes: int):
         super().__init__(name="error")
-        self.found = self.add_variable((2, 512, classes), "zeros", name="found")
+        self.found = self.add_variable((4096, classes, 2), "zeros", name="found")
 
     def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         weights = tf.ones_like(y_pred) * (1.0 if sample_weight is None else sample_weight[:, None])
-        bins = tf.one_hot(tf.cast((tf.clip_by_value(y_pred, -16, 15.99) + 16) * 16, tf.int32), 512)
-        counts = tf.stack([weights * tf.cast(y_true, weights.dtype), weights])
-        self.found.assign_add(tf.einsum("kic,icb->kbc", counts, bins))
+        places = tf.cast(2048 + 197.4 * tf.asinh(1000 * tf.clip_by_value(y_pred, -16, 16)), tf.int32)
+        places = tf.stack([places, tf.zeros_like(places) + tf.range(y_pred.shape[1])], axis=-1)
+        counts = tf.stack([weights * tf.cast(y_true, weights.dtype), weights], axis=-1)
+        self.found.assign_add(tf.scatter_nd(places, counts, self.found.shape))
 
     def result(self) -> tf.Tensor:
-        hits, images = tf.unstack(tf.cumsum(self.found.value, axis=1, reverse=True))
-        gained = tf.reduce_sum(self.found.value[0] * tf.math.divide_no_nan(hits, images), axis=0)
-        occur = tf.math.count_nonzero(hits[0], dtype=tf.float32)
-        return 1.0 - tf.math.divide_no_nan(tf.reduce_sum(tf.math.divide_no_nan(gained, hits[0])), occur)
+        hits, images = tf.unstack(tf.cumsum(self.found.value, reverse=True), axis=-1)
+        gained = tf.reduce_sum(self.found.value[..., 0] * tf.math.divide_no_nan(hits, images), 0)
+        by_class, occur = tf.math.divide_no_nan(gained, hits[0]), tf.math.count_nonzero(hits[0], dtype=tf.float32)
+        return 1.0 - tf.math.divide_no_nan(tf.reduce_sum(by_class), occur)
 
 
 @PROBLEMS.register("multilabel")
 class MultiLabel(Problem):
     """Finds the classes that an image is of; the error is 100 % less the mean average precision over those that occur.
 
-    With precision `P_n` and recall `R_n` of the images down to the n-th of the different scores, the highest first, the
-    average precision of a class is `sum over n of (R_n - R_(n-1)) P_n`, not interpolated, as in scikit-learn.
+    The average precision of a class is not interpolated, as in scikit-learn; see `average_precision`.
     """
 
     ranks_classes = True

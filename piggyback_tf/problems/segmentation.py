@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from piggyback_tf.confusion import intersection_over_union
 from piggyback_tf.data import Operation, at_own_size
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.problems.base import HEIGHT, PNG, PROBLEMS, WIDTH, AnswerSpec, Problem, WayBack
@@ -91,6 +92,7 @@ class Segmentation(Problem):
     answers = {"labels": AnswerSpec("uint8", (HEIGHT, WIDTH), VOID)}
     file_answers = {"png_bytes": AnswerSpec(PNG)}
     weighs_classes = True
+    judges_originals = True
 
     def head(self, config: MethodConfig) -> HeadSpec:
         width = _WIDTH if config.head == "fpn" else 0
@@ -183,17 +185,3 @@ class Segmentation(Problem):
             raise ValueError(f"Label maps must hold classes below {classes}, or {VOID}. Received: {strange[0]}.")
         pairs = truth[known].astype(np.int64) * classes + labels[known]
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int32)
-
-
-def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """Returns the intersection over union of each class, NaN for one that neither occurs nor is answered.
-
-    Args:
-        confusion: Pixels by class (row) and answer (column), `[..., K, K]`.
-
-    Returns:
-        float64 `[..., K]`.
-    """
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - hits
-    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)

@@ -5,7 +5,7 @@ Here they are run. What follows from labels and answers, as numbers, is computed
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import Source, parse_augment, surface_data_errors
+from piggyback_tf.data import Source, make_dataset, original_batches, parse_augment, surface_data_errors
 from piggyback_tf.evaluation import top_k_hits
 from piggyback_tf.evaluation.answers import AnswerLog
 from piggyback_tf.evaluation.task_agnostic import normalised_entropy, task_agnostic_measures
@@ -21,13 +21,15 @@ from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import Problem
 from piggyback_tf.sequences.superposition import Superposition
 
+# Prepared images, targets, and the images as they are in the source, where a problem judges those.
+Batch = tuple[Any, Any, Sequence[np.ndarray]]
+
 
 def measure(
     network: keras.Model,
     problem: Problem,
-    source: Source,
     augment: str,
-    batches: tf.data.Dataset,
+    batches: Iterable[Batch],
     log: AnswerLog | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Returns what was measured of a network on a split, and a digest of all its answers.
@@ -35,27 +37,46 @@ def measure(
     Args:
         network: From images to logits or probabilities.
         problem: What it finds.
-        source: The images of the split, in their order.
-        augment: How they are prepared.
-        batches: The same images, prepared, with their targets.
+        augment: How the images are prepared.
+        batches: All images of the split, from `measured_batches`.
         log: Notes the answers that are counted, for those who want to see them.
     """
-    digest, forward = hashlib.sha256(), _compile(network, batches)
+    digest, forward = hashlib.sha256(), _compile(network)
 
     def predict(images: tf.Tensor) -> np.ndarray:
         scores = forward(images).numpy()
         digest.update(scores.tobytes())
         return scores
 
-    return measure_answers(predict, problem, source, augment, batches, log), digest.hexdigest()
+    return measure_answers(predict, problem, augment, batches, log), digest.hexdigest()
+
+
+def measured_batches(
+    problem: Problem, source: Source, augment: str, *, batch_size: int, **cache: Any
+) -> Iterator[Batch]:
+    """Yields the images of a split, prepared for evaluation, their targets, and what is judged beside those.
+
+    Args:
+        problem: What is to be found. If it judges the images as they are in the source, each is decoded once, for both,
+            and none is cached.
+        source: The split.
+        augment: How its images are prepared.
+        batch_size: Images a batch.
+        **cache: What `make_dataset` takes of caches.
+    """
+    if problem.judges_originals:
+        yield from original_batches(source, augment, batch_size=batch_size)
+        return
+    dataset = make_dataset(source, augment, batch_size=batch_size, training=False, **cache)
+    for images, targets in dataset:
+        yield images, targets, ()
 
 
 def measure_answers(
     predict: Callable[[tf.Tensor], np.ndarray],
     problem: Problem,
-    source: Source,
     augment: str,
-    batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+    batches: Iterable[Batch],
     log: AnswerLog | None = None,
 ) -> dict[str, Any]:
     """Returns what was measured of answers to the images of a split.
@@ -63,20 +84,18 @@ def measure_answers(
     Args:
         predict: From a batch of images to logits or probabilities, or what `TaskBank.predict` returns.
         problem: What is to be found.
-        source: As of `measure`.
         augment: As of `measure`.
         batches: As of `measure`.
         log: As of `measure`.
     """
-    return problem.measured(count_answers(predict, problem, source, augment, batches, log))
+    return problem.measured(count_answers(predict, problem, augment, batches, log))
 
 
 def count_answers(
     predict: Callable[[tf.Tensor], np.ndarray],
     problem: Problem,
-    source: Source,
     augment: str,
-    batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+    batches: Iterable[Batch],
     log: AnswerLog | None = None,
 ) -> np.ndarray:
     """Returns the numbers of each image of a split that its error is made of, `[N, ...]`; see `Problem.count`.
@@ -84,7 +103,6 @@ def count_answers(
     Args:
         predict: As of `measure_answers`.
         problem: What is to be found.
-        source: As of `measure`.
         augment: As of `measure`.
         batches: As of `measure`.
         log: As of `measure`.
@@ -92,15 +110,13 @@ def count_answers(
     Raises:
         ValueError: If there are no images.
     """
-    operations, counts, place = parse_augment(augment), [], 0
+    operations, counts = parse_augment(augment), []
     with surface_data_errors():
-        for images, targets in batches:
-            answers = predict(images)
-            originals = map(source.read, range(place, place + len(answers)))
-            counts.append(problem.count_originals(answers, np.asarray(targets), originals, operations))
+        for images, targets, originals in batches:
+            answers, targets = predict(images), np.asarray(targets)
+            counts.append(problem.count_originals(answers, targets, originals, operations))
             if log is not None:
-                log.note(np.asarray(targets), answers)
-            place += len(answers)
+                log.note(targets, answers, counts[-1], originals, operations)
     if not counts:
         raise ValueError("There are no images to measure an error on.")
     return np.concatenate(counts)
@@ -172,11 +188,11 @@ def multiply_adds(model: keras.Model) -> int:
 
 def _scores(network: keras.Model, batches: Mapping[str, tf.data.Dataset]) -> dict[str, np.ndarray]:
     """Returns what a network answers to the images of each task."""
-    forward = _compile(network, next(iter(batches.values())))
+    forward = _compile(network)
     return {task: np.concatenate([forward(images).numpy() for images, _ in found]) for task, found in batches.items()}
 
 
-def _compile(network: keras.Model, batches: tf.data.Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
+def _compile(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns a network as a function of batches of any size, traced once."""
-    spec = tf.TensorSpec([None, *network.input_shape[1:]], batches.element_spec[0].dtype)
+    spec = tf.TensorSpec([None, *network.input_shape[1:]], tf.uint8)
     return tf.function(lambda images: network(images, training=False), input_signature=[spec], jit_compile=False)

@@ -29,7 +29,7 @@ from piggyback_tf.file_names import (
 from piggyback_tf.methods import METHODS, Memory, MethodConfig
 from piggyback_tf.problems import PROBLEMS, Problem, problem_of
 from piggyback_tf.sequences.init_from import with_start
-from piggyback_tf.sequences.measure import measure, measure_task_agnostic, multiply_adds
+from piggyback_tf.sequences.measure import measure, measure_task_agnostic, measured_batches, multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, Store
 from piggyback_tf.settings.methods import CONFIGS, check_learns
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
@@ -289,8 +289,11 @@ class _Learner:
         self, network: keras.Model, problem: Problem, images: Source, log: AnswerLog | None
     ) -> tuple[dict[str, Any], str]:
         """Returns what was measured of a network on a split, and a digest of its answers, which `log` notes."""
-        augment = self.settings.inputs.for_size(self.backbone.image_size).augment_eval
-        return measure(network, problem, images, augment, self._batches(images), log)
+        inputs = self.settings.inputs.for_size(self.backbone.image_size)
+        batches = measured_batches(
+            problem, images, inputs.augment_eval, batch_size=self.settings.train.batch_size, **inputs.cache_options()
+        )
+        return measure(network, problem, inputs.augment_eval, batches, log)
 
     def _measure_task_agnostic(self) -> dict[str, Any]:
         """Measures all tasks as they are after the last, on images that do not say of which task they are."""

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piggyback_tf.data import load_data
-from piggyback_tf.evaluation.answers import AnswerLog
+from piggyback_tf.data import load_data, parse_augment
+from piggyback_tf.evaluation import answer_kinds
+from piggyback_tf.evaluation.answers import AnswerLog, read_answers
 from piggyback_tf.evaluation.page import pictures, read_subjects, write_page
 from piggyback_tf.evaluation.page.charts import bar_chart, interval, line_chart
 from piggyback_tf.evaluation.page.markup import element, table
+from piggyback_tf.evaluation.segment_pictures import swatch_png
 from piggyback_tf.packs import TaskPack
 from tests.evaluation.run_folders import errors, sequence, write_sequence, write_single
 from tests.packs.helpers import GOLDEN, make_pack, structured_pack
@@ -220,7 +222,9 @@ def test_packs_of_all_formats_side_by_side(tmp_path):
     assert len(told["tasks"]) == len(files) == len({one.label for one in subjects.tasks})
     assert subjects.problems == []
     assert "birds (binary.v1)" in page.text
-    assert "birds (segments.v4) : Of tasks like this one, which find a 'map', no answers" in page.text
+    make_pack(problem="depth").save(tmp_path / "birds.task.safetensors")
+    page, _, _ = page_of(tmp_path, tmp_path / "birds.task.safetensors")
+    assert "Of tasks like this one, which find a 'depth', no answers" in page.text
 
 
 def test_many_packs_and_what_their_masks_share(tmp_path):
@@ -355,6 +359,111 @@ def test_a_kind_without_pictures_says_so_and_one_that_is_registered_is_shown(tmp
     page, told, _ = written(tmp_path, subjects, 3)
     assert len(page.of("img")) == 2
     assert page.text.count("dice 0.5") == 2
+
+
+def test_images_of_several_classes_show_what_was_wrong(tmp_path, pack, photos):
+    data = load_data(f"folder:{photos}")
+    log, truth = AnswerLog("multilabel", False), np.array([[1, 1, 0]] * 3 + [[0, 0, 1]] * 3)
+    logits = np.where(truth, 2.0, -2.0)
+    logits[1] = [-3.0, 2.0, 1.0]
+    logits[4, 0] = 0.5
+    log.note(truth, logits)
+    measured = {"mean_precision_error": 20.0, "images": 6, "average_precision": {"ant": 90.0, "cat": None, EVIL: "x"}}
+    log.write(pack.parent / "birds.answers1.json.gz", data, "test", task="birds", errors=measured)
+    page, told, subjects = page_of(tmp_path, pack)
+    assert (told["tasks"][0]["wrong_images"], told["tasks"][0]["shown_images"]) == (2, 2)
+    assert subjects.tasks[0].answers.columns["wrong"][1] == [[0, 0.0474], [2, 0.7311]]
+    # The surest mistake first: a class that was missed, then one that is wrong.
+    names = [re.escape(name) for name in data.class_names]
+    first = rf"✓ truth {names[0]} 5 % ✗ answer {names[2]} 73 % 1\.png"
+    assert re.search(rf"{first} .*✗ answer {names[0]} 62 % 0\.png", page.text)
+    assert re.search(r"average precision % by class .* ant 90\.00 cat - ", page.text)
+    assert page.source.count("<script") == 0
+
+
+@pytest.fixture(name="roads")
+def _roads(tmp_path):
+    """A folder of six test images of 200x300 pixels, of which the left part is road."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind in ("images", "labels"):
+            (tmp_path / "roads" / split / kind).mkdir(parents=True)
+        for number in range(6):
+            labels = np.zeros((200, 300), np.uint8)
+            labels[:, : 20 * number + 20] = 1
+            labels[0] = 255
+            pixels = np.broadcast_to(rng.integers(0, 99, 3), (200, 300, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "roads" / split / "images" / f"{number}.png")
+            Image.fromarray(labels).save(tmp_path / "roads" / split / "labels" / f"{number}.png")
+    (tmp_path / "roads" / "classes.txt").write_text("grass\nroad\n")
+    return tmp_path / "roads"
+
+
+def write_segments(folder, roads):
+    """Writes answers of 80 roads and 220 columns of grass, at half the size, whose measures follow by hand."""
+    data, log = load_data(f"segmentation:{roads}"), AnswerLog("map", True)
+    answer = np.zeros((100, 150), np.uint8)
+    answer[:, :40] = 1
+    originals = [data.test.read(place) for place in range(6)]
+    counts = []
+    for original in originals:
+        truth, found = original[..., 3], np.kron(answer, np.ones((2, 2), np.uint8))
+        counts.append([[((truth == a) & (found == b)).sum() for b in range(2)] for a in range(2)])
+    logits = np.stack([1 - answer, answer], axis=-1).astype(np.float32)
+    log.note(np.stack([answer] * 4), np.stack([answer] * 4), np.array(counts[:4]), originals[:4], parse_augment(HALF))
+    log.note(np.stack([answer] * 2), np.stack([logits] * 2), np.array(counts[4:]), originals[4:], parse_augment(HALF))
+    measured = {"mean_iou_error": 30.0, "images": 6, "iou": {"grass": 90.0, "road": None}}
+    log.write(folder / "birds.answers1.json.gz", data, "test", task="birds", errors=measured)
+    return data
+
+
+HALF = "resize(100,150)"
+
+
+def test_segments_show_image_truth_and_answer_the_worst_and_the_best(tmp_path, pack, roads):
+    data = write_segments(pack.parent, roads)
+    head = {"kernel": np.zeros((4, 2), "float32"), "bias": np.zeros(2, "float32")}
+    make_pack(class_names=list(data.class_names), head=head).save(pack)
+    page, told, subjects = page_of(tmp_path, pack, images=3)
+    # The fourth image is right: its road has 80 columns.
+    assert (told["tasks"][0]["wrong_images"], told["tasks"][0]["shown_images"]) == (5, 3)
+    assert "5 of 6 images of the test split" in page.text and "are not right in every pixel" in page.text
+    iou = [(min(r, 80) / max(r, 80) + (300 - max(r, 80)) / (300 - min(r, 80))) / 2 for r in range(20, 140, 20)]
+    assert subjects.tasks[0].answers.columns["iou"] == pytest.approx(iou, abs=1e-4)
+    worst, best = sorted(range(6), key=iou.__getitem__)[:2], sorted(range(6), key=iou.__getitem__)[-2]
+    shown = [f"IoU {100 * iou[place]:.0f} % {place}.png" for place in (*worst, best)]
+    assert re.search(" .*".join(map(re.escape, shown)), page.text)
+    pictures_of_page = [image for image in page.of("img") if image.get("class") != "swatch"]
+    assert len(pictures_of_page) == 9
+    for place, three in enumerate((pictures_of_page[:3], pictures_of_page[3:6])):
+        found = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one["src"].partition(",")[2])))) for one in three]
+        image, truth, answer = (pixels.astype(int) for pixels in found)
+        assert image.shape == truth.shape == answer.shape == (107, 160, 3)
+        assert [one["alt"].rpartition(": ")[2] for one in three[1:]] == ["truth", "answer"]
+        # Roads are red: where the truth is, as many columns of 300 as it has, and where the answer is, 80.
+        for pixels, columns in ((truth, 20 * worst[place] + 20), (answer, 80)):
+            assert abs(((pixels - image)[50, :, 0] > 12).sum() - columns * 160 / 300) < 8
+    assert re.search(r"IoU % by class .*grass 90\.00 road -", page.text)
+    assert len([image for image in page.of("img") if image.get("class") == "swatch"]) == 2
+
+
+def test_answers_for_pixels_that_are_none_are_not_shown(tmp_path, pack, roads, monkeypatch):
+    data = write_segments(pack.parent, roads)
+    head = {"kernel": np.zeros((4, 2), "float32"), "bias": np.zeros(2, "float32")}
+    make_pack(class_names=list(data.class_names), head=head).save(pack)
+    large = base64.b64encode(swatch_png(3)).decode()
+    subjects = read_subjects([str(pack)], load)
+    subjects.tasks[0].answers.columns["answer"] = ["", "no base64!", "aGVsbG8=", large, None, None]
+    page, _, _ = written(tmp_path, subjects, 6)
+    assert page.text.count("no answer") == 5 and len([i for i in page.of("img") if i.get("class") != "swatch"]) == 10
+
+
+def test_answers_for_pixels_are_kept_of_the_worst_and_the_best(tmp_path, pack, roads, monkeypatch):
+    monkeypatch.setattr(answer_kinds, "_ENDS", 2)
+    write_segments(pack.parent, roads)
+    found = read_answers(pack.parent / "birds.answers1.json.gz")
+    order = answer_kinds.in_order(found.columns["iou"])
+    assert [place for place in order if found.columns["answer"][place]] == [*order[:2], *order[-2:]]
 
 
 def test_tiny_images_keep_their_pixels(tmp_path):

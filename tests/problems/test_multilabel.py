@@ -57,6 +57,10 @@ def test_that_of_an_epoch_is_the_same_for_scores_that_differ():
     problem = MultiLabel(CLASSES, (8, 8))
     expected = problem.measured(problem.count(logits, labels))["mean_precision_error"]
     assert 100 * float(metric.result()) == pytest.approx(expected, abs=1e-4)
+    # A head that has hardly begun to learn gives logits that hardly differ.
+    young = MeanPrecisionError(4)
+    young.update_state(labels, 1e-3 * logits)
+    assert 100 * float(young.result()) == pytest.approx(expected, abs=1e-4)
     # What is filled up for several devices has no weight, and all else the same.
     filled = MeanPrecisionError(4)
     weights = np.array([0.1] * 40 + [0] * 5, np.float32)

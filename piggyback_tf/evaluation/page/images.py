@@ -22,7 +22,7 @@ def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[M
             found[one.label] = one, one.answers, own
     if not found:
         return None, {}
-    notes = dict.fromkeys(own.note for *_, own in found.values() if own.figures and own.note)
+    notes = dict.fromkeys(own.kind.note for *_, own in found.values() if own.figures and own.kind)
     body = joined(
         [element("p", note, class_="note") for note in notes],
         [_of_task(*task, most) for task in found.values()],
@@ -38,7 +38,8 @@ def _of_task(subject: Subject, answers: Answers, own: Gallery, most: int) -> Mar
         told = f"All answers to the {count:,} images of the {answers.split} split of {answers.data} are right."
     else:
         are = "is" if own.wrong == 1 else "are"
-        told = f"{own.wrong:,} of {count:,} images of the {answers.split} split of {answers.data} {are} wrong."
+        wrong = own.kind.told if own.kind else "wrong"
+        told = f"{own.wrong:,} of {count:,} images of the {answers.split} split of {answers.data} {are} {wrong}."
         shown = len(own.figures)
         if shown < own.wrong:
             told += f" {shown:,} of them {'is' if shown == 1 else 'are'} shown (--images={most})."
@@ -50,6 +51,8 @@ def _of_task(subject: Subject, answers: Answers, own: Gallery, most: int) -> Mar
         element("h3", subject.label),
         element("p", told),
         [element("p", sentence, class_="note") for sentence in own.sentences],
-        element("div", own.figures, class_="gallery") if own.figures else None,
+        element("div", own.figures, class_="gallery wide" if own.kind and own.kind.wide else "gallery")
+        if own.figures
+        else None,
         own.below,
     )

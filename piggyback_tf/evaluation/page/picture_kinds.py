@@ -2,9 +2,20 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
+from piggyback_tf.evaluation.answer_kinds import in_order
 from piggyback_tf.evaluation.answers import Answers
 from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
-from piggyback_tf.evaluation.page.pictures import PICTURES, PictureKind, figure
+from piggyback_tf.evaluation.page.pictures import PICTURES, PictureKind, alternative_text, figure, png, thumbnail
+from piggyback_tf.evaluation.segment_pictures import (
+    map_of_text,
+    overlay,
+    small_image,
+    small_map,
+    small_size,
+    swatch_png,
+)
 from piggyback_tf.evaluation.text import MEASURE_TITLES
 from piggyback_tf.top_k import wilson_interval
 
@@ -93,9 +104,9 @@ PICTURES.register("class")(
     PictureKind(
         _wrong_classes,
         _class_figure,
-        "✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong answers "
-        "come first.",
-        _class_tables,
+        note="✗ is the answer and ✓ the truth, each with the probability that the task gives it. The surest wrong "
+        "answers come first.",
+        below=_class_tables,
     )
 )
 
@@ -120,22 +131,27 @@ def _several_figure(answers: Answers, place: int, picture: Markup | None) -> Mar
     return figure(picture, lines, answers.images[place])
 
 
-def measures_by_class(name: str, title: str) -> Callable[[str, Answers], Markup | None]:
+def measures_by_class(name: str, *, coloured: bool = False) -> Callable[[str, Answers], Markup | None]:
     """Returns what makes a table of a measure of each class out of the errors that were measured with answers.
 
     Args:
         name: The measure, as results call it.
-        title: What people call it.
+        coloured: Whether classes have colours in the pictures.
     """
+    title = MEASURE_TITLES[name]
 
     def below(label: str, answers: Answers) -> Markup | None:
         found = answers.errors.get(name)
         if not isinstance(found, dict):
             return None
-        numbers = (int, float)  # The file may be anybody's.
-        rows = [[one, f"{value:.2f}" if type(value) in numbers else "-"] for one, value in found.items()]
+        rows = []
+        for number, (one, value) in enumerate(found.items()):
+            colour = png(swatch_png(number), "", class_="swatch") if coloured and number < 256 else None
+            # The file may be anybody's.
+            told = f"{value:.2f}" if type(value) in (int, float) else "-"
+            rows.append([joined(colour, one), told])
         body = table(f"{title} of each class, {label}", ["class", title], rows)
-        return element("details", element("summary", f"{title} by class"), body)
+        return element("details", element("summary", f"{title} by class"), body, open=coloured)
 
     return below
 
@@ -144,8 +160,49 @@ PICTURES.register("multilabel")(
     PictureKind(
         _wrong_several,
         _several_figure,
-        "Where an image can be of several classes, ✗ is one that was answered and is wrong, and ✓ one that was missed, "
-        "each with the probability that the task gives it.",
-        measures_by_class("average_precision", MEASURE_TITLES["average_precision"]),
+        note="Where an image can be of several classes, ✗ is one that was answered and is wrong, and ✓ one that was "
+        "missed, each with the probability that the task gives it.",
+        below=measures_by_class("average_precision"),
+    )
+)
+
+
+# ------------------------------------------------------------------------------------------------------------------ map
+
+
+def _wrong_segments(answers: Answers) -> list[int]:
+    """Returns the images that are not right in every pixel, the worst first."""
+    iou = answers.columns["iou"]
+    return [place for place in in_order(iou) if iou[place] < 1]
+
+
+def _draw_segments(answers: Answers, place: int, pixels: np.ndarray) -> Markup:
+    """Returns an image, its label map, and what was answered, if that is known."""
+    size, name = small_size(pixels.shape[:2]), alternative_text(answers, place)
+    image, truth = small_image(pixels[..., :3], size), small_map(pixels[..., 3], size)
+    shown = [thumbnail(image, name), thumbnail(overlay(image, truth), f"{name}: truth")]
+    try:
+        answer = map_of_text(answers.columns["answer"][place] or "")
+        shown.append(thumbnail(overlay(image, small_map(answer, size)), f"{name}: answer"))
+    except ValueError:
+        shown.append(element("span", "no answer"))
+    return joined(shown)
+
+
+def _segment_figure(answers: Answers, place: int, picture: Markup | None) -> Markup:
+    return figure(picture, [f"IoU {100 * answers.columns['iou'][place]:.0f} %"], answers.images[place])
+
+
+PICTURES.register("map")(
+    PictureKind(
+        _wrong_segments,
+        _segment_figure,
+        _draw_segments,
+        wide=True,
+        both_ends=True,
+        told="not right in every pixel",
+        note="Of tasks of pixels each picture is the image, the truth over it, and the answer over it; the worst come "
+        "first, and the last are the best. IoU is the mean over the classes in the image and in its answer.",
+        below=measures_by_class("iou", coloured=True),
     )
 )

@@ -16,11 +16,11 @@ from piggyback_tf.data import DataError, Source, load_data
 from piggyback_tf.evaluation.answers import Answers, stored_size
 from piggyback_tf.evaluation.page.markup import Markup, element
 from piggyback_tf.evaluation.page.subjects import Subject
+from piggyback_tf.evaluation.segment_pictures import SIDE
 from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import Registry
 
-# Longest side of a thumbnail in pixels, and how many bytes all of a page may take.
-SIDE = 160
+# How many bytes all thumbnails of a page may take.
 LARGEST_TOTAL = 12_000_000
 
 
@@ -32,12 +32,23 @@ class PictureKind:
         wrong: The places of the wrong images, those first that should be seen first.
         show: The picture of one and what is said of it, from the answers, its place, and what `thumbnail` returns, or
             None if the image cannot be shown.
+        draw: Returns the picture of one from the answers, its place, and the image as its source has it; by default a
+            thumbnail.
+        wide: Whether a picture takes the room of three.
+        both_ends: Whether the last of the wrong images are shown, too, if there are too many: half of those shown.
+        told: What is said of the wrong images, behind how many they are.
         note: What the lines and the order of pictures mean.
         below: What follows the pictures of a task, from its label and its answers; None, nothing.
     """
 
     wrong: Callable[[Answers], list[int]]
     show: Callable[[Answers, int, Markup | None], Markup]
+    draw: Callable[[Answers, int, np.ndarray], Markup] = lambda answers, place, pixels: thumbnail(
+        pixels[..., :3], alternative_text(answers, place)
+    )
+    wide: bool = False
+    both_ends: bool = False
+    told: str = "wrong"
     note: str = ""
     below: Callable[[str, Answers], Markup | None] | None = None
 
@@ -54,14 +65,14 @@ class Gallery:
         wrong: How many there are; None if that is not known.
         figures: Those that are shown.
         sentences: What is to be said of them.
-        note: What their lines mean.
+        kind: How they are shown.
         below: What follows them.
     """
 
     wrong: int | None
     figures: list[Markup]
     sentences: list[str]
-    note: str = ""
+    kind: PictureKind | None = None
     below: Markup | None = None
 
 
@@ -99,7 +110,8 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
         return Gallery(None, [], [f"Answers of the kind {answers.kind!r} have no pictures in this version."])
     kind = PICTURES[answers.kind]
     wrong, sentences = kind.wrong(answers), []
-    shown = wrong[:most]
+    last = most // 2 if kind.both_ends and len(wrong) > most else 0
+    shown = wrong[: most - last] + wrong[len(wrong) - last :]
     places, trouble = (
         _places(answers, subject, [answers.images[place] for place in shown], data_dir) if shown else ({}, "")
     )
@@ -109,7 +121,7 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
     for place in shown:
         picture = None
         if not trouble:
-            picture = _picture(answers, place, places)
+            picture = _picture(kind, answers, place, places)
             lost += picture is None
             if picture is not None and not budget.take(len(picture)):
                 picture, full = None, True
@@ -125,7 +137,7 @@ def gallery(subject: Subject, most: int, budget: Budget, data_dir: str | None = 
             "fewer --images, or fewer tasks."
         )
     below = kind.below(subject.label, answers) if kind.below else None
-    return Gallery(len(wrong), figures, sentences, kind.note, below)
+    return Gallery(len(wrong), figures, sentences, kind, below)
 
 
 def _places(
@@ -146,15 +158,15 @@ def _places(
         return {}, f"{reason(error)}."
 
 
-def _picture(answers: Answers, place: int, places: dict[str, tuple[Source, int]]) -> Markup | None:
-    """Returns the thumbnail of an image, None if it is not there as it was."""
+def _picture(kind: PictureKind, answers: Answers, place: int, places: dict[str, tuple[Source, int]]) -> Markup | None:
+    """Returns the picture of an image, None if it is not there as it was."""
     if answers.images[place] not in places:
         return None
     source, index = places[answers.images[place]]
     if stored_size(source, index) != answers.sizes[place]:
         return None
     try:
-        return thumbnail(source.read(index)[..., :3], _alternative(answers, place))
+        return kind.draw(answers, place, source.read(index))
     except (DataError, OSError):
         return None
 
@@ -176,10 +188,22 @@ def thumbnail(pixels: np.ndarray, alternative: str) -> Markup:
     stream = io.BytesIO()
     # Of a few pixels each counts.
     image.save(stream, "PNG", optimize=True) if tiny else image.save(stream, "JPEG", quality=82, optimize=True)
-    data = base64.b64encode(stream.getvalue()).decode()
-    source = f"data:image/{'png' if tiny else 'jpeg'};base64,{data}"
     size = {"width": image.width, "height": image.height}
-    return element("img", src=source, alt=alternative, class_="tiny" if tiny else None, **size)
+    if tiny:
+        return png(stream.getvalue(), alternative, class_="tiny", **size)
+    source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return element("img", src=source, alt=alternative, **size)
+
+
+def png(data: bytes, alternative: str, **attributes: Any) -> Markup:
+    """Returns a PNG within the page.
+
+    Args:
+        data: Its file.
+        alternative: What stands for it where it cannot be seen.
+        **attributes: Those of the element.
+    """
+    return element("img", src=f"data:image/png;base64,{base64.b64encode(data).decode()}", alt=alternative, **attributes)
 
 
 def figure(picture: Markup | None, lines: Sequence[Any], name: str) -> Markup:
@@ -196,5 +220,6 @@ def figure(picture: Markup | None, lines: Sequence[Any], name: str) -> Markup:
     return element("figure", shown, element("figcaption", below))
 
 
-def _alternative(answers: Answers, place: int) -> str:
+def alternative_text(answers: Answers, place: int) -> str:
+    """Returns what stands for an image where it cannot be seen."""
     return f"Image {answers.images[place]} of the {answers.split} split"
