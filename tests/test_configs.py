@@ -21,7 +21,8 @@ from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-RUNNABLE = sorted(path.name for path in CONFIGS.glob("*.flags"))
+SEGMENTS = ("camvid_mobilenet_v2.flags", "voc_vgg16.flags")
+RUNNABLE = sorted(path.name for path in CONFIGS.glob("*.flags") if path.name not in SEGMENTS)
 SEQUENCES = sorted(path.name for path in (CONFIGS / "sequences").iterdir())
 SETS = ("cubs", "cars", "flowers", "wikiart", "sketch", "imagenet", "places365")
 BACKBONES = ("vgg16", "resnet50", "densenet121")
@@ -51,7 +52,7 @@ def test_every_row_of_the_table_has_a_file():
 
 
 def test_every_other_file_is_included_by_one_that_runs():
-    reached, waiting = set(), [*RUNNABLE, *(f"sequences/{name}" for name in SEQUENCES)]
+    reached, waiting = set(), [*RUNNABLE, *SEGMENTS, *(f"sequences/{name}" for name in SEQUENCES)]
     while waiting:
         name = waiting.pop()
         reached.add(name)
@@ -87,6 +88,33 @@ def test_a_file_says_how_it_is_run_and_can_be(name, monkeypatch):
     assert (FLAGS.task, FLAGS.backbone) == (data, backbone or "vgg16")
     assert (train.epochs, train.step_epochs) == ((20, 10) if data == "places365" else (30, 15))
     assert FLAGS.weights == "imagenet"
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_a_file_of_label_maps_says_how_it_is_run_and_can_be(name, monkeypatch):
+    text = (CONFIGS / name).read_text()
+    assert f"#   python train.py --flagfile=configs/{name}\n" in text
+    _read(name, monkeypatch)
+    own_flags.read_config(TrainConfig)
+    for method in (FLAGS.method, *FLAGS.baseline):
+        config = METHODS[method](own_flags.read_config(METHODS[method].Config)).config
+        assert "map" in config.problems and config.head == ("fcn32" if FLAGS.backbone == "vgg16" else "fpn")
+    inputs = own_flags.read_config(InputConfig)
+    # Images of any size end with one, that of the task.
+    shape = output_size(inputs.augment_eval)
+    assert shape == output_size(inputs.augment_train) and all(side % 32 == 0 for side in shape)
+    assert not any(isinstance(operation, RandomOperation) for operation in parse_augment(inputs.augment_eval))
+    assert FLAGS.weights in get_entry(FLAGS.backbone).weights
+    assert FLAGS.output_dir == f"runs/{name.removesuffix('.flags')}"
+    kind, _, argument = FLAGS.data.partition(":")
+    assert kind == "segmentation" and re.fullmatch(r"data/[\w/]+(\?sbd=data/\w+)?", argument)
+    source = next(path for path in (CONFIGS / name, *(CONFIGS / "data").iterdir()) if FLAGS.data in path.read_text())
+    assert "https://" in source.read_text()
+
+
+def test_the_papers_figures_stand_where_they_are_to_be_found_again():
+    text = (CONFIGS / "voc_vgg16.flags").read_text()
+    assert all(figure in text for figure in ("61.41", "61.08", "17 MB", "7.5 MB", "has not measured it"))
 
 
 @pytest.mark.parametrize("name", RUNNABLE)

@@ -72,6 +72,31 @@ class CentralCrop(DeterministicOperation):
         return offset(*central_offset(size, self._size))
 
 
+@register_augmentation("pad")
+class Pad(DeterministicOperation):
+    """Adds black pixels on the right and below up to `size`, or to `size` in height and `width`: of no class."""
+
+    def __init__(self, size, width=None):
+        height = _pixels("size", size)
+        self._size = height, height if width is None else _pixels("width", width)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        if size is not None and (size[0] > self._size[0] or size[1] > self._size[1]):
+            raise DataError(
+                f"{self.source or 'pad'} gives images of height {self._size[0]} and width {self._size[1]}, and one has "
+                f"{size[0]} and {size[1]}; name larger numbers, or put a resize before it."
+            )
+        return self._size
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        height, width = self.output_size(image.shape[:2])
+        return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)))
+
+    def geometry(self, size: Size) -> np.ndarray:
+        self.output_size(size)
+        return offset(0, 0)
+
+
 @register_augmentation("random_scale")
 class RandomScale(RandomOperation):
     """Resizes both sides by one factor, uniform between `smallest` and `largest`; a crop after it makes sizes equal."""

@@ -168,6 +168,11 @@ class Segmentation(Problem):
         """Returns label maps `[B, H, W]` of logits, probabilities, or label maps."""
         answers = np.asarray(answers)
         if answers.ndim == 3:
+            if answers.size and not 0 <= answers.min() <= answers.max() < len(self.class_names):
+                raise ValueError(
+                    f"Label maps that are answers must hold classes below {len(self.class_names)}. Received: "
+                    f"{answers.min()} to {answers.max()}."
+                )
             return answers
         if answers.ndim != 4 or answers.shape[-1] != len(self.class_names):
             raise ValueError(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from piggyback_tf.data import AUGMENTATIONS, DataError, parse_augment
+from piggyback_tf.data import AUGMENTATIONS, DataError, at_own_size, parse_augment
 from piggyback_tf.data.augment import DeterministicOperation, check_moves
 from piggyback_tf.data.geometry import VOID, composed, offset, scaling, warp_map
 
@@ -13,6 +13,7 @@ OPERATIONS = (
     "resize(36)",
     "resize(30,52)",
     "central_crop(31)",
+    "pad(60,width=70)",
     "random_scale(0.6,1.7)",
     "random_crop(33)",
     "random_crop(40,padding=6)",
@@ -67,7 +68,7 @@ def test_a_label_map_goes_where_its_image_goes(text):
             assert abs(signed.mean()) <= 0.2 * step, (text, seed, signed.mean())
 
 
-@pytest.mark.parametrize("text", ["random_crop(33)", "flip", "translate(7)", "central_crop(31)"])
+@pytest.mark.parametrize("text", ["random_crop(33)", "flip", "translate(7)", "central_crop(31)", "pad(64)"])
 def test_what_moves_whole_pixels_moves_labels_exactly(text):
     (operation,) = parse_augment(text)
     image = coordinates()
@@ -125,3 +126,16 @@ def test_an_operation_without_a_geometry_is_named_early():
     check_moves(parse_augment("resize(32,32)|flip|color_jitter(0.1)"))
     with pytest.raises(DataError, match=r"blur\(2\) has no `geometry`"):
         check_moves([Blur()])
+
+
+def test_padding_belongs_to_no_class_and_answers_are_cropped():
+    (operation,) = parse_augment("pad(50, 70)")
+    image = coordinates()
+    moved, labels = applied(operation, image, image[..., 1], (0, 0))
+    assert moved.shape == (50, 70, 3) and np.array_equal(moved[:48, :64], image)
+    assert not moved[48:].any() and not moved[:, 64:].any()
+    assert (labels[48:] == VOID).all() and (labels[:, 64:] == VOID).all()
+    assert np.array_equal(labels[:48, :64], image[..., 1])
+    assert np.array_equal(at_own_size(labels, [operation], (48, 64)), image[..., 1])
+    with pytest.raises(DataError, match="gives images of height 50 and width 70, and one has 51 and 64"):
+        operation.apply(np.zeros((51, 64, 3), np.uint8))

@@ -38,6 +38,25 @@ def test_the_error_is_that_of_keras():
     assert 100 * float(own.result()) == pytest.approx(problem.measured(counts)["mean_iou_error"], abs=1e-4)
 
 
+def test_what_keras_drops_in_silence_is_refused():
+    labels, logits = made()
+    problem, strange = Segmentation(CLASSES, (10, 14)), labels.copy()
+    strange[0, 0, :4] = 4
+    metric = keras.metrics.MeanIoU(4, ignore_class=VOID, sparse_y_pred=True)
+    with pytest.raises(ValueError, match="below 4, or 255. Received: 4"):
+        problem.count(logits, strange)
+    try:
+        metric.update_state(strange.astype(np.int32), logits.argmax(-1))
+    except tf.errors.InvalidArgumentError:
+        pass  # Of some versions it is said there, too.
+    else:
+        assert float(metric.total_cm.numpy().sum()) < (strange != VOID).sum()
+    answers = logits.argmax(-1).astype(np.uint8)
+    answers[1, 2, 3] = 7
+    with pytest.raises(ValueError, match="answers must hold classes below 4. Received: 0 to 7"):
+        problem.count(answers, labels)
+
+
 def test_measures_of_each_class():
     labels, logits = made()
     problem = Segmentation(CLASSES, (10, 14))

@@ -68,8 +68,8 @@ def read_spec(model: keras.Model) -> HeadSpec:
     Raises:
         ValueError: If it has none of these.
     """
-    found = {layer.name: layer for layer in model.layers}.get(HEAD_NAME)
-    specs = [spec for name in HEADS.names() if found is not None and (spec := HEADS[name].read(found))]
+    found = [layer for layer in model.layers if layer.name == HEAD_NAME]
+    specs = [spec for layer in found for name in HEADS.names() if (spec := HEADS[name].read(layer)) is not None]
     if not specs:
         raise ValueError(f"Model {model.name!r} has no head of a task.")
     return specs[0]
