@@ -117,7 +117,7 @@ def estimates(tests: Iterable[str], known: Mapping[str, float]) -> dict[str, flo
 
 
 def _names(test: str) -> list[str]:
-    """Returns the names by which a test may be known, the surest first: all, without its file, without parameters too."""
+    """Returns by which names a test may be known, the surest first: all, without its file, without parameters."""
     name = test.partition("::")[2]
     return [test, name, name.partition("[")[0]]
 
