@@ -10,7 +10,8 @@ Those fewest imports away run first, up to 30 minutes by the committed durations
 is today, up to 8 minutes. What was left out is printed.
 
 Durations are seconds of a processor, of the test and the processes that it starts, and so the same on a busy machine.
-One that moved to another file keeps its duration; a new one counts as a minute.
+One that moved to another file keeps its duration. One with new parameters counts as the longest with others, and any
+other new one as a minute.
 """
 
 import argparse
@@ -104,12 +105,21 @@ def distances(changed: Iterable[str], importers: Mapping[str, Iterable[str]]) ->
 
 
 def estimates(tests: Iterable[str], known: Mapping[str, float]) -> dict[str, float]:
-    """Returns how long each test takes: as it took, or the longest of its name in other files, or `UNKNOWN`."""
-    moved: dict[str, float] = {}
+    """Returns how long each test takes: as it took, or the longest that is known of the next best.
+
+    That is one of its name in another file, then the same test with other parameters, and else `UNKNOWN`.
+    """
+    longest: dict[str, float] = {}
     for test, seconds in known.items():
-        name = test.partition("::")[2]
-        moved[name] = max(seconds, moved.get(name, 0.0))
-    return {test: known.get(test, moved.get(test.partition("::")[2], UNKNOWN)) for test in tests}
+        for name in _names(test):
+            longest[name] = max(seconds, longest.get(name, 0.0))
+    return {test: next((longest[name] for name in _names(test) if name in longest), UNKNOWN) for test in tests}
+
+
+def _names(test: str) -> list[str]:
+    """Returns by which names a test may be known, the surest first: all, without its file, without parameters."""
+    name = test.partition("::")[2]
+    return [test, name, name.partition("[")[0]]
 
 
 def seconds_by_file(tests: Iterable[str], durations: Mapping[str, float]) -> dict[str, float]:

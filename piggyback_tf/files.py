@@ -149,14 +149,20 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
             temporary.replace(target)
         flush(target.parent)
     except OSError as error:
-        _name_target(error, path)
+        name_target(error, path)
         raise
 
 
-def _name_target(error: OSError, path: str | os.PathLike) -> None:
-    """Makes an error name the file that could not be written; that of a full disk names none, or a temporary one."""
+def name_target(error: OSError, path: str | os.PathLike) -> None:
+    """Makes an error name what could not be written; that of a full disk names nothing, or a temporary file."""
     if error.errno is not None and (error.filename is None or _IS_TEMPORARY.search(os.fsdecode(error.filename))):
         error.filename, error.filename2 = os.fspath(path), None
+
+
+def without_temporary(text: str) -> str:
+    """Returns what a library says of a temporary file without the path in front; of another file all of it."""
+    found = re.search(rf"{_IS_TEMPORARY.pattern}[^;:]*[;:] *", text)
+    return text[found.end() :] if found else text
 
 
 @contextlib.contextmanager

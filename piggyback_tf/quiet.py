@@ -69,8 +69,15 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 (for the whole process)
 
 
+def _says_more(record: logging.LogRecord) -> bool:
+    """Whether Matplotlib, which Keras imports for any command, says more than that it cannot make its own folders."""
+    return not re.match("mkdir -p failed for path|Matplotlib created a temporary cache dir", record.getMessage())
+
+
 def plain_log() -> None:
     """Makes the package's log sentences on stderr, without time, process and place."""
+    # Where the user's folder cannot be written: nothing that is needed is kept there.
+    logging.getLogger("matplotlib").addFilter(_says_more)
     root = logging.getLogger()
     root.handlers[:] = [handler for handler in root.handlers if not isinstance(handler, absl_logging.ABSLHandler)]
     if not any(isinstance(handler.formatter, _Sentence) for handler in root.handlers):

@@ -84,6 +84,9 @@ def test_a_test_that_moved_keeps_its_duration(ci):
     known = {"a.py::moved": 10.0, "b.py::moved": 30.0, "b.py::stays": 5.0, "gone.py::gone": 1.0}
     tests = ["a.py::stays", "b.py::stays", "new.py::moved", "new.py::new"]
     assert ci.estimates(tests, known) == dict(zip(tests, [5.0, 5.0, 30.0, ci.UNKNOWN], strict=True))
+    known = {"a.py::each[one]": 10.0, "a.py::each[two]": 30.0, "b.py::each[three]": 2.0}
+    tests = ["a.py::each[one]", "a.py::each[three]", "a.py::each[four]"]
+    assert ci.estimates(tests, known) == dict(zip(tests, [10.0, 2.0, 30.0], strict=True))
 
 
 def test_near_tests_go_first_until_the_time_is_full(ci, monkeypatch):

@@ -254,6 +254,20 @@ sys.meta_path.insert(0, Interrupt())
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"\n{name}: interrupted.\n")
 
 
+def test_matplotlib_does_not_tell_that_it_cannot_write_into_the_users_folder():
+    program = """
+import logging
+from piggyback_tf.quiet import plain_log
+plain_log()
+import matplotlib.pyplot
+logging.getLogger("matplotlib").warning("Something else.")
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "XDG_"))}
+    environment |= {"HOME": "/dev/null/nobody", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "Warning: Something else.\n")
+
+
 def test_the_last_words_of_a_crash_arrive_without_the_chatter():
     program = """
 import os, sys

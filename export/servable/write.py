@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.files import without_temporary
 from piggyback_tf.packs import BaseSpec, TaskPack
 
 from ..shared.errors import ExportError
@@ -182,5 +184,10 @@ def _write(
                 carry_over(source, first, second)
     except tf.errors.OpError as error:
         # What TensorFlow raises where Python raises OSError, such as on a full disk.
-        raise ExportError(f"{str(output)!r} cannot be written: {error.message}") from error
+        raise ExportError(f"{str(output)!r} cannot be written: {_reason(error)}.") from error
     return output / str(version)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns what is wrong without the names of operations and temporary files, which say nothing to a caller."""
+    return without_temporary(re.sub(r"\{\{.*?\}\} *| *\[Op:\w+\]$", "", error.message)).rstrip(".")

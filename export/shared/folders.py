@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from piggyback_tf.files import flush, make_folder, temporary_folder
+from piggyback_tf.files import flush, make_folder, name_target, temporary_folder
 
 
 @contextlib.contextmanager
@@ -26,6 +26,7 @@ def new_folders(targets: Sequence[Path], check_free: Callable[[], None]) -> Iter
     check_free()
     parent = Path(os.path.commonpath([target.parent for target in targets]))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_naming(targets[0] if len(targets) == 1 else parent))
         for target in targets:
             stack.enter_context(made_folder(target.parent))
         temporary = stack.enter_context(temporary_folder(parent))
@@ -45,6 +46,16 @@ def new_folders(targets: Sequence[Path], check_free: Callable[[], None]) -> Iter
                 raise
         for folder in {target.parent for target in targets}:
             flush(folder)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Makes errors of temporary files name what was to be written."""
+    try:
+        yield
+    except OSError as error:
+        name_target(error, target)
+        raise
 
 
 @contextlib.contextmanager

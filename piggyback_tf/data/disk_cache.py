@@ -126,7 +126,7 @@ def cache_on_disk(
                 for image in images:
                     size += image.size
                     if most is not None and size > most:
-                        raise OSError(f"they take more than the {most / 2**20:.0f} MiB that there is room for")
+                        raise OSError(f"they take more than the {most / 2**20:.1f} MiB that there is room for")
                     stream.write(np.ascontiguousarray(image).data)
                     shapes.append(image.shape[:2])
                 stream.flush()
@@ -173,7 +173,7 @@ def make_room(cache_dir: Path, size: int, limit: int | None) -> int:
             if room() >= size:
                 break
             if remove_entry(entry.path):
-                logging.info("Removed %s of %.0f MiB from the cache, which was full.", entry.path, entry.size / 2**20)
+                logging.info("Removed %s of %.1f MiB from the cache, which was full.", entry.path, entry.size / 2**20)
                 kept -= entry.size
     return max(room(), 0)
 

@@ -1,7 +1,7 @@
 """`folder:PATH`: image files in one folder per class."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def load_folder(request: DataRequest) -> TaskData:
     _check_text(str(root), f"Folder {shown_path(root)!r}")
     splits = {entry.name for entry in _entries(root) if entry.is_dir()}
     if "train" not in splits:
-        raise DataError(f"Folder {str(root)!r} has no folder 'train'. {LAYOUT}")
+        raise DataError(f"Folder {str(root)!r} has no folder 'train'. {LAYOUT}{_cure(root, splits)}")
     folders = split_folders(root, splits)
     problems: dict[str, list[UnusableFile]] = {split: [] for split in SPLITS}
     files = {split: _list_split(root, folder, problems[split]) for split, folder in folders.items()}
@@ -102,6 +102,13 @@ def load_folder(request: DataRequest) -> TaskData:
         return FolderSource(root, [path for path, _ in pairs], [label for _, label in pairs])
 
     return task_of_splits(request, root, class_names, {split: source(split) for split in folders}, problems)
+
+
+def _cure(root: Path, folders: Collection[str]) -> str:
+    """Returns what to do with a folder that has the folders of classes, as many keep their photos; else nothing."""
+    if folders and all(any(has_image_extension(entry.name) for entry in _entries(root / name)) for name in folders):
+        return f" Its folders look like classes: make a folder {str(root / 'train')!r}, and move them there."
+    return ""
 
 
 def _named_as(class_names: Sequence[str], files: Mapping[str, list[str]]) -> dict[str, list[str]]:

@@ -70,6 +70,10 @@ class BrokenImageError(DataError):
         self.kind = kind
 
 
+class _UnknownRangeError(ValueError):
+    """A whole image, of whose numbers nobody knows which is black and which is white; the message says why."""
+
+
 class _Parts(NamedTuple):
     """What of a file makes its pixels.
 
@@ -146,6 +150,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise
     except UnidentifiedImageError as error:
         raise unidentified(name, data[:12]) from error
+    except _UnknownRangeError as error:
+        raise BrokenImageError(f"Image {name!r} cannot be used: {error}.", "no_range") from error
     except Exception as error:
         raise BrokenImageError(f"Broken image {name!r}: {str(error).rstrip('.')}.") from error
 
@@ -315,7 +321,7 @@ def _to_rgb(image: Image.Image, data: bytes, profile: bytes) -> Image.Image:
     if image.mode.startswith("I"):
         return _deep_grey(image).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range is not known")
+        raise _UnknownRangeError("its pixels are floating-point numbers, whose range is not known")
     if image.mode == "CMYK" and data.startswith(JPEG_START) and "adobe" not in image.info:
         # Pillow takes every CMYK JPEG for one of Adobe's, which are stored inverted.
         image = ImageChops.invert(image)
@@ -334,9 +340,9 @@ def _to_rgb(image: Image.Image, data: bytes, profile: bytes) -> Image.Image:
 def _check_tiff(image: Image.Image) -> None:
     """Refuses grey whose range is not known."""
     if 2 in np.atleast_1d(image.tag_v2.get(339, 1)):
-        raise ValueError("its pixels are signed integers, whose range is not known")
+        raise _UnknownRangeError("its pixels are signed integers, whose range is not known")
     if image.mode == "I":
-        raise ValueError("its pixels are integers of 32 bits, whose range is not known")
+        raise _UnknownRangeError("its pixels are integers of 32 bits, whose range is not known")
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:

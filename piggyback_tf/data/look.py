@@ -18,7 +18,7 @@ from piggyback_tf.foreign_text import some
 
 # The name under which results are kept; the number goes up when a look finds other things.
 _KEPT = "looked"
-_VERSION = "1"
+_VERSION = "2"
 
 
 class UnfitImageError(DataError):

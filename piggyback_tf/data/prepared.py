@@ -181,7 +181,7 @@ def cache_images(
             most = room
             if estimate > room:
                 raise OSError(
-                    f"about {estimate / 2**20:.0f} MiB are needed and {room / 2**20:.0f} MiB are left of the disk and "
+                    f"about {estimate / 2**20:.1f} MiB are needed and {room / 2**20:.1f} MiB are left of the disk and "
                     f"of cache_disk_limit_mb={options.cache_disk_limit_mb}"
                 )
         logging.debug("Caching %s on disk in %s, about %.0f MiB.", what, folder, estimate / 2**20)

@@ -45,6 +45,12 @@ KINDS = {
     "empty": Kind("empty file", "empty files"),
     "no_image": Kind("file that is no image, but has the name of one", "files that are no images, but have such names"),
     "damaged": Kind("image that is damaged or cut off", "images that are damaged or cut off", explains=False),
+    "no_range": Kind(
+        "image whose range of values is not known",
+        "images whose range of values is not known",
+        "Save such images with 8 bits a channel, for example as PNG.",
+        explains=False,
+    ),
     "unreadable": Kind("file that cannot be read", "files that cannot be read", explains=False),
     "extension": Kind(
         "file that is not an image by its name",

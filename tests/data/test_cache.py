@@ -159,7 +159,7 @@ def test_auto_chooses_memory_then_disk_then_none(make_folder, cache_dir, caplog,
     dataset = make_dataset(source, cache_limit_mb=1, **arguments)
     assert sum(len(labels) for _, labels in dataset) == len(source)
     assert "No cache for 6 images after resize(600,600), which are decoded anew in every epoch" in caplog.text
-    assert "about 6 MiB are needed and 1 MiB are left of the disk and of cache_disk_limit_mb=20480" in caplog.text
+    assert "about 6.2 MiB are needed and 1.0 MiB are left of the disk and of cache_disk_limit_mb=20480" in caplog.text
     assert len(entries(cache_dir)) == 1
 
 

@@ -1,5 +1,6 @@
 """Looking at all images before a training: what is found, how often images are decoded, what is remembered."""
 
+import io
 import threading
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,12 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 SIZE = "resize(8,8)"
 
 
+def _floats() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
 def break_images(root: Path) -> dict[str, set[str]]:
     """Puts every kind of problem into some split; returns the paths by kind."""
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -26,6 +33,7 @@ def break_images(root: Path) -> dict[str, set[str]]:
         "empty": {"train/cat/000.png": b"", "test/dog/000.png": b""},
         "no_image": {"val/cat/001.png": b"<html>not found</html>"},
         "damaged": {"test/dog/cut.jpg": whole.read_bytes()[:900]},
+        "no_range": {"train/cat/float.tif": _floats(), "test/dog/float.tif": _floats()},
         "heic": {"train/dog/IMG_1.HEIC": HEIC, "test/cat/renamed.jpg": HEIC},
         "extension": {"train/dog/notes.txt": b"x", "test/cat/movie.mp4": b"x"},
         "no_class": {"val/cover.png": (root / "val/cat/000.png").read_bytes()},
@@ -165,7 +173,7 @@ def test_headers_are_read_without_decoding(make_folder, reads):
         check(root, check="headers")
     found = {kind: {p.place for p in caught.value.problems if p.kind == kind} for kind in broken}
     assert not reads
-    assert found == broken | {"damaged": set()}
+    assert found == broken | {"damaged": set(), "no_range": set()}
     with pytest.raises(DataError, match="`check` must be one of pixels, headers. Received: check='header'. Did"):
         check(root, check="header")
 

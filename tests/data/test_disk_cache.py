@@ -142,7 +142,7 @@ def test_auto_keeps_to_the_limit_and_disk_does_not(make_folder, cache_dir, caplo
     assert cached(300, cache_disk_limit_mb=5) == ["resize(300,300)", "resize(400,400)"]
     # 6 images of 567 KiB.
     assert cached(440, cache_disk_limit_mb=5) == ["resize(300,300)", "resize(440,440)"]
-    assert re.search(r"Removed .*images-\w+ of 3 MiB from the cache, which was full", caplog.text)
+    assert re.search(r"Removed .*images-\w+ of 2.7 MiB from the cache, which was full", caplog.text)
     assert "No cache" not in caplog.text
     assert len(cached(600, cache_disk_limit_mb=5)) == 2
     assert "are left of the disk and of cache_disk_limit_mb=5" in caplog.text
@@ -162,7 +162,7 @@ def test_auto_stops_where_images_take_more_than_was_estimated(make_folder, cache
     source = load_data(f"folder:{make_folder(height=300, width=300, train={'a': 4, 'b': 4})}").train
     monkeypatch.setattr("piggyback_tf.data.prepared._estimate", lambda reader, count: 1000)
     dataset = make_dataset(source, "flip", **ROOM, cache_disk_limit_mb=1)
-    assert "they take more than the 1 MiB that there is room for" in caplog.text
+    assert "they take more than the 1.0 MiB that there is room for" in caplog.text
     assert not list_entries(cache_dir) and not list(cache_dir.glob("*.partial"))
     assert sum(len(labels) for _, labels in dataset) == 6
 

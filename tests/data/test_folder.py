@@ -261,3 +261,16 @@ def test_nothing_of_the_test_split_is_read_before_it_is_used(make_folder, monkey
     assert opened and not any("/test/" in path for path in opened)
     data.test.read(0)
     assert str(root / "test/a/000.png") in opened
+
+
+def test_a_folder_of_classes_is_told_how_it_becomes_a_data_set(tmp_path, make_folder):
+    root = make_folder(train={"cat": 2, "dog": 2}) / "train"
+    with pytest.raises(DataError) as caught:
+        load_data(f"folder:{root}")
+    cure = f"Its folders look like classes: make a folder {str(root / 'train')!r}, and move them there."
+    assert str(caught.value).endswith(cure)
+    # Not where images lie otherwise.
+    for name in (root / "cat", root.parent.parent):
+        with pytest.raises(DataError, match="has no folder 'train'") as caught:
+            load_data(f"folder:{name}")
+        assert "look like classes" not in str(caught.value)

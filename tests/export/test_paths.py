@@ -1,5 +1,6 @@
 """Where exports are written to: as it is given, and nowhere by mistake."""
 
+import errno
 import os
 
 import pytest
@@ -53,6 +54,11 @@ def test_a_device_folder_that_fails_leaves_nothing_and_takes_no_place(tmp_path):
         (folder / "base.tflite").touch()
         raise KeyError
     assert not list(tmp_path.iterdir())
+    # A full disk: Python's error of a write names no file, or the temporary one, and others name their own.
+    for named, path in ((True, None), (True, ".piggyback_tf-0123456789abcdef.tmp/x"), (False, "images/x.png")):
+        with pytest.raises(OSError) as caught, new_folder(tmp_path / "device"):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        assert caught.value.filename == (str(tmp_path / "device") if named else path)
     # Somebody else wrote there meanwhile.
     with pytest.raises(ExportError, match="this is there already"), new_folder(tmp_path / "device"):
         (tmp_path / "device").mkdir()
