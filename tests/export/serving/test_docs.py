@@ -76,7 +76,7 @@ def test_the_table_of_signatures(small):
 
 
 def test_the_signatures_of_segments_in_the_table(mixed):
-    rows, signatures = _rows("piggyback"), dict(tf.saved_model.load(str(mixed.packed)).signatures.items())
+    rows, signatures = _rows("piggyback"), dict(mixed.loaded().signatures.items())
     sizes = {name: re.sub(r"[0-9]+x[0-9]+$", "HxW", name) for name in signatures}
     assert set(sizes.values()) == rows.keys() and "segment_HxW" in rows
     for name, row in sizes.items():
