@@ -23,8 +23,6 @@ from piggyback_tf.data import at_own_size, decode_image, parse_augment
 from piggyback_tf.data.augment import apply_operations
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import PackError, TaskBank
-from piggyback_tf.problems import PROBLEMS, AnswerSpec
-from piggyback_tf.problems.classification import Classification
 from tests.export.helpers import LOADERS, call, encode, picture, texts
 from tests.export.segments import SPECS, assert_same_labels
 from tests.image_files import profile
@@ -283,22 +281,10 @@ def test_memory_follows_the_size_of_the_task_and_its_classes():
     assert image_bytes(Family("map", HeadSpec("fpn", 150, 32, (160, 224))), 32) == 160 * 224 * 8 * 150
 
 
-class Tags(Classification):
-    """A problem with a dense head, whose answers are as wide as the task has classes."""
-
-    signature = "tag"
-    answers = {"likely": AnswerSpec("float32", ("classes",), -1.0)}
-    file_answers = answers
-
-    def answer(self, logits):
-        return {"likely": tf.sigmoid(logits)}
-
-
-def test_a_problem_says_what_is_served(mixed, tmp_path, monkeypatch):
-    """No line of the exports knows this problem."""
-    monkeypatch.setitem(PROBLEMS._entries, "tags", Tags)
+def test_a_problem_says_what_is_served(mixed, tmp_path):
+    """No line of the exports knows images of any number of classes."""
     classes = [pack for pack in mixed.packs if pack.problem == "class"]
-    packs = [dataclasses.replace(renamed(pack, f"tags {pack.task}"), problem="tags") for pack in classes]
+    packs = [dataclasses.replace(renamed(pack, f"tags {pack.task}"), problem="multilabel") for pack in classes]
     bank = TaskBank(mixed.backbone).add(packs[0]).add(packs[1])
     folder = export_saved_model(mixed.backbone, packs, tmp_path)
     images, names = images_of((32, 32), 3), ["tags shapes4", "tags shapes2", "fish"]
@@ -309,9 +295,11 @@ def test_a_problem_says_what_is_served(mixed, tmp_path, monkeypatch):
         assert answer["task_ok"].tolist() == [True, True, False] and answer["image_ok"].all()
         for row, (name, classes) in enumerate(zip(names[:2], (4, 2), strict=True)):
             expected = bank.predict(images[row : row + 1], name)[0]
-            np.testing.assert_allclose(answer["likely"][row, :classes], expected, rtol=0, atol=1e-5)
-            assert (answer["likely"][row, classes:] == -1).all()
-        assert (answer["likely"][2] == -1).all()
+            # Not a softmax.
+            assert not np.isclose(expected.sum(), 1)
+            np.testing.assert_allclose(answer["probabilities"][row, :classes], expected, rtol=0, atol=1e-5)
+            assert not answer["probabilities"][row, classes:].any()
+        assert not answer["probabilities"][2].any()
 
 
 def test_verify_finds_label_maps_that_differ(mixed, tmp_path):
