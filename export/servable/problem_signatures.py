@@ -160,7 +160,14 @@ class ProblemSignatures:
 
 
 class _OneSize:
-    """The tasks of one problem whose prepared images have one size."""
+    """The tasks of one problem whose prepared images have one size.
+
+    Args:
+        tasks, base, tables, options: As of `ProblemSignatures`.
+        problem: The problem, for images of that size.
+        families: The families of these tasks.
+        classes: How many classes the task has that has the most, of all of the problem.
+    """
 
     def __init__(
         self,
