@@ -6,7 +6,7 @@ from pathlib import Path
 from ..servable.decode import BYTES_PER_PIXEL
 from ..servable.folder import read_description
 from ..servable.options import MIB
-from ..servable.problem_signatures import image_shape_of
+from ..servable.problem_signatures import shape_of_images
 from ..servable.read import read_export
 from ..servable.task_tables import Family
 from ..servable.unpacked_kernels import memory_needed
@@ -57,7 +57,7 @@ def image_bytes(family: Family, image_size: int) -> int:
         family: The tasks.
         image_size: The side of the base's images.
     """
-    height, width = image_shape_of(family, image_size)
+    height, width = shape_of_images(family, image_size)
     # At the end of a network with an answer for each pixel, its logits and what is made of them.
     return height * width * max(_FEATURE_BYTES, 2 * 4 * family.spec.classes)
 

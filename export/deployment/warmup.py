@@ -26,7 +26,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from ..servable.layout import WeightLayout
 from ..servable.preparation import parse_preparation
-from ..servable.problem_signatures import file_signature, image_shape_of, signature_for
+from ..servable.problem_signatures import file_signature, shape_of_images, signature_for
 from ..servable.task_tables import CLASSES, Family, family_in
 from ..shared.errors import ExportError
 
@@ -60,7 +60,7 @@ def warm_up_requests(content: dict[str, Any], batch_size: int) -> Iterator[tuple
     families = [family_in(entry) for entry in content["tasks"]]
     groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
     for place, family in enumerate(families):
-        groups.setdefault((family.problem, image_shape_of(family, size)), []).append(place)
+        groups.setdefault((family.problem, shape_of_images(family, size)), []).append(place)
     for (problem, shape), members in groups.items():
         # Tasks from the whole list, in one batch: every row goes through the network by itself.
         mixed = [members[index * len(members) // batch_size] for index in range(batch_size)]
@@ -98,7 +98,7 @@ def _of_files(tasks: list[tuple[dict[str, Any], Family]], image_size: int, batch
     """Yields calls with JPEG and PNG files for a task of each way of preparing them, one image and many at a time."""
     first: dict[tuple[str, tuple[int, int]], bytes] = {}
     for entry, family in tasks:
-        first.setdefault((entry["eval_augment"], image_shape_of(family, image_size)), entry["task"].encode())
+        first.setdefault((entry["eval_augment"], shape_of_images(family, image_size)), entry["task"].encode())
     rows = []
     for (augment, shape), task in first.items():
         rows += [(data, task) for data in _files(augment, shape)]

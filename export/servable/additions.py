@@ -13,7 +13,8 @@ def carry_over(source: Path, first: Path, second: Path) -> None:
     """Copies what `python -m export.serving` added to a version to a new one.
 
     A server loads a new version as soon as it is there, and reads both files while it loads. Warm-up requests stay
-    right when tasks are added; they are left out if the new version takes images of another type.
+    right when tasks are added, since no signature changes its name; a signature that is new has none yet. They are left
+    out if the new version takes images of another type.
 
     Args:
         source: The folder of the old version.

@@ -55,7 +55,7 @@ def check_is_served(pack: TaskPack) -> None:
         )
 
 
-def image_shape_of(family: Family, image_size: int) -> tuple[int, int]:
+def shape_of_images(family: Family, image_size: int) -> tuple[int, int]:
     """Returns height and width of the prepared images of a family.
 
     Args:
@@ -128,7 +128,7 @@ class ProblemSignatures:
         self._max_pixels, self._width = options.max_image_pixels, tables.most_classes(families)
         shapes: dict[tuple[int, int], list[Family]] = {}
         for family in families:
-            shapes.setdefault(image_shape_of(family, base.spec.image_size), []).append(family)
+            shapes.setdefault(shape_of_images(family, base.spec.image_size), []).append(family)
         self._sizes = [
             _OneSize(tasks, base, tables, options, self._problem((), shape), members, self._width)
             for shape, members in shapes.items()
@@ -160,7 +160,14 @@ class ProblemSignatures:
 
 
 class _OneSize:
-    """The tasks of one problem whose prepared images have one size."""
+    """The tasks of one problem whose prepared images have one size.
+
+    Args:
+        tasks, base, tables, options: As of `ProblemSignatures`.
+        problem: The problem, for images of that size.
+        families: The families of these tasks.
+        classes: How many classes the task has that has the most, of all of the problem.
+    """
 
     def __init__(
         self,

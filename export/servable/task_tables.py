@@ -9,6 +9,7 @@ import numpy as np
 
 from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.targets import USUAL
 
 from .layout import WeightLayout
 
@@ -43,7 +44,7 @@ class Family:
 
 
 # Tasks of classes. An export that holds no other is as it was when there were no others, to the names of its arrays.
-CLASSES = Family("class", HeadSpec(DENSE, 0))
+CLASSES = Family(USUAL, HeadSpec(DENSE, 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -32,7 +32,7 @@ from .layout import WeightLayout
 from .network import ServedNetwork, save_network
 from .options import ExportOptions
 from .preparation import check_preparation
-from .problem_signatures import check_is_served, image_shape_of
+from .problem_signatures import check_is_served, shape_of_images
 from .read import read_export
 from .signatures import Servable
 from .task_tables import TaskTables, family_of
@@ -139,7 +139,7 @@ def _checked(
 ) -> Iterable[TaskPack]:
     """Yields packs that fit the base and can be served beside the tasks that are there, one in memory at a time."""
     for pack in fitting_packs(packs, spec, [name.decode() for name in tables.names], check=check_is_served):
-        check_preparation(pack.eval_augment, image_shape_of(family_of(pack), spec.image_size))
+        check_preparation(pack.eval_augment, shape_of_images(family_of(pack), spec.image_size))
         heads.check(pack)
         yield pack
 

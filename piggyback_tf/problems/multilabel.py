@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.problems.base import PROBLEMS, Problem
+from piggyback_tf.problems.base import CLASSES, PROBLEMS, AnswerSpec, Problem
 from piggyback_tf.problems.class_means import average_precision, measured_by_class
 
 
@@ -42,6 +42,8 @@ class MultiLabel(Problem):
 
     ranks_classes = True
     activation = "sigmoid"
+    signature = "tag"
+    answers = file_answers = {"probabilities": AnswerSpec("float32", (CLASSES,))}
 
     def loss(self, reduction: str) -> keras.losses.Loss:
         return keras.losses.BinaryCrossentropy(from_logits=True, reduction=reduction)

@@ -1,10 +1,12 @@
 """One export of small tasks for all tests, made once."""
 
 import dataclasses
+import functools
 import shutil
 import types
 
 import pytest
+import tensorflow as tf
 
 from export.deployment.options import ServingOptions
 from export.saved_model import export_saved_model
@@ -48,14 +50,13 @@ def _exports(small, tmp_path_factory):
 
 @pytest.fixture(scope="session", name="mixed")
 def _mixed(tmp_path_factory):
-    """A base, models and packs of tasks of classes and of segments, a bank with them, and exports as of `small`."""
+    """A base, models and packs of tasks of classes and of segments, a bank with them, and their export.
+
+    `loaded()` is the export, loaded once for all tests.
+    """
     found, folder = base_and_tasks(), tmp_path_factory.mktemp("mixed")
-    options = {
-        "packed": ExportOptions(cache="packed"),
-        "unpacked": ExportOptions(cache="unpacked", image_dtype="float32", top_k=3),
-    }
-    for name, option in options.items():
-        setattr(found, name, export_saved_model(found.backbone, found.packs, folder / name, option))
+    found.packed = export_saved_model(found.backbone, found.packs, folder, ExportOptions(cache="packed"))
+    found.loaded = functools.cache(lambda: tf.saved_model.load(str(found.packed)))
     return found
 
 

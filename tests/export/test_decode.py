@@ -10,8 +10,9 @@ from PIL import Image
 from export.servable import decode
 from export.servable.decode import decode_batch, decode_files, restore
 from export.servable.headers import read_headers
-from export.servable.preparation import check_preparation
+from export.servable.preparation import check_preparation, parse_preparation, way_back
 from piggyback_tf.data import DataError, decode_image, parse_augment
+from piggyback_tf.data.augment import geometry_back
 from tests.export.helpers import encode, picture
 
 RNG = np.random.default_rng(0)
@@ -133,3 +134,16 @@ def test_an_image_that_would_become_too_large_is_flagged():
 def test_other_operations_are_refused(augment, message):
     with pytest.raises(DataError, match=message):
         check_preparation(augment, (48, 48))
+
+
+@pytest.mark.parametrize("sides", [(80, 112), (61, 97), (300, 75)])
+@pytest.mark.parametrize(
+    "augment", ["", "resize(40,56)", "resize(60)|central_crop(48)", "central_crop(33)|resize(50,20)|central_crop(7)"]
+)
+def test_the_way_back_is_that_of_the_operations(augment, sides):
+    operations = parse_preparation(augment)
+    scale, offset = (part.numpy() for part in way_back(tf.constant(sides), operations))
+    expected, _ = geometry_back(operations, sides)
+    # To the bit: the middle of a pixel may be at the edge of another.
+    assert scale.tolist() == [expected[0, 0], expected[1, 1]]
+    np.testing.assert_array_equal(offset, expected[:, 2])
