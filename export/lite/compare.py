@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .folder import TASK_SUFFIX, is_patched
 from .inputs.run import load_model
 from .inputs.task_inputs import SUFFIX, TaskInputs
 from .model_description import read_model_description
-from .patch.checks import check_constants
+from .patch.checks import answer, check_constants
 from .patch.patchable import Patchable
 from .patch.write import read_base
 from .plain import DESIGN, MODEL_SUFFIX, check_is_plain
@@ -32,6 +32,13 @@ from .runtime import ImageModel
 MIN_AGREEMENT = {"none": 1.0, "float16": 0.995, "dynamic": 0.9, "int8": 0.9}
 # Their constants are compared besides.
 _INTEGERS = ("dynamic", "int8")
+
+
+class Answer(NamedTuple):
+    """What a task finds in an image, as `TaskBank.predict` says it, and the logits if they are made of it here."""
+
+    found: np.ndarray
+    logits: np.ndarray | None = None
 
 
 class LiteExport(Protocol):
@@ -63,8 +70,8 @@ class LiteExport(Protocol):
             ExportError: If it does not hold.
         """
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of an image, float32 `[S, S, 3]`."""
+    def answer(self, image: np.ndarray) -> Answer:
+        """Returns what the current task finds in an image, float32 `[H, W, 3]`."""
 
 
 class PatchedExport:
@@ -98,7 +105,7 @@ class PatchedExport:
         self._task = Task.load(path, self._model.base.manifest)
         self.change()
         self._content = bytes(self._model.data)
-        self._answer = ImageModel(self._content)
+        self._run = ImageModel(self._content, self._task.signature.name if self._task.graph else None)
         return self._task.labels
 
     def change(self) -> None:
@@ -108,8 +115,9 @@ class PatchedExport:
         if self.quantize in _INTEGERS:
             check_constants(self._base, self._model.data, pack)
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        return self._task.probabilities(self._answer(image), self._content)[0]
+    def answer(self, image: np.ndarray) -> Answer:
+        output = self._run(image)
+        return Answer(answer(self._task, output, self._content)[0], output[0, ..., : len(self._task.labels)])
 
 
 class InputsExport:
@@ -142,8 +150,8 @@ class InputsExport:
     def check(self, pack: TaskPack) -> None:
         pass
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        return self._model.predict(image[None])[0]
+    def answer(self, image: np.ndarray) -> Answer:
+        return Answer(self._model.predict(image[None])[0])
 
 
 class PlainExport:
@@ -176,13 +184,13 @@ class PlainExport:
         return found["labels"]
 
     def change(self) -> None:
-        self._answer = ImageModel(self._current)
+        self._run = ImageModel(self._current)
 
     def check(self, pack: TaskPack) -> None:
         pass
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        return self._answer(image)[0]
+    def answer(self, image: np.ndarray) -> Answer:
+        return Answer(self._run(image)[0])
 
 
 def open_export(path: Path, backbone: Backbone) -> LiteExport:

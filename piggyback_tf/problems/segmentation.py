@@ -91,6 +91,7 @@ class Segmentation(Problem):
     answers = {"labels": AnswerSpec("uint8", (HEIGHT, WIDTH), VOID)}
     file_answers = {"png_bytes": AnswerSpec(PNG)}
     weighs_classes = True
+    answers_labels = True
 
     def head(self, config: MethodConfig) -> HeadSpec:
         width = _WIDTH if config.head == "fpn" else 0
