@@ -102,14 +102,15 @@ def _graph(
 
 def _described(builder: flatbuffers.Builder, name: str, preprocessing: str, labels: bool) -> int:
     """Returns the TensorMetadata of a tensor with this name."""
-    if name == "probabilities" and labels:
-        files = _labels_file(builder)
+    if name in ("probabilities", "labels") and labels:
+        file, text = builder.CreateString(LABELS_FILE), builder.CreateString("The classes, one in each line.")
         content = _content(builder, _FEATURE_PROPERTIES, _table(builder, []))
+        files = [_table(builder, [file, text, ("int8", _AXIS_LABELS)])]
+        if name == "labels":
+            return _tensor(builder, name, _DESCRIPTIONS[name], content, files=files)
         return _tensor(builder, name, "Probabilities of the classes.", content, limits=(0.0, 1.0), files=files)
     if name != "images":
-        files = _labels_file(builder) if name == "labels" and labels else ()
-        content = _content(builder, _FEATURE_PROPERTIES, _table(builder, []))
-        return _tensor(builder, name, _DESCRIPTIONS[name], content, files=files)
+        return _tensor(builder, name, _DESCRIPTIONS[name], _content(builder, _FEATURE_PROPERTIES, _table(builder, [])))
     # Values in [0, 255] go in as they are: normalisation is a part of the graph.
     normalization = _table(builder, [_floats(builder, [0.0]), _floats(builder, [1.0])])
     return _tensor(
@@ -120,12 +121,6 @@ def _described(builder: flatbuffers.Builder, name: str, preprocessing: str, labe
         [_table(builder, [("uint8", _NORMALIZATION), normalization])],
         (0.0, 255.0),
     )
-
-
-def _labels_file(builder: flatbuffers.Builder) -> list[int]:
-    """Returns what says that the labels are in a file behind the model."""
-    file, text = builder.CreateString(LABELS_FILE), builder.CreateString("The classes, one in each line.")
-    return [_table(builder, [file, text, ("int8", _AXIS_LABELS)])]
 
 
 def _tensor(

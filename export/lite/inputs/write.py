@@ -18,8 +18,8 @@ from ..checks import check_answers, probe_images
 from ..convert import convert_signatures
 from ..flatbuffer import pack_objects, read_objects
 from ..folder import new_folder, refuse_other_task
-from ..metadata import add_metadata
 from ..kinds import check_is_dense
+from ..metadata import add_metadata
 from ..model_description import append_files, read_model_description
 from ..options import LiteOptions
 from .input_format import Changes

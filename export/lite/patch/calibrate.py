@@ -78,9 +78,7 @@ def _ranges_of(file: LiteFile, images: np.ndarray) -> Ranges:
     return ranges
 
 
-def common_ranges(
-    graphs: Sequence[tuple[LiteFile, Sequence[Constant]]], ranges: Sequence[Ranges]
-) -> list[Ranges]:
+def common_ranges(graphs: Sequence[tuple[LiteFile, Sequence[Constant]]], ranges: Sequence[Ranges]) -> list[Ranges]:
     """Returns the ranges of several graphs with one range for each activation that they compute alike.
 
     So they get the same scales, and graphs share the biases that are in multiples of these.

@@ -138,9 +138,7 @@ class Patchable:
             ValueError: If what conversion makes of the base cannot be patched.
         """
         kind_of_float = "none" if quantize == "int8" else quantize
-        graphs = [
-            Graph.of(network, *make_float_file(backbone, network, kind_of_float)) for network in networks
-        ]
+        graphs = [Graph.of(network, *make_float_file(backbone, network, kind_of_float)) for network in networks]
         if quantize == "int8":
             marked = [bytes(graph.file.data) for graph in graphs]
             for graph in graphs:
@@ -323,10 +321,10 @@ def _check_apart(graphs: Sequence[Graph]) -> None:
     for _, owners in shared_between([graph.file for graph in graphs]):
         constants = [graphs[number].constants.get(tensor) for number, tensor in owners]
         made_of = {constant and dataclasses.replace(constant, tensor=-1) for constant in constants}
-        if len(owners) > 1 and made_of != {None} and (
-            len(made_of) > 1 or len({number for number, _ in owners}) < len(owners)
+        if (
+            len(owners) > 1
+            and made_of != {None}
+            and (len(made_of) > 1 or len({number for number, _ in owners}) < len(owners))
         ):
             number, tensor = owners[0]
-            raise ValueError(
-                f"Tensor {graphs[number].file.tensors[tensor].name!r} shares its bytes with another one."
-            )
+            raise ValueError(f"Tensor {graphs[number].file.tensors[tensor].name!r} shares its bytes with another one.")

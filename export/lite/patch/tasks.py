@@ -122,9 +122,7 @@ def _ratios(graph: Graph, slot: Slot, constant: Constant, weights: Weights, pack
     return ratios
 
 
-def _lost_in_float16(
-    graph: Graph, slot: Slot, constant: Constant, ratios: np.ndarray, weights: Weights
-) -> np.ndarray:
+def _lost_in_float16(graph: Graph, slot: Slot, constant: Constant, ratios: np.ndarray, weights: Weights) -> np.ndarray:
     """Returns for each channel whether the base's numbers times its ratio are far from a task's, bool `[channels]`."""
     shape = (-1, slot.entry.channels, slot.entry.inner)
     held = graph.file.floats(graph.file.tensors[constant.tensor]).reshape(shape) * ratios[:, None]

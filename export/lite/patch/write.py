@@ -13,8 +13,8 @@ import numpy as np
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.data import images as images_module
-from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.files import make_folder, write_atomically
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 from piggyback_tf.packs.base_fit import check_same_weights
 
