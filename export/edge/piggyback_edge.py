@@ -365,7 +365,8 @@ class Task:
             shape = (size, width if version == 2 else size)
             good = features == signature.features and shape == signature.image_shape
             _check(good, "it is for other images or features")
-            _check(answer < len(ANSWERS), "it answers in an unknown way")
+            good = answer < len(ANSWERS) and (ANSWERS[answer] == "argmax" or signature.places == 1)
+            _check(good, "it answers in a way that its signature does not")
             most = signature.room or _MAX_COUNT
             most = min(most, _MAX_LABELS) if ANSWERS[answer] == "argmax" else most
             _check(1 <= classes <= most, f"it has {classes} classes, and the base has room for {most}")
@@ -851,8 +852,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _interpreter(data: bytes, threads: int, task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what runs the graph of a task on a model: from images to the output."""
+def _interpreter(data: bytes, threads: int) -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -861,11 +861,17 @@ def _interpreter(data: bytes, threads: int, task: Task) -> Callable[[np.ndarray]
         except ImportError:
             raise EdgeError("predict needs the package ai_edge_litert or tflite_runtime.") from None
     interpreter = Interpreter(model_content=data, num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _runner(interpreter: Any, task: Task) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what runs the graph of a task: from images to the output."""
     if task.manifest.graphs:
         runner = interpreter.get_signature_runner(task.signature.name)
         return lambda image: next(iter(runner(images=image).values()))
-    interpreter.allocate_tensors()
 
+    # Older runtimes have no signatures, and these bases one graph.
     def run(image: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
@@ -1142,7 +1148,7 @@ def _predict(options: argparse.Namespace) -> bool:
     model.install(task)
     content = bytes(model.data)
     _check_output(options, task)
-    run, good = _interpreter(content, options.threads, task), True
+    run, good = _runner(_interpreter(content, options.threads), task), True
     for path in options.images:
         try:
             image, size = _load_image(path, task.signature.image_shape, task.augment)

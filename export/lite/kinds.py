@@ -74,8 +74,8 @@ def check_room(pack: TaskPack, kinds: Sequence[Kind]) -> Kind:
     if kind is None:
         height, width = pack.image_shape
         raise ExportError(
-            f"Task {pack.task!r} has a head of kind {pack.head_spec.kind!r} for images of {height}x{width} pixels, and "
-            f"the base answers by the signatures {', '.join(kind.signature for kind in kinds)}. Export a base with this "
+            f"Task {pack.task!r} has a head of kind {pack.head_spec.kind!r} for images of {height}x{width} pixels. The "
+            f"base answers by the signatures {', '.join(kind.signature for kind in kinds)}. Export a base with this "
             "task among others, without --base."
         )
     if kind.room and len(pack.class_names) > kind.room:
@@ -98,8 +98,8 @@ def answer_of(problem: str) -> str:
     answer = "argmax" if found.answers_labels else found.activation
     if answer not in ANSWERS:
         raise ExportError(
-            f"Tasks of the problem {problem!r} answer by {answer!r}, and devices know {', '.join(ANSWERS)}. A TaskBank, "
-            "evaluate and predict take them."
+            f"Tasks of the problem {problem!r} answer by {answer!r}, and devices know {', '.join(ANSWERS)}. A "
+            "TaskBank, evaluate and predict take them."
         )
     return answer
 
@@ -127,7 +127,7 @@ def check_is_dense(pack: TaskPack) -> None:
     check_answer(pack)
     if not pack.head_spec.is_dense or answer_of(pack.problem) != "softmax":
         raise ExportError(
-            f"Task {pack.task!r} of the problem {pack.problem!r} has a head of kind {pack.head_spec.kind!r}; the designs "
-            "switch and input take the weights of one Dense layer whose softmax is the answer. Use --design=patch or "
-            "--design=plain."
+            f"Task {pack.task!r} of the problem {pack.problem!r} has a head of kind {pack.head_spec.kind!r}. The "
+            "designs switch and input take the weights of one Dense layer whose softmax is the answer. Use "
+            "--design=patch or --design=plain."
         )

@@ -1,6 +1,7 @@
 """The design `plain`: a model of each task alone, for programs that know nothing of tasks, bases or masks.
 
-Labels are in its metadata and what makes answers of logits is in its graph, which is what image classifiers such as MediaPipe's ask for.
+Labels are in its metadata and what makes answers of logits is in its graph, which is what programs such as MediaPipe's
+image classifier ask for.
 """
 
 from collections.abc import Sequence

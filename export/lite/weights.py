@@ -12,7 +12,7 @@ from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import HEAD_NAME, HeadNetwork, is_head
 
 from ..shared.task_weights import TaskWeights
-from .kinds import Kind
+from .kinds import Kind, dense_kind
 
 # Of a dense head.
 HEAD_KERNEL, HEAD_BIAS = f"{HEAD_NAME}/kernel", f"{HEAD_NAME}/bias"
@@ -89,15 +89,16 @@ class Network:
     weights: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, backbone: Backbone, kind: Kind) -> "Network":
+    def of(cls, backbone: Backbone, kind: Kind | None = None) -> "Network":
         """Returns what a graph computes with: all of a base for a dense head, else what leads to the head.
 
-        The head's variables are zeros, with room for the classes of the kind.
+        The head's variables are zeros, with room for the classes of the kind; if that is None, there is no head.
 
         Raises:
             ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
                 kernel; if the base cannot take the head.
         """
+        kind = dense_kind(backbone, 0) if kind is None else kind
         found = TaskWeights.of(backbone)
         layers, norm_layers = dict(found.kernels), dict(found.norms)
         weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}

@@ -14,7 +14,6 @@ from piggyback_tf.masking import share
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.surgery import features_with
 
-from ..kinds import dense_kind
 from ..weights import Network
 from .input_format import Changes, InputFormat, MaskCode
 from .layers import DEVICE_LAYERS, DeviceLayer, DeviceNorm, Filter, Replacement, check_device_layer
@@ -38,7 +37,7 @@ class DeviceNetwork:
     """
 
     def __init__(self, backbone: Backbone, changes: Changes, base_structure: str | None):
-        self._network, self._changes = Network.of(backbone, dense_kind(backbone, 0)), changes
+        self._network, self._changes = Network.of(backbone), changes
         self._model, layers, self._norms = _rebuild(backbone.model, changes, self._network)
         self._filters = [(layer, each) for layer in layers for each in layer.filters]
         norms = self._network.norms if changes.norm else {}
