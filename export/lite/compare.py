@@ -334,8 +334,8 @@ def describe(found: LiteComparison) -> str:
     below = "" if found.agreement >= found.min_agreement else f" (TOO FEW: below {_share(found.min_agreement)})"
     return (
         f"  {found.task}: {found.agrees} agrees on {found.agreement:.2%}{below}, "
-        f"largest difference {found.difference:.1e}{errors}; {found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
-        f"{found.task_bytes:,} bytes{fault}"
+        f"largest difference {found.difference:.1e}{errors}; {found.predict_ms:.1f} ms a prediction, "
+        f"{found.change_ms:.1f} ms to change to it, {found.task_bytes:,} bytes{fault}"
     )
 
 

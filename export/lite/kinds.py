@@ -44,7 +44,13 @@ class Kind:
 
     def takes(self, pack: TaskPack) -> bool:
         """Whether a task is of this kind, if there is room for its classes."""
-        return dataclasses.replace(pack.head_spec, classes=self.room) == self.head
+        return dataclasses.replace(head_of(pack), classes=self.room) == self.head
+
+
+def head_of(pack: TaskPack) -> HeadSpec:
+    """Returns which head a task has."""
+    assert pack.head_spec is not None, "a pack that was made says it"
+    return pack.head_spec
 
 
 def kinds_of(packs: Iterable[TaskPack], backbone: Backbone, max_classes: int) -> list[Kind]:
@@ -57,7 +63,7 @@ def kinds_of(packs: Iterable[TaskPack], backbone: Backbone, max_classes: int) ->
             have room for the classes of the largest task.
     """
     rooms: dict[HeadSpec, int] = {}
-    for spec in sorted((pack.head_spec for pack in packs), key=lambda spec: not spec.is_dense):
+    for spec in sorted((head_of(pack) for pack in packs), key=lambda spec: not spec.is_dense):
         family = dataclasses.replace(spec, classes=0)
         room = 0 if spec.is_dense else spec.classes
         rooms[family] = max_classes or max(room, rooms.get(family, 0))
@@ -74,7 +80,7 @@ def check_room(pack: TaskPack, kinds: Sequence[Kind]) -> Kind:
     if kind is None:
         height, width = pack.image_shape
         raise ExportError(
-            f"Task {pack.task!r} has a head of kind {pack.head_spec.kind!r} for images of {height}x{width} pixels. The "
+            f"Task {pack.task!r} has a head of kind {head_of(pack).kind!r} for images of {height}x{width} pixels. The "
             f"base answers by the signatures {', '.join(kind.signature for kind in kinds)}. Export a base with this "
             "task among others, without --base."
         )
@@ -125,9 +131,9 @@ def check_is_dense(pack: TaskPack) -> None:
         ExportError: If not.
     """
     check_answer(pack)
-    if not pack.head_spec.is_dense or answer_of(pack.problem) != "softmax":
+    if not head_of(pack).is_dense or answer_of(pack.problem) != "softmax":
         raise ExportError(
-            f"Task {pack.task!r} of the problem {pack.problem!r} has a head of kind {pack.head_spec.kind!r}. The "
+            f"Task {pack.task!r} of the problem {pack.problem!r} has a head of kind {head_of(pack).kind!r}. The "
             "designs switch and input take the weights of one Dense layer whose softmax is the answer. Use "
             "--design=patch or --design=plain."
         )

@@ -21,7 +21,7 @@ from .checks import check_answers, probe_images, run_model
 from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
-from .kinds import Kind, check_answer
+from .kinds import Kind, check_answer, head_of
 from .metadata import LABELS_FILE, add_metadata
 from .model_description import append_files
 from .options import LiteOptions
@@ -59,7 +59,8 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     bank, names = TaskBank(backbone), []
     with new_folder(output) as folder:
         for pack, own in zip(tasks, images, strict=True):
-            kind = Kind.of(pack.head_spec, backbone)
+            head = head_of(pack)
+            kind = Kind.of(head, backbone)
             problem = PROBLEMS[pack.problem](pack.class_names, kind.image_shape)
             weights = own_weights(Network.of(backbone, kind), pack)
             model = read_objects(convert(backbone, kind, weights, options.quantize, problem=problem, images=own))
@@ -70,8 +71,8 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
             (folder / names[-1]).write_bytes(content)
             description: dict[str, Any] = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}
             description |= {"labels": pack.class_names, "eval_augment": pack.eval_augment, "base_hash": backbone.hash}
-            if not pack.head_spec.is_dense:
-                description |= {"problem": pack.problem, "head": pack.head_spec.to_json()}
+            if not head.is_dense:
+                description |= {"problem": pack.problem, "head": head.to_json()}
             labels = "".join(f"{label}\n" for label in pack.class_names)
             append_files(folder / names[-1], description, {LABELS_FILE: labels})
     return [output / name for name in names]
