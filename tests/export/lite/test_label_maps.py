@@ -1,19 +1,25 @@
 """Tasks of pixels: as models of their own, and compared with the bank."""
 
+import re
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
 
 from export.lite import plain
 from export.lite.compare import PatchedExport, compare_lite, describe, open_export, promise
 from export.lite.judged import Answer, judge_of
 from export.lite.options import LiteOptions
 from export.litert import export_litert
-from piggyback_tf.data import parse_augment
+from piggyback_tf.data import at_own_size, decode_image, parse_augment
+from piggyback_tf.data.augment import apply_operations
 from piggyback_tf.packs import TaskBank
-from tests.export.helpers import encode, picture
+from tests.export.helpers import ROOT, encode, picture
 from tests.export.lite.metadata import read_metadata
 from tests.export.lite.patch.test_kinds import _export, _parts, calibration  # noqa: F401
 from tests.packs.helpers import with_arrays
@@ -82,6 +88,24 @@ def test_an_export_is_compared_pixel_by_pixel(parts, export, photos):
     )
     bad = compare_lite(loaded, TaskBank(parts.backbone).add(other), other, files)
     assert not bad.good and bad.agreement < 0.9 and "its logit exceeds the next one" in bad.fault
+
+
+def test_the_example_of_the_document(parts, export, tmp_path):
+    """On a device, where there is nothing of this project but what was exported."""
+    section = (ROOT / "docs" / "litert.md").read_text().split("\n### From a photo to a label map\n")[1]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section.split("\n#")[0], re.M | re.S)
+    folder = tmp_path / "device"
+    shutil.copytree(export("none"), folder)
+    photo = encode(picture(90, 64), "JPEG")
+    (folder / "street.jpg").write_bytes(photo)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env={"PYTHONPATH": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    image, operations = decode_image(photo, "street.jpg"), parse_augment(parts.roads.eval_augment)
+    (expected,) = parts.bank.predict(apply_operations(operations, image)[None], task="roads")
+    with Image.open(folder / "street.labels.png") as found:
+        assert np.array_equal(np.asarray(found), at_own_size(expected, operations, (90, 64)))
 
 
 def test_another_class_is_good_only_where_two_are_as_probable(parts, tmp_path):
