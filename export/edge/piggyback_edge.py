@@ -63,8 +63,8 @@ DTYPES: dict[int, np.dtype] = {
     5: np.dtype("<i8"),
 }
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
-# What is made of the logits of a task's classes: probabilities, or the number of the largest.
-ANSWERS = ("softmax", "argmax")
+# What is made of the logits of a task's classes: probabilities, the number of the largest, or a probability of each.
+ANSWERS = ("softmax", "argmax", "sigmoid")
 TERNARY, COMPRESSED, OWN_NORM, HEAD_INSIDE = 1, 2, 4, 8
 MANIFEST_MAGIC, TASK_MAGIC = b"PBEDGEMF", b"PBEDGETK"
 MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIIIQI4s")
@@ -408,7 +408,11 @@ class Task:
             EdgeError: If another task or none is on the model, whose answers this task's head would read wrongly; or if
                 the task answers otherwise.
         """
-        logits = self._logits(output, model, "softmax")
+        logits = self._logits(output, model, "probabilities")
+        if self.answer == "sigmoid":
+            # Without overflow, on both sides.
+            powers = np.exp(-np.abs(logits))
+            return np.where(logits < 0, powers, 1) / (1 + powers)
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return powers / powers.sum(axis=-1, keepdims=True)
 
@@ -424,14 +428,13 @@ class Task:
         Raises:
             EdgeError: As of `probabilities`, and if numbers are not finite.
         """
-        logits = self._logits(output, model, "argmax")
+        logits = self._logits(output, model, "label_maps")
         _check(bool(np.isfinite(logits).all()), "The model returned numbers that are not finite.")
         return logits.argmax(axis=-1).astype(np.uint8)
 
-    def _logits(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap, answer: str) -> np.ndarray:
+    def _logits(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap, asked: str) -> np.ndarray:
         """Returns the logits of the task's classes, float32 `[B, ..., C]`; see `probabilities`."""
-        if self.answer != answer:
-            call = {"softmax": "probabilities", "argmax": "label_maps"}[self.answer]
+        if (call := "label_maps" if self.answer == "argmax" else "probabilities") != asked:
             name = _printable(self.name)
             raise EdgeError(f"Task {name!r} is of the problem {_printable(self.problem)!r}: ask for its {call}.")
         if self.manifest.task_place and self.manifest.installed(model) != self.digest:

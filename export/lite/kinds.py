@@ -102,10 +102,10 @@ def answer_of(problem: str) -> str:
     """
     found = PROBLEMS[problem]
     answer = "argmax" if found.answers_labels else found.activation
-    if answer not in ANSWERS:
+    if answer not in ANSWERS or not (found.answers_labels or found.ranks_classes):
         raise ExportError(
-            f"Tasks of the problem {problem!r} answer by {answer!r}, and devices know {', '.join(ANSWERS)}. A "
-            "TaskBank, evaluate and predict take them."
+            f"Tasks of the problem {problem!r} answer neither with probabilities of classes nor with label maps, which "
+            "is what devices make of logits. A TaskBank, evaluate and predict take them."
         )
     return answer
 

@@ -158,10 +158,11 @@ Status RunInspect(const Arguments& arguments) {
   printf(", \"preprocessing\": ");
   PrintText(task.preprocessing());
   if (manifest.max_classes() + manifest.features() == 0 || !task.head().empty()) {
+    constexpr const char* kAnswers[] = {"softmax", "argmax", "sigmoid"};
     const piggyback::Signature& graph = task.signature();
     printf(",\n \"signature\": \"%.*s\", \"height\": %u, \"width\": %u, \"room\": %u, \"places\": %u,\n",
            static_cast<int>(graph.name.size()), graph.name.data(), graph.height, graph.width, graph.room, graph.places);
-    printf(" \"answer\": \"%s\", \"problem\": ", task.finds_labels() ? "argmax" : "softmax");
+    printf(" \"answer\": \"%s\", \"problem\": ", kAnswers[task.answer()]);
     PrintText(task.problem());
     printf(", \"head\": ");
     PrintText(task.head());

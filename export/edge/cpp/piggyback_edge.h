@@ -81,6 +81,7 @@ class Task {
   // The same for a task that finds a class at each place: into their numbers, [signature().places], which is
   // [height, width] of a label map. Of equal logits the first counts.
   Error Labels(Bytes model, const float* output, size_t size, uint8_t* labels) const;
+  uint32_t answer() const { return answer_; }  // 0 softmax, 1 argmax, 2 sigmoid.
   bool finds_labels() const { return answer_ == 1; }
   const Signature& signature() const { return signature_; }  // The graph to run; it is valid as long as the manifest.
   const Digest& digest() const { return digest_; }  // What a model says that this task is on; the document defines it.
@@ -99,7 +100,7 @@ class Task {
   Error ReadMasks();
   Error ReadCorrections();
   Error ReadText();
-  Error CheckOutput(uint32_t answer, Bytes model, const float* output, size_t size) const;
+  Error CheckOutput(bool labels, Bytes model, const float* output, size_t size) const;
   float Logit(const float* output, size_t c) const;
   Bytes Section(size_t number) const;
   std::string_view Text(size_t index) const;

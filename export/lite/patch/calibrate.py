@@ -14,6 +14,7 @@ from ..weights import Network, Weights
 from .constants import Constant
 from .elements import write_constants
 
+_PADDING = {schema.BuiltinOperator.PAD, schema.BuiltinOperator.PADV2}
 Ranges = dict[int, tuple[float, float]]
 
 
@@ -104,6 +105,10 @@ def _names(file: LiteFile, constants: Sequence[Constant]) -> dict[int, str]:
     for constant in constants:
         names[constant.tensor] = repr(dataclasses.replace(constant, tensor=-1))
     for operator in file.operators:
+        if operator.code in _PADDING:
+            # It has the range of its input, by how much it pads depends on the size of the images.
+            names[operator.outputs[0]] = names[operator.inputs[0]]
+            continue
         taken = [names[index] if index >= 0 else "" for index in operator.inputs]
         for place, index in enumerate(operator.outputs):
             text = repr((operator.code, taken, place))

@@ -46,7 +46,7 @@ def check_task(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack) ->
 
 def answer(task: Task, output: np.ndarray, content: bytes) -> np.ndarray:
     """Returns what a task answers with the output of a model: probabilities, or label maps."""
-    return {"softmax": task.probabilities, "argmax": task.label_maps}[task.answer](output, content)
+    return (task.label_maps if task.answer == "argmax" else task.probabilities)(output, content)
 
 
 def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) -> None:

@@ -155,6 +155,25 @@ def test_both_patchers_find_the_same_labels(device, plain, tmp_path):
     assert "not as many finite numbers" in refused.stderr
 
 
+def test_both_patchers_take_each_class_by_itself(device, plain, tmp_path):
+    kernel, bias = np.random.default_rng(2).normal(0, 9, (6, 3)).astype("f4"), np.array([90, -90, 0.5], "f4")
+    changes = {"graph": 0, "answer": "sigmoid", "problem": "multilabel", "kernel": kernel, "bias": bias}
+    task, data = make_task(device, **changes, new_bytes={})
+    model = Model(device)
+    model.install(task)
+    for name, content in (("manifest", manifest_bytes(device.manifest)), ("task", data), ("model", model.data)):
+        (tmp_path / name).write_bytes(content)
+    output = np.array([[1, -2, 0.5, 3, 0, 1]], "f4")
+    found = task.probabilities(output, model.data)
+    logits = (output @ kernel + bias).astype(np.float64)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-5, atol=1e-30)
+    files = (tmp_path / name for name in ("manifest", "task", "model"))
+    lines = run(plain / "piggyback_edge", "classify", *files, *output[0]).stdout.splitlines()
+    np.testing.assert_allclose([float(line.split()[0]) for line in lines], found[0], rtol=1e-5, atol=1e-30)
+    with pytest.raises(EdgeError, match="of the problem 'multilabel': ask for its probabilities"):
+        task.label_maps(output, model.data)
+
+
 @pytest.mark.parametrize(
     ("of_task", "place", "value"),
     [
@@ -164,7 +183,8 @@ def test_both_patchers_find_the_same_labels(device, plain, tmp_path):
         (True, 232, b"\4"),  # The width.
         (True, 236, b"\2"),  # A signature that is not there.
         (True, 240, b"\0"),  # Probabilities of many places.
-        (True, 240, b"\2"),  # An unknown answer.
+        (True, 240, b"\2"),
+        (True, 240, b"\3"),  # An unknown answer.
         (True, 244, b"\1"),
         (False, 8, b"\2"),
         (False, 96, b"\1"),

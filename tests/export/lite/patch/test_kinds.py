@@ -20,6 +20,7 @@ from export.litert import export_litert
 from export.shared.errors import ExportError
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import at_own_size, parse_augment
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import TaskBank
 from tests.export.helpers import encode, picture
 from tests.packs.helpers import pack_of, renamed, trained_model, with_arrays
@@ -39,6 +40,9 @@ def _parts():
     own = pack_of(trained_model(backbone, classes=3, norm="task"), backbone, "own", 3)
     bank = TaskBank(backbone).add(roads).add(shapes).add(own)
     return types.SimpleNamespace(backbone=backbone, roads=roads, shapes=shapes, own=own, bank=bank)
+
+
+AUGMENT = {"a": "resize(64,96)", "b": "resize(40,56)"}
 
 
 def calibration(spec, packs, count):
@@ -133,6 +137,51 @@ def test_pixels_alone_and_heads_with_room(parts, export):
     small = images_of((32, 32), 2)
     found = task.probabilities(run_model(content, small.astype(np.float32), task.signature.name), content)
     assert np.abs(found - parts.bank.predict(small, task="shapes")).max() < 1e-6
+
+
+def test_any_number_of_classes_on_a_base_of_before(parts, tmp_path):
+    """Its graph ends in features as for one class, so that the base is as before; the task says that it is another."""
+    many = dataclasses.replace(parts.shapes, task="many", problem="multilabel")
+    export_litert(parts.backbone, [many, parts.shapes], tmp_path / "out")
+    assert [(tmp_path / "out" / name).read_bytes()[8] for name in ("manifest.bin", "many.edge", "shapes.edge")] == [
+        2,
+        2,
+        1,
+    ]
+    task, content = installed(tmp_path / "out", "many")
+    images = images_of((32, 32), 3)
+    found = task.probabilities(run_model(content, images.astype(np.float32)), content)
+    expected = TaskBank(parts.backbone).add(many).predict(images, task="many")
+    assert np.abs(found - expected).max() < 1e-6 and abs(found.sum(axis=1) - 1).max() > 0.01
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_sizes_that_are_padded_share_the_constants_too(parts, quantize, tmp_path, monkeypatch):
+    """Two sizes and two widths of heads beside classes: four graphs."""
+    monkeypatch.setattr(write, "representative_images", calibration)
+    packs = [parts.shapes]
+    for name, spec in (("a", HeadSpec("fpn", 5, 8, (64, 96))), ("b", HeadSpec("fpn", 3, 4, (40, 56)))):
+        packs.append(
+            segments_pack(segments_model(parts.backbone, 1, spec), parts.backbone, name, spec.classes, AUGMENT[name])
+        )
+    data = "images" if quantize == "int8" else ""
+    options = LiteOptions(quantize=quantize, representative_data=data)
+    export_litert(parts.backbone, [*packs, parts.roads], tmp_path / "out", options)
+    document = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [each["name"] for each in document["signatures"]] == [
+        "serving_default", "fpn8_64x96", "fpn4_40x56", "fpn8_40x56",
+    ]  # fmt: skip
+    data = [entry for entry in document["constants"] if entry["part"] == "data"]
+    assert all(len(entry["tensors"]) == 4 for entry in data if entry.get("kernel") in parts.shapes.masks)
+    biases = [entry for entry in data if entry["role"] in ("bias", "offset") and not entry["norm"].startswith("head/")]
+    assert biases and all(len(entry["tensors"]) == 4 for entry in biases)
+    bank = TaskBank(parts.backbone)
+    for pack in packs[1:]:
+        task, content = installed(tmp_path / "out", pack.task)
+        images = images_of(pack.image_shape, 2)
+        output = run_model(content, images.astype(np.float32), task.signature.name)
+        expected = bank.add(pack).predict(images, task=pack.task)
+        assert (task.label_maps(output, content) != expected).mean() <= LIMITS[quantize][1]
 
 
 def test_the_newer_interface_of_litert_takes_both_graphs(parts, export):
