@@ -10,7 +10,8 @@
 `manifest.bin` is taken from the folder of `base.tflite`. `install` writes a copy of the base with the task on it, whole
 or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime. It takes prepared images
 as .npy files, and with Pillow and `piggyback_images.py` beside this file any image files, which it decodes and prepares
-as training did. From Python:
+as training did. Of a task that finds the class of each pixel it prints the share that each class has, and with
+`--output_dir` it writes label maps. From Python:
 
     from ai_edge_litert.interpreter import Interpreter
     from piggyback_edge import Base, Model, Task, prepare
@@ -22,12 +23,10 @@ as training did. From Python:
     model.install(task)
     content = bytes(model.data)
     interpreter = Interpreter(model_content=content)
-    interpreter.allocate_tensors()
+    run = interpreter.get_signature_runner(task.signature.name)
     image = prepare(read_image("photo.jpg"), task.augment)[None].astype("float32")
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-    interpreter.invoke()
-    features = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    probabilities = task.probabilities(features, content)
+    (output,) = run(images=image).values()
+    probabilities = task.probabilities(output, content)     # or, of pixels, task.label_maps(output, content)
 
 The files are described in docs/edge-format.md of the project piggyback_tf.
 """
@@ -40,19 +39,20 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import io
 import mmap
 import os
 import re
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-VERSION = 1
-MANIFEST_VERSIONS = (1, 2)
+TASK_VERSIONS = (1, 2)
+MANIFEST_VERSIONS = (1, 2, 3)
 FILTER = 1
 KINDS = {1: "filter", 2: "bias", 3: "factor", 4: "offset", 5: "scales", 6: "zeros", 7: "head kernel", 8: "head bias"}
 DTYPES: dict[int, np.dtype] = {
@@ -63,14 +63,20 @@ DTYPES: dict[int, np.dtype] = {
     5: np.dtype("<i8"),
 }
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
+# What is made of the logits of a task's classes: probabilities, the number of the largest, or a probability of each.
+ANSWERS = ("softmax", "argmax", "sigmoid")
 TERNARY, COMPRESSED, OWN_NORM, HEAD_INSIDE = 1, 2, 4, 8
 MANIFEST_MAGIC, TASK_MAGIC = b"PBEDGEMF", b"PBEDGETK"
-MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIIIQ8s")
+MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIIIQI4s")
 RECORD = struct.Struct("<IIQQQIIIIQII")
-TASK_HEADER = struct.Struct("<8sIIQIIII32s32s32s12Q24s")
+SIGNATURE = struct.Struct("<64sIIIII44s")
+TASK_HEADER = struct.Struct("<8sIIQIIII32s32s32s12QIII12s")
+# Of the graph with a dense head, which has been there in all versions.
+FIRST_SIGNATURE = "serving_default"
 RATIOS, NEW_BYTES = 1, 2
 DIGEST = 32
 _MAX_FILE, _MAX_BASE, _MAX_COUNT, _MAX_TEXT = 1 << 30, (1 << 31) - 1, 1 << 20, 65535
+_MAX_SIGNATURES, _MAX_SIDE, _MAX_OUTPUT, _MAX_LABELS = 256, 1 << 15, 1 << 28, 256
 _RATIO_DTYPE = np.dtype("<f4")
 _WINDOWS = os.name == "nt"
 # What `weight_cache` puts behind a model's name.
@@ -95,6 +101,7 @@ class Entry:
         tensor: The number of its tensor.
         scale_offset: Where the scales of a quantised filter are in base.tflite; 0 if it has none.
         scale_count: How many there are.
+        graph: The number of the first graph that the tensor is in.
     """
 
     kind: int
@@ -106,6 +113,7 @@ class Entry:
     tensor: int
     scale_offset: int = 0
     scale_count: int = 0
+    graph: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -119,6 +127,25 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Signature:
+    """A graph of a base.tflite, which answers tasks with one kind of head on images of one size.
+
+    Attributes:
+        name: Its name, for `get_signature_runner`; its number among all is that of its subgraph.
+        image_shape: `(height, width)` of the images.
+        room: For how many classes its head is; 0 if it ends in features, and the head is in the files of tasks.
+        features: How many features a dense head takes; 0 of other heads.
+        places: At how many places of an image it gives logits; 1 if it is for an image as a whole.
+    """
+
+    name: str
+    image_shape: tuple[int, int]
+    room: int
+    features: int
+    places: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """Where in a base.tflite the constants are that tasks change.
 
@@ -126,13 +153,14 @@ class Manifest:
         base_size: Bytes of base.tflite.
         base_sha256: Its SHA-256.
         base_hash: The hash of the base that packs name.
-        features: How many features the base gives.
-        max_classes: 0, or how many logits the base ends in.
-        image_size: The side of the images.
+        features: How many features the base gives; 0 in version 3, whose signatures say it.
+        max_classes: 0, or how many logits the base ends in; 0 in version 3.
+        image_size: The side of the images; 0 in version 3.
         quantize: One of `QUANTIZATIONS`.
         entries: The constants.
         task_place: Where a model holds the digest of the task on it, 32 bytes, zeros in the base; 0 in bases of
             version 1, whose models do not say what is on them.
+        graphs: The signatures of version 3; none in older ones. `signatures` are those of all versions.
     """
 
     base_size: int
@@ -144,6 +172,18 @@ class Manifest:
     quantize: str
     entries: tuple[Entry, ...]
     task_place: int = 0
+    graphs: tuple[Signature, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """The version of its file: 1 had no place for the digest of a task, and 2 is of one graph with a dense head."""
+        return 3 if self.graphs else 2 if self.task_place else 1
+
+    @property
+    def signatures(self) -> tuple[Signature, ...]:
+        """The graphs of the base."""
+        size = self.image_size
+        return self.graphs or (Signature(FIRST_SIGNATURE, (size, size), self.max_classes, self.features),)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Manifest:
@@ -160,30 +200,36 @@ class Manifest:
         """Does what `load` does with the file's content; `name` stands for the file in errors."""
         with _errors_of(name):
             _check_file(data, MANIFEST_MAGIC, MANIFEST_HEADER.size, 16, MANIFEST_VERSIONS)
-            _, version, count, _, base_size, sha256, base_hash, *numbers, place, zero = MANIFEST_HEADER.unpack_from(
-                data
-            )
+            header = MANIFEST_HEADER.unpack_from(data)
+            _, version, count, _, base_size, sha256, base_hash, *numbers, place, more, zero = header
             features, max_classes, image_size, quantize = numbers
             _check(1 <= count <= 65536, f"it has {count} entries")
-            _check(
-                len(data) == MANIFEST_HEADER.size + count * RECORD.size + DIGEST, "its size is not that of its entries"
-            )
+            begin = MANIFEST_HEADER.size + count * RECORD.size
+            _check(len(data) == begin + more * SIGNATURE.size + DIGEST, "its size is not that of its entries")
             _check(0 < base_size <= _MAX_BASE, f"its base has {base_size} bytes")
-            _check(1 <= features <= _MAX_COUNT and max_classes <= _MAX_COUNT, "its numbers of features are impossible")
+            if version == 3:
+                _check(1 <= more <= _MAX_SIGNATURES, f"it has {more} signatures")
+                _check(features == max_classes == image_size == 0, "bytes that must be zero are not")
+            else:
+                good = 1 <= features <= _MAX_COUNT and max_classes <= _MAX_COUNT
+                _check(good, "its numbers of features are impossible")
+                _check(more == 0, "bytes that must be zero are not")
             _check(quantize < len(QUANTIZATIONS), f"it has the unknown quantisation {quantize}")
             _check(not any(zero), "bytes that must be zero are not")
             good = place == 0 if version == 1 else 1 <= place <= base_size - DIGEST
             _check(good, "the place of its task's digest is impossible")
             entries = []
             end = 0
-            for fields in RECORD.iter_unpack(data[MANIFEST_HEADER.size : -DIGEST]):
-                entries.append(_entry(len(entries), fields, end, base_size))
+            for fields in RECORD.iter_unpack(data[MANIFEST_HEADER.size : begin]):
+                entries.append(_entry(len(entries), fields, end, base_size, max(more, 1)))
                 end = entries[-1].offset + entries[-1].nbytes
                 apart = place == 0 or entries[-1].offset >= place + DIGEST or end <= place
                 _check(apart, f"entry {len(entries) - 1} overlaps the place of its task's digest")
+            graphs = tuple(map(_signature, SIGNATURE.iter_unpack(data[begin:-DIGEST])))
+            _check(len({graph.name for graph in graphs}) == len(graphs), "two of its signatures have one name")
             return cls(
                 base_size, sha256, base_hash, features, max_classes, image_size, QUANTIZATIONS[quantize],
-                tuple(entries), place,
+                tuple(entries), place, graphs,
             )  # fmt: skip
 
     @functools.cached_property
@@ -205,9 +251,23 @@ class Manifest:
         return digest if any(digest) else None
 
 
-def _entry(place: int, fields: tuple[int, ...], begin: int, base_size: int) -> Entry:
+def _signature(fields: tuple[Any, ...]) -> Signature:
+    """Returns a signature of a manifest."""
+    name, height, width, room, features, places, zero = fields
+    text = name.rstrip(b"\0")
+    good = text and len(text) < len(name) and all(0x21 <= byte <= 0x7E for byte in text) and not any(zero)
+    _check(bool(good), "a signature in it has no good name, or bytes that must be zero are not")
+    _check(1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE, "the images of a signature are impossible")
+    _check(room <= _MAX_COUNT and features <= _MAX_COUNT, "the numbers of features of a signature are impossible")
+    # What ends in features has a dense head elsewhere.
+    good = 1 <= places <= _MAX_OUTPUT and places * max(room, 1) <= _MAX_OUTPUT
+    _check(good and (room > 0 or (features > 0 and places == 1)), "a signature has no possible output")
+    return Signature(text.decode("ascii"), (height, width), room, features, places)
+
+
+def _entry(place: int, fields: tuple[int, ...], begin: int, base_size: int, graphs: int) -> Entry:
     """Returns a record of a manifest; what it describes begins at `begin` or behind it."""
-    kind, element, offset, nbytes, size, channels, inner, tensor, zero1, scale_offset, scale_count, zero2 = fields
+    kind, element, offset, nbytes, size, channels, inner, tensor, graph, scale_offset, scale_count, zero = fields
     what = f"entry {place}"
     _check(kind in KINDS and element in DTYPES, f"{what} is of an unknown kind or type")
     dtype = DTYPES[element]
@@ -215,12 +275,12 @@ def _entry(place: int, fields: tuple[int, ...], begin: int, base_size: int) -> E
     _check(begin <= offset and offset + nbytes <= base_size, f"{what} overlaps another or ends behind the base")
     _check(channels >= 1 and inner >= 1 and size % (channels * inner) == 0, f"the channels of {what} are impossible")
     _check(kind != FILTER or element in (1, 2, 3), f"{what} is a filter of a type that filters do not have")
-    _check(zero1 == zero2 == 0, f"bytes of {what} that must be zero are not")
+    _check(graph < graphs and zero == 0, f"bytes of {what} that must be zero are not, or it is in no graph")
     scaled = kind == FILTER and element == 3
     _check(scale_count in ((1, channels) if scaled else (0,)), f"{what} has {scale_count} scales")
     good = 1 <= scale_offset <= base_size - 4 * scale_count if scaled else scale_offset == 0
     _check(good, f"the scales of {what} are outside of the base")
-    return Entry(kind, dtype, offset, size, channels, inner, tensor, scale_offset, scale_count)
+    return Entry(kind, dtype, offset, size, channels, inner, tensor, scale_offset, scale_count, graph)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,6 +302,10 @@ class Task:
         nbytes: The size of its file.
         digest: What models say that it is on; see docs/edge-format.md. Zeros if it was never a file.
         manifest: The manifest of its base.
+        graph: The number of its signature.
+        answer: What is made of logits, one of `ANSWERS`.
+        problem: What it finds, as its pack says: `"class"`, or `"map"` for the class of each pixel.
+        head_spec: Its head as its pack says, as JSON; empty in version 1, where all heads are dense.
     """
 
     name: str
@@ -258,6 +322,20 @@ class Task:
     nbytes: int
     digest: bytes
     manifest: Manifest
+    graph: int = 0
+    answer: str = "softmax"
+    problem: str = "class"
+    head_spec: str = ""
+
+    @property
+    def version(self) -> int:
+        """The version of its file: 1 is of probabilities by a dense head, on bases without other heads."""
+        return 1 if not self.manifest.graphs and (self.answer, self.problem) == ("softmax", "class") else 2
+
+    @property
+    def signature(self) -> Signature:
+        """The graph that answers it."""
+        return self.manifest.signatures[self.graph]
 
     @classmethod
     def load(cls, path: str | os.PathLike, manifest: Manifest) -> Task:
@@ -273,17 +351,26 @@ class Task:
     def from_bytes(cls, data: bytes, manifest: Manifest, name: str = "task") -> Task:
         """Does what `load` does with the file's content; `name` stands for the file in errors."""
         with _errors_of(name):
-            _check_file(data, TASK_MAGIC, TASK_HEADER.size, 16)
-            _, _, flags, _, count, classes, features, size, *digests = TASK_HEADER.unpack_from(data)[:11]
-            *bounds, zero = TASK_HEADER.unpack_from(data)[11:]
+            _check_file(data, TASK_MAGIC, TASK_HEADER.size, 16, TASK_VERSIONS)
+            _, version, flags, _, count, classes, features, size, *digests = TASK_HEADER.unpack_from(data)[:11]
+            *bounds, width, graph, answer, zero = TASK_HEADER.unpack_from(data)[11:]
             if digests[:2] != [manifest.base_sha256, manifest.base_hash]:
                 raise EdgeError("it is for another base.tflite")
             _check(flags < 16 and not any(zero), "bytes that must be zero are not")
             _check(count == len(manifest.entries), f"it is for {count} entries")
-            _check(features == manifest.features and size == manifest.image_size, "it is for other images or features")
-            most = manifest.max_classes or _MAX_COUNT
+            _check(version == 2 or not (width or graph or answer), "bytes that must be zero are not")
+            _check(version == 2 or not manifest.graphs, "it is of version 1, and the base has several kinds of tasks")
+            _check(graph < len(manifest.signatures), "it is for a signature that the base does not have")
+            signature = manifest.signatures[graph]
+            shape = (size, width if version == 2 else size)
+            good = features == signature.features and shape == signature.image_shape
+            _check(good, "it is for other images or features")
+            good = answer < len(ANSWERS) and (ANSWERS[answer] == "argmax" or signature.places == 1)
+            _check(good, "it answers in a way that its signature does not")
+            most = signature.room or _MAX_COUNT
+            most = min(most, _MAX_LABELS) if ANSWERS[answer] == "argmax" else most
             _check(1 <= classes <= most, f"it has {classes} classes, and the base has room for {most}")
-            inside = bool(manifest.max_classes)
+            inside = bool(signature.room)
             _check(bool(flags & HEAD_INSIDE) == inside, "its head is in another place than the base's")
             masked, masks, rates, head, corrections, text = _sections(data, bounds)
             places = _masked_places(masked, manifest)
@@ -296,13 +383,15 @@ class Task:
             ratios, new_bytes = _corrections(corrections, manifest, flags)
             kernel, bias = (None, None) if inside else _head(head, features, classes)
             _check(not (inside and head), "it has two heads")
-            name, augment, base_name, preprocessing, *labels = _strings(text, 4 + classes)
+            own = 2 if version == 2 else 0
+            name, augment, base_name, preprocessing, *labels = _strings(text, 4 + own + classes)
+            problem, head_spec = labels[:own] or ("class", "")
             parts = [hashlib.sha256(part).digest() for part in (masked, head, corrections, text)]
             digest = hashlib.sha256(b"".join([*digests, *parts])).digest()
             found = dict(zip(places, _split_masks(masks, counts, planes)))
             return cls(
-                name, tuple(labels), augment, base_name, preprocessing, flags, found, ratios, new_bytes, kernel, bias,
-                len(data), digest, manifest,
+                name, tuple(labels[own:]), augment, base_name, preprocessing, flags, found, ratios, new_bytes, kernel,
+                bias, len(data), digest, manifest, graph, ANSWERS[answer], problem, head_spec,
             )  # fmt: skip
 
     def probabilities(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap) -> np.ndarray:
@@ -316,16 +405,43 @@ class Task:
                 nothing.
 
         Raises:
-            EdgeError: If another task or none is on the model, whose answers this task's head would read wrongly.
+            EdgeError: If another task or none is on the model, whose answers this task's head would read wrongly; or if
+                the task answers otherwise.
         """
+        logits = self._logits(output, model, "probabilities")
+        if self.answer == "sigmoid":
+            # Without overflow, on both sides.
+            powers = np.exp(-np.abs(logits))
+            return np.where(logits < 0, powers, 1) / (1 + powers)
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    def label_maps(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap) -> np.ndarray:
+        """Returns label maps, uint8 `[B, H, W]`: the most probable class of each pixel, of equal ones the first.
+
+        `at_own_size` gives them the size of the image before it was prepared.
+
+        Args:
+            output: What the model returned, float32 `[B, H, W, K]`.
+            model: As of `probabilities`.
+
+        Raises:
+            EdgeError: As of `probabilities`, and if numbers are not finite.
+        """
+        logits = self._logits(output, model, "label_maps")
+        _check(bool(np.isfinite(logits).all()), "The model returned numbers that are not finite.")
+        return logits.argmax(axis=-1).astype(np.uint8)
+
+    def _logits(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap, asked: str) -> np.ndarray:
+        """Returns the logits of the task's classes, float32 `[B, ..., C]`; see `probabilities`."""
+        if (call := "label_maps" if self.answer == "argmax" else "probabilities") != asked:
+            name = _printable(self.name)
+            raise EdgeError(f"Task {name!r} is of the problem {_printable(self.problem)!r}: ask for its {call}.")
         if self.manifest.task_place and self.manifest.installed(model) != self.digest:
             raise EdgeError(f"Not task {_printable(self.name)!r} is on the model, but another one or none: install it.")
         if self.kernel is None:
-            logits = output[:, : len(self.labels)]
-        else:
-            logits = output.astype(np.float32) @ self.kernel + self.bias
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+            return output[..., : len(self.labels)]
+        return output.astype(np.float32) @ self.kernel + self.bias
 
 
 def _sections(data: bytes, bounds: Sequence[int]) -> list[bytes]:
@@ -713,7 +829,7 @@ def _check(good: bool, message: str) -> None:
         raise EdgeError(message)
 
 
-def _check_file(data: bytes, magic: bytes, header: int, size_place: int, versions: Sequence[int] = (VERSION,)) -> None:
+def _check_file(data: bytes, magic: bytes, header: int, size_place: int, versions: Sequence[int]) -> None:
     """Checks what both kinds of files begin and end with."""
     _check(data[:8] == magic, "it is a file of another kind")
     _check(len(data) >= header + DIGEST, "it is cut off")
@@ -750,6 +866,21 @@ def _interpreter(data: bytes, threads: int) -> Any:
     interpreter = Interpreter(model_content=data, num_threads=threads)
     interpreter.allocate_tensors()
     return interpreter
+
+
+def _runner(interpreter: Any, task: Task) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what runs the graph of a task: from images to the output."""
+    if task.manifest.graphs:
+        runner = interpreter.get_signature_runner(task.signature.name)
+        return lambda image: next(iter(runner(images=image).values()))
+
+    # Older runtimes have no signatures, and these bases one graph.
+    def run(image: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    return run
 
 
 def check_pixels(image: np.ndarray) -> None:
@@ -800,6 +931,39 @@ def prepare(image: np.ndarray, augment: str) -> np.ndarray:
     return image
 
 
+def at_own_size(labels: np.ndarray, augment: str, size: tuple[int, int]) -> np.ndarray:
+    """Returns a label map for an image as it was before it was prepared.
+
+    Each pixel of the image has the label of the place that its middle went to, and one that was cut off that of the
+    nearest place that was not.
+
+    Args:
+        labels: What was found in the prepared image, uint8 `[height, width]`.
+        augment: The task's `augment`.
+        size: `(height, width)` of the image before.
+
+    Raises:
+        EdgeError: If the augmentation has other steps than resize and central_crop, or gives another size.
+    """
+    sides, scales, begins = list(size), [1.0, 1.0], [0.0, 0.0]
+    for step in augment.split("|") if augment.strip() else []:
+        name, numbers = _step(step)
+        if name == "resize":
+            after = list(numbers if len(numbers) == 2 else _images().resized_size(*sides, *numbers))
+            scales = [scale * (old / new) for scale, old, new in zip(scales, sides, after)]
+        else:
+            after = [numbers[0]] * 2
+            cut = [(side - numbers[0]) // 2 for side in sides]
+            begins = [scale * place + begin for begin, scale, place in zip(begins, scales, cut)]
+        sides = after
+    _check(labels.shape == tuple(sides), f"the label map is of {labels.shape}, and the image becomes {tuple(sides)}")
+    places = []
+    for side, scale, begin, last in zip(size, scales, begins, sides):
+        found = np.floor(1 / scale * (np.arange(side) + 0.5) - 1 / scale * begin)
+        places.append(np.clip(found, 0, last - 1).astype(np.int64))
+    return labels[places[0][:, None], places[1][None]]
+
+
 def _step(text: str) -> tuple[str, list[int]]:
     """Returns the name and the numbers of a step of an augmentation, such as "resize(256)"."""
     names = {"resize": ("size", "width"), "central_crop": ("size",)}
@@ -837,8 +1001,11 @@ def _images() -> Any:
         ) from None
 
 
-def _load_image(path: str, size: int, augment: str = "") -> np.ndarray:
-    """Returns an image, float32 `[1, size, size, 3]`: a .npy file is taken as it is, others are prepared for a task."""
+def _load_image(path: str, shape: tuple[int, int], augment: str = "") -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Returns an image, float32 `[1, height, width, 3]`, and `(height, width)` of the file.
+
+    A .npy file is taken as it is, and nobody knows what it was before; others are prepared for a task.
+    """
     if path.endswith(".npy"):
         try:
             image = np.load(path, allow_pickle=False)
@@ -848,27 +1015,34 @@ def _load_image(path: str, size: int, augment: str = "") -> np.ndarray:
             raise EdgeError(f"{path!r} is no .npy file of numbers.")
     else:
         image = _images().read_image(path)
+    size = None
     with _errors_of(path):
         if path.endswith(".npy"):
             check_pixels(image)
         else:
+            size = image.shape[:2]
             image = prepare(image, augment)
-        _check(image.shape == (size, size, 3), f"its shape is {list(image.shape)}; the base takes [{size}, {size}, 3]")
-    return image[None].astype(np.float32)
+        _check(image.shape == (*shape, 3), f"its shape is {list(image.shape)}; the base takes {[*shape, 3]}")
+    return image[None].astype(np.float32), size
 
 
 def _inspect(options: argparse.Namespace) -> None:
     base = Base.load(options.base, options.manifest, verify=False)
     manifest = base.manifest
     masked = sum(manifest.entries[place].size for place in manifest.filters)
-    head = (
-        f"a head of {manifest.max_classes} classes inside" if manifest.max_classes else f"{manifest.features} features"
-    )
-    print(f"{options.base}: {len(base.data):,} bytes, quantisation {manifest.quantize}, {head}")
+    heads = [
+        f"a head of {each.room} classes inside" if each.room else f"{each.features} features"
+        for each in manifest.signatures
+    ]
+    several = manifest.graphs
+    ends = f"{len(several)} kinds of tasks" if several else heads[0]
+    print(f"{options.base}: {len(base.data):,} bytes, quantisation {manifest.quantize}, {ends}")
     print(f"  SHA-256 {manifest.base_sha256.hex()}, base hash {manifest.base_hash.hex()[:12]}")
-    print(
-        f"  images {manifest.image_size} x {manifest.image_size}; {len(manifest.filters)} filters, {masked:,} weights"
-    )
+    sizes = ["{} x {}".format(*each.image_shape) for each in manifest.signatures]
+    images = "" if several else f"images {sizes[0]}; "
+    print(f"  {images}{len(manifest.filters)} filters, {masked:,} weights")
+    for each, size, head in zip(several, sizes, heads):
+        print(f"  signature {each.name}: images {size}, {head}")
     for path in options.tasks:
         task = Task.load(path, manifest)
         kind = "ternary" if task.flags & TERNARY else "binary"
@@ -876,6 +1050,8 @@ def _inspect(options: argparse.Namespace) -> None:
             name for flag, name in ((COMPRESSED, "compressed"), (OWN_NORM, "own batch norm")) if task.flags & flag
         ]
         print(f"{path}: {task.nbytes:,} bytes, task {_printable(task.name)}, {', '.join([kind, *extras])}")
+        if task.version > 1:
+            print(f"  problem {_printable(task.problem)}, signature {task.signature.name}")
         print(f"  preparation: {_printable(task.augment)}")
         print(f"  {len(task.labels)} classes: {', '.join(map(_printable, task.labels))}")
 
@@ -974,28 +1150,62 @@ def _predict(options: argparse.Namespace) -> bool:
     task, model = Task.load(options.task, base.manifest), Model(base)
     model.install(task)
     content = bytes(model.data)
-    interpreter, good = _interpreter(content, options.threads), True
+    _check_output(options, task)
+    run, good = _runner(_interpreter(content, options.threads), task), True
     for path in options.images:
         try:
-            image = _load_image(path, base.manifest.image_size, task.augment)
+            image, size = _load_image(path, task.signature.image_shape, task.augment)
         except (EdgeError, OSError, ValueError) as error:
             print(f"piggyback_edge: {error}", file=sys.stderr)
             good = False
             continue
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
-        interpreter.invoke()
-        output = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        chances = task.probabilities(output, content)[0]
-        if not np.isfinite(chances).all():
+        output = run(image)
+        answer = output if task.answer == "argmax" else task.probabilities(output, content)
+        if not np.isfinite(answer).all():
             print(
                 f"piggyback_edge: {path!r} has no answer: the model returned numbers that are not finite.",
                 file=sys.stderr,
             )
             good = False
             continue
+        if task.answer == "argmax":
+            labels = task.label_maps(output, content)[0]
+            labels = labels if size is None else at_own_size(labels, task.augment, size)
+            chances = np.bincount(labels.reshape(-1), minlength=len(task.labels)) / labels.size
+            if options.output_dir:
+                _write_labels(options.output_dir, path, labels)
+        else:
+            chances = answer[0]
         best = np.argsort(-chances, kind="stable")[: options.top]
         print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
     return good
+
+
+def _check_output(options: argparse.Namespace, task: Task) -> None:
+    """Fails if label maps are asked for that there are not, or two images would have one file."""
+    if not options.output_dir:
+        return
+    if task.answer != "argmax":
+        raise EdgeError(f"Task {_printable(task.name)!r} finds no label maps; leave --output_dir out.")
+    names = [Path(path).name for path in options.images]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise EdgeError(f"Two images are called {twice[0]!r}, and their label maps would have one file.")
+    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def _write_labels(folder: str, image: str, labels: np.ndarray) -> None:
+    """Writes a label map: of a .npy file as .npy, else as a PNG whose pixels are numbers of classes."""
+    stream = io.BytesIO()
+    if image.endswith(".npy"):
+        np.save(stream, labels)
+    else:
+        # There is Pillow, since the image was decoded.
+        from PIL import Image
+
+        Image.fromarray(labels).save(stream, "PNG")
+    name = f"{Path(image).name}.labels.{'npy' if image.endswith('.npy') else 'png'}"
+    write_file(Path(folder) / name, stream.getvalue())
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -1007,7 +1217,7 @@ def _arguments() -> argparse.ArgumentParser:
         ("install", _install, "write a copy of the base with a task on it", ("task", "target")),
         ("installed", _installed, "say which task is on a copy; default: of the files beside it", ("target", "tasks*")),
         ("remove", _remove, "write a copy of the base without a task", ("target",)),
-        ("predict", _predict, "classify image files, or prepared images in .npy files", ("task", "images+")),
+        ("predict", _predict, "answer image files, or prepared images in .npy files", ("task", "images+")),
     ):
         command = commands.add_parser(name, help=help_text, allow_abbrev=False)
         command.set_defaults(run=run)
@@ -1018,6 +1228,7 @@ def _arguments() -> argparse.ArgumentParser:
         command.add_argument("--manifest", help="manifest.bin; default: the one beside the base")
         if name == "predict":
             command.add_argument("--top", type=_count, default=5, help="how many classes to print; default: 5")
+            command.add_argument("--output_dir", help="folder for label maps, of a task that finds some")
             command.add_argument("--threads", type=_count, default=1, help="threads of the interpreter; default: 1")
     return parser
 

@@ -19,17 +19,14 @@ from ..shared.prepare_image import prepare_image
 from .folder import TASK_SUFFIX, is_patched
 from .inputs.run import load_model
 from .inputs.task_inputs import SUFFIX, TaskInputs
+from .judged import MIN_AGREEMENT, Answer, Judge, judge_of
 from .model_description import read_model_description
-from .patch.checks import check_constants
+from .patch.checks import answer, check_constants
 from .patch.patchable import Patchable
 from .patch.write import read_base
 from .plain import DESIGN, MODEL_SUFFIX, check_is_plain
 from .runtime import ImageModel
 
-# The least share of images on which the most probable class must be the bank's, unless another is asked for. What
-# integers cost depends on the task, from nothing to some percent of the images; on a base whose ranges do not hold a
-# task's activations it is far more.
-MIN_AGREEMENT = {"none": 1.0, "float16": 0.995, "dynamic": 0.9, "int8": 0.9}
 # Their constants are compared besides.
 _INTEGERS = ("dynamic", "int8")
 
@@ -63,8 +60,8 @@ class LiteExport(Protocol):
             ExportError: If it does not hold.
         """
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of an image, float32 `[S, S, 3]`."""
+    def answer(self, image: np.ndarray) -> Answer:
+        """Returns what the current task finds in an image, float32 `[H, W, 3]`."""
 
 
 class PatchedExport:
@@ -98,7 +95,7 @@ class PatchedExport:
         self._task = Task.load(path, self._model.base.manifest)
         self.change()
         self._content = bytes(self._model.data)
-        self._answer = ImageModel(self._content)
+        self._run = ImageModel(self._content, self._task.signature.name if self._task.graph else None)
         return self._task.labels
 
     def change(self) -> None:
@@ -108,8 +105,9 @@ class PatchedExport:
         if self.quantize in _INTEGERS:
             check_constants(self._base, self._model.data, pack)
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        return self._task.probabilities(self._answer(image), self._content)[0]
+    def answer(self, image: np.ndarray) -> Answer:
+        output = self._run(image)
+        return Answer(answer(self._task, output, self._content)[0], output[0, ..., : len(self._task.labels)])
 
 
 class InputsExport:
@@ -142,8 +140,8 @@ class InputsExport:
     def check(self, pack: TaskPack) -> None:
         pass
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        return self._model.predict(image[None])[0]
+    def answer(self, image: np.ndarray) -> Answer:
+        return Answer(self._model.predict(image[None])[0])
 
 
 class PlainExport:
@@ -176,13 +174,13 @@ class PlainExport:
         return found["labels"]
 
     def change(self) -> None:
-        self._answer = ImageModel(self._current)
+        self._run = ImageModel(self._current)
 
     def check(self, pack: TaskPack) -> None:
         pass
 
-    def answer(self, image: np.ndarray) -> np.ndarray:
-        return self._answer(image)[0]
+    def answer(self, image: np.ndarray) -> Answer:
+        return Answer(self._run(image)[0])
 
 
 def open_export(path: Path, backbone: Backbone) -> LiteExport:
@@ -205,15 +203,18 @@ class LiteComparison:
         task: The task's name.
         quantize: The export's quantisation.
         images: How many images were compared.
-        agreement: The share of them with the same most probable class.
+        agreement: The share of them with the same most probable class; of label maps the share of all pixels.
         min_agreement: The least share that is good.
-        difference: The largest difference of a probability.
-        error: The top-1 error of the model in percent; None where folders do not tell the classes.
+        difference: The largest difference of a probability; of label maps by how much the logit of a class that the
+            bank does not find exceeds the next one.
+        error: The error of the model in percent; None where folders do not tell what is right.
         bank_error: That of the bank.
         change_ms: Milliseconds to make the task the current one in memory.
         predict_ms: Median milliseconds of a prediction on one thread.
         task_bytes: Size of the task's file.
         fault: What else was found to be wrong; None if nothing.
+        agrees: What agrees, for people.
+        error_name: Which error it is, for people.
     """
 
     task: str
@@ -228,6 +229,8 @@ class LiteComparison:
     predict_ms: float
     task_bytes: int
     fault: str | None
+    agrees: str = "top-1"
+    error_name: str = "top-1 error"
 
     @property
     def good(self) -> bool:
@@ -266,9 +269,10 @@ def compare_lite(
         export: The export; the task becomes its current one.
         bank: A bank with the task.
         pack: The task.
-        files: Image files, at least one. If each is in a folder of a class's name, errors are measured, too.
-        min_agreement: The least share of images on which the most probable class must be the bank's; that of
-            `MIN_AGREEMENT` for the export's quantisation if None.
+        files: Image files, at least one. If each is in a folder of a class's name, errors are measured, too; of label
+            maps if each `images/NAME.jpg` has its `labels/NAME.png`.
+        min_agreement: The least share of images, or of pixels, of which the most probable class must be the bank's;
+            what the export's quantisation promises if None.
         batch_size: How many images are in memory at a time.
 
     Raises:
@@ -276,47 +280,46 @@ def compare_lite(
         EdgeError, PackError: If the file is damaged, or for another export.
         DataError: If an image file is none, or cannot be prepared for the task.
     """
-    operations, labels = parse_augment(bank.info(pack.task)["eval_augment"]), enter_task(export, pack)
+    operations = parse_augment(bank.info(pack.task)["eval_augment"])
+    enter_task(export, pack)
     # Entering was the first time, which fills caches.
     change_ms = _milliseconds(export.change)
-    best, bank_best, times, difference = [], [], [], 0.0
+    judge, times = judge_of(pack, operations), []
     for start in range(0, len(files), batch_size):
         part = files[start : start + batch_size]
         images = np.stack([prepare_image(file.read_bytes(), str(file), operations) for file in part])
         expected = bank.predict(images, task=pack.task)
-        for image, row in zip(images.astype(np.float32), expected, strict=True):
-            found: list[np.ndarray] = []
+        for file, image, row in zip(part, images.astype(np.float32), expected, strict=True):
+            found: list[Answer] = []
 
-            def answer(image: np.ndarray = image, found: list[np.ndarray] = found) -> None:
+            def run(image: np.ndarray = image, found: list[Answer] = found) -> None:
                 found.append(export.answer(image))
 
-            times.append(_milliseconds(answer))
-            # `maximum` keeps what is no number.
-            difference = float(np.maximum(difference, np.abs(found[0] - row).max()))
-            best.append(found[0].argmax())
-            bank_best.append(row.argmax())
-    known = np.array([labels.index(file.parent.name) if file.parent.name in labels else -1 for file in files])
-    labelled = known.min() >= 0
+            times.append(_milliseconds(run))
+            judge.add(file, found[0], row)
+    error, bank_error = judge.errors() or (None, None)
     return LiteComparison(
         task=pack.task,
         quantize=export.quantize,
         images=len(files),
-        agreement=float((np.array(best) == bank_best).mean()),
-        min_agreement=MIN_AGREEMENT[export.quantize] if min_agreement is None else min_agreement,
-        difference=difference,
-        error=100 * float((np.array(best) != known).mean()) if labelled else None,
-        bank_error=100 * float((np.array(bank_best) != known).mean()) if labelled else None,
+        agreement=judge.agreement,
+        min_agreement=judge.least(export.quantize) if min_agreement is None else min_agreement,
+        difference=judge.difference,
+        error=error,
+        bank_error=bank_error,
         change_ms=change_ms,
         predict_ms=float(np.median(times)),
         task_bytes=export.file_of(pack.task).stat().st_size,
-        fault=_fault(export, pack, difference),
+        fault=_fault(export, pack, judge),
+        agrees=judge.agrees,
+        error_name=judge.error_name,
     )
 
 
-def _fault(export: LiteExport, pack: TaskPack, difference: float) -> str | None:
+def _fault(export: LiteExport, pack: TaskPack, judge: Judge) -> str | None:
     """Returns what is wrong with the current task besides its most probable classes."""
-    if not np.isfinite(difference):
-        return "probabilities are no numbers"
+    if fault := judge.fault(export.quantize):
+        return fault
     try:
         export.check(pack)
     except ExportError as error:
@@ -326,22 +329,27 @@ def _fault(export: LiteExport, pack: TaskPack, difference: float) -> str | None:
 
 def describe(found: LiteComparison) -> str:
     """Returns a comparison as a line."""
-    errors = "" if found.error is None else f"; top-1 error {found.error:.2f} % (bank {found.bank_error:.2f} %)"
+    errors = "" if found.error is None else f"; {found.error_name} {found.error:.2f} % (bank {found.bank_error:.2f} %)"
     fault = "" if found.fault is None else f"; WRONG: {found.fault}"
-    below = "" if found.agreement >= found.min_agreement else f" (TOO FEW: below {found.min_agreement:.1%})"
+    below = "" if found.agreement >= found.min_agreement else f" (TOO FEW: below {_share(found.min_agreement)})"
     return (
-        f"  {found.task}: top-1 agrees on {found.agreement:.2%}{below}, largest difference {found.difference:.1e}"
-        f"{errors}; {found.predict_ms:.1f} ms a prediction, {found.change_ms:.1f} ms to change to it, "
-        f"{found.task_bytes:,} bytes{fault}"
+        f"  {found.task}: {found.agrees} agrees on {found.agreement:.2%}{below}, "
+        f"largest difference {found.difference:.1e}{errors}; {found.predict_ms:.1f} ms a prediction, "
+        f"{found.change_ms:.1f} ms to change to it, {found.task_bytes:,} bytes{fault}"
     )
 
 
-def promise(export: LiteExport, min_agreement: float | None = None) -> str:
-    """Returns what is checked of an export; `min_agreement` as of `compare_lite`."""
-    least = MIN_AGREEMENT[export.quantize] if min_agreement is None else min_agreement
+def promise(export: LiteExport, found: Sequence[LiteComparison] = ()) -> str:
+    """Returns what is checked of an export, in which these tasks were compared."""
+    least = {each.agrees: each.min_agreement for each in found} or {"top-1": MIN_AGREEMENT[export.quantize]}
+    shares = ", ".join(f"{agrees} agrees on at least {_share(share)}" for agrees, share in least.items())
     compared = export.quantize in _INTEGERS and export.design == PatchedExport.design
     constants = ", and every constant is the task's weight to half a step of its scale" if compared else ""
-    return f"top-1 agrees on at least {least:.1%}{constants}"
+    return f"{shares}{constants}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}" if round(share, 3) == share else f"{share:.2%}"
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

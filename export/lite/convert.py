@@ -7,53 +7,54 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.problems import head_logits
+from piggyback_tf.problems import HEAD_NAME, HeadNetwork, Problem, is_head
 from piggyback_tf.surgery import features_with
 
 from ..shared.errors import ExportError
-from .weights import HEAD_BIAS, HEAD_KERNEL
+from .kinds import Kind
 
 Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
 
 
 def convert(
     backbone: Backbone,
+    kind: Kind,
     weights: Mapping[str, np.ndarray],
     quantize: str,
     *,
-    softmax: bool = False,
+    problem: Problem | None = None,
     images: np.ndarray | None = None,
 ) -> bytes:
     """Converts a base whose weights are constants.
 
     Args:
         backbone: The base, of which only the structure is used, and the weights that are not given.
-        weights: Weights by path, in the place of the base's own. If `HEAD_KERNEL` and `HEAD_BIAS` are among them, the
-            graph ends in the logits of this head, else in features.
+        kind: What the graph is for. With room for classes it ends in the logits of its head, else in features.
+        weights: Weights by path, in the place of the base's own, and all of the head's.
         quantize: One of `QUANTIZATIONS`; `"int8"` needs `images`, and keeps images and output float32.
-        softmax: Whether the graph ends in probabilities in the place of logits.
-        images: What the converter finds the ranges of int8 on, float32 `[N, S, S, 3]`.
+        problem: The problem whose answers the graph ends in, in the place of logits.
+        images: What the converter finds the ranges of int8 on, float32 `[N, H, W, 3]`.
 
     Returns:
-        The content of the file. Its signature `serving_default` takes `images`, float32 `[1, S, S, 3]`, and returns
-        `features`, `logits` or `probabilities`.
+        The content of the file. Its signature `serving_default` takes `images`, float32 `[1, H, W, 3]`, and returns
+        `features`, `logits`, or the answers of the problem.
     """
-    mapping = [
-        (variable, tf.constant(weights[path] if path in weights else variable.numpy()))
-        for path, variable in named_variables(backbone.model).items()
+    variables = named_variables(backbone.model)
+    values = [
+        tf.constant(weights[path] if path in weights else variable.numpy()) for path, variable in variables.items()
     ]
-    size = backbone.image_size
+    head = {path.removeprefix(f"{HEAD_NAME}/"): value for path, value in weights.items() if is_head(path)}
+    network = HeadNetwork(backbone, kind.head)
 
     def forward(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = features_with(backbone.model, mapping, images)
-        if HEAD_KERNEL not in weights:
-            return {"features": features}
-        logits = head_logits(features, weights[HEAD_KERNEL], weights[HEAD_BIAS])
-        return {"probabilities": tf.nn.softmax(logits)} if softmax else {"logits": logits}
+        if not kind.room:
+            return {"features": features_with(backbone.model, zip(variables.values(), values, strict=True), images)}
+        logits = network.logits(values, head, images)
+        return {"logits": logits} if problem is None else problem.answer(logits)
 
     module = tf.Module()
     module.forward = tf.function(
-        forward, input_signature=[tf.TensorSpec([1, size, size, 3], tf.float32, "images")], autograph=False
+        forward, input_signature=[tf.TensorSpec([1, *kind.image_shape, 3], tf.float32, "images")], autograph=False
     )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.forward.get_concrete_function()], module)
     if quantize != "none":

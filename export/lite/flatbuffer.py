@@ -38,7 +38,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of the first subgraph.
+    """A tensor of a graph.
 
     Attributes:
         index: Its number.
@@ -65,7 +65,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """An operator of the first subgraph: its builtin code, and the numbers of its tensors; -1 is none."""
+    """An operator of a graph: its builtin code, and the numbers of its tensors; -1 is none."""
 
     code: int
     inputs: tuple[int, ...]
@@ -73,32 +73,44 @@ class Operator:
 
 
 class LiteFile:
-    """The bytes of a .tflite file, whose constants can be read and written in place.
+    """The bytes of a .tflite file, and one of its graphs, whose constants can be read and written in place.
 
     Args:
         data: The file's content; it is copied.
+        graph: The number of the graph, which is that of its subgraph and of its signature.
 
     Attributes:
         metadata: Where each entry of its metadata is that holds something, by name.
+        graphs: How many graphs there are.
 
     Raises:
-        ValueError: If it has several subgraphs, or buffers outside the flatbuffer.
+        ValueError: If it has subgraphs that are branches of others, or buffers outside the flatbuffer.
     """
 
-    def __init__(self, data: bytes | bytearray):
-        self.data = bytearray(data)
-        model = schema.Model.GetRootAs(self.data)
-        if model.SubgraphsLength() != 1:
-            raise ValueError(
-                f"The network becomes {model.SubgraphsLength()} graphs with branches; only one is patched."
-            )
+    def __init__(self, data: bytes | bytearray, graph: int = 0):
+        self._read(bytearray(data), graph)
+
+    def with_graph(self, graph: int) -> "LiteFile":
+        """Returns another graph of the same bytes: what is written through one is there for all."""
+        other = object.__new__(LiteFile)
+        other._read(self.data, graph)
+        return other
+
+    def _read(self, data: bytearray, number: int) -> None:
+        self.data = data
+        model = schema.Model.GetRootAs(data)
+        self.graphs = model.SubgraphsLength()
+        places = sorted(model.SignatureDefs(index).SubgraphIndex() for index in range(model.SignatureDefsLength()))
+        # What is called by an operator has no signature.
+        if self.graphs > 1 and places != list(range(self.graphs)):
+            raise ValueError(f"The network becomes {self.graphs} graphs with branches; those without are patched.")
         self._begin = np.frombuffer(self.data, np.uint8).ctypes.data
         self.metadata = {}
         for entry in (model.Metadata(index) for index in range(model.MetadataLength())):
             content = model.Buffers(entry.Buffer())
             if content.DataLength():
                 self.metadata[entry.Name()] = self._span(content.DataAsNumpy(), np.dtype("u1"))
-        graph = model.Subgraphs(0)
+        graph = model.Subgraphs(number)
         self.tensors = [self._tensor(model, graph, index) for index in range(graph.TensorsLength())]
         codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
         builtin = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes]

@@ -1,6 +1,7 @@
 """The design `plain`: a model of each task alone, for programs that know nothing of tasks, bases or masks.
 
-Labels are in its metadata and the softmax is in its graph, which is what image classifiers such as MediaPipe's ask for.
+Labels are in its metadata and what makes answers of logits is in its graph, which is what programs such as MediaPipe's
+image classifier ask for.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import BaseSpec, PackError, TaskBank, TaskPack
 from piggyback_tf.packs.base_fit import check_same_weights
+from piggyback_tf.problems import PROBLEMS
 
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs
@@ -19,6 +21,7 @@ from .checks import check_answers, probe_images, run_model
 from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
+from .kinds import Kind, check_answer, head_of
 from .metadata import LABELS_FILE, add_metadata
 from .model_description import append_files
 from .options import LiteOptions
@@ -29,7 +32,7 @@ DESIGN, MODEL_SUFFIX = "plain", ".tflite"
 
 
 def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, options: LiteOptions) -> list[Path]:
-    """Writes a `<task>.tflite` for each task: images to probabilities.
+    """Writes a `<task>.tflite` for each task: images to what the task answers.
 
     Args:
         backbone: The base; not changed.
@@ -47,7 +50,7 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         ValueError: If the base cannot be exported.
         OSError: If the files cannot be written.
     """
-    tasks = list(fitting_packs(packs, BaseSpec.of(backbone)))
+    tasks = list(fitting_packs(packs, BaseSpec.of(backbone), check=check_answer))
     for pack in tasks:
         check_labels(pack)
     images: Sequence[np.ndarray | None] = [None] * len(tasks)
@@ -56,17 +59,20 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     bank, names = TaskBank(backbone), []
     with new_folder(output) as folder:
         for pack, own in zip(tasks, images, strict=True):
-            network = Network.of(backbone, len(pack.class_names))
-            model = read_objects(
-                convert(backbone, own_weights(network, pack), options.quantize, softmax=True, images=own)
-            )
+            head = head_of(pack)
+            kind = Kind.of(head, backbone)
+            problem = PROBLEMS[pack.problem](pack.class_names, kind.image_shape)
+            weights = own_weights(Network.of(backbone, kind), pack)
+            model = read_objects(convert(backbone, kind, weights, options.quantize, problem=problem, images=own))
             add_metadata(model, f"{pack.task} on {backbone.name}", backbone.preprocessing, labels=True)
             content = pack_objects(model)
-            check_answers(run_model(content, probe_images(backbone.image_size)), bank, pack, options.quantize)
+            check_answers(run_model(content, probe_images(kind.image_shape)), bank, pack, options.quantize)
             names.append(f"{pack.task}{MODEL_SUFFIX}")
             (folder / names[-1]).write_bytes(content)
             description: dict[str, Any] = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}
             description |= {"labels": pack.class_names, "eval_augment": pack.eval_augment, "base_hash": backbone.hash}
+            if not head.is_dense:
+                description |= {"problem": pack.problem, "head": head.to_json()}
             labels = "".join(f"{label}\n" for label in pack.class_names)
             append_files(folder / names[-1], description, {LABELS_FILE: labels})
     return [output / name for name in names]

@@ -15,17 +15,24 @@ class ImageModel:
 
     Args:
         model: Its file, or its content.
+        signature: Which of its graphs is run; None for the first.
     """
 
-    def __init__(self, model: Path | bytes):
+    def __init__(self, model: Path | bytes, signature: str | None = None):
         given = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
         self._interpreter = Interpreter(**given, num_threads=1)
+        self._runner = None if signature is None else self._interpreter.get_signature_runner(signature)
+        if self._runner is not None:
+            return
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns the output, float32 `[1, ...]`, for an image, float32 `[S, S, 3]`."""
+        """Returns the output, `[1, ...]`, for an image, float32 `[H, W, 3]`."""
+        if self._runner is not None:
+            (found,) = self._runner(images=image[None]).values()
+            return found
         self._interpreter.set_tensor(self._input, image[None])
         self._interpreter.invoke()
         return self._interpreter.get_tensor(self._output)

@@ -9,10 +9,13 @@ import numpy as np
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.problems import HEAD_NAME, HeadNetwork, is_head
 
 from ..shared.task_weights import TaskWeights
+from .kinds import Kind, dense_kind
 
-HEAD_KERNEL, HEAD_BIAS = "head/kernel", "head/bias"
+# Of a dense head.
+HEAD_KERNEL, HEAD_BIAS = f"{HEAD_NAME}/kernel", f"{HEAD_NAME}/bias"
 Weights = Mapping[str, np.ndarray]
 
 
@@ -71,39 +74,58 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """The kernels, batch norm layers and weights of a base.
+    """The kernels, batch norm layers and weights of a base, and of a head if there is one in the graph.
 
     Attributes:
+        kind: What the graph is for.
         kernels: Kernels by path.
         norms: Batch norm by the layer's path.
         weights: All weights by path, float32 or of their own dtype.
     """
 
+    kind: Kind
     kernels: dict[str, Kernel]
     norms: dict[str, Norm]
     weights: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, backbone: Backbone, max_classes: int = 0) -> "Network":
-        """Returns what is in a base, and the kernel of a head for so many classes if the graph has one.
+    def of(cls, backbone: Backbone, kind: Kind | None = None) -> "Network":
+        """Returns what a graph computes with: all of a base for a dense head, else what leads to the head.
+
+        The head's variables are zeros, with room for the classes of the kind; if that is None, there is no head.
 
         Raises:
             ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
-                kernel.
+                kernel; if the base cannot take the head.
         """
+        kind = dense_kind(backbone, 0) if kind is None else kind
         found = TaskWeights.of(backbone)
+        layers, norm_layers = dict(found.kernels), dict(found.norms)
         weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
-        kernels = {path: _kernel(path, layer, weights) for path, layer in found.kernels.items()}
+        if kind.head.is_dense:
+            shapes = {"kernel": (backbone.feature_dim, kind.room), "bias": (kind.room,)} if kind.room else {}
+        else:
+            graph = HeadNetwork(backbone, kind.head)
+            assert graph.head is not None and graph.head_shapes is not None, "heads that are not dense are networks"
+            own, shapes = TaskWeights.in_model(graph.head, f"the head {kind.head.kind!r}"), graph.head_shapes
+            used = graph.used_paths
+            layers = {path: layer for path, layer in layers.items() if path in used} | own.kernels
+            inner = {path.rpartition("/")[0] for path in used}
+            norm_layers = {path: layer for path, layer in norm_layers.items() if path in inner} | own.norms
+        weights |= {f"{HEAD_NAME}/{name}": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        kernels = {path: _kernel(path, layer, weights) for path, layer in layers.items()}
         norms = {}
-        for path, layer in found.norms.items():
+        for path, layer in norm_layers.items():
             names = frozenset(key.rpartition("/")[2] for key in weights if key.rpartition("/")[0] == path)
             # Without these a layer of somebody's own computes something else, and is a part of the frozen network.
             if {"moving_mean", "moving_variance"} <= names:
                 norms[path] = Norm(path, layer.epsilon, names)
-        if max_classes:
-            weights[HEAD_KERNEL] = np.zeros((backbone.feature_dim, max_classes), np.float32)
-            weights[HEAD_BIAS] = np.zeros(max_classes, np.float32)
-        return cls(kernels, norms, weights)
+        return cls(kind, kernels, norms, weights)
+
+    @property
+    def head(self) -> dict[str, np.ndarray]:
+        """The variables of the graph's head by the names that packs give them; none if it has no head."""
+        return {path.removeprefix(f"{HEAD_NAME}/"): self.weights[path] for path in self.weights if is_head(path)}
 
     def marked(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Returns random weights for all that a task can change.
@@ -119,9 +141,9 @@ class Network:
                 positive = name in ("gamma", "moving_variance")
                 shape = self.weights[path].shape
                 marks[path] = rng.uniform(0.5, 1.5, shape) if positive else rng.standard_normal(shape)
-        for path in (HEAD_KERNEL, HEAD_BIAS):
-            if path in self.weights:
-                marks[path] = rng.standard_normal(self.weights[path].shape)
+        for path, value in self.weights.items():
+            if is_head(path) and path not in marks:
+                marks[path] = rng.standard_normal(value.shape)
         return {path: value.astype(np.float32) for path, value in marks.items()}
 
 
@@ -137,11 +159,11 @@ def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dic
     if masked:
         for path in pack.masks:
             weights[path] = np.where(pack.mask(path) == 0, np.float32(0), network.weights[path] * pack.mask(path))
-    if HEAD_KERNEL in weights:
-        classes = len(pack.class_names)
-        for path, value in ((HEAD_KERNEL, pack.head["kernel"]), (HEAD_BIAS, pack.head["bias"])):
-            weights[path] = np.zeros_like(network.weights[path])
-            weights[path][..., :classes] = value
+    for name, room in network.head.items():
+        # Only what has a place for each class is smaller than its room.
+        value, padded = pack.head[name], np.zeros_like(room)
+        padded[tuple(map(slice, value.shape))] = value
+        weights[f"{HEAD_NAME}/{name}"] = padded
     return weights
 
 

@@ -95,6 +95,8 @@ class Problem(abc.ABC):
     judges_originals: ClassVar[bool] = False
     # Keras' activation that makes probabilities of logits.
     activation: ClassVar[str] = "softmax"
+    # Whether an answer is the most probable class of each place, and not the probabilities of all.
+    answers_labels: ClassVar[bool] = False
     # What servers call the request with image files, such as "segment". None: exports for servers have no way to ask
     # for such answers, and refuse the task. Those of classes have signatures of their own, older ones.
     signature: ClassVar[str | None] = None

@@ -93,6 +93,7 @@ class Segmentation(Problem):
     file_answers = {"png_bytes": AnswerSpec(PNG)}
     weighs_classes = True
     judges_originals = True
+    answers_labels = True
 
     def head(self, config: MethodConfig) -> HeadSpec:
         width = _WIDTH if config.head == "fpn" else 0

@@ -157,6 +157,16 @@ Status RunInspect(const Arguments& arguments) {
   PrintText(task.base_name());
   printf(", \"preprocessing\": ");
   PrintText(task.preprocessing());
+  if (manifest.max_classes() + manifest.features() == 0 || !task.head().empty()) {
+    constexpr const char* kAnswers[] = {"softmax", "argmax", "sigmoid"};
+    const piggyback::Signature& graph = task.signature();
+    printf(",\n \"signature\": \"%.*s\", \"height\": %u, \"width\": %u, \"room\": %u, \"places\": %u,\n",
+           static_cast<int>(graph.name.size()), graph.name.data(), graph.height, graph.width, graph.room, graph.places);
+    printf(" \"answer\": \"%s\", \"problem\": ", kAnswers[task.answer()]);
+    PrintText(task.problem());
+    printf(", \"head\": ");
+    PrintText(task.head());
+  }
   printf(",\n \"class_names\": [");
   for (uint32_t i = 0; i < task.classes(); ++i) {
     printf(i > 0 ? ", " : "");
@@ -188,6 +198,25 @@ Status RunClassify(const Arguments& arguments) {
     printf("\n");
   }
   return Status();
+}
+
+// Writes the label map of an output, both files of nothing but numbers: float32 in, a byte for each place out.
+Status RunLabels(const Arguments& arguments) {
+  OpenManifest manifest;
+  OpenTask task;
+  Content model, content;
+  if (Status status = piggyback::CheckTarget(arguments[4], {arguments[0], arguments[1], arguments[2], arguments[3]});
+      !status.ok())
+    return status;
+  if (Status status = manifest.Open(arguments[0]); !status.ok()) return status;
+  if (Status status = task.Open(arguments[1], manifest.manifest); !status.ok()) return status;
+  if (Status status = piggyback::ReadFile(arguments[2], &model); !status.ok()) return status;
+  if (Status status = piggyback::ReadFile(arguments[3], &content); !status.ok()) return status;
+  std::vector<float> output(content.size() / sizeof(float));
+  if (!output.empty()) memcpy(output.data(), content.data(), output.size() * sizeof(float));
+  Content labels(task.task.signature().places);
+  const Status status = task.task.Labels(BytesOf(model), output.data(), output.size(), labels.data());
+  return status.ok() ? piggyback::WriteFile(arguments[4], BytesOf(labels)) : status;
 }
 
 // Prints the shortest of some times of each call, in milliseconds.
@@ -236,6 +265,7 @@ constexpr Command kCommands[] = {
     {"inspect", "manifest.bin task.edge", 2, 2, RunInspect},
     {"installed", "manifest.bin model.tflite [task.edge ...]", 2, kAny, RunInstalled},
     {"classify", "manifest.bin task.edge model.tflite number ...", 3, kAny, RunClassify},
+    {"labels", "manifest.bin task.edge model.tflite output.f32 labels.u8", 5, 5, RunLabels},
     {"time", "base.tflite manifest.bin task.edge", 3, 3, RunTime},
 };
 

@@ -243,14 +243,20 @@ void Install(const Manifest& manifest, const Task& task, const Content& base) {
   size_t letters = task.name().size() + task.augmentation().size() + task.base_name().size();
   for (uint32_t i = 0; i <= task.classes(); ++i) letters += task.label(i).size();
   Require(letters < 1u << 30, "there is more text than a file can have");
-  const size_t outputs = manifest.max_classes() > 0 ? manifest.max_classes() : manifest.features();
+  const size_t outputs = task.signature().outputs();
   std::vector<float> output(outputs, 0.5f), probabilities(task.classes());
+  std::vector<uint8_t> labels(task.signature().places, 77);
   const Bytes model{fresh.get(), base.size()};
-  Require(!task.Classify(model, output.data(), outputs, probabilities.data()), "a task does not classify");
+  const auto answer = [&] {
+    return task.finds_labels() ? task.Labels(model, output.data(), outputs, labels.data())
+                               : task.Classify(model, output.data(), outputs, probabilities.data());
+  };
+  Require(!answer(), "a task does not answer");
+  Require(!task.finds_labels() || labels.back() < task.classes(), "a label is of no class");
   if (const uint8_t* digest = manifest.Installed(model)) {
     Require(std::equal(digest, digest + kDigest, task.digest().data()), "a model does not say what is on it");
     fresh[static_cast<size_t>(digest - fresh.get())] ^= 1u;
-    Require(bool{task.Classify(model, output.data(), outputs, probabilities.data())}, "another task's model is taken");
+    Require(bool{answer()}, "another task's model is taken");
   }
 }
 

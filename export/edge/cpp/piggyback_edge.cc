@@ -14,9 +14,10 @@ static_assert(std::numeric_limits<float>::is_iec559 && sizeof(float) == 4, "floa
 
 namespace piggyback {
 namespace {
-constexpr size_t kDigest = 32, kManifestHeader = 128, kEntry = 64, kTaskHeader = 256, kRecord = 16;
+constexpr size_t kDigest = 32, kManifestHeader = 128, kEntry = 64, kTaskHeader = 256, kRecord = 16, kSignature = 128;
 constexpr uint64_t kMostElements = 0x7fffffff, kMostTask = 1u << 30;
-constexpr uint32_t kMost = 1u << 20, kMostEntries = 65536, kMostText = 65535;
+constexpr uint32_t kMost = 1u << 20, kMostEntries = 65536, kMostText = 65535, kMostSignatures = 256, kMostLabels = 256;
+constexpr uint32_t kMostSide = 1u << 15, kMostOutputs = 1u << 28, kNameSize = 64, kArgmax = 1, kSigmoid = 2;
 constexpr uint32_t kFilter = 1, kHeadKernel = 7, kHeadBias = 8, kFloat32 = 1, kFloat16 = 2, kInt8 = 3, kInt64 = 5;
 constexpr uint32_t kTernary = 1, kCompressed = 2, kOwnNorm = 4, kHeadInside = 8;  // Flags.
 enum Part : size_t { kMasked, kMasks, kRates, kHead, kCorrections, kText, kParts };
@@ -34,6 +35,10 @@ float FloatOf(uint32_t bits) { return Load<float>(&bits); }
 uint64_t Padded(uint64_t size) { return (size + 7) / 8 * 8; }
 bool HasDigest(Bytes bytes, const uint8_t* digest) { return memcmp(Sha256(bytes).data(), digest, kDigest) == 0; }
 bool IsZero(const uint8_t* from, const uint8_t* to) { return std::all_of(from, to, [](uint8_t x) { return x == 0; }); }
+bool IsName(const uint8_t* name) {
+  const uint8_t* const end = std::find_if(name, name + kNameSize, [](uint8_t x) { return x < 0x21 || x > 0x7e; });
+  return end != name && end != name + kNameSize && IsZero(end, name + kNameSize);
+}
 bool AreFinite(const uint8_t* floats, uint64_t size) {
   for (uint64_t i = 0; i < size; i += 4)
     if ((Load32(floats + i) & 0x7f800000) == 0x7f800000) return false;
@@ -182,20 +187,23 @@ Digest Sha256(Bytes bytes) {
 uint32_t Manifest::Field(size_t offset) const { return bytes_.size > 0 ? Load32(bytes_.data + offset) : 0; }
 Error Manifest::Open(Bytes bytes) {
   const uint8_t* p = bytes.data;
-  if (bytes.size < kManifestHeader + kEntry + kDigest || memcmp(p, "PBEDGEMF", 8) != 0 || Load32(p + 8) - 1 > 1)
-    return "This is no manifest of version 1 or 2.";
-  if (Load32(p + 12) > kMostEntries || bytes.size != kManifestHeader + kEntry * Load32(p + 12) + kDigest ||
-      Load64(p + 16) != bytes.size || !HasDigest({p, bytes.size - kDigest}, p + bytes.size - kDigest))
+  if (bytes.size < kManifestHeader + kEntry + kDigest || memcmp(p, "PBEDGEMF", 8) != 0 || Load32(p + 8) - 1 > 2)
+    return "This is no manifest of version 1, 2 or 3.";
+  const uint32_t version = Load32(p + 8), graphs = Load32(p + 120);
+  if (Load32(p + 12) > kMostEntries || graphs > kMostSignatures ||
+      bytes.size != kManifestHeader + kEntry * Load32(p + 12) + kSignature * graphs + kDigest || Load64(p + 16) != bytes.size || !HasDigest({p, bytes.size - kDigest}, p + bytes.size - kDigest))
     return "The manifest is damaged: it has another length or SHA-256 than it says.";
   Manifest found;
   found.bytes_ = bytes;
   const uint64_t base = found.base_size(), place = found.task_place(), behind = place > 0 ? place + kDigest : 0;
-  if (Load64(p + 24) > kMostElements || found.features() < 1 || found.features() > kMost || behind > base ||
-      found.max_classes() > kMost || found.quantization() > 3 || !IsZero(p + 116, p + kManifestHeader) ||
-      (Load32(p + 8) == 2) != (place > 0))
+  if (Load64(p + 24) > kMostElements || behind > base || found.features() > kMost || found.max_classes() > kMost ||
+      found.quantization() > 3 || !IsZero(p + 116, p + 120) || !IsZero(p + 124, p + kManifestHeader) ||
+      (version >= 2) != (place > 0) || (version == 3) != (graphs > 0) || (graphs > 0) == (found.features() > 0) ||
+      (graphs > 0 && !IsZero(p + 96, p + 108)))
     return "The manifest is of a model that cannot be.";
   uint64_t end = 0;
-  for (p += kManifestHeader; p < bytes.data + bytes.size - kDigest; p += kEntry) {
+  const uint8_t* const behind_entries = p + kManifestHeader + kEntry * found.entries();
+  for (p += kManifestHeader; p < behind_entries; p += kEntry) {
     constexpr uint64_t kSizes[] = {0, 4, 2, 1, 4, 8};
     const uint32_t kind = Load32(p), type = Load32(p + 4), channels = Load32(p + 32), count = Load32(p + 56);
     const uint64_t offset = Load64(p + 8), size = Load64(p + 16), elements = Load64(p + 24), scales = Load64(p + 48);
@@ -204,15 +212,31 @@ Error Manifest::Open(Bytes bytes) {
     if (kind < kFilter || kind > kHeadBias || type < kFloat32 || type > (kind == kFilter ? kInt8 : kInt64) ||
         group < 1 || elements < 1 || elements > kMostElements || size != elements * kSizes[type] ||
         (scaled ? scales == 0 || (count != 1 && count != channels) : scales != 0 || count != 0) ||
-        elements % group != 0 || Load32(p + 44) != 0 || Load32(p + 60) != 0)
+        elements % group != 0 || Load32(p + 44) >= found.signatures() || Load32(p + 60) != 0)
       return "The manifest has a constant of no known kind, or of sizes that do not agree.";
     if (offset < end || offset > base || size > base - offset || scales > base || 4 * uint64_t{count} > base - scales ||
         (offset < behind && offset + size > place))
       return "The manifest has a constant that is not behind the one before, or not within the base.";
     end = offset + size;
   }
+  for (uint32_t i = 0; i < graphs; ++i, p += kSignature) {
+    const Signature graph = found.signature(i);
+    bool good = IsName(p) && IsZero(p + 84, p + kSignature) && graph.height - 1 < kMostSide &&
+                graph.width - 1 < kMostSide && graph.room <= kMost && graph.features <= kMost && graph.places >= 1 &&
+                uint64_t{graph.places} * std::max(graph.room, 1u) <= kMostOutputs &&
+                (graph.room > 0 || (graph.features > 0 && graph.places == 1));
+    for (uint32_t k = 0; k < i; ++k) good = good && found.signature(k).name != graph.name;
+    if (!good) return "The manifest has a signature that cannot be, or two of one name.";
+  }
   *this = found;
   return {};
+}
+Signature Manifest::signature(uint32_t index) const {
+  const uint32_t size = image_size();
+  if (Field(120) == 0) return {"serving_default", size, size, max_classes(), features(), 1};
+  const uint8_t* p = bytes_.data + kManifestHeader + kEntry * entries() + kSignature * index;
+  const std::string_view name(reinterpret_cast<const char*>(p), kNameSize);
+  return {name.substr(0, name.find('\0')), Load32(p + 64), Load32(p + 68), Load32(p + 72), Load32(p + 76), Load32(p + 80)};
 }
 Entry Manifest::entry(uint32_t index) const {
   const uint8_t* p = bytes_.data + kManifestHeader + kEntry * index;  // Sizes are below 2^31, as was checked.
@@ -253,16 +277,23 @@ Error Task::Open(const Manifest& manifest, Bytes bytes) {
 Error Task::ReadHeader() {
   const uint8_t* p = bytes_.data;
   const size_t size = bytes_.size;
-  if (size < kTaskHeader + kDigest || memcmp(p, "PBEDGETK\1\0\0", 12) != 0) return "This is no task of version 1.";
+  if (size < kTaskHeader + kDigest || memcmp(p, "PBEDGETK", 8) != 0 || Load32(p + 8) - 1 > 1)
+    return "This is no task of version 1 or 2.";
   if (Load64(p + 16) != size || size > kMostTask || !HasDigest({p, size - kDigest}, p + size - kDigest))
     return "The task is damaged: it has another length or SHA-256 than it says.";
+  const bool old = Load32(p + 8) == 1;
   if (memcmp(p + 40, manifest_.bytes_.data + 32, 2 * kDigest) != 0 || Load32(p + 24) != manifest_.entries() ||
-      Load32(p + 32) != manifest_.features() || Load32(p + 36) != manifest_.image_size())
+      (old && manifest_.Field(120) > 0) || Load32(p + 236) >= manifest_.signatures())
     return "The task is for another base than the manifest.";
-  flags_ = Load32(p + 12), classes_ = Load32(p + 28);
-  const uint32_t room = manifest_.max_classes();
-  if (flags_ > 15 || ((flags_ & kHeadInside) != 0) != (room > 0) || !IsZero(p + 232, p + kTaskHeader) || classes_ < 1 ||
-      classes_ > (room > 0 ? room : kMost))
+  signature_ = manifest_.signature(Load32(p + 236));
+  if (Load32(p + 32) != signature_.features || Load32(p + 36) != signature_.height ||
+      (old ? Load32(p + 36) : Load32(p + 232)) != signature_.width)
+    return "The task is for other images or features than the base.";
+  flags_ = Load32(p + 12), classes_ = Load32(p + 28), answer_ = Load32(p + 240), texts_before_ = old ? 4 : 6;
+  const uint32_t room = signature_.room, most = answer_ == kArgmax ? kMostLabels : kMost;
+  if (flags_ > 15 || ((flags_ & kHeadInside) != 0) != (room > 0) ||
+      !IsZero(p + (old ? 232 : 244), p + kTaskHeader) || classes_ < 1 || answer_ > kSigmoid ||
+      (answer_ != kArgmax && signature_.places > 1) || classes_ > (room > 0 ? std::min(room, most) : most))
     return "The task has flags or a number of classes that no task for this base has.";
   uint64_t end = kTaskHeader, begin = end;
   for (size_t i = 0; i <= kParts; ++i, begin = Padded(end)) {  // Behind the sections is the digest.
@@ -273,7 +304,7 @@ Error Task::ReadHeader() {
     end = begin + length;
   }
   const Bytes head = Section(kHead);
-  const bool fits = head.size == (room > 0 ? 0 : 4 * uint64_t{classes_} * (manifest_.features() + 1));
+  const bool fits = head.size == (room > 0 ? 0 : 4 * uint64_t{classes_} * (signature_.features + 1));
   return fits && AreFinite(head.data, head.size) ? Error() : "The head of the task is of another size, or not finite.";
 }
 Error Task::ReadMasks() {
@@ -333,7 +364,7 @@ Error Task::ReadCorrections() {
 }
 Error Task::ReadText() {
   const Bytes section = Section(kText);
-  const size_t count = 4 + size_t{classes_};
+  const size_t count = texts_before_ + size_t{classes_};
   if (count <= section.size / 4) texts_.reset(new (std::nothrow) uint32_t[count]);
   if (texts_ == nullptr) return "The task has fewer labels than classes, or there is no memory for them.";
   size_t at = 0;
@@ -384,20 +415,41 @@ Error Task::Install(Bytes base, uint8_t* copy, size_t size) const {
   if (manifest_.task_place() > 0) memcpy(copy + manifest_.task_place(), digest_.data(), kDigest);
   return {};
 }
-Error Task::Classify(Bytes model, const float* output, size_t size, float* probabilities) const {
+Error Task::CheckOutput(bool labels, Bytes model, const float* output, size_t size) const {
+  if (labels != finds_labels()) return "The task answers otherwise: see whether it gives probabilities or labels.";
   const uint8_t* installed = manifest_.task_place() > 0 ? manifest_.Installed(model) : digest_.data();
   if (installed == nullptr || memcmp(installed, digest_.data(), kDigest) != 0)
     return "The task is not the one on the model, which has another or none: install it.";
-  const bool inside = (flags_ & kHeadInside) != 0;
-  if (classes_ == 0 || size != (inside ? manifest_.max_classes() : manifest_.features()) ||
-      !AreFinite(reinterpret_cast<const uint8_t*>(output), 4 * size))
+  if (classes_ == 0 || size != signature_.outputs() || !AreFinite(reinterpret_cast<const uint8_t*>(output), 4 * size))
     return "The model's output is not as many finite numbers as the manifest says.";
+  return {};
+}
+float Task::Logit(const float* output, size_t c) const {
+  if (signature_.room > 0) return output[c];
   const uint8_t* head = Section(kHead).data;
-  for (size_t c = 0; c < classes_; ++c) {
-    probabilities[c] = inside ? output[c] : Load<float>(head + 4 * (size * classes_ + c));
-    for (size_t f = 0; f < size && !inside; ++f)
-      probabilities[c] += output[f] * Load<float>(head + 4 * (f * classes_ + c));
+  float sum = Load<float>(head + 4 * (size_t{signature_.features} * classes_ + c));
+  for (size_t f = 0; f < signature_.features; ++f) sum += output[f] * Load<float>(head + 4 * (f * classes_ + c));
+  return sum;
+}
+Error Task::Labels(Bytes model, const float* output, size_t size, uint8_t* labels) const {
+  if (Error error = CheckOutput(true, model, output, size)) return error;
+  for (size_t place = 0; place < signature_.places; ++place, output += signature_.room) {
+    float largest = Logit(output, 0);
+    labels[place] = 0;
+    for (size_t c = 1; c < classes_; ++c)
+      if (const float logit = Logit(output, c); logit > largest)
+        largest = logit, labels[place] = static_cast<uint8_t>(c);
   }
+  return {};
+}
+Error Task::Classify(Bytes model, const float* output, size_t size, float* probabilities) const {
+  if (Error error = CheckOutput(false, model, output, size)) return error;
+  for (size_t c = 0; c < classes_; ++c) probabilities[c] = Logit(output, c);
+  for (size_t c = 0; c < classes_ && answer_ == kSigmoid; ++c) {
+    const float power = expf(-fabsf(probabilities[c]));
+    probabilities[c] = (probabilities[c] < 0 ? power : 1) / (1 + power);
+  }
+  if (answer_ == kSigmoid) return {};
   const float largest = *std::max_element(probabilities, probabilities + classes_);
   float sum = 0;
   for (size_t c = 0; c < classes_; ++c) sum += probabilities[c] = expf(probabilities[c] - largest);

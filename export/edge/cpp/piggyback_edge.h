@@ -29,6 +29,15 @@ struct Entry {
   size_t offset, size, elements;
   uint32_t channels, inner;
 };
+// A graph of the base, which answers tasks with one kind of head on images of one size.
+struct Signature {
+  std::string_view name;  // Its number among all is that of its subgraph.
+  uint32_t height, width;
+  uint32_t room;      // For how many classes its head is; 0: it ends in features, and tasks hold their heads.
+  uint32_t features;  // That a dense head takes; 0 of other heads.
+  uint32_t places;    // At how many places of an image it gives logits; 1 if for the image as a whole.
+  size_t outputs() const { return room > 0 ? size_t{places} * room : features; }
+};
 
 // manifest.bin: where a base has the constants that tasks change.
 class Manifest {
@@ -43,6 +52,9 @@ class Manifest {
   uint32_t entries() const { return Field(12); }
   Entry entry(uint32_t index) const;  // Index is below entries().
   uint32_t base_size() const { return Field(24); }
+  uint32_t signatures() const { return Field(120) > 0 ? Field(120) : 1; }
+  Signature signature(uint32_t index) const;  // Index is below signatures().
+  // Of versions 1 and 2, which have one signature; of version 3 they are 0.
   uint32_t features() const { return Field(96); }
   uint32_t max_classes() const { return Field(100); }  // 0: the model ends in features, else in so many logits.
   uint32_t image_size() const { return Field(104); }
@@ -63,9 +75,15 @@ class Task {
   // Writes the task's constants into a copy of the base, [size], whatever was installed there before. `base` was
   // verified. `copy` may be `base` itself, if nothing was installed there yet; otherwise they must not overlap.
   Error Install(Bytes base, uint8_t* copy, size_t size) const;
-  // Turns the output of a model, [features] or [max_classes] logits, into probabilities, [classes]. Refuses a model on
-  // which is another task or none, unless the base is of version 1.
+  // Turns the output of a model, [signature().outputs()], into probabilities, [classes]. Refuses a model on which is
+  // another task or none, unless the base is of version 1; and a task that finds labels.
   Error Classify(Bytes model, const float* output, size_t size, float* probabilities) const;
+  // The same for a task that finds a class at each place: into their numbers, [signature().places], which is
+  // [height, width] of a label map. Of equal logits the first counts.
+  Error Labels(Bytes model, const float* output, size_t size, uint8_t* labels) const;
+  uint32_t answer() const { return answer_; }  // 0 softmax, 1 argmax, 2 sigmoid.
+  bool finds_labels() const { return answer_ == 1; }
+  const Signature& signature() const { return signature_; }  // The graph to run; it is valid as long as the manifest.
   const Digest& digest() const { return digest_; }  // What a model says that this task is on; the document defines it.
   uint32_t classes() const { return classes_; }
   uint32_t flags() const { return flags_; }  // 1 ternary, 2 compressed, 4 own batch norm, 8 the model holds the head.
@@ -74,17 +92,22 @@ class Task {
   std::string_view augmentation() const { return Text(1); }
   std::string_view base_name() const { return Text(2); }
   std::string_view preprocessing() const { return Text(3); }
-  std::string_view label(uint32_t index) const { return index < classes_ ? Text(4 + size_t{index}) : ""; }
+  std::string_view problem() const { return texts_before_ > 4 ? Text(4) : "class"; }
+  std::string_view head() const { return texts_before_ > 4 ? Text(5) : ""; }  // JSON, as in the task's pack.
+  std::string_view label(uint32_t index) const { return index < classes_ ? Text(texts_before_ + size_t{index}) : ""; }
  private:
   Error ReadHeader();
   Error ReadMasks();
   Error ReadCorrections();
   Error ReadText();
+  Error CheckOutput(bool labels, Bytes model, const float* output, size_t size) const;
+  float Logit(const float* output, size_t c) const;
   Bytes Section(size_t number) const;
   std::string_view Text(size_t index) const;
   Manifest manifest_;
   Bytes bytes_;
-  uint32_t flags_ = 0, classes_ = 0;
+  Signature signature_ = {};
+  uint32_t flags_ = 0, classes_ = 0, answer_ = 0, texts_before_ = 4;
   const uint8_t* masks_ = nullptr;  // In section 1, or decoded.
   std::unique_ptr<uint8_t[]> decoded_;
   Digest digest_ = {};

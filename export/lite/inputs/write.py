@@ -18,6 +18,7 @@ from ..checks import check_answers, probe_images
 from ..convert import convert_signatures
 from ..flatbuffer import pack_objects, read_objects
 from ..folder import new_folder, refuse_other_task
+from ..kinds import check_is_dense
 from ..metadata import add_metadata
 from ..model_description import append_files, read_model_description
 from ..options import LiteOptions
@@ -50,7 +51,7 @@ def export_inputs(backbone: Backbone, packs: Iterable[PackSource], output: Path,
         ValueError: If a layer cannot be exported so.
         OSError: If the files cannot be written.
     """
-    tasks = list(fitting_packs(packs, BaseSpec.of(backbone)))
+    tasks = list(fitting_packs(packs, BaseSpec.of(backbone), check=check_is_dense))
     changes = Changes.of(tasks, options.max_classes or None)
     for pack in tasks:
         changes.check(pack)
@@ -86,7 +87,7 @@ def add_inputs(backbone: Backbone, packs: Iterable[PackSource], model: Path, out
         OSError: If the files cannot be written.
     """
     found = read_model_description(model)
-    tasks, layout = list(fitting_packs(packs, BaseSpec.of(backbone))), found["layout"]
+    tasks, layout = list(fitting_packs(packs, BaseSpec.of(backbone), check=check_is_dense)), found["layout"]
     check_same_weights(f"The model {str(model)!r} was made of", layout["base_hash"], backbone)
     check_same_computation(f"The model {str(model)!r}", Structure.from_json(found), backbone.structure, PackError)
     masked = frozenset(path for path, _ in layout["filters"])
@@ -109,7 +110,7 @@ def _write_inputs(
     for pack in packs:
         inputs = TaskInputs.of(pack, network.mask_of(pack), network.norm_of(pack), format_.classes, format_.digest())
         loaded.set_task(inputs)
-        check_answers(loaded.predict(probe_images(backbone.image_size)), bank, pack, loaded.quantize)
+        check_answers(loaded.predict(probe_images((backbone.image_size,) * 2)), bank, pack, loaded.quantize)
         path = folder / f"{pack.task}{SUFFIX}"
         refuse_other_task(path, functools.partial(_holds, path, inputs))
         contents[path.name] = inputs.to_bytes()

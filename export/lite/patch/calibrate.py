@@ -1,6 +1,7 @@
 """Ranges of activations for int8: over the masked models of all tasks, since the converter knows one model only."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..weights import Network, Weights
 from .constants import Constant
 from .elements import write_constants
 
+_PADDING = {schema.BuiltinOperator.PAD, schema.BuiltinOperator.PADV2}
 Ranges = dict[int, tuple[float, float]]
 
 
@@ -75,6 +77,43 @@ def _ranges_of(file: LiteFile, images: np.ndarray) -> Ranges:
     # RGB, whatever these images hold.
     ranges[place] = 0.0, 255.0
     return ranges
+
+
+def common_ranges(graphs: Sequence[tuple[LiteFile, Sequence[Constant]]], ranges: Sequence[Ranges]) -> list[Ranges]:
+    """Returns the ranges of several graphs with one range for each activation that they compute alike.
+
+    So they get the same scales, and graphs share the biases that are in multiples of these.
+
+    Args:
+        graphs: The float files, and those of their constants that tasks change.
+        ranges: The range of each tensor of each graph by its number.
+    """
+    named = [_names(file, constants) for file, constants in graphs]
+    common: dict[str, tuple[float, float]] = {}
+    for names, own in zip(named, ranges, strict=True):
+        for index, (low, high) in own.items():
+            old = common.get(names[index], (low, high))
+            common[names[index]] = min(low, old[0]), max(high, old[1])
+    return [{index: common[names[index]] for index in own} for names, own in zip(named, ranges, strict=True)]
+
+
+def _names(file: LiteFile, constants: Sequence[Constant]) -> dict[int, str]:
+    """Returns for each tensor of a graph a text that says how it is computed, with what from images."""
+    names: dict[int, str] = {tensor.index: "images" for tensor in file.tensors}
+    for tensor in file.constants():
+        names[tensor.index] = hashlib.sha256(file.read(tensor.data).tobytes()).hexdigest()
+    for constant in constants:
+        names[constant.tensor] = repr(dataclasses.replace(constant, tensor=-1))
+    for operator in file.operators:
+        if operator.code in _PADDING:
+            # It has the range of its input, by how much it pads depends on the size of the images.
+            names[operator.outputs[0]] = names[operator.inputs[0]]
+            continue
+        taken = [names[index] if index >= 0 else "" for index in operator.inputs]
+        for place, index in enumerate(operator.outputs):
+            text = repr((operator.code, taken, place))
+            names[index] = hashlib.sha256(text.encode()).hexdigest()
+    return names
 
 
 def quantise(data: bytes, ranges: Ranges) -> bytes:

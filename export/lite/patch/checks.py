@@ -5,7 +5,7 @@ import numpy as np
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
-from ...edge.piggyback_edge import Model
+from ...edge.piggyback_edge import Model, Task
 from ...shared.errors import ExportError
 from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
 from ..flatbuffer import LiteFile
@@ -21,13 +21,13 @@ _ROUNDING = 2e-5
 
 
 def check_base(base: Patchable, backbone: Backbone) -> None:
-    """Checks that a base.tflite gives the features of its network.
+    """Checks that a base.tflite whose first graph ends in features gives those of its network.
 
     Raises:
         ExportError: If not.
     """
     # With a head, nothing but zeros comes out of it before a task is installed.
-    if base.manifest.quantize in FEATURE_LIMITS and not base.manifest.max_classes:
+    if base.manifest.quantize in FEATURE_LIMITS and not base.graphs[0].network.kind.room:
         check_features(base.file.data, backbone, base.manifest.quantize)
 
 
@@ -37,11 +37,16 @@ def check_task(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack) ->
     Raises:
         ExportError: If not.
     """
-    content = bytes(model.data)
-    found = model.task.probabilities(run_model(content, probe_images(bank.backbone.image_size)), content)
-    check_answers(found, bank, pack, base.manifest.quantize)
+    content, task = bytes(model.data), model.task
+    output = run_model(content, probe_images(pack.image_shape), task.signature.name if task.graph else None)
+    check_answers(answer(task, output, content), bank, pack, base.manifest.quantize)
     # Where one class is all but certain, the answers show little.
     check_constants(base, model.data, pack)
+
+
+def answer(task: Task, output: np.ndarray, content: bytes) -> np.ndarray:
+    """Returns what a task answers with the output of a model: probabilities, or label maps."""
+    return (task.label_maps if task.answer == "argmax" else task.probabilities)(output, content)
 
 
 def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) -> None:
@@ -57,15 +62,18 @@ def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) ->
     Raises:
         ExportError: With the first one that is not.
     """
-    file, weights, whole = LiteFile(data), *(own_weights(base.network, pack, masked=each) for each in (True, False))
-    for constant in base.constants.values():
+    number = base.graph_of(pack)
+    graph = base.graphs[number]
+    file, network = LiteFile(data, number), graph.network
+    weights, whole = (own_weights(network, pack, masked=each) for each in (True, False))
+    for constant in graph.constants.values():
         tensor = file.tensors[constant.tensor]
-        expected = constant.value(base.network, weights).astype(np.float64)
+        expected = constant.value(network, weights).astype(np.float64)
         distance = np.abs(file.doubles(tensor) - expected)
         steps = _STEPS_WITH_ZERO if constant.role in (FACTOR, OFFSET) else _STEPS
         allowed = steps * file.steps(tensor) + _ROUNDING * np.abs(expected) + np.finfo(np.float32).tiny
         if tensor.data.dtype == np.float16:
-            allowed = float16_tolerance(constant, base.network, whole)
+            allowed = float16_tolerance(constant, network, whole)
         # Not "any is greater": NaN is no number that is small enough.
         if not (distance <= allowed).all():
             raise ExportError(

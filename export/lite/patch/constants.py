@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from piggyback_tf.problems import is_head
+
 from ..flatbuffer import LiteFile, Tensor
 from ..weights import HEAD_BIAS, HEAD_KERNEL, Kernel, Network, Weights
 
@@ -44,12 +46,18 @@ class Constant:
     extra: float = 1.0
     bias: str | None = None
 
+    @property
+    def of_head(self) -> bool:
+        """Whether it belongs to a task's head, and each task brings its own."""
+        paths = (self.kernel, self.norm, self.bias)
+        return self.role in (HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE) or any(path and is_head(path) for path in paths)
+
     def value(self, network: Network, weights: Weights) -> np.ndarray:
         """Returns what the constant is for some weights, float32 in the order of its elements, `[n]`."""
         if self.role == HEAD_KERNEL_ROLE:
             return np.ascontiguousarray(weights[HEAD_KERNEL].T).reshape(-1)
         if self.role == HEAD_BIAS_ROLE:
-            return weights[HEAD_BIAS]
+            return weights[self.bias or HEAD_BIAS]
         norm = network.norms.get(self.norm)
         if self.role == FACTOR:
             return norm.factor(weights)
@@ -145,6 +153,11 @@ def _vectors(index: int, network: Network, weights: Weights) -> Iterator[tuple[C
         for role in (HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE):
             constant = Constant(index, role)
             yield constant, constant.value(network, weights)
+    for kernel in network.kernels.values():
+        # Those of the base are the same for all tasks.
+        if kernel.bias is not None and is_head(kernel.path):
+            constant = Constant(index, HEAD_BIAS_ROLE, bias=kernel.bias)
+            yield constant, constant.value(network, weights)
     for norm in network.norms.values():
         biases = {kernel.bias for kernel in network.kernels.values() if kernel.bias is not None}
         for constant in (Constant(index, FACTOR, norm=norm.path), Constant(index, OFFSET, norm=norm.path)):
@@ -175,5 +188,8 @@ def _check_found(found: dict[int, Constant], network: Network) -> None:
             f"Conversion mixes batch norm {missing[0]!r} with other constants, so that it cannot be patched; use "
             "--design=switch or --design=input."
         )
+    biases = {kernel.bias for kernel in network.kernels.values() if kernel.bias and is_head(kernel.path)}
+    if missing := sorted(biases - {constant.bias for constant in found.values() if constant.bias is not None}):
+        raise ValueError(f"Conversion leaves no constant that is {missing[0]!r} of the head; use --design=plain.")
     if HEAD_KERNEL in network.weights and not {HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE} <= {c.role for c in found.values()}:
         raise ValueError("Conversion leaves no constants that are the head alone; export without --max_classes.")

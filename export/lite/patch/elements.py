@@ -75,8 +75,25 @@ class Encoder:
         most = np.abs(value.reshape(-1, channels, inner)).max(axis=(0, 2))
         if self.file.tensors[constant.tensor].scales.count == 1:
             most = most.max(keepdims=True)
-        # A channel of zeros has any scale.
-        return np.where(most > 0, most / np.float32(_INT8_MAX), np.float32(1)).astype(np.float32)
+        # A channel of zeros has any scale that the runtime takes.
+        free = self._harmless_scale(constant) if constant.of_head and constant.role == FILTER else np.float32(1)
+        return np.where(most > 0, most / np.float32(_INT8_MAX), free).astype(np.float32)
+
+    def _harmless_scale(self, constant: Constant) -> np.float32:
+        """Returns a scale for the zeros of a head's filter, with which products are in multiples of the output's scale.
+
+        Until a task is installed, all of a head is zeros. With a scale of 1 for them, on maps that are far smaller,
+        XNNPACK in ai-edge-litert 2.3 crashed when it read the model, though another graph was to be run.
+        """
+        for operator in self.file.operators:
+            data, kernel, _ = filter_inputs(operator)
+            if kernel != constant.tensor:
+                continue
+            tensors = [self.file.tensors[index] for index in (data, operator.outputs[0])]
+            if all(tensor.scales is not None for tensor in tensors):
+                taken, given = (self.file.read(tensor.scales)[0] for tensor in tensors)
+                return np.float32(given / taken)
+        return np.float32(1)
 
     def bias_scales(self, bias: int, weights: Weights) -> np.ndarray:
         """Returns the scales of a quantised bias: those of its filter for these weights, times that of the input."""

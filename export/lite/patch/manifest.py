@@ -11,8 +11,10 @@ from ...edge.piggyback_edge import (
     MANIFEST_MAGIC,
     QUANTIZATIONS,
     RECORD,
+    SIGNATURE,
     Entry,
     Manifest,
+    Signature,
 )
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -21,10 +23,10 @@ KIND_CODES = {name: code for code, name in KINDS.items()}
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Returns the content of `manifest.bin`; `Manifest.from_bytes` reads it."""
-    records = b"".join(map(_record, manifest.entries))
+    records = b"".join([*map(_record, manifest.entries), *map(_signature, manifest.graphs)])
     header = MANIFEST_HEADER.pack(
         MANIFEST_MAGIC,
-        _version(manifest),
+        manifest.version,
         len(manifest.entries),
         MANIFEST_HEADER.size + len(records) + hashlib.sha256().digest_size,
         manifest.base_size,
@@ -35,7 +37,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         manifest.image_size,
         QUANTIZATIONS.index(manifest.quantize),
         manifest.task_place,
-        bytes(8),
+        len(manifest.graphs),
+        bytes(4),
     )
     return header + records + hashlib.sha256(header + records).digest()
 
@@ -63,7 +66,7 @@ def manifest_json(manifest: Manifest, details: Sequence[dict[str, Any]], about: 
         for entry, detail in zip(manifest.entries, details, strict=True)
     ]
     return {
-        "format": _version(manifest),
+        "format": manifest.version,
         "base_sha256": manifest.base_sha256.hex(),
         "base_hash": manifest.base_hash.hex(),
         "base_bytes": manifest.base_size,
@@ -77,9 +80,9 @@ def manifest_json(manifest: Manifest, details: Sequence[dict[str, Any]], about: 
     }
 
 
-def _version(manifest: Manifest) -> int:
-    # Version 1 had no place for the digest of a task.
-    return 2 if manifest.task_place else 1
+def _signature(signature: Signature) -> bytes:
+    numbers = (*signature.image_shape, signature.room, signature.features, signature.places)
+    return SIGNATURE.pack(signature.name.encode("ascii"), *numbers, bytes(44))
 
 
 def _record(entry: Entry) -> bytes:
@@ -92,7 +95,7 @@ def _record(entry: Entry) -> bytes:
         entry.channels,
         entry.inner,
         entry.tensor,
-        0,
+        entry.graph,
         entry.scale_offset,
         entry.scale_count,
         0,

@@ -3,20 +3,22 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
+from piggyback_tf.packs import TaskPack
 
-from ...edge.piggyback_edge import Entry, Manifest
+from ...edge.piggyback_edge import FIRST_SIGNATURE, Entry, Manifest, Signature
 from ..checks import check_features
 from ..convert import convert
 from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
+from ..kinds import Kind, check_room
 from ..metadata import TASK_NAME, add_metadata, add_task_place
 from ..weights import Network, Weights
-from .calibrate import Ranges, corresponding, find_ranges, move_constants, quantise
+from .calibrate import Ranges, common_ranges, corresponding, find_ranges, move_constants, quantise
 from .constants import (
     BIAS,
     FACTOR,
@@ -28,10 +30,41 @@ from .constants import (
     identify,
 )
 from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
+from .joined import Part, join, shared_between
 from .manifest import KIND_CODES
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
-Tasks = Callable[[], Iterator[tuple[Weights, np.ndarray]]]
+# Yields for each task of a network all its weights, and images.
+Tasks = Callable[[Network], Iterator[tuple[Weights, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A graph of a base.tflite, which answers tasks of one kind.
+
+    Attributes:
+        network: The base, and the head that the graph ends in.
+        file: The file, with the base's own weights.
+        constants: What tasks change, by the number of the tensor.
+    """
+
+    network: Network
+    file: LiteFile
+    constants: dict[int, Constant]
+
+    @classmethod
+    def of(cls, network: Network, file: LiteFile, constants: Iterable[Constant]) -> "Graph":
+        """Returns the graph of constants."""
+        return cls(network, file, {constant.tensor: constant for constant in constants})
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """What makes elements of weights."""
+        return Encoder(self.file, self.constants, self.network)
+
+    def write(self, weights: Weights) -> None:
+        """Writes all that tasks change as it is for some weights."""
+        write_constants(self.file, list(self.constants.values()), self.network, weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,18 +73,27 @@ class Slot:
 
     Attributes:
         entry: The entry.
-        constant: The constant that it belongs to.
+        constants: The constant that it belongs to, by the number of each graph that it is in; they differ in the number
+            of the tensor alone.
         part: `data`, or the constant's `scales` or `zeros`.
     """
 
     entry: Entry
-    constant: Constant
+    constants: dict[int, Constant]
     part: str
+
+    @property
+    def constant(self) -> Constant:
+        """The constant in the first of its graphs."""
+        return next(iter(self.constants.values()))
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `manifest.json` holds of it besides the entry."""
         constant = dataclasses.asdict(self.constant)
-        return {"part": self.part} | {name: constant[name] for name in _FIELDS if constant[name] not in (None, ())}
+        found = {"part": self.part} | {name: constant[name] for name in _FIELDS if constant[name] not in (None, ())}
+        if list(self.constants) != [0]:
+            found["tensors"] = {str(graph): each.tensor for graph, each in self.constants.items()}
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,83 +101,117 @@ class Patchable:
     """A base.tflite with its constants.
 
     Attributes:
-        file: The file, with the base's own weights.
-        network: The base.
-        constants: What tasks change, by the number of the tensor.
+        graphs: Its graphs, each for one kind of task.
         manifest: The manifest.
         slots: For each entry of the manifest what it is made of.
     """
 
-    file: LiteFile
-    network: Network
-    constants: dict[int, Constant]
+    graphs: tuple[Graph, ...]
     manifest: Manifest
     slots: tuple[Slot, ...]
 
-    @functools.cached_property
-    def encoder(self) -> Encoder:
-        """What makes elements of weights."""
-        return Encoder(self.file, self.constants, self.network)
+    @property
+    def file(self) -> LiteFile:
+        """The file, with the base's own weights."""
+        return self.graphs[0].file
+
+    def graph_of(self, pack: TaskPack) -> int:
+        """Returns the number of the graph that answers a task.
+
+        Raises:
+            ExportError: If there is none, or it has too few classes.
+        """
+        kinds = [graph.network.kind for graph in self.graphs]
+        return kinds.index(check_room(pack, kinds))
 
     @classmethod
-    def make(cls, backbone: Backbone, network: Network, quantize: str, max_classes: int, tasks: Tasks) -> "Patchable":
+    def make(cls, backbone: Backbone, networks: Sequence[Network], quantize: str, tasks: Tasks) -> "Patchable":
         """Converts a base.
 
         Args:
             backbone: The base.
-            network: The same.
+            networks: The same, with the head of each kind of task.
             quantize: One of `QUANTIZATIONS`.
-            max_classes: 0, or for how many classes the graph has a head.
-            tasks: Yields for each task all its weights, and images; called for int8.
+            tasks: Called for int8, with each network.
 
         Raises:
             ValueError: If what conversion makes of the base cannot be patched.
         """
-        file, constants = make_float_file(backbone, network, "none" if quantize == "int8" else quantize)
+        kind_of_float = "none" if quantize == "int8" else quantize
+        graphs = [Graph.of(network, *make_float_file(backbone, network, kind_of_float)) for network in networks]
         if quantize == "int8":
-            marked = bytes(file.data)
-            if not max_classes:
-                write_constants(file, constants, network, network.weights)
-                check_features(file.data, backbone, "none")
-            ranges = find_ranges(file, constants, network, tasks())
-            file, constants = _quantised(file, marked, ranges, constants, backbone, network)
-        write_constants(file, constants, network, network.weights)
-        return cls.of(file, network, constants, backbone, quantize, max_classes)
+            marked = [bytes(graph.file.data) for graph in graphs]
+            for graph in graphs:
+                if not graph.network.kind.room:
+                    graph.write(graph.network.weights)
+                    check_features(graph.file.data, backbone, "none")
+            ranges = [_ranges_of(graph, tasks) for graph in graphs]
+            if len(graphs) > 1:
+                ranges = common_ranges([(graph.file, list(graph.constants.values())) for graph in graphs], ranges)
+            graphs = [_quantised(*each, backbone) for each in zip(graphs, marked, ranges, strict=True)]
+        for graph in graphs:
+            graph.write(graph.network.weights)
+        if [network.kind.signature for network in networks] != [FIRST_SIGNATURE]:
+            graphs = _joined(graphs, backbone)
+        return cls.of(graphs, backbone, quantize)
 
     @classmethod
-    def of(
-        cls,
-        file: LiteFile,
-        network: Network,
-        constants: list[Constant],
-        backbone: Backbone,
-        quantize: str,
-        max_classes: int,
-    ) -> "Patchable":
+    def of(cls, graphs: Sequence[Graph], backbone: Backbone, quantize: str) -> "Patchable":
         """Returns a base of which the file is ready."""
-        slots = sorted(
-            (slot for constant in constants for slot in _slots(file, constant, network)), key=lambda s: s.entry.offset
-        )
-        check_apart(file, constants)
-        place = file.metadata.get(TASK_NAME)
+        slots: dict[int, Slot] = {}
+        for number, graph in enumerate(graphs):
+            for constant in graph.constants.values():
+                for slot in _slots(graph, number, constant):
+                    slots.setdefault(slot.entry.offset, slot).constants[number] = constant
+        _check_apart(graphs)
+        ordered = tuple(slots[offset] for offset in sorted(slots))
+        first = graphs[0]
+        place = first.file.metadata.get(TASK_NAME)
+        kinds = [graph.network.kind for graph in graphs]
+        alone = [kind.signature for kind in kinds] == [FIRST_SIGNATURE]
         manifest = Manifest(
-            base_size=len(file.data),
-            base_sha256=hashlib.sha256(file.data).digest(),
+            base_size=len(first.file.data),
+            base_sha256=hashlib.sha256(first.file.data).digest(),
             base_hash=bytes.fromhex(backbone.hash),
-            features=backbone.feature_dim,
-            max_classes=max_classes,
-            image_size=backbone.image_size,
+            features=backbone.feature_dim if alone else 0,
+            max_classes=kinds[0].room if alone else 0,
+            image_size=backbone.image_size if alone else 0,
             quantize=quantize,
-            entries=tuple(slot.entry for slot in slots),
+            entries=tuple(slot.entry for slot in ordered),
             task_place=0 if place is None else place.offset,
+            graphs=() if alone else tuple(_signature(kind, backbone) for kind in kinds),
         )
-        return cls(file, network, {constant.tensor: constant for constant in constants}, manifest, tuple(slots))
+        return cls(tuple(graphs), manifest, ordered)
+
+
+def _signature(kind: Kind, backbone: Backbone) -> Signature:
+    height, width = kind.image_shape
+    dense = kind.head.is_dense
+    features, places = (backbone.feature_dim, 1) if dense else (0, height * width)
+    return Signature(kind.signature, kind.image_shape, kind.room, features, places)
+
+
+def _ranges_of(graph: Graph, tasks: Tasks) -> Ranges:
+    return find_ranges(graph.file, list(graph.constants.values()), graph.network, tasks(graph.network))
+
+
+def _joined(graphs: Sequence[Graph], backbone: Backbone) -> list[Graph]:
+    """Returns the graphs of several files as those of one."""
+    parts = [Part(graph.network.kind.signature, graph.file, graph.constants) for graph in graphs]
+    model = join(parts)
+    add_metadata(model, backbone.name, backbone.preprocessing)
+    add_task_place(model)
+    file = LiteFile(pack_objects(model))
+    return [
+        dataclasses.replace(graph, file=file.with_graph(number) if number else file)
+        for number, graph in enumerate(graphs)
+    ]
 
 
 def make_float_file(backbone: Backbone, network: Network, quantize: str) -> tuple[LiteFile, list[Constant]]:
     """Returns a file with marked weights, and which of its constants tasks change."""
     marks = network.marked()
-    file = _with_places(convert(backbone, marks, quantize), backbone)
+    file = _with_places(convert(backbone, network.kind, marks, quantize), backbone)
     return file, identify(file, network, marks)
 
 
@@ -148,17 +224,20 @@ def _with_places(content: bytes, backbone: Backbone) -> LiteFile:
     return LiteFile(pack_objects(model))
 
 
-def constants_from_json(entries: list[Mapping[str, Any]], file: LiteFile, network: Network) -> list[Constant]:
-    """Returns the constants that `Slot.to_json` described.
+def constants_from_json(
+    entries: list[Mapping[str, Any]], file: LiteFile, network: Network, graph: int = 0
+) -> list[Constant]:
+    """Returns the constants of a graph that `Slot.to_json` described.
 
     Raises:
         KeyError, TypeError, ValueError: If it did not, or not those of this file and network.
     """
-    constants = [
-        Constant(entry["tensor"], **{name: entry[name] for name in _FIELDS if name in entry} | _order(entry))
-        for entry in entries
-        if entry["part"] == "data"
-    ]
+    constants = []
+    for entry in entries:
+        tensors = entry.get("tensors", {"0": entry["tensor"]})
+        if entry["part"] == "data" and str(graph) in tensors:
+            fields = {name: entry[name] for name in _FIELDS if name in entry} | _order(entry)
+            constants.append(Constant(tensors[str(graph)], **fields))
     tensors = {tensor.index: tensor for tensor in file.constants()}
     for constant in constants:
         tensor = tensors.get(constant.tensor)
@@ -170,6 +249,8 @@ def constants_from_json(entries: list[Mapping[str, Any]], file: LiteFile, networ
 def _is_known(constant: Constant, network: Network) -> bool:
     """Returns whether what a constant is said to be made of is in a network."""
     kernel, norm = network.kernels.get(constant.kernel), network.norms.get(constant.norm)
+    if constant.bias is not None and constant.bias not in network.weights:
+        return False
     if norm is None and (constant.norm is not None or constant.role in (BIAS, FACTOR, OFFSET)):
         return False
     if constant.role == FILTER:
@@ -185,55 +266,65 @@ def _order(entry: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {"order": tuple(entry["order"])} if "order" in entry else {}
 
 
-def _quantised(
-    file: LiteFile, marked: bytes, ranges: Ranges, constants: list[Constant], backbone: Backbone, network: Network
-) -> tuple[LiteFile, list[Constant]]:
-    """Returns an int8 file, and its constants; biases that no task changes are those of the base."""
-    new = _with_places(quantise(marked, ranges), backbone)
+def _quantised(graph: Graph, marked: bytes, ranges: Ranges, backbone: Backbone) -> Graph:
+    """Returns a graph in int8; biases that no task changes are those of the base."""
+    file, new = graph.file, _with_places(quantise(marked, ranges), backbone)
     pairs = corresponding(file, new)
-    moved = move_constants(constants, pairs)
-    encoder = Encoder(new, {constant.tensor: constant for constant in moved}, network)
+    moved = Graph.of(graph.network, new, move_constants(list(graph.constants.values()), pairs))
+    encoder = moved.encoder
     for operator in file.computing():
         _, kernel, bias = filter_inputs(operator)
         target = new.tensors[pairs[bias]] if bias >= 0 else None
         # The converter chose the scales of biases by marked filters.
         fixed = target is not None and target.data is not None and target.index not in encoder.constants
         if fixed and pairs[kernel] in encoder.constants and target.data.dtype == np.int32:
-            scales = encoder.bias_scales(target.index, network.weights)
+            scales = encoder.bias_scales(target.index, graph.network.weights)
             write_elements(new, target, bias_elements(file.floats(file.tensors[bias]), scales))
-    return new, moved
+    return moved
 
 
-def _slots(file: LiteFile, constant: Constant, network: Network) -> Iterator[Slot]:
-    """Yields the entries of a constant."""
-    tensor = file.tensors[constant.tensor]
+def _slots(graph: Graph, number: int, constant: Constant) -> Iterator[Slot]:
+    """Yields the entries of a constant of a graph, by its number."""
+    tensor = graph.file.tensors[constant.tensor]
+    # What a task masks; a filter of its head it brings.
+    masked = constant.role == FILTER and not constant.of_head
     kind = KIND_CODES[constant.role]
-    quantised_filter = constant.role == FILTER and tensor.data.dtype == np.int8
-    channels, inner = constant.channels(network) if constant.role == FILTER else (1, 1)
-    scales = (tensor.scales.offset, tensor.scales.count) if quantised_filter else (0, 0)
-    data = Entry(kind, tensor.data.dtype, tensor.data.offset, tensor.data.count, channels, inner, tensor.index, *scales)
-    yield Slot(data, constant, "data")
+    if constant.of_head:
+        kind = KIND_CODES[HEAD_KERNEL_ROLE if constant.role in (FILTER, HEAD_KERNEL_ROLE) else HEAD_BIAS_ROLE]
+    channels, inner = constant.channels(graph.network) if masked else (1, 1)
+    quantised = masked and tensor.data.dtype == np.int8
+    scales = (tensor.scales.offset, tensor.scales.count) if quantised else (0, 0)
+    data = tensor.data
+    yield Slot(
+        Entry(kind, data.dtype, data.offset, data.count, channels, inner, tensor.index, *scales, graph=number),
+        {},
+        "data",
+    )
     # A filter without batch norm of its own keeps its scales under every task.
-    if tensor.scales is None or (constant.role == FILTER and constant.norm is None):
+    if tensor.scales is None or (masked and constant.norm is None):
         return
-    yield Slot(_entry("scales", tensor.scales, tensor.index), constant, "scales")
+    yield Slot(_entry("scales", tensor.scales, tensor.index, number), {}, "scales")
     if constant.role in (FACTOR, OFFSET) and tensor.data.dtype == np.int8:
-        yield Slot(_entry("zeros", tensor.zeros, tensor.index), constant, "zeros")
+        yield Slot(_entry("zeros", tensor.zeros, tensor.index, number), {}, "zeros")
 
 
-def _entry(kind: str, span: Span, tensor: int) -> Entry:
-    return Entry(KIND_CODES[kind], span.dtype, span.offset, span.count, 1, 1, tensor)
+def _entry(kind: str, span: Span, tensor: int, graph: int) -> Entry:
+    return Entry(KIND_CODES[kind], span.dtype, span.offset, span.count, 1, 1, tensor, graph=graph)
 
 
-def check_apart(file: LiteFile, constants: list[Constant]) -> None:
-    """Fails if a constant shares its bytes with another tensor.
+def _check_apart(graphs: Sequence[Graph]) -> None:
+    """Fails if a constant shares its bytes with another tensor that is not the same constant in another graph.
 
     Raises:
         ValueError: With the first one.
     """
-    owners: dict[int, int] = {}
-    for tensor in file.constants():
-        owners[tensor.buffer] = owners.get(tensor.buffer, 0) + 1
-    for constant in constants:
-        if owners[file.tensors[constant.tensor].buffer] > 1:
-            raise ValueError(f"Tensor {file.tensors[constant.tensor].name!r} shares its bytes with another one.")
+    for _, owners in shared_between([graph.file for graph in graphs]):
+        constants = [graphs[number].constants.get(tensor) for number, tensor in owners]
+        made_of = {constant and dataclasses.replace(constant, tensor=-1) for constant in constants}
+        if (
+            len(owners) > 1
+            and made_of != {None}
+            and (len(made_of) > 1 or len({number for number, _ in owners}) < len(owners))
+        ):
+            number, tensor = owners[0]
+            raise ValueError(f"Tensor {graphs[number].file.tensors[tensor].name!r} shares its bytes with another one.")

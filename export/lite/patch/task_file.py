@@ -8,6 +8,7 @@ from piggyback_tf.packs import codec
 from piggyback_tf.packs.bits import MaskBits
 
 from ...edge.piggyback_edge import (
+    ANSWERS,
     COMPRESSED,
     HEAD_INSIDE,
     NEW_BYTES,
@@ -16,7 +17,6 @@ from ...edge.piggyback_edge import (
     TASK_HEADER,
     TASK_MAGIC,
     TERNARY,
-    VERSION,
     Manifest,
     Task,
 )
@@ -44,23 +44,28 @@ def task_bytes(task: Task, manifest: Manifest, *, compress: bool = False) -> byt
         | (HEAD_INSIDE if kinds & set(_HEAD_KINDS) else 0)
     )
     head = b"" if task.kernel is None else task.kernel.astype("<f4").tobytes() + task.bias.astype("<f4").tobytes()
-    text = _strings([task.name, task.augment, task.base_name, task.preprocessing, *task.labels])
+    own = [task.problem, task.head_spec] if task.version > 1 else []
+    text = _strings([task.name, task.augment, task.base_name, task.preprocessing, *own, *task.labels])
+    height, width = task.signature.image_shape
     masked = bytes(place in task.masks for place in range(len(manifest.entries)))
     body, bounds = _lay_out([masked, masks, rates, head, corrections, text])
     header = TASK_HEADER.pack(
         TASK_MAGIC,
-        VERSION,
+        task.version,
         flags,
         TASK_HEADER.size + len(body) + hashlib.sha256().digest_size,
         len(manifest.entries),
         len(task.labels),
-        manifest.features,
-        manifest.image_size,
+        task.signature.features,
+        height,
         manifest.base_sha256,
         manifest.base_hash,
         hashlib.sha256(raw).digest(),
         *bounds,
-        bytes(24),
+        width if task.version > 1 else 0,
+        task.graph,
+        ANSWERS.index(task.answer),
+        bytes(12),
     )
     return header + body + hashlib.sha256(header + body).digest()
 

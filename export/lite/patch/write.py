@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.data import images as images_module
 from piggyback_tf.files import make_folder, write_atomically
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 from piggyback_tf.packs.base_fit import check_same_weights
 
@@ -30,15 +32,16 @@ from ..folder import (
     new_folder,
     refuse_other_task,
 )
+from ..kinds import Kind, check_answer, check_room, dense_kind, kinds_of
 from ..options import LiteOptions
 from ..representative_images import representative_images, split_specs
 from ..weights import Network, Weights, own_weights
 from .calibrate import Saturation, corresponding, find_ranges, find_saturation
 from .checks import check_base, check_task
 from .manifest import manifest_bytes, manifest_json
-from .patchable import Patchable, constants_from_json, make_float_file
+from .patchable import Graph, Patchable, constants_from_json, make_float_file
 from .task_file import task_bytes
-from .tasks import check_room, make_task
+from .tasks import make_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +79,17 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         ValueError: If what conversion makes of the base cannot be patched.
         OSError: If the files cannot be written.
     """
-    network = Network.of(backbone, options.max_classes)
-    tasks = _fitting(packs, backbone, network)
+    tasks = list(fitting_packs(packs, BaseSpec.of(backbone), check=check_answer))
+    kinds = kinds_of(tasks, backbone, options.max_classes)
+    for pack in tasks:
+        check_room(pack, kinds)
+    networks = [Network.of(backbone, kind) for kind in kinds]
     with new_folder(Path(output)) as folder:
         images = []
         if options.quantize == "int8":
             images = representative_images(options.representative_data, tasks, options.representative_images)
         base = Patchable.make(
-            backbone, network, options.quantize, options.max_classes, lambda: _with_images(network, tasks, images)
+            backbone, networks, options.quantize, lambda network: _with_images(network, tasks, images)
         )
         check_base(base, backbone)
         device = Base(bytes(base.file.data), base.manifest)
@@ -96,6 +102,11 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         (folder / MANIFEST_FILE).write_bytes(content)
         about = {"base": backbone.name, "weights": backbone.weights, "preprocessing": backbone.preprocessing}
         about |= backbone.structure.to_json()
+        if base.manifest.graphs:
+            about["signatures"] = [
+                {"name": kind.signature, "images": list(kind.image_shape), "head": dataclasses.asdict(kind.head)}
+                for kind in kinds
+            ]
         document = manifest_json(base.manifest, [slot.to_json() for slot in base.slots], about)
         (folder / MANIFEST_JSON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         bank = TaskBank(backbone)
@@ -127,7 +138,9 @@ def add_patches(
             f"--representative_data is for bases of int8; leave it out: the quantisation of {str(base_file)!r} is "
             f"{base.manifest.quantize!r}."
         )
-    tasks = _fitting(packs, backbone, base.network)
+    tasks = list(fitting_packs(packs, BaseSpec.of(backbone), check=check_answer))
+    for pack in tasks:
+        base.graph_of(pack)
     specs = split_specs(options.representative_data, len(tasks))
     model, bank = Model(Base(bytes(base.file.data), base.manifest, verify=False)), TaskBank(backbone)
     folder, contents, added = base_file.parent if output is None else Path(output), [], []
@@ -159,29 +172,39 @@ def read_base(backbone: Backbone, base_file: Path) -> Patchable:
     except EdgeError as error:
         raise ExportError(str(error)) from error
     check_same_weights(f"{str(base_file)!r} was made of", manifest.base_hash.hex(), backbone, ExportError)
-    file, network = LiteFile(device.data), Network.of(backbone, manifest.max_classes)
+    file = LiteFile(device.data)
     try:
         document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))
         if document["base_sha256"] != manifest.base_sha256.hex():
             raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")
-        constants = constants_from_json(document["constants"], file, network)
+        graphs = []
+        for number, kind in enumerate(_kinds(document, manifest, backbone)):
+            network, own = Network.of(backbone, kind), file.with_graph(number) if number else file
+            graphs.append(Graph.of(network, own, constants_from_json(document["constants"], own, network, number)))
         structure = Structure.from_json(document)
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
     check_same_computation(repr(str(base_file)), structure, backbone.structure, ExportError)
-    base = Patchable.of(file, network, constants, backbone, manifest.quantize, manifest.max_classes)
+    base = Patchable.of(graphs, backbone, manifest.quantize)
     if base.manifest != manifest:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} does not fit {MANIFEST_FILE}.")
     return base
 
 
-def _fitting(packs: Sequence[PackSource], backbone: Backbone, network: Network) -> list[TaskPack]:
-    """Returns packs that fit a base, and its head if it has one."""
-    found = []
-    for pack in fitting_packs(packs, BaseSpec.of(backbone)):
-        check_room(pack, network)
-        found.append(pack)
-    return found
+def _kinds(document: dict[str, Any], manifest: Manifest, backbone: Backbone) -> list[Kind]:
+    """Returns the kinds of tasks that a base answers.
+
+    Raises:
+        KeyError, TypeError, ValueError: If `manifest.json` is damaged.
+    """
+    if not manifest.graphs:
+        return [dense_kind(backbone, manifest.max_classes)]
+    kinds = []
+    for entry in document["signatures"]:
+        shape = entry["head"]["image_shape"]
+        head = HeadSpec(**{**entry["head"], "image_shape": tuple(shape) if shape else None})
+        kinds.append(Kind.of(head, backbone))
+    return kinds
 
 
 def _task_content(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack, options: LiteOptions) -> bytes:
@@ -199,15 +222,17 @@ def _holds(path: Path, content: bytes, manifest: Manifest) -> bool:
 
 def _saturation(base: Patchable, backbone: Backbone, pack: TaskPack, images: list[np.ndarray]) -> list[Saturation]:
     """Returns the activations of a task that the ranges of an int8 base do not hold."""
-    file, constants = make_float_file(backbone, base.network, "none")
-    pairs = corresponding(file, base.file)
-    ranges = find_ranges(file, constants, base.network, _with_images(base.network, [pack], images))
-    return find_saturation(base.file, pairs, ranges)
+    graph = base.graphs[base.graph_of(pack)]
+    file, constants = make_float_file(backbone, graph.network, "none")
+    pairs = corresponding(file, graph.file)
+    ranges = find_ranges(file, constants, graph.network, _with_images(graph.network, [pack], images))
+    return find_saturation(graph.file, pairs, ranges)
 
 
 def _with_images(
     network: Network, packs: Sequence[TaskPack], images: Sequence[np.ndarray]
 ) -> Iterator[tuple[Weights, np.ndarray]]:
-    """Yields for each task all its weights, and its images."""
+    """Yields for each task of a network's kind all its weights, and its images."""
     for pack, own in zip(packs, images, strict=True):
-        yield own_weights(network, pack), own
+        if network.kind.takes(pack):
+            yield own_weights(network, pack), own

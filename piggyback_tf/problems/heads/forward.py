@@ -34,7 +34,8 @@ class HeadNetwork:
         self.image_shape = spec.image_shape or (backbone.image_size, backbone.image_size)
         variables = named_variables(network.model)
         # Without models within it, a network may list its layers in another order.
-        self._variables = [variables[path] for path in named_variables(backbone.model)]
+        self._paths = list(named_variables(backbone.model))
+        self._variables = [variables[path] for path in self._paths]
         self._network, self._head, self._head_variables = network.model, None, {}
         if spec.is_dense:
             return
@@ -45,6 +46,19 @@ class HeadNetwork:
         self._head_variables = {
             path.removeprefix(f"{HEAD_NAME}/"): variable for path, variable in named_variables(self._head).items()
         }
+
+    @property
+    def head(self) -> keras.Model | None:
+        """The head as a network of its own, whose variables' paths begin with `HEAD_NAME`; None of a dense head."""
+        return self._head
+
+    @property
+    def used_paths(self) -> frozenset[str]:
+        """The paths of the base's variables that answers depend on: not those of layers behind the last endpoint."""
+        used = {id(variable) for variable in self._network.variables}
+        return frozenset(
+            path for path, variable in zip(self._paths, self._variables, strict=True) if id(variable) in used
+        )
 
     @property
     def head_shapes(self) -> dict[str, tuple[int, ...]] | None:

@@ -31,7 +31,7 @@ import piggyback_edge as edge
 found, errors = {}, {}
 for name, path in json.load(sys.stdin).items():
     try:
-        found[name] = edge._load_image(path, 8)
+        found[name] = edge._load_image(path, (8, 8))[0]
     except (edge.EdgeError, ValueError) as error:
         errors[name] = str(error)
 np.savez(sys.argv[2], **found)
@@ -186,7 +186,7 @@ def test_impossible_pixels_are_refused_as_by_a_bank(image, good, tmp_path):
     np.save(tmp_path / "image.npy", image)
     if good:
         check_pixels(image)
-        found = piggyback_edge._load_image(str(tmp_path / "image.npy"), 8)
+        found = piggyback_edge._load_image(str(tmp_path / "image.npy"), (8, 8))[0]
         np.testing.assert_array_equal(found, image[None].astype(np.float32))
         return
     with pytest.raises(ValueError, match="Images must hold"):
@@ -194,7 +194,7 @@ def test_impossible_pixels_are_refused_as_by_a_bank(image, good, tmp_path):
     with pytest.raises(EdgeError):
         piggyback_edge.check_pixels(image)
     with pytest.raises(EdgeError, match=r"image.npy' (cannot be used|is no)"):
-        piggyback_edge._load_image(str(tmp_path / "image.npy"), 8)
+        piggyback_edge._load_image(str(tmp_path / "image.npy"), (8, 8))[0]
 
 
 @pytest.fixture(name="predict")

@@ -75,7 +75,7 @@ def test_every_command_on_python_39(base, make_task, folder):
     program = (
         "import piggyback_edge as p, numpy as np; base = p.Base.load('base.tflite'); "
         "task = p.Task.load('plain.edge', base.manifest); "
-        "np.save('seen.npy', p._load_image('photo.png', 8, 'resize(10,10)|central_crop(8)')); "
+        "np.save('seen.npy', p._load_image('photo.png', (8, 8), 'resize(10,10)|central_crop(8)')[0]); "
         "np.save('chances.npy', task.probabilities(np.ones((2, 6), 'f4'), bytes(open('m', 'rb').read())))"
     )
     (folder / "m").write_bytes(model.data)

@@ -363,7 +363,7 @@ def test_a_base_of_version_1_is_still_used(patched, tmp_path):
     model = read_objects(bytes(base.file.data))
     model.metadata = [entry for entry in model.metadata if entry.name != TASK_NAME]
     file = LiteFile(pack_objects(model))
-    old = Patchable.of(file, base.network, list(base.constants.values()), export.backbone, "none", 0)
+    old = Patchable.of([dataclasses.replace(base.graphs[0], file=file)], export.backbone, "none")
     content = manifest_bytes(old.manifest)
     assert (old.manifest.task_place, content[8]) == (0, 1)
     (tmp_path / "base.tflite").write_bytes(file.data)
