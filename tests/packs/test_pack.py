@@ -28,7 +28,7 @@ def test_a_file_gives_back_the_pack(tmp_path, kind):
     loaded = TaskPack.load(path)
     assert loaded.content_digest() == pack.content_digest()
     assert loaded.to_bytes() == pack.to_bytes() == path.read_bytes()
-    assert pack.format_version == loaded.format_version == container.FORMAT_VERSION
+    assert pack.format_version == loaded.format_version == 4
     assert list(loaded.masks) == list(pack.masks), "the order of the layers is kept"
     assert loaded.class_names == ["wren", "rook", "tüvö"]
     assert loaded.settings == pack.settings
@@ -150,7 +150,7 @@ def test_settings_are_what_a_file_makes_of_them():
         ({"errors": {"test": 3}}, "errors must map"),
         ({"settings": [1]}, "settings must be a dict"),
         ({"created": "yesterday"}, "created must be a date"),
-        ({"format_version": 5}, "format_version must be 1 to 4"),
+        ({"format_version": 6}, "format_version must be 1 to 5"),
         ({"base_structure": "ab"}, "base_structure must be a SHA-256 as 64 hexadecimal digits"),
         ({"base_answers": [0.5] * 16}, "base_structure must be a SHA-256 as 64 hexadecimal digits, or null without"),
         ({"base_structure": "ab" * 32, "base_answers": [0.5]}, "a list of 16 numbers or nulls"),
@@ -234,7 +234,8 @@ def _mask_entry(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 5}, "format version 5, and this version of piggyback_tf reads up to 4"),
+        ({"format_version": 6}, "format version 6, and this version of piggyback_tf reads up to 5"),
+        ({"format_version": 5}, "does not list masks and batch norm, and parts, or more"),
         ({"format_version": True}, "which is no version"),
         ({"task": ...}, "has no entry 'task'"),
         ({"base_structure": ...}, "has no entry 'base_structure'"),
