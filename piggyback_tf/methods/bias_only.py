@@ -1,9 +1,9 @@
 """Biases only: each task has its own offsets over frozen kernels (BitFit; Ben Zaken, Goldberg and Ravfogel, ACL 2022,
 arXiv 2106.10199; of convolutional networks Cai et al., TinyTL, NeurIPS 2020, arXiv 2007.11622).
 
-A layer computes `W x + b` with the base's W and the task's b. Every bias of a layer with a kernel is learned. Where some
-kernel has none, since batch norm comes behind it, beta of batch norm is learned, too: in `gamma x + beta` it is what a bias
-is. Gamma and the statistics are the base's. The network starts as the base.
+A layer computes `W x + b` with the base's W and the task's b. Every bias of a layer with a kernel is learned. Where
+some kernel has none, since batch norm comes behind it, beta of batch norm is learned, too: in `gamma x + beta` it is
+what a bias is. Gamma and the statistics are the base's. The network starts as the base.
 """
 
 import keras
@@ -37,7 +37,9 @@ class BiasOnly(Method):
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if not has_own(layer):
                 return type(layer), {"trainable": False}
-            return norm.settings_of(layer) if is_batch_norm(layer) else (BIASED_LAYERS[type(layer)], {"trainable": True})
+            return (
+                norm.settings_of(layer) if is_batch_norm(layer) else (BIASED_LAYERS[type(layer)], {"trainable": True})
+            )
 
         if not any(map(has_own, layers)):
             raise ValueError(

@@ -1,18 +1,19 @@
 """LoRA: a matrix of low rank is added to each frozen kernel (Hu et al., ICLR 2022; arXiv 2106.09685).
 
 A kernel W, seen as a matrix `[inputs of a filter, filters]`, becomes `W' = W + (alpha / r) A B` (section 4.1) with A
-`[inputs of a filter, r]` and B `[r, filters]`. A starts at random and B at 0, so that the network starts as the base. As
-in the authors' code, A starts uniform in `1 / sqrt(inputs of a filter)`.
+`[inputs of a filter, r]` and B `[r, filters]`. A starts at random and B at 0, so that the network starts as the base.
+As in the authors' code, A starts uniform in `1 / sqrt(inputs of a filter)`.
 
 A convolution's kernel `[height, width, in, out]` is seen as the matrix `[height * width * in, out]`. That is a
 convolution with r filters of the same size, and a 1x1 convolution of what it gives, as in PEFT and in Keras'
-`enable_lora`. A 1x1 convolution is then what a Dense layer is. Of a grouped convolution, all groups share A. A transposed
-convolution's kernel has its inputs last, `[height, width, out, in]`, and is divided there. Of a separable convolution, the
-1x1 part is changed. Depthwise kernels stay those of the base: each of their filters has one input channel, and a product
-would have more numbers than the kernel. Biases and batch norm are the base's.
+`enable_lora`. A 1x1 convolution is then what a Dense layer is. Of a grouped convolution, all groups share A. A
+transposed convolution's kernel has its inputs last, `[height, width, out, in]`, and is divided there. Of a separable
+convolution, the 1x1 part is changed. Depthwise kernels stay those of the base: each of their filters has one input
+channel, and a product would have more numbers than the kernel. Biases and batch norm are the base's.
 
-Keras' own `enable_lora` is not used. It makes the kernel trainable, too; in a frozen layer it trains nothing and does not
-say so; and a saved layer comes back with A B added to its kernel and both factors 0, of which neither gets a gradient.
+Keras' own `enable_lora` is not used. It makes the kernel trainable, too; in a frozen layer it trains nothing and does
+not say so; and a saved layer comes back with A B added to its kernel and both factors 0, of which neither gets a
+gradient.
 
 `merge` adds A B to the kernels, and a task takes as long as the base.
 """

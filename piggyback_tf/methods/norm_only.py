@@ -1,9 +1,9 @@
 """Batch norm only: gamma and beta of each task over frozen kernels (Bilen and Vedaldi 2017, arXiv 1701.07275).
 
-A layer of batch norm computes `gamma (x - mean) / sqrt(variance + epsilon) + beta`. Gamma and beta belong to the task. With
-`norm_statistics="frozen"` mean and variance are those of the base, and a pack holds two numbers a channel. With
-`norm_statistics="task"` they follow the task's batches, as in the paper, and a pack holds four. All kernels and biases are
-the base's. The network starts as the base.
+A layer of batch norm computes `gamma (x - mean) / sqrt(variance + epsilon) + beta`. Gamma and beta belong to the task.
+With `norm_statistics="frozen"` mean and variance are those of the base, and a pack holds two numbers a channel. With
+`norm_statistics="task"` they follow the task's batches, as in the paper, and a pack holds four. All kernels and biases
+are the base's. The network starts as the base.
 """
 
 import keras

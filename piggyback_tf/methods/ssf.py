@@ -1,14 +1,14 @@
-"""SSF: scaling and shifting the features of a frozen network (Lian, Zhou, Feng and Wang, NeurIPS 2022; arXiv 2210.08823).
+"""SSF: scaling and shifting the features of a frozen network (Lian et al., NeurIPS 2022; arXiv 2210.08823).
 
-Behind each operation with weights, and before its activation, a channel x of the features becomes `gamma x + beta`
-(equation 3). Behind a layer `W x + b` that is a layer with the kernel `gamma W` and the bias `gamma b + beta` (section 3.2),
-and that is how it is computed and kept here: with a scale for each channel of a kernel's output, and a bias of the task. Of
-a layer of normalisation these are its own gamma and beta. What is learned is the bias `gamma b + beta` as a whole; the
-functions are the same. Where a layer has no bias, it gets a scale alone. Scales start at 1 and shifts at 0, so that the
-network starts as the base; the authors add noise of 0.02 to both.
+Behind each operation with weights, and before its activation, a channel x of the features becomes `gamma x + beta`.
+Behind a layer `W x + b` that is a layer with the kernel `gamma W` and the bias `gamma b + beta`, the paper's
+re-parameterisation, and that is how it is computed and kept here: with a scale for each channel of a kernel's output,
+and a bias of the task. Of a layer of normalisation these are its own gamma and beta. What is learned is the bias
+`gamma b + beta` as a whole; the functions are the same. Where a layer has no bias, it gets a scale alone. Scales start
+at 1 and shifts at 0, so that the network starts as the base; the authors add noise of 0.02 to both.
 
-On a network with batch norm this would be what batch norm does already, and such a network is refused: `norm_only` learns
-that, with half of the numbers.
+On a network with batch norm this would be what batch norm does already, and such a network is refused: `norm_only`
+learns that, with half of the numbers.
 """
 
 from collections.abc import Sequence

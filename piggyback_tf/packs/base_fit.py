@@ -106,7 +106,9 @@ class Claims:
         said = {name: fields[name] for name in ("task", "base_name", "base_weights", "base_hash", "image_size")}
         if (fields.get("head_spec") or {}).get("image_shape"):
             said["image_size"] = None
-        return cls(**said, features=features, masks=masks, norm=norm, parts=parts, structure=Structure.from_json(fields))
+        return cls(
+            **said, features=features, masks=masks, norm=norm, parts=parts, structure=Structure.from_json(fields)
+        )
 
 
 def check_fits(claims: Claims, base: BaseSpec) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.held_task import HeldTask
-from piggyback_tf.packs.parts import VECTOR, changed_weights, composed, part_name
+from piggyback_tf.packs.parts import VECTOR, changed_weights, composed_kernel, part_name
 from piggyback_tf.packs.spare_memory import SpareMemory
 
 # TensorFlow takes memory over without a copy if it begins at a multiple of this. It is also room for eight weights of
@@ -59,8 +59,8 @@ class BaseTensors:
     def materialise(self, task: HeldTask) -> TaskTensors:
         """Returns the tensors of a task, which has been checked to fit the base.
 
-        All that is changed of the base, and the head, lie one behind another in one piece of memory, which is free when the last
-        tensor goes.
+        All that is changed of the base, and the head, lie one behind another in one piece of memory, which is free when
+        the last tensor goes.
         """
         arrays = task.arrays()
         paths = [*arrays.changed]
@@ -102,13 +102,13 @@ def write_weight(arrays: TaskArrays, path: str, roles: Set[str], weights: np.nda
         apply_mask(weights, arrays.masks[path].packed, out)
         if not roles:
             return
-        value = composed(out[: weights.size].view(weights.dtype).reshape(weights.shape), arrays.parts, path)
+        value = composed_kernel(out[: weights.size].view(weights.dtype).reshape(weights.shape), arrays.parts, path)
     elif path in arrays.norm:
         value = arrays.norm[path]
     elif VECTOR in roles:
         value = arrays.parts[part_name(VECTOR, path)]
     else:
-        value = composed(weights, arrays.parts, path)
+        value = composed_kernel(weights, arrays.parts, path)
     out[: weights.size] = _as_words(value.astype(weights.dtype))
 
 

@@ -1,7 +1,7 @@
 """What a task has of a weight beside a mask, and the one rule by which a base's weight and a task make a weight.
 
-A kernel is `W' = s (M W) + A B`, where M is a mask, s scales channels, and A B has a low rank; what a task does not have
-is left out. Any other vector of the base, such as a bias, is replaced as a whole. The arrays are named ROLE/PATH:
+A kernel is `W' = s (M W) + A B`, where M is a mask, s scales channels, and A B has a low rank; what a task does not
+have is left out. Any other vector of the base, such as a bias, is replaced as a whole. The arrays are named ROLE/PATH:
 
 | role | array |
 | --- | --- |
@@ -53,6 +53,18 @@ def changed_weights(names: Iterable[str]) -> dict[str, set[str]]:
     return found
 
 
+def count_parts(parts: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+    """Returns what arrays change, for a person: how many weights, and how many numbers they have for that, by kind."""
+    kinds = {SCALE: "scales of channels", DOWN: "low rank", UP: "low rank", VECTOR: "vectors"}
+    weights: dict[str, set[str]] = {}
+    numbers: dict[str, int] = {}
+    for name, value in parts.items():
+        role, path = split_name(name)
+        weights.setdefault(kinds[role], set()).add(path)
+        numbers[kinds[role]] = numbers.get(kinds[role], 0) + value.size
+    return {kind: (len(weights[kind]), numbers[kind]) for kind in weights}
+
+
 def check_parts(shapes: Mapping[str, Shape]) -> None:
     """Checks that arrays of a task fit each other.
 
@@ -96,7 +108,7 @@ def shape_error(name: str, shape: Shape, of: Shape) -> str | None:
     return None if fits else f"{role!r} of shape {list(shape)} for {path!r}, which has shape {list(of)}"
 
 
-def composed(kernel: np.ndarray, parts: Mapping[str, np.ndarray], path: str) -> np.ndarray:
+def composed_kernel(kernel: np.ndarray, parts: Mapping[str, np.ndarray], path: str) -> np.ndarray:
     """Returns the kernel of a task, float32, or float64 as the base's.
 
     The order of operations is fixed and none is fused, so that every machine gets the same bits: the products of a

@@ -171,7 +171,9 @@ def test_a_task_goes_from_its_pack_through_bank_and_merged_network(method, seque
         np.testing.assert_allclose(merged(IMAGES[place::2], training=False), alone, rtol=0, atol=1e-6)
         assert all(type(layer).__module__.startswith("keras.") for layer in merged.layers)
         base = {path: v.numpy() for path, v in named_variables(backbone.model).items()}
-        changed = {path for path, v in named_variables(merged).items() if path in base and (v.numpy() != base[path]).any()}
+        changed = {
+            path for path, v in named_variables(merged).items() if path in base and (v.numpy() != base[path]).any()
+        }
         assert changed <= {*TaskPack.load(folder / f"{place + 1}_{task}" / pack_name(task)).arrays.changed}
         assert bool(changed) == (method != "classifier_only")
 
