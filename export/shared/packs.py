@@ -7,7 +7,7 @@ from piggyback_tf.commands.common import choose_base
 from piggyback_tf.data import TARGETS
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
-from piggyback_tf.packs.parts import count_parts
+from piggyback_tf.packs.parts import parts_in_words
 
 from .errors import ExportError
 
@@ -74,7 +74,7 @@ def fitting_packs(
         check(pack)
         if pack.parts:
             raise ExportError(
-                f"Task {pack.task!r}, learned by {pack.method!r}, has {' and '.join(count_parts(pack.parts))} of its own, "
+                f"Task {pack.task!r}, learned by {pack.method!r}, has {parts_in_words(pack.parts)} of its own, "
                 "and exports hold masks, batch norm and heads. A TaskBank, evaluate, predict and merge take it."
             )
         if pack.task in names:

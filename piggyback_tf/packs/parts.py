@@ -65,6 +65,11 @@ def count_parts(parts: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
     return {kind: (len(weights[kind]), numbers[kind]) for kind in weights}
 
 
+def parts_in_words(parts: Mapping[str, np.ndarray]) -> str:
+    """Returns the kinds of arrays, to stand in a sentence: `"low rank and vectors"`."""
+    return " and ".join(count_parts(parts))
+
+
 def check_parts(shapes: Mapping[str, Shape]) -> None:
     """Checks that arrays of a task fit each other.
 

@@ -20,7 +20,7 @@ from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
-from piggyback_tf.packs.parts import count_parts
+from piggyback_tf.packs.parts import parts_in_words
 from piggyback_tf.packs.remote import is_url
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
@@ -157,7 +157,7 @@ def _load(method: Method, base: BaseSpec, path: str | Path, origin: Mapping[str,
         raise PackError(f"Task {task} was learned by {learner} and has no masks that others could start from.")
     if pack.parts:
         raise PackError(
-            f"Task {shown(pack.task)} has {' and '.join(count_parts(pack.parts))} beside its masks, without which these "
+            f"Task {shown(pack.task)} has {parts_in_words(pack.parts)} beside its masks, without which these "
             "are not what they were."
         )
     masks = {path: pack.mask(path) for path in pack.masks}

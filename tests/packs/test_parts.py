@@ -12,7 +12,7 @@ from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import PackError, TaskBank, TaskPack
 from piggyback_tf.packs.held_task import HeldTask
 from piggyback_tf.packs.materialise import BaseTensors
-from piggyback_tf.packs.parts import composed_kernel, split_name, count_parts
+from piggyback_tf.packs.parts import composed_kernel, count_parts, split_name
 from tests.packs.helpers import (
     base_of,
     forge,
