@@ -365,7 +365,9 @@ def main() -> None:
     if options.speed:
         print(speeds(options.methods))
         return
-    frontier = Frontier(Results("frontier" if options.epochs == 10 else "frontier_try"), battery_rows())
+    # A try leaves no rows among the results.
+    results = Results("frontier") if options.epochs == 10 else Results("frontier", state_folder("frontier_try"))
+    frontier = Frontier(results, battery_rows())
     runs = [
         run
         for run in plan(options.seeds, options.epochs)
