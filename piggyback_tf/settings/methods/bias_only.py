@@ -11,4 +11,4 @@ class BiasOnlyConfig(MethodConfig):
     """Settings of biases only."""
 
     trains = ("adapter", "norm", "head")
-    problems = ("class", "map")
+    problems = ("class", "multilabel", "map")

@@ -12,7 +12,7 @@ class LoRAConfig(MethodConfig):
     """Settings of low-rank changes of kernels."""
 
     trains = ("adapter", "head")
-    problems = ("class", "map")
+    problems = ("class", "multilabel", "map")
 
     lora_rank: int = option(4, "LoRA: rank of what is added to a kernel, at most the smaller side of the kernel.")
     lora_alpha: float = option(4.0, "LoRA: what is added is multiplied by lora_alpha / lora_rank.")

@@ -11,4 +11,4 @@ class NormOnlyConfig(NormConfig):
     """Settings of batch norm only."""
 
     trains = ("norm", "head")
-    problems = ("class", "map")
+    problems = ("class", "multilabel", "map")

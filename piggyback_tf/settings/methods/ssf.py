@@ -11,4 +11,4 @@ class SSFConfig(MethodConfig):
     """Settings of scales and shifts of features."""
 
     trains = ("adapter", "head")
-    problems = ("class", "map")
+    problems = ("class", "multilabel", "map")
