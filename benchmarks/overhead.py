@@ -20,8 +20,8 @@ METHODS = ("finetune", "piggyback")
 STEPS_PER_EPOCH = 100
 
 
-def make_step(backbone: Any, method: str, batch: int) -> Any:
-    """Returns a function that takes one training step on a batch of random images, and its number of images."""
+def make_step(backbone: Any, method: str, batch: int, **settings: Any) -> Any:
+    """Returns a function that takes one training step on a batch of random images; `settings` are the method's."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -29,7 +29,7 @@ def make_step(backbone: Any, method: str, batch: int) -> Any:
     from piggyback_tf.methods import METHODS as registry
     from piggyback_tf.training import TrainConfig, make_optimizer
 
-    made = registry[method]()
+    made = registry[method](registry[method].Config(**settings))
     model = made.build(backbone, 10)
     optimizer = make_optimizer(made, model, TrainConfig(batch_size=batch), STEPS_PER_EPOCH)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)

@@ -70,8 +70,8 @@ def train_and_test(
         name: The folder of the set.
         method: Name of the method.
         config: How to train; its seed decides the validation split too.
-        state: Names the run's `state_folder`, from which an interrupted training goes on, and where a task with masks
-            leaves its pack, `<name>.task.safetensors`.
+        state: Names the run's `state_folder`, from which an interrupted training goes on, and where a task that has
+            one leaves its pack, `<name>.task.safetensors`.
         test: Whether to look at the test split; a search does not.
         **settings: The method's, where they are not its defaults.
 
@@ -132,6 +132,7 @@ def train_on(
     if masks:
         zeros = sum(int((m == 0).sum()) for m in masks.values())
         row["zeros_percent"] = 100 * zeros / sum(m.size for m in masks.values())
+    if kind.makes_pack:
         pack = folder / pack_name(name)
         TaskPack.from_model(
             trained.model,

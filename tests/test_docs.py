@@ -54,14 +54,14 @@ def _registries():
 
 def _run(heading: str) -> None:
     # What one block imports from the file of another is in the same names already.
-    code = _code("CONTRIBUTING.md", heading).replace("from piggyback_tf.settings.methods.norm_only import", "# ")
+    code = _code("CONTRIBUTING.md", heading).replace("from piggyback_tf.settings.methods.norm_copy import", "# ")
     exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
 
 
 def test_the_example_of_a_method():
     _run("Adding a method")
     backbone = load_backbone("shapesnet", weights="random")
-    method = METHODS["norm_only"](METHODS["norm_only"].Config(head_init="glorot"))
+    method = METHODS["norm_copy"](METHODS["norm_copy"].Config(head_init="glorot"))
     model = method.build(backbone, 3)
     groups = method.groups(model)
     assert {name: len(members) for name, members in groups.items()} == {"norm": 16, "head": 2}
@@ -72,7 +72,7 @@ def test_the_example_of_a_method():
         task="t",
         class_names=["a", "b", "c"],
         backbone=backbone,
-        method="norm_only",
+        method="norm_copy",
         eval_augment="resize(32,32)",
     )
     assert (len(pack.norm), len(pack.masks)) == (32, 0)

@@ -86,6 +86,7 @@ def test_inspect_as_json(tmp_path):
             "bits_per_weight": 8 * 42 / 163,
         },
         "norm_variables": 2,
+        "parts": [],
         "features": 4,
         "dtype": "float32",
         "errors": {"test": {"top1_error": 12.5, "top1_error_low": 3.5, "top1_error_high": 36.0, "images": 16}},

@@ -63,6 +63,8 @@ class SentPack:
             check_fits(pack.claims, base)
         except PackError as error:
             raise SentPackError(f"{error} The base here is that of the export {str(file)!r}.") from error
+        if pack.parts:
+            raise SentPackError(f"Task {pack.task!r} changes its base by more than a mask and batch norm.")
         try:
             self.inputs = {
                 "mask": layout.pack_mask(pack).reshape(-1),

@@ -8,7 +8,6 @@ from piggyback_tf.commands.common import PACK_HELP, check_output, load_pack
 from piggyback_tf.files import with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import CODECS
-from piggyback_tf.packs.container import FORMAT_VERSION
 from piggyback_tf.packs.remote import write_bytes
 
 
@@ -17,8 +16,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "convert",
         help="write a pack in another coding, or from an older format; needs no TensorFlow",
-        description=f"Writes a pack in format version {FORMAT_VERSION}, from this or an older version. Masks stay as "
-        "they are, whatever the codec.",
+        description="Writes a pack in the newest format that it needs, from this or an older one. Masks stay as they "
+        "are, whatever the codec.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
@@ -32,7 +31,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "one bit a weight (two if ternary); default: best",
     )
     command.add_argument(
-        "--float16", action="store_true", help="round batch norm and head to float16, which halves their bytes"
+        "--float16", action="store_true", help="round all but the masks to float16, which halves their bytes"
     )
     return command
 
@@ -47,7 +46,7 @@ def _run(options: argparse.Namespace) -> Answer:
     write_bytes(options.output, after)
     text = (
         f"{options.pack}: {len(before):,} bytes, format version {pack.format_version}, {pack.dtype}\n"
-        f"{options.output}: {len(after):,} bytes, format version {FORMAT_VERSION}, {converted.dtype}, codec "
+        f"{options.output}: {len(after):,} bytes, format version {converted.saved_version}, {converted.dtype}, codec "
         f"{options.codec} ({100 * len(after) / len(before):.1f} %)"
     )
     if converted.dtype != pack.dtype and pack.errors:
@@ -62,7 +61,7 @@ def _run(options: argparse.Namespace) -> Answer:
         "to": {
             "file": options.output,
             "bytes": len(after),
-            "format_version": FORMAT_VERSION,
+            "format_version": converted.saved_version,
             "dtype": converted.dtype,
             "codec": options.codec,
         },

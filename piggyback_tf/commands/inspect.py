@@ -12,6 +12,7 @@ from piggyback_tf.evaluation import format_bytes, format_error, format_table, fo
 from piggyback_tf.evaluation.text import ERROR_TITLES, format_pairs, interval_kind
 from piggyback_tf.foreign_text import printable, short_hash
 from piggyback_tf.packs import PackError, TaskPack
+from piggyback_tf.packs.parts import count_parts
 from piggyback_tf.targets import TARGETS
 
 # The list of classes is wrapped to this many characters.
@@ -89,6 +90,10 @@ def _json(path: str, pack: TaskPack, size: int, mask_bytes: int, layers: bool) -
             "bits_per_weight": 8 * mask_bytes / pack.masked_weights if pack.masks else None,
         },
         "norm_variables": len(pack.norm),
+        "parts": [
+            {"kind": kind, "weights": weights, "numbers": numbers}
+            for kind, (weights, numbers) in count_parts(pack.parts).items()
+        ],
         "problem": pack.problem,
         "image_shape": list(pack.image_shape),
         "head": pack.head_spec.to_json(),
@@ -107,7 +112,7 @@ def _row(pack: TaskPack, size: int, mask_bytes: int) -> list[str]:
         pack.method,
         f"{pack.base_name} ({pack.base_weights})",
         short_hash(pack.base_hash),
-        pack.mask_kind + (" + norm" if pack.norm else ""),
+        " + ".join([pack.mask_kind, *(["norm"] if pack.norm else []), *count_parts(pack.parts)]),
         f"{len(pack.class_names):,}",
         format_error(pack.errors.get("test")),
         format_bytes(size),
@@ -134,6 +139,10 @@ def _details(pack: TaskPack) -> str:
         "mask": f"{pack.mask_kind}, threshold {pack.threshold}" if pack.masks else "none",
         "masked weights": f"{pack.masked_weights:,} in {len(pack.masks):,} variables" if pack.masks else "none",
         "norm": f"{len(pack.norm):,} variables of this task" if pack.norm else "that of the base",
+        **{
+            kind: f"{numbers:,} numbers for {weights:,} weights"
+            for kind, (weights, numbers) in count_parts(pack.parts).items()
+        },
         "head": f"{pack.head_text}, stored as {pack.dtype}",
     }
     names = [f"{place} {name!r}" for place, name in enumerate(pack.class_names)]

@@ -16,6 +16,7 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.foreign_text import short_hash
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
+from piggyback_tf.packs.parts import count_parts
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -69,11 +70,12 @@ def _check(pack: TaskPack, size: int, base: BaseSpec) -> str:
     from piggyback_tf.packs.base_fit import check_fits
 
     check_fits(pack.claims, base)
+    parts = "".join(f"{kind} for {weights} weights, " for kind, (weights, _) in count_parts(pack.parts).items())
     computed = ", and computes the same" if pack.base_structure else "; what that one computed is not recorded"
     return (
         f"  file    whole: {size:,} bytes, format version {pack.format_version}, checksum as computed\n"
         f"  base    {base.name} ({base.weights}) has the hash that the pack names, {short_hash(base.hash)}..."
         f"{computed}\n"
-        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, and a head, "
+        f"  shapes  fit: {len(pack.masks)} masks, {len(pack.norm)} variables of batch norm, {parts}and a head, "
         f"{pack.head_text}"
     )

@@ -28,7 +28,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, copy_weights, is_batch_norm, named_layers
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.settings.methods.dan import DANConfig
-from piggyback_tf.surgery import FrozenKernels, copy_layers, derived_layers, foreign_kernels, generator, share_variables
+from piggyback_tf.surgery import OwnBias, copy_layers, derived_layers, foreign_kernels, generator, share_variables
 
 # How many of a kernel's last axes number its filters, for each kind of layer.
 OUTPUT_AXES: dict[type[keras.Layer], int] = {
@@ -38,14 +38,8 @@ OUTPUT_AXES: dict[type[keras.Layer], int] = {
 }
 
 
-class MixedKernel(FrozenKernels):
+class MixedKernel(OwnBias):
     """Computes with linear combinations `W + mixing W` of the filters of a frozen kernel; the bias is trained too."""
-
-    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
-        if name == "bias":
-            # Not made frozen and thawed later: TensorFlow's tapes do not watch what was not trainable when it was made.
-            return keras.Layer.add_weight(self, *args, name=name, **kwargs)
-        return super().add_weight(*args, name=name, **kwargs)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from piggyback_tf.head_spec import HeadSpec
-from piggyback_tf.packs import bits
+from piggyback_tf.packs import bits, parts
 from piggyback_tf.packs.bits import MaskBits
 from piggyback_tf.packs.container import PackError, check_path, check_shape
 from piggyback_tf.settings.records import check_choice
@@ -17,19 +17,27 @@ _FLOAT32 = np.dtype("float32")
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TaskArrays:
-    """Masks, batch norm and head of a task.
+    """Masks, batch norm and head of a task, and what else it changes of its base.
 
     Attributes:
         mask_kind: `"binary"`, `"ternary"`, or `"none"` if the task has no masks.
         masks: Packed masks by the weight's canonical path, in layer order.
         norm: The variables, float32, of batch norm layers trained for the task, by canonical path.
         head: The variables, float32, of the head by name; of a Dense layer `"kernel"`, `[F, C]`, and `"bias"`, `[C]`.
+        parts: What it changes of other weights, or of kernels in another way, float32, by role and path; see
+            `piggyback_tf/packs/parts.py`.
     """
 
     mask_kind: str
     masks: Mapping[str, MaskBits]
     norm: Mapping[str, np.ndarray]
     head: Mapping[str, np.ndarray]
+    parts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def changed(self) -> dict[str, None]:
+        """The canonical paths, in order, of all weights of the base that are otherwise for the task."""
+        return dict.fromkeys((*self.masks, *self.norm, *parts.changed_weights(self.parts)))
 
     @property
     def zeros_total(self) -> float:
@@ -38,15 +46,17 @@ class TaskArrays:
         return sum(bits.count_zeros(m.packed, m.shape) for m in self.masks.values()) / weights if weights else 0.0
 
     def named(self) -> dict[str, np.ndarray]:
-        """Returns all of them by names that differ: `mask/PATH`, as packed bits, `norm/PATH` and `head/NAME`."""
+        """Returns all of them by names that differ: `mask/PATH`, as packed bits, `norm/PATH`, `head/NAME`, and the
+        parts by theirs."""
         return (
             {f"mask/{path}": mask.packed for path, mask in self.masks.items()}
             | {f"norm/{path}": value for path, value in self.norm.items()}
             | {f"head/{name}": value for name, value in self.head.items()}
+            | dict(self.parts)
         )
 
     def astype(self, dtype: str) -> "TaskArrays":
-        """Returns them with batch norm and head rounded to a type, one of `DTYPES`; they are float32 in any case.
+        """Returns them with all but the masks rounded to a type, one of `DTYPES`; they are float32 in any case.
 
         Raises:
             PackError: If there is no such type, or a number is too large for it.
@@ -64,6 +74,7 @@ class TaskArrays:
             self,
             norm={path: rounded(path, value) for path, value in self.norm.items()},
             head={name: rounded(f"head/{name}", value) for name, value in self.head.items()},
+            parts={name: rounded(name, value) for name, value in self.parts.items()},
         )
 
     def check(self, spec: HeadSpec, dtype: str) -> None:
@@ -71,7 +82,7 @@ class TaskArrays:
 
         Args:
             spec: Which head the task has.
-            dtype: One of `DTYPES`, in which batch norm and head must lose nothing.
+            dtype: One of `DTYPES`, in which all but the masks must lose nothing.
 
         Raises:
             PackError: With the first thing that does not fit.
@@ -80,6 +91,10 @@ class TaskArrays:
             check_path(path)
         if twice := sorted(self.masks.keys() & self.norm.keys()):
             raise PackError(f"{twice[0]!r} has a mask, and is a variable of batch norm.")
+        parts.check_parts({name: value.shape for name, value in self.parts.items()})
+        for path, roles in parts.changed_weights(self.parts).items():
+            if path in self.norm or (parts.VECTOR in roles and path in self.masks):
+                raise PackError(f"{path!r} is changed in two ways that exclude each other.")
         for path, mask in self.masks.items():
             try:
                 check_shape(mask.shape)
@@ -92,7 +107,7 @@ class TaskArrays:
             self._check_dense(spec.classes)
         elif not self.head:
             raise PackError(f"The head, {spec.kind!r}, must hold variables.")
-        for name, value in [(f"head/{k}", v) for k, v in self.head.items()] + list(self.norm.items()):
+        for name, value in [*((f"head/{k}", v) for k, v in self.head.items()), *self.norm.items(), *self.parts.items()]:
             if value.dtype != _FLOAT32 or not value.size:
                 raise PackError(f"{name!r} must be float32 and not empty. Received: {value.dtype} {value.shape}.")
             if not np.isfinite(value).all():

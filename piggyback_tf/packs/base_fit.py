@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.backbones.structure_record import Structure, check_same_computation
 from piggyback_tf.foreign_text import short_hash, shown
 from piggyback_tf.packs.container import PackError
+from piggyback_tf.packs.parts import VECTOR, shape_error, split_name
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
@@ -76,6 +78,7 @@ class Claims:
         features: How many features its head takes; None of a head on other tensors, which is compared when it is used.
         masks: The shape of every mask by path.
         norm: The shape of every variable of batch norm by path.
+        parts: The shape of every other array that changes the base, by name.
         structure: What its base computes; None if the task does not say.
     """
 
@@ -87,6 +90,7 @@ class Claims:
     features: int | None
     masks: Mapping[str, tuple[int, ...]]
     norm: Mapping[str, tuple[int, ...]]
+    parts: Mapping[str, tuple[int, ...]]
     structure: Structure | None = None
 
     @classmethod
@@ -96,12 +100,15 @@ class Claims:
         features: int | None,
         masks: Mapping[str, tuple[int, ...]],
         norm: Mapping[str, tuple[int, ...]],
+        parts: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> "Claims":
         """Returns the claims of a task with these fields of a `TaskPack`, among others."""
         said = {name: fields[name] for name in ("task", "base_name", "base_weights", "base_hash", "image_size")}
         if (fields.get("head_spec") or {}).get("image_shape"):
             said["image_size"] = None
-        return cls(**said, features=features, masks=masks, norm=norm, structure=Structure.from_json(fields))
+        return cls(
+            **said, features=features, masks=masks, norm=norm, parts=parts, structure=Structure.from_json(fields)
+        )
 
 
 def check_fits(claims: Claims, base: BaseSpec) -> None:
@@ -136,10 +143,28 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
     for path in claims.norm:
         if path in claims.masks or path not in base.norm_paths:
             raise MisfitError(f"{task} brings batch norm for {path!r}, which is none in {base.name!r}.")
+    for name, shape in claims.parts.items():
+        _check_part(task, name, shape, base)
     if claims.features not in (None, base.features):
         raise MisfitError(
             f"The head of {task[0].lower() + task[1:]} takes {claims.features} features, and {base.name!r} gives "
             f"{base.features}."
+        )
+
+
+def _check_part(task: str, name: str, shape: tuple[int, ...], base: BaseSpec) -> None:
+    """Raises a `MisfitError` unless an array of a task changes a weight of a base that can be changed so."""
+    role, path = split_name(name)
+    if path not in base.shapes:
+        raise MisfitError(f"{task} changes {shown(path)}, which {base.name!r} lacks.")
+    if wrong := shape_error(name, tuple(shape), tuple(base.shapes[path])):
+        raise MisfitError(f"{task} has {wrong} in {base.name!r}.")
+    if path in base.norm_paths:
+        raise MisfitError(f"{task} changes {path!r}, a variable of batch norm in {base.name!r}, as if it were none.")
+    if role != VECTOR and base.maskable is not None and path not in base.maskable:
+        raise MisfitError(
+            f"{task} changes the kernel {shown(path)}, and {base.name!r} would not compute with that: the layer is of "
+            "a kind whose kernel cannot be changed, is quantised, or has LoRA enabled."
         )
 
 

@@ -16,7 +16,9 @@ from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import check_head_shapes
 from piggyback_tf.packs.bits import MaskBits, pack_bits
 from piggyback_tf.packs.container import PackError
+from piggyback_tf.packs.parts import VECTOR, part_name
 from piggyback_tf.problems import HEAD_NAME, HeadNetwork, is_head, read_spec
+from piggyback_tf.surgery import DerivedKernels, PartlyTrainedBatchNormalization
 
 
 def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
@@ -31,8 +33,8 @@ def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
         The fields `arrays`, `head_spec` and `threshold` of a `TaskPack`.
 
     Raises:
-        PackError: If the model has no such head, lacks weights of the base, changed others than batch norm, or has
-            weights that a pack cannot hold.
+        PackError: If the model has no such head, lacks weights of the base, changed others than batch norm and
+            vectors such as biases, or has weights that a pack cannot hold.
     """
     if not (isinstance(model, keras.Model) and is_container(model) and model.built):
         raise PackError(
@@ -42,8 +44,8 @@ def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
     base_variables = named_variables(base)
     whole, model = model, _unwrapped(model, base_variables)
     variables = named_variables(model)
-    norm_layers = batch_norm_paths(base)
-    norm_changed, norm = set(), {}
+    norm_layers, layers = batch_norm_paths(base), dict(named_layers(model))
+    norm_changed, norm, parts = set(), {}, _learned_parts(model)
     for path, base_variable in base_variables.items():
         layer = path.rpartition("/")[0]
         if path not in variables:
@@ -54,9 +56,14 @@ def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
         # A masked model reads the base's storage, and there is nothing to compare.
         if variables[path].value is base_variable.value or _same(variables[path], base_variable):
             continue
-        if layer not in norm_layers:
+        if isinstance(layers.get(layer), PartlyTrainedBatchNormalization):
+            norm[path] = np.asarray(variables[path].numpy(), np.float32)
+        elif layer in norm_layers:
+            norm_changed.add(layer)
+        elif len(base_variable.shape) == 1:
+            parts[part_name(VECTOR, path)] = np.asarray(variables[path].numpy(), np.float32)
+        else:
             raise PackError(f"The model's weight {path!r} differs from the base's, and a pack holds no base weights.")
-        norm_changed.add(layer)
     for path in base_variables:
         if path.rpartition("/")[0] in norm_changed:
             norm[path] = np.asarray(variables[path].numpy(), np.float32)
@@ -76,6 +83,7 @@ def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
         masks=masks,
         norm=norm,
         head={name: np.asarray(variable.numpy(), np.float32) for name, variable in head.items()},
+        parts=parts,
     )
     return {"arrays": arrays, "head_spec": spec, "threshold": float(config.threshold) if masks else None}
 
@@ -151,11 +159,26 @@ def _check_features(head: keras.layers.Dense, features: int) -> None:
 def _check_nothing_else(model: keras.Model, held: Iterable[keras.Variable]) -> None:
     """Raises a `PackError` if a model has weights beside those that a pack, or its base, holds."""
     known = {id(variable) for variable in held} | {id(weight.mask_real) for weight in masked_weights(model).values()}
+    known |= {id(variable) for layer in _derived_layers(model).values() for variable in layer.part_variables}
     if more := [path for path, variable in named_variables(model).items() if id(variable) not in known]:
         raise PackError(
             f"The model has the weight {more[0]!r}, which is none of the base and none of the head; a pack holds masks "
             "and batch norm of the base, and the head."
         )
+
+
+def _derived_layers(model: keras.Model) -> dict[str, DerivedKernels]:
+    return {path: layer for path, layer in named_layers(model) if isinstance(layer, DerivedKernels)}
+
+
+def _learned_parts(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns what the layers of a model have learned beside masks, by the names of `packs/parts.py`."""
+    found = {}
+    for path, layer in _derived_layers(model).items():
+        for name, value in layer.learned_parts().items():
+            role, _, weight = name.partition("/")
+            found[part_name(role, f"{path}/{weight}")] = value
+    return found
 
 
 def _same(first: keras.Variable, second: keras.Variable) -> bool:

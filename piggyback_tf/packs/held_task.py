@@ -27,13 +27,20 @@ class ArrayPlaces:
         masks: Path and shape of each weight that has a mask, in the order of the bits.
         planes: Bits a weight: 2 for ternary masks.
         norm: Path and shape of each variable of batch norm, in the order of the numbers.
+        parts: Name and shape of each other change of the base, whose numbers follow.
         head: Name and shape of each variable of the head, whose numbers follow.
     """
 
     masks: Shapes
     planes: int
     norm: Shapes
+    parts: Shapes
     head: Shapes
+
+    @property
+    def floats(self) -> Shapes:
+        """Name and shape of all that is no mask, in order."""
+        return (*self.norm, *self.parts, *self.head)
 
     @functools.cached_property
     def mask_starts(self) -> tuple[int, ...]:
@@ -43,8 +50,8 @@ class ArrayPlaces:
 
     @functools.cached_property
     def float_starts(self) -> tuple[int, ...]:
-        """The first number of each variable of batch norm and of the head, and the number of all numbers."""
-        return tuple(itertools.accumulate((math.prod(shape) for _, shape in (*self.norm, *self.head)), initial=0))
+        """The first number of each array of `floats`, and the number of all numbers."""
+        return tuple(itertools.accumulate((math.prod(shape) for _, shape in self.floats), initial=0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -63,7 +70,7 @@ class HeldTask:
         zeros: The fraction of dropped weights over all masks.
         layout: Which arrays the task has.
         bits: The packed masks one after another, uint8, or the encoded ones.
-        floats: Batch norm and head, their variables one after another, float32.
+        floats: Batch norm, other changes of the base, and head, one array after another, float32.
     """
 
     name: str
@@ -91,13 +98,14 @@ class HeldTask:
             tuple((path, tuple(mask.shape)) for path, mask in pack.masks.items()),
             2 if pack.mask_kind == "ternary" else 1,
             tuple((path, value.shape) for path, value in pack.norm.items()),
+            tuple((name, value.shape) for name, value in pack.parts.items()),
             tuple((name, value.shape) for name, value in pack.head.items()),
         )
         if hold == "compressed" and pack.masks:
             bits: np.ndarray | EncodedMasks = _shared_index(encode(pack.masks, pack.mask_kind), layout)
         else:
             bits = np.concatenate([np.zeros(0, np.uint8), *(mask.packed.reshape(-1) for mask in pack.masks.values())])
-        numbers = [*pack.norm.values(), *pack.head.values()]
+        numbers = [*pack.norm.values(), *pack.parts.values(), *pack.head.values()]
         return cls(
             name=pack.task,
             class_names=tuple(pack.class_names),
@@ -125,6 +133,7 @@ class HeldTask:
             mask_kind=self.mask_kind,
             masks=self._masks(),
             norm=dict(itertools.islice(floats, len(places.norm))),
+            parts=dict(itertools.islice(floats, len(places.parts))),
             head=dict(floats),
         )
 
@@ -138,9 +147,9 @@ class HeldTask:
         }
 
     def _floats(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the variables of batch norm, then those of the head."""
+        """Yields the variables of batch norm, then other changes of the base, then the variables of the head."""
         starts = itertools.pairwise(self.layout.float_starts)
-        for (name, shape), (start, end) in zip((*self.layout.norm, *self.layout.head), starts, strict=True):
+        for (name, shape), (start, end) in zip(self.layout.floats, starts, strict=True):
             yield name, self.floats[start:end].reshape(shape)
 
     def info(self) -> dict[str, Any]:
@@ -160,9 +169,9 @@ class HeldTask:
 
 
 @functools.lru_cache(maxsize=64)
-def _layout(masks: Shapes, planes: int, norm: Shapes, head: Shapes) -> ArrayPlaces:
+def _layout(masks: Shapes, planes: int, norm: Shapes, parts: Shapes, head: Shapes) -> ArrayPlaces:
     """Returns the same object for the same arguments: a layout takes more memory than the head of a small task."""
-    return ArrayPlaces(masks, planes, norm, head)
+    return ArrayPlaces(masks, planes, norm, parts, head)
 
 
 def _shared_index(encoded: EncodedMasks, layout: ArrayPlaces) -> EncodedMasks:

@@ -1,16 +1,18 @@
-"""From packed bits to masked kernels: what a task makes of the variables of its base."""
+"""What a task makes of the variables of its base: masked kernels from packed bits, and all else that it changes."""
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.held_task import HeldTask
+from piggyback_tf.packs.parts import VECTOR, changed_weights, composed_kernel, part_name
 from piggyback_tf.packs.spare_memory import SpareMemory
 
 # TensorFlow takes memory over without a copy if it begins at a multiple of this. It is also room for eight weights of
@@ -57,19 +59,16 @@ class BaseTensors:
     def materialise(self, task: HeldTask) -> TaskTensors:
         """Returns the tensors of a task, which has been checked to fit the base.
 
-        Masked kernels, batch norm and head lie one behind another in one piece of memory, which is free when the last
-        tensor goes.
+        All that is changed of the base, and the head, lie one behind another in one piece of memory, which is free when
+        the last tensor goes.
         """
         arrays = task.arrays()
-        masks, norm = arrays.masks, arrays.norm
-        paths = [*masks, *norm]
+        paths = [*arrays.changed]
         like = [*(self._arrays[path] for path in paths), *arrays.head.values()]
         buffers = self._allocate(like)
+        roles = changed_weights(arrays.parts)
         for path, weights, buffer in zip(paths, like, buffers, strict=False):
-            if path in masks:
-                apply_mask(weights, masks[path].packed, buffer)
-            else:
-                buffer[: weights.size] = _as_words(norm[path].astype(weights.dtype))
+            write_weight(arrays, path, roles.get(path, frozenset()), weights, buffer)
         for value, buffer in zip(arrays.head.values(), buffers[len(paths) :], strict=True):
             buffer[: value.size] = _as_words(value)
         tensors = (_tensor(*pair, self._device) for pair in zip(buffers, like, strict=True))
@@ -87,6 +86,30 @@ class BaseTensors:
         first = -memory.ctypes.data % _ALIGNMENT
         spans = itertools.pairwise(itertools.accumulate(sizes, initial=first))
         return [memory[a:b].view(f"int{8 * array.itemsize}") for (a, b), array in zip(spans, arrays, strict=True)]
+
+
+def write_weight(arrays: TaskArrays, path: str, roles: Set[str], weights: np.ndarray, out: np.ndarray) -> None:
+    """Writes what a weight of the base is for a task; the one place where that is made.
+
+    Args:
+        arrays: What the task holds.
+        path: Canonical path of the weight, one of `arrays.changed`.
+        roles: Those of what it has of the weight among `arrays.parts`.
+        weights: The weight of the base, contiguous, of any shape and floating dtype.
+        out: Integers as wide as a weight, with room for eight more behind the last.
+    """
+    if path in arrays.masks:
+        apply_mask(weights, arrays.masks[path].packed, out)
+        if not roles:
+            return
+        value = composed_kernel(out[: weights.size].view(weights.dtype).reshape(weights.shape), arrays.parts, path)
+    elif path in arrays.norm:
+        value = arrays.norm[path]
+    elif VECTOR in roles:
+        value = arrays.parts[part_name(VECTOR, path)]
+    else:
+        value = composed_kernel(weights, arrays.parts, path)
+    out[: weights.size] = _as_words(value.astype(weights.dtype))
 
 
 def apply_mask(weights: np.ndarray, packed: np.ndarray, out: np.ndarray) -> None:

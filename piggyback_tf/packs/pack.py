@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from piggyback_tf.head_spec import DENSE, HeadSpec
-from piggyback_tf.packs import bits, container, format1, format2_to_4, remote
+from piggyback_tf.packs import bits, container, format1, format2_to_5, remote
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits
-from piggyback_tf.packs.container import FORMAT_VERSION, PackError, PackFileError
+from piggyback_tf.packs.container import PackError, PackFileError
 from piggyback_tf.packs.description import DICTS, check_fields
 from piggyback_tf.targets import USUAL
 from piggyback_tf.version import __version__
@@ -46,7 +46,8 @@ class TaskPack:
         base_weights: Where the backbone's weights came from, for example `"imagenet"`.
         method: The method that trained the task.
         threshold: The threshold that made the masks; None without masks.
-        arrays: Masks, batch norm and head; `mask_kind`, `masks`, `norm` and `head` are theirs.
+        arrays: Masks, batch norm and head, and what else the task changes; `mask_kind`, `masks`, `norm`, `head` and
+            `parts` are theirs.
         problem: What is to be found in an image, the name of a `Problem`, such as `"class"`; see `TARGETS`.
         head_spec: Which head the task has; None stands for a Dense layer for its classes.
         preprocessing: What the backbone does to RGB values of 0 to 255, for the record: it is part of the backbone.
@@ -55,9 +56,9 @@ class TaskPack:
         settings: The settings of the training.
         errors: Split name to the errors measured there, in percent, and the number of images.
         versions: Package name to version at training; under `"pixels"` that of how image files were decoded.
-        dtype: `"float32"`, or `"float16"` if batch norm and head are to be stored so; see `astype`.
+        dtype: `"float32"`, or `"float16"` if all but the masks is to be stored so; see `astype`.
         created: Date and time in ISO 8601; no part of `content_digest`.
-        format_version: Version of the file that the pack came from; it is saved in the newest.
+        format_version: Version of the file that the pack came from, or of the one that it would be saved in.
 
     Raises:
         PackError: If the parts do not fit together.
@@ -85,7 +86,7 @@ class TaskPack:
     created: str = dataclasses.field(
         default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     )
-    format_version: int = FORMAT_VERSION
+    format_version: int | None = None
 
     def __post_init__(self) -> None:
         self.class_names = list(self.class_names) if isinstance(self.class_names, list | tuple) else self.class_names
@@ -97,6 +98,8 @@ class TaskPack:
                 raise PackError(f"The pack's {field} cannot be written as JSON: {error}.") from error
         if self.head_spec is None and isinstance(self.class_names, list):
             self.head_spec = HeadSpec(DENSE, len(self.class_names))
+        if self.format_version is None:
+            self.format_version = self.saved_version
         self.check()
 
     @classmethod
@@ -182,6 +185,16 @@ class TaskPack:
         return self.arrays.head
 
     @property
+    def parts(self) -> Mapping[str, np.ndarray]:
+        """What else the task changes of its base, float32, by role and path, such as `"down/conv1/kernel"`."""
+        return self.arrays.parts
+
+    @property
+    def saved_version(self) -> int:
+        """The version of the file that it is saved in: the oldest that can hold it, of those that are written."""
+        return format2_to_5.version_of(self.arrays)
+
+    @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width of the task's images in pixels: those that its head says, or the base's."""
         return self.head_spec.image_shape or (self.image_size, self.image_size)
@@ -222,10 +235,10 @@ class TaskPack:
         return bits.unpack_bits(self.masks[path].packed, self.masks[path].shape, self.mask_kind)
 
     def astype(self, dtype: str) -> "TaskPack":
-        """Returns the pack with batch norm and head rounded to a type, in which they are then stored.
+        """Returns the pack with all but the masks rounded to a type, in which they are then stored.
 
         Args:
-            dtype: `"float32"` or `"float16"`. In the pack's attributes they are float32 in any case.
+            dtype: `"float32"` or `"float16"`. In the pack's attributes all is float32 in any case.
 
         Raises:
             PackError: If there is no such type, or a number is too large for it.
@@ -241,6 +254,8 @@ class TaskPack:
             "masks": [[path, list(mask.shape)] for path, mask in self.masks.items()],
             "norm": [[path, list(value.shape)] for path, value in self.norm.items()],
         }
+        if self.parts:
+            content["parts"] = [[name, list(value.shape)] for name, value in self.parts.items()]
         del content["format_version"]
         # What was digested before these were recorded has the same digest.
         content = {key: value for key, value in content.items() if key not in _UNSAID or value != _UNSAID[key]}
@@ -258,7 +273,7 @@ class TaskPack:
             ValueError: If there is no such codec.
         """
         self.check()
-        return format2_to_4.write(self.arrays, self._plain(), self.content_digest(), codec)
+        return format2_to_5.write(self.arrays, self._plain(), self.content_digest(), codec)
 
     def save(self, path: str | os.PathLike, codec: str = "best") -> None:
         """Writes the pack to a file, whole or not at all.
@@ -305,7 +320,7 @@ class TaskPack:
         try:
             if reader.version == 1:
                 return cls(**format1.read(reader, _PLAIN_FIELDS, base))
-            fields, checksum = format2_to_4.read(reader, _PLAIN_FIELDS, base)
+            fields, checksum = format2_to_5.read(reader, _PLAIN_FIELDS, base)
             pack = cls(**fields)
             if pack.content_digest() != checksum:
                 raise PackError("its checksum is not that of its content.")
@@ -321,7 +336,8 @@ class TaskPack:
         masks = {path: mask.shape for path, mask in self.masks.items()}
         norm = {path: value.shape for path, value in self.norm.items()}
         features = self.head["kernel"].shape[0] if self.head_spec.is_dense else None
-        return Claims.of(self._plain(), features, masks, norm)
+        parts = {name: value.shape for name, value in self.parts.items()}
+        return Claims.of(self._plain(), features, masks, norm, parts)
 
     def check(self) -> None:
         """Checks that the parts fit together.

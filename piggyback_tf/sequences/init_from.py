@@ -20,6 +20,7 @@ from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
+from piggyback_tf.packs.parts import parts_in_words
 from piggyback_tf.packs.remote import is_url
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
@@ -154,6 +155,11 @@ def _load(method: Method, base: BaseSpec, path: str | Path, origin: Mapping[str,
     if not pack.masks:
         task, learner = shown(pack.task), shown(pack.method)
         raise PackError(f"Task {task} was learned by {learner} and has no masks that others could start from.")
+    if pack.parts:
+        raise PackError(
+            f"Task {shown(pack.task)} has {parts_in_words(pack.parts)} beside its masks, without which these "
+            "are not what they were."
+        )
     masks = {path: pack.mask(path) for path in pack.masks}
     record = {**origin, "digest": pack.content_digest()}
     return MaskStart(task=pack.task, kind=pack.mask_kind, masks=masks, norm=pack.norm, origin=record)

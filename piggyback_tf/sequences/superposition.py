@@ -46,7 +46,7 @@ class Superposition:
             check_fits(pack.claims, spec)
         self._model = backbone.model
         variables = named_variables(backbone.model)
-        changed = {path for pack in packs for path in (*pack.masks, *pack.norm)}
+        changed = {path for pack in packs for path in pack.arrays.changed}
         self._places = [place for place, path in enumerate(variables) if path in changed]
         self._variables = [variable for path, variable in variables.items() if path in changed]
         self._base = BaseTensors(variables)

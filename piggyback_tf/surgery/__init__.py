@@ -1,6 +1,11 @@
 """Networks made of other networks: copies with other layers, kernels that are derived, variables that are shared."""
 
-from piggyback_tf.surgery.batch_norm import FrozenStatisticsBatchNormalization, TrainedNorm, check_has_batch_norm
+from piggyback_tf.surgery.batch_norm import (
+    FrozenStatisticsBatchNormalization,
+    PartlyTrainedBatchNormalization,
+    TrainedNorm,
+    check_has_batch_norm,
+)
 from piggyback_tf.surgery.copying import bake_kernels, copy_layers, copy_of_base
 from piggyback_tf.surgery.forward import features_with
 from piggyback_tf.surgery.image_shape import for_image_shape
@@ -9,6 +14,7 @@ from piggyback_tf.surgery.kernels import (
     PACKAGE,
     DerivedKernels,
     FrozenKernels,
+    OwnBias,
     check_kernel,
     derived_kernel,
     derived_layers,
@@ -25,6 +31,8 @@ __all__ = [
     "DerivedKernels",
     "FrozenKernels",
     "FrozenStatisticsBatchNormalization",
+    "OwnBias",
+    "PartlyTrainedBatchNormalization",
     "TrainedNorm",
     "assign_arrays",
     "bake_kernels",

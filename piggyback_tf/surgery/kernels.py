@@ -58,6 +58,18 @@ class DerivedKernels(_Layer):
         """
         raise NotImplementedError
 
+    def learned_parts(self) -> dict[str, np.ndarray]:
+        """Returns what a task pack holds of the layer beside masks, float32, by role and weight; nothing, for most.
+
+        Roles and shapes are those of `packs/parts.py`: `"down/kernel"` is A of a kernel to which `A B` is added.
+        """
+        return {}
+
+    @property
+    def part_variables(self) -> list[keras.Variable]:
+        """The variables of which `learned_parts` are made."""
+        return []
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # By its dtype policy or its config a layer is quantised, or gets LoRA, from the start.
         check_kernel(self)
@@ -116,6 +128,19 @@ class FrozenKernels(DerivedKernels):
         return super().add_weight(
             shape=tuple(shape), initializer="zeros", dtype="float32", autocast=False, trainable=True, name=name
         )
+
+
+class OwnBias(FrozenKernels):
+    """Computes with a frozen kernel and a trained bias, where there is one."""
+
+    def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
+        if name == "bias":
+            # Not made frozen and thawed later: TensorFlow's tapes do not watch what was not trainable when it was made.
+            return keras.Layer.add_weight(self, *args, name=name, **kwargs)
+        return super().add_weight(*args, name=name, **kwargs)
+
+    def derive(self, weight: str, kernel: tf.Tensor) -> tf.Tensor:
+        return kernel
 
 
 def derived_layers(

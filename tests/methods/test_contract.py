@@ -11,11 +11,12 @@ import pytest
 import tensorflow as tf
 from safetensors import safe_open
 
-from piggyback_tf.backbones import Backbone, model_hash
-from piggyback_tf.file_names import MEMORY_FILE, STATE_FILE
+from piggyback_tf.backbones import Backbone, model_hash, named_variables
+from piggyback_tf.file_names import MEMORY_FILE, STATE_FILE, pack_name
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import METHODS, Memory, Method
 from piggyback_tf.methods.parts.added_loss import ExtendedModel
+from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
 from piggyback_tf.sequences.store import MemoryStore, PackStore
@@ -26,6 +27,11 @@ from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tas
 
 NAMES = METHODS.names()
 IMAGES = np.random.default_rng(1).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def _backbone(method):
+    """Returns a network that a method learns on: one with batch norm, unless that is what it refuses."""
+    return toy_backbone(norm=method != "ssf")
 
 
 class BrokenOffError(Exception):
@@ -44,7 +50,7 @@ def sequences(tmp_path_factory):
 
     def learn(method):
         if method not in done:
-            folder, backbone = tmp_path_factory.mktemp(method), toy_backbone()
+            folder, backbone = tmp_path_factory.mktemp(method), _backbone(method)
             done[method] = folder, backbone, run_sequence(folder, backbone, toy_tasks(), _settings(method))
         return done[method]
 
@@ -59,7 +65,7 @@ def _store(method, folder, backbone):
 @pytest.mark.parametrize("method", NAMES)
 def test_learns_and_leaves_the_base_alone(method, sequences):
     _, backbone, metrics = sequences(method)
-    assert backbone.hash == toy_backbone().hash == metrics["base_hash"]
+    assert backbone.hash == _backbone(method).hash == metrics["base_hash"]
     history = metrics["steps"][-1]["history"]
     assert len(history["loss"]) == 4
     assert min(history["loss"][1:]) < history["loss"][0]
@@ -149,9 +155,34 @@ def test_networks_come_back_from_files(method, sequences, tmp_path):
         assert np.array_equal(loaded(IMAGES, training=False), expected)
 
 
+@pytest.mark.parametrize("method", [name for name in NAMES if METHODS[name].makes_pack])
+def test_a_task_goes_from_its_pack_through_bank_and_merged_network(method, sequences):
+    folder, backbone, _ = sequences(method)
+    bank = TaskBank(backbone)
+    for number, task in enumerate(CLASSES, start=1):
+        path = folder / f"{number}_{task}" / pack_name(task)
+        pack = TaskPack.load(path, BaseSpec.of(backbone))
+        assert pack.method == method
+        bank.add(pack)
+    mixed = bank.predict(IMAGES, task=[*CLASSES, *CLASSES])
+    for place, task in enumerate(CLASSES):
+        alone, merged = bank.predict(IMAGES[place::2], task), bank.to_keras(task)
+        assert np.array_equal(alone, np.stack(mixed[place::2]))
+        np.testing.assert_allclose(merged(IMAGES[place::2], training=False), alone, rtol=0, atol=1e-6)
+        assert all(type(layer).__module__.startswith("keras.") for layer in merged.layers)
+        base = {path: v.numpy() for path, v in named_variables(backbone.model).items()}
+        changed = {
+            path for path, v in named_variables(merged).items() if path in base and (v.numpy() != base[path]).any()
+        }
+        assert changed <= {*TaskPack.load(folder / f"{place + 1}_{task}" / pack_name(task)).arrays.changed}
+        assert bool(changed) == (method != "classifier_only")
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_sequential_backbones_are_learned_on(method):
-    layers = (keras.layers.Conv2D(4, 3, name="conv"), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D())
+    layers = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D()]
+    if method == "norm_only":
+        layers.insert(1, keras.layers.BatchNormalization(name="norm"))
     model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="chain")
     backbone = Backbone.from_model(model)
     kind, heads = METHODS[method], {"a": 3} if METHODS[method].Config.at_once else None
@@ -177,7 +208,7 @@ def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
 
 
 # A training in one part and one in several, in which what is trained changes.
-QUICK = ("packnet", "piggyback")
+QUICK = ("lora", "packnet", "piggyback")
 
 
 @pytest.mark.parametrize("method", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES])
@@ -194,9 +225,9 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 
     monkeypatch.setattr(BackupAndRestore, "_save", break_off)
     with pytest.raises(BrokenOffError):
-        run_sequence(tmp_path, toy_backbone(), toy_tasks(), _settings(method))
+        run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
     assert (tmp_path / "2_spots" / STATE_FILE).exists()
-    found = run_sequence(tmp_path, toy_backbone(), toy_tasks(), _settings(method))
+    found = run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
     assert found["steps"][-1]["answers"] == expected["steps"][-1]["answers"]
     assert found["steps"][-1]["history"] == expected["steps"][-1]["history"]
     assert not (tmp_path / "2_spots" / STATE_FILE).exists()
@@ -212,7 +243,7 @@ def states(tmp_path_factory):
             settings, done[method] = toy_settings(method, epochs=2), tmp_path_factory.mktemp(method) / STATE_FILE
             runner_module.train_task(
                 METHODS[method](),
-                toy_backbone(),
+                _backbone(method),
                 toy_tasks()["stripes"],
                 settings.train,
                 settings.inputs,
@@ -230,7 +261,7 @@ def test_refuses_the_state_of_another_method(method, states, tmp_path):
     own.mkdir()
     shutil.copy(states(other), own / STATE_FILE)
     with pytest.raises(TrainingError, match="belongs to another model"):
-        run_sequence(tmp_path, toy_backbone(), toy_tasks(), _settings(method))
+        run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
 
 
 def test_a_test_split_is_needed(tmp_path):
@@ -254,7 +285,7 @@ def test_a_finished_task_is_not_learned_again(sequences):
 
 @pytest.mark.parametrize("method", NAMES)
 def test_hooks_keep_their_word(method):
-    backbone, tasks, kind = toy_backbone(), toy_tasks(), METHODS[method]
+    backbone, tasks, kind = _backbone(method), toy_tasks(), METHODS[method]
     heads = CLASSES if kind.Config.at_once else None
     learner = kind(heads=heads)
     learner.check_room(backbone, 2)
@@ -307,7 +338,9 @@ def test_settings_are_finite(method):
 @pytest.mark.parametrize("method", NAMES)
 def test_a_layer_that_is_called_like_the_head_is_refused(method):
     images = keras.Input((SIZE, SIZE, 3))
-    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="head")(images))
+    x = keras.layers.Conv2D(4, 3, name="head")(images)
+    x = keras.layers.BatchNormalization(name="norm")(x) if method == "norm_only" else x
+    features = keras.layers.GlobalAveragePooling2D()(x)
     backbone = Backbone.from_model(keras.Model(images, features, name="net"))
     kind = METHODS[method]
     with pytest.raises(ValueError, match="a layer named 'head', which is what the head of a task is called"):

@@ -58,14 +58,18 @@ def toy_tasks() -> dict[str, TaskData]:
     }
 
 
-def toy_backbone() -> Backbone:
-    """Returns a residual network of three convolutions and a dense layer, with batch norm that is not at its start."""
+def toy_backbone(norm: bool = True) -> Backbone:
+    """Returns a residual network of three convolutions and a dense layer.
+
+    Args:
+        norm: Whether there is batch norm, which is not at its start; else two of the convolutions have biases.
+    """
     rng = np.random.default_rng(0)
     images = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scaling")(images)
     for name, stride in (("first", 2), ("second", 1)):
-        y = keras.layers.Conv2D(8, 3, stride, padding="same", use_bias=False, name=f"{name}_conv")(x)
-        y = keras.layers.BatchNormalization(name=f"{name}_norm")(y)
+        y = keras.layers.Conv2D(8, 3, stride, padding="same", use_bias=not norm, name=f"{name}_conv")(x)
+        y = keras.layers.BatchNormalization(name=f"{name}_norm")(y) if norm else y
         y = keras.layers.ReLU(name=f"{name}_relu")(y)
         x = y if stride == 2 else keras.layers.Add(name="add")([x, y])
     x = keras.layers.Conv2D(12, 3, padding="same", activation="relu", name="third_conv")(x)

@@ -197,7 +197,7 @@ def _header(parts: Parts, rng: Random) -> None:
 def _index_values(parts: Parts, rng: Random) -> None:
     """Other lines of the index, or others in their places."""
     tables = parts.document if parts.index is None else parts.index
-    table = tables.get(rng.choice(("masks", "norm")))
+    table = tables.get(rng.choice(("masks", "norm", "parts")))
     if not isinstance(table, list) or not table or rng.random() < 0.1:
         return _spoil(tables, rng)
     action = rng.randrange(6)

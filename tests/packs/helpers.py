@@ -53,8 +53,21 @@ def make_pack(kind="binary", seed=0, **changes):
         "created": "2026-01-02T03:04:05+00:00",
     }
     fields |= changes
-    arrays = TaskArrays(**{name: fields.pop(name) for name in ("mask_kind", "masks", "norm", "head")})
+    names = ("mask_kind", "masks", "norm", "head", "parts")
+    arrays = TaskArrays(**{name: fields.pop(name) for name in names if name in fields})
     return TaskPack(**{"arrays": arrays} | fields)
+
+
+def parts_of_all_roles(seed=0):
+    """Returns arrays of each role: for kernels and a bias of the base of `make_pack`."""
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "scale/conv/kernel": (1, 1, 1, 5),
+        "vector/conv/bias": (5,),
+        "down/block/dense/kernel": (7, 2),
+        "up/block/dense/kernel": (2, 4),
+    }
+    return {name: rng.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
 
 
 def with_arrays(pack, **changes):
@@ -98,6 +111,8 @@ def base_of(pack):
     """Returns the description of a base that a pack fits, with a weight more than the pack has masks for."""
     shapes = {path: mask.shape for path, mask in pack.masks.items()}
     shapes |= {path: value.shape for path, value in pack.norm.items()}
+    if pack.parts:
+        shapes |= {"conv/kernel": (3, 3, 3, 5), "block/dense/kernel": (7, 4), "conv/bias": (5,)}
     return BaseSpec(
         pack.base_name,
         pack.base_weights,

@@ -83,9 +83,12 @@ def test_a_reloaded_model_gives_the_same_pack(tmp_path, backbone):
 
 def test_changed_base_weights_are_not_left_out_in_silence(backbone):
     model = trained_model(backbone, kind="none")
-    bias = named_variables(model)["fc/bias"]
-    bias.assign(bias + 1)
-    with pytest.raises(PackError, match="'fc/bias' differs from the base's"):
+    variables = named_variables(model)
+    # A vector is held, and found again by the bank; a kernel is not held.
+    variables["fc/bias"].assign(variables["fc/bias"] + 1)
+    assert list(pack_of(model, backbone).parts) == ["vector/fc/bias"]
+    variables["fc/kernel"].assign(variables["fc/kernel"] + 1)
+    with pytest.raises(PackError, match="'fc/kernel' differs from the base's"):
         pack_of(model, backbone)
 
 

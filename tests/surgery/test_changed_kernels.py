@@ -12,6 +12,7 @@ from piggyback_tf.masking import MASKED_LAYERS, mask, maskable_weights, masked_w
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.dan import MIXED_LAYERS
 from piggyback_tf.methods.hat import HELD_LAYERS
+from piggyback_tf.methods.lora import LOW_RANK_LAYERS
 from piggyback_tf.methods.packnet import OWNED_LAYERS
 from piggyback_tf.methods.residual_adapters import ADAPTED_LAYERS
 from piggyback_tf.packs import TaskBank
@@ -63,7 +64,7 @@ def test_a_mask_that_would_do_nothing_is_refused(change):
 
 
 @pytest.mark.parametrize("change", CASES)
-@pytest.mark.parametrize("method", ["piggyback", "packnet", "hat", "dan", "residual_adapters"])
+@pytest.mark.parametrize("method", ["piggyback", "packnet", "hat", "dan", "residual_adapters", "lora"])
 def test_methods_that_change_kernels_refuse_them(method, change):
     if method in ("residual_adapters", "dan") and change != "lora":
         # They change no kernels of dense layers, or of ones so small.
@@ -73,7 +74,9 @@ def test_methods_that_change_kernels_refuse_them(method, change):
         METHODS[method]().build(Backbone.from_model(base(change)), 3)
 
 
-@pytest.mark.parametrize("kinds", [MASKED_LAYERS, OWNED_LAYERS, HELD_LAYERS, MIXED_LAYERS, ADAPTED_LAYERS])
+@pytest.mark.parametrize(
+    "kinds", [MASKED_LAYERS, OWNED_LAYERS, HELD_LAYERS, MIXED_LAYERS, ADAPTED_LAYERS, LOW_RANK_LAYERS]
+)
 def test_no_layer_with_a_derived_kernel_is_quantised(kinds):
     inputs = np.ones((1, 8, 8, 3), "float32")
     for source, kind in kinds.items():

@@ -1,16 +1,18 @@
-"""Versions 2 to 4 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
+"""Versions 2 to 5 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
 
-Each has more entries in the description than the one before. The last is what is written.
+Versions 3 and 4 have more entries in the description than the one before, and 5 has parts. A pack is written in version
+4, which older programs read, and in 5 only if it has parts.
 """
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from piggyback_tf.foreign_text import shown
-from piggyback_tf.packs import codec, container
+from piggyback_tf.packs import codec, container, parts
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, check_fits
 from piggyback_tf.packs.bits import MaskBits
@@ -27,8 +29,15 @@ _MAX_INDEX, _MAX_RATES = 1 << 20, 1 << 18
 _SHORT = 1 << 10
 # Characters of a line of the index, but for its path, of which every character may be written as "\\u0000".
 _INDEX_LINE = 256
+# The first version with parts.
+_WITH_PARTS = 5
 _UINT8, _UINT32 = np.dtype("uint8"), np.dtype("<u4")
 _FLOAT: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+
+
+def version_of(arrays: TaskArrays) -> int:
+    """Returns the format version in which arrays are written."""
+    return _WITH_PARTS if arrays.parts else _WITH_PARTS - 1
 
 
 def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: str) -> bytes:
@@ -49,6 +58,11 @@ def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: 
         "masks": [codec.layer_entry(layer) for layer in masks.layers],
         "norm": [{"path": path, "shape": list(value.shape)} for path, value in arrays.norm.items()],
     }
+    if arrays.parts:
+        index["parts"] = [
+            dict(zip(("role", "path"), parts.split_name(name), strict=True), shape=list(value.shape))
+            for name, value in arrays.parts.items()
+        ]
     text = container.canonical_json(index).encode("ascii")
     for what, size, most in (
         ("characters to list its weights", len(text), _MAX_INDEX),
@@ -62,8 +76,10 @@ def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: 
         if array.size:
             tensors[name] = array
     if arrays.norm:
-        tensors["norm"] = np.concatenate([value.reshape(-1) for value in arrays.norm.values()]).astype(dtype)
-    return container.to_bytes({**plain, "format_version": container.FORMAT_VERSION, "checksum": checksum}, tensors)
+        tensors["norm"] = _joined(arrays.norm, dtype)
+    if arrays.parts:
+        tensors["parts"] = _joined(arrays.parts, dtype)
+    return container.to_bytes({**plain, "format_version": version_of(arrays), "checksum": checksum}, tensors)
 
 
 def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | None) -> tuple[dict[str, Any], str]:
@@ -88,19 +104,24 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
     limits = _limits(reader, base, 2 if kind == "ternary" else 1)
     dtype = _FLOAT[document["dtype"]]
     tensors = reader.tensors(_expected_head(reader, features, len(names), dtype) | _expected(reader, dtype, limits))
-    layers, norm_shapes = _read_index(tensors["index"], limits["index"])
+    layers, norm_shapes, part_shapes = _read_index(tensors["index"], limits["index"], reader.version)
     head = {name[5:]: array.astype(np.float32) for name, array in tensors.items() if name.startswith("head/")}
     weights = sum(layer.size for layer in layers)
     if base is not None:
         shapes = {layer.path: layer.shape for layer in layers}
-        check_fits(Claims.of(document, features, shapes, norm_shapes), base)
+        check_fits(Claims.of(document, features, shapes, norm_shapes, part_shapes), base)
     elif weights > (believed := max(MAX_WEIGHTS, MAX_WEIGHTS_PER_BYTE * reader.size)):
         raise PackError(
             f"it has masks for {weights:,} weights. More than {believed:,} are read from a file of its size only when "
             "the base is given, with which they are compared first."
         )
-    norm = _split(tensors.get("norm"), norm_shapes)
-    arrays = TaskArrays(mask_kind=kind, masks=_decode(tensors, layers, kind), norm=norm, head=head)
+    arrays = TaskArrays(
+        mask_kind=kind,
+        masks=_decode(tensors, layers, kind),
+        norm=_split(tensors.get("norm"), norm_shapes, "batch norm"),
+        head=head,
+        parts=_split(tensors.get("parts"), part_shapes, "its parts"),
+    )
     described = {field: document[field] for field in plain_fields if field != "mask_kind"}
     return {**described, "head_spec": spec, "arrays": arrays}, document["checksum"]
 
@@ -108,7 +129,7 @@ def read(reader: PackReader, plain_fields: tuple[str, ...], base: BaseSpec | Non
 def _limits(reader: PackReader, base: BaseSpec | None, planes: int) -> dict[str, int]:
     """Returns how long the vectors may be: what a mask over every weight of the base could need."""
     if base is None:
-        unknown = dict.fromkeys(("masks/stream", "masks/bits", "norm"), reader.size)
+        unknown = dict.fromkeys(("masks/stream", "masks/bits", "norm", "parts"), reader.size)
         return unknown | {"index": _MAX_INDEX, "masks/rates": _MAX_RATES}
     sizes = [math.prod(shape) for shape in base.shapes.values()]
     limits = {
@@ -118,6 +139,8 @@ def _limits(reader: PackReader, base: BaseSpec | None, planes: int) -> dict[str,
         "masks/stream": planes * sum(sizes) // 16,
         "masks/bits": planes * sum(-(-size // 8) for size in sizes),
         "norm": sum(sizes),
+        # Of the largest rank, two factors have twice as many numbers as a square kernel.
+        "parts": 4 * sum(sizes),
     }
     return {name: max(limit, _SHORT) for name, limit in limits.items()}
 
@@ -147,12 +170,17 @@ def _expected(reader: PackReader, dtype: np.dtype, limits: dict[str, int]) -> di
         "masks/stream": _UINT32,
         "masks/bits": _UINT8,
         "norm": dtype,
+        "parts": dtype,
     }
     there = {"index", *reader.names}
     return {name: (kind, limits[name]) for name, kind in kinds.items() if name in there}
 
 
-def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLayer], dict[str, tuple[int, ...]]]:
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def _read_index(compressed: np.ndarray, limit: int, version: int) -> tuple[list[codec.CodedLayer], _Shapes, _Shapes]:
+    """Returns the coded masks, and the shapes of batch norm by path and of parts by name."""
     try:
         unpacker = zlib.decompressobj()
         text = unpacker.decompress(compressed.tobytes(), limit)
@@ -161,23 +189,40 @@ def _read_index(compressed: np.ndarray, limit: int) -> tuple[list[codec.CodedLay
         index = container.parse_json(text)
     except (zlib.error, ValueError) as error:
         raise error if isinstance(error, PackError) else PackError(f"its index cannot be read: {error}.") from error
-    if index.keys() != {"masks", "norm"} or not all(isinstance(table, list) for table in index.values()):
-        raise PackError("its index does not list masks and batch norm.")
+    tables = {"masks", "norm"} | ({"parts"} if version >= _WITH_PARTS else set())
+    if index.keys() != tables or not all(isinstance(table, list) for table in index.values()):
+        raise PackError(f"its index does not list masks and batch norm{', and parts' * ('parts' in tables)}, or more.")
+    if "parts" in tables and not index["parts"]:
+        raise PackError("its index lists no parts, and without them a pack is of an older version.")
     try:
         layers = [codec.check_layer(entry) for entry in index["masks"]]
     except ValueError as error:
         raise PackError(str(error)) from error
-    norm = {}
-    for entry in index["norm"]:
-        if not isinstance(entry, dict) or entry.keys() != {"path", "shape"} or not isinstance(entry["path"], str):
-            raise PackError("its index of batch norm is wrong.")
+    norm = _read_table(index["norm"], ("path",), "batch norm")
+    others = _read_table(index.get("parts", []), ("role", "path"), "parts")
+    if len({layer.path for layer in layers}) != len(layers):
+        raise PackError("its index lists a weight twice.")
+    parts.check_parts(others)
+    return layers, norm, others
+
+
+def _read_table(table: list, keys: tuple[str, ...], what: str) -> _Shapes:
+    """Returns the shapes that a list of the index names, by its other entries with a slash between them."""
+    shapes: _Shapes = {}
+    for entry in table:
+        if not isinstance(entry, dict) or entry.keys() != {*keys, "shape"}:
+            raise PackError(f"its index of {what} is wrong.")
+        if not all(isinstance(entry[key], str) for key in keys):
+            raise PackError(f"its index of {what} is wrong.")
+        if entry.get("role", parts.ROLES[0]) not in parts.ROLES:
+            raise PackError(f"its index has a part of the role {shown(entry['role'])}, which is none of {parts.ROLES}.")
         if not isinstance(entry["shape"], list):
             raise PackError(f"its index is wrong at {shown(entry['path'])}.")
         container.check_shape(entry["shape"])
-        norm[entry["path"]] = tuple(entry["shape"])
-    if len(norm) != len(index["norm"]) or len({layer.path for layer in layers}) != len(layers):
+        shapes["/".join(entry[key] for key in keys)] = tuple(entry["shape"])
+    if len(shapes) != len(table):
         raise PackError("its index lists a weight twice.")
-    return layers, norm
+    return shapes
 
 
 def _decode(tensors: dict[str, np.ndarray], layers: list[codec.CodedLayer], kind: str) -> dict[str, MaskBits]:
@@ -198,11 +243,16 @@ def _decode(tensors: dict[str, np.ndarray], layers: list[codec.CodedLayer], kind
         raise PackError(str(error)) from error
 
 
-def _split(values: np.ndarray | None, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns the variables of batch norm, float32, from the vector that holds them one after another."""
+def _joined(arrays: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """Returns the vector of arrays one after another."""
+    return np.concatenate([value.reshape(-1) for value in arrays.values()]).astype(dtype)
+
+
+def _split(values: np.ndarray | None, shapes: _Shapes, what: str) -> dict[str, np.ndarray]:
+    """Returns the arrays, float32, of the vector that holds them one after another."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     if sum(sizes) != (0 if values is None else values.size):
-        raise PackError("it has more or fewer numbers of batch norm than its index lists.")
+        raise PackError(f"it has more or fewer numbers of {what} than its index lists.")
     result, start = {}, 0
     for (path, shape), size in zip(shapes.items(), sizes, strict=True):
         result[path] = values[start : start + size].astype(np.float32).reshape(shape)

@@ -1,0 +1,14 @@
+"""Settings of batch norm only."""
+
+import dataclasses
+
+from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
+
+
+@CONFIGS.register("norm_only")
+@dataclasses.dataclass(frozen=True)
+class NormOnlyConfig(NormConfig):
+    """Settings of batch norm only."""
+
+    trains = ("norm", "head")
+    problems = ("class", "multilabel", "map")
