@@ -83,8 +83,8 @@ class Pad(DeterministicOperation):
     def output_size(self, size: Size | None) -> Size | None:
         if size is not None and (size[0] > self._size[0] or size[1] > self._size[1]):
             raise DataError(
-                f"{self.source or 'pad'} gives images of height {self._size[0]} and width {self._size[1]}, and one has "
-                f"{size[0]} and {size[1]}; name larger numbers, or put a resize before it."
+                f"{self.source or 'pad'} has no room for an image of height {size[0]} and width {size[1]}; name larger "
+                "numbers, or put a resize before it."
             )
         return self._size
 

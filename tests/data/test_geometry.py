@@ -137,5 +137,5 @@ def test_padding_belongs_to_no_class_and_answers_are_cropped():
     assert (labels[48:] == VOID).all() and (labels[:, 64:] == VOID).all()
     assert np.array_equal(labels[:48, :64], image[..., 1])
     assert np.array_equal(at_own_size(labels, [operation], (48, 64)), image[..., 1])
-    with pytest.raises(DataError, match="gives images of height 50 and width 70, and one has 51 and 64"):
+    with pytest.raises(DataError, match="has no room for an image of height 51 and width 64"):
         operation.apply(np.zeros((51, 64, 3), np.uint8))
