@@ -1,6 +1,7 @@
 """A sequence with tasks of both kinds on one base: classes of images, and classes of pixels."""
 
 import numpy as np
+import pytest
 
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import TaskData
@@ -15,6 +16,7 @@ from tests.training.test_segments import Rectangles
 INPUTS = InputConfig(augment_train="resize(32,32)|flip", augment_eval="resize(32,32)")
 
 
+@pytest.mark.slow
 def test_tasks_of_both_kinds_are_learned_measured_and_served(tmp_path):
     names = ("ground", "rectangle")
     # The one of pixels between, so that it is learned after one of classes and measured after another.
