@@ -9,6 +9,7 @@ from piggyback_tf.confusion import intersection_over_union
 from piggyback_tf.data import at_own_size
 from piggyback_tf.evaluation.answers import ANSWERS, AnswerBatch, AnswerKind, Answers, Columns, demand
 from piggyback_tf.evaluation.segment_pictures import map_to_text, small_map, small_size
+from piggyback_tf.top_k import best_classes
 
 # So many wrong classes of an image are noted, and so many of the worst and of the best answers for pixels.
 _WRONG, _ENDS = 10, 500
@@ -55,7 +56,7 @@ def note_several_classes(batch: AnswerBatch) -> Columns:
     probabilities = scores if batch.probabilities else 1 / (1 + np.exp(-scores))
     wrong = []
     for found, true in zip(probabilities, truth.astype(bool), strict=True):
-        surest = np.argsort(-np.abs(found - true), kind="stable")
+        surest = best_classes(np.abs(found - true), len(found))
         places = [int(place) for place in surest if (found[place] >= 0.5) != true[place]][:_WRONG]
         wrong.append([list(pair) for pair in zip(places, _rounded(found[places]), strict=True)])
     return {"truth": [np.flatnonzero(row).tolist() for row in truth], "wrong": wrong}

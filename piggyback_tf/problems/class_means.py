@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from piggyback_tf.top_k import best_classes
+
 _DRAWS = 1000
 # So many draws are in memory at once.
 _PART = 100
@@ -61,7 +63,7 @@ def average_precision(scores: np.ndarray, truth: np.ndarray, times: np.ndarray) 
     """
     found = np.full([len(times), scores.shape[1]], np.nan)
     for place in range(scores.shape[1]):
-        order = np.argsort(-scores[:, place], kind="stable")
+        order = best_classes(scores[:, place], len(scores))
         # Images of equal scores count together, at the last of them.
         last = np.flatnonzero(np.diff(scores[order, place], append=-np.inf))
         images = np.cumsum(times[:, order], axis=1, dtype=np.float64)[:, last]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import piggyback_tf as pb
+from export.servable.problem_signatures import check_is_served
 from export.shared.errors import ExportError
 from export.shared.packs import fitting_packs
 from piggyback_tf.__main__ import main
@@ -121,6 +122,8 @@ def test_exports_and_methods_say_what_they_do_not_hold(pack, tints, tmp_path):
     spec = BaseSpec.of(load_backbone("shapesnet", image_size=32))
     with pytest.raises(ExportError, match="finds any number of classes for each image, and exports hold tasks with a"):
         list(fitting_packs([pack], spec))
+    with pytest.raises(ExportError, match="SavedModels have no signature for that"):
+        list(fitting_packs([pack], spec, check=check_is_served))
     flags = (f"--data=multilabel:{tints}", f"--output_dir={tmp_path / 'run'}", "--method=ewc", "--backbone=shapesnet")
     found = run_forked("train.py", *flags)
     assert found.returncode == 2

@@ -5,12 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from piggyback_tf.data import DATA_KINDS, DataError, data_kinds, load_data, register_data
+from piggyback_tf.data import DATA_KINDS, TARGETS, DataError, data_kinds, load_data, register_data
 from piggyback_tf.data.sources import carve_validation
+from piggyback_tf.data.specs import possible_targets
 
 
 def test_kinds_and_errors_of_the_spec():
-    assert data_kinds() == ["digits", "folder", "segmentation", "tfds"]
+    assert data_kinds() == ["digits", "folder", "multilabel", "segmentation", "tfds"]
     with pytest.raises(DataError, match="Unknown data kind 'folders'. Did you mean 'folder'.*segmentation, tfds"):
         load_data("folders:/data")
     for path in ("/data/cats", "~/cats", "./cats", "data/cats:old"):
@@ -143,3 +144,19 @@ def test_whatever_kind_leaves_broken_images_out(make_folder):
     finally:
         del DATA_KINDS._entries["other_folder"]
     assert [*data.train.skipped, *data.validation.skipped] == [str(root / "train/a/000.png")]
+
+
+def test_kinds_say_what_there_can_be_to_find():
+    assert possible_targets("folder:x") == possible_targets("digits:0-4") == ("class",)
+    assert possible_targets("segmentation:x?values=1:0") == ("map",)
+    assert possible_targets("multilabel:x") == ("multilabel",)
+    assert "map" in possible_targets("tfds:x") and set(possible_targets("nothing:x")) == set(TARGETS)
+
+    @register_data("unsaid")
+    def load(request):
+        raise NotImplementedError
+
+    try:
+        assert set(possible_targets("unsaid:")) == set(TARGETS)
+    finally:
+        del DATA_KINDS._entries["unsaid"]

@@ -1,9 +1,11 @@
 """The model card of a repository of packs."""
 
+import numpy as np
 import pytest
 import yaml
 
 from piggyback_tf.evaluation.model_card import BEGIN, END, CardError, PackFile, model_card
+from piggyback_tf.head_spec import HeadSpec
 from tests.packs.helpers import make_pack
 
 
@@ -126,3 +128,35 @@ def test_names_cannot_change_the_card():
     assert r"\\x1b\[31m (given, 8 px) |" in line
     compile(text.split("```python\n")[1].split("```\n")[0], "card", "exec")
     assert model_card("me/packs", files, card) == card
+
+
+def test_a_card_says_what_each_pack_finds():
+    def measured(name):
+        return {"test": {name: 25.0, f"{name}_low": 20.0, f"{name}_high": 30.0, "images": 16}}
+
+    spec = HeadSpec("fpn", 3, 4, (16, 24))
+    head = {"logits/bias": np.zeros(3, np.float32)}
+    segments = {"problem": "map", "head_spec": spec, "head": head, "eval_augment": "resize(16,24)"}
+    files = [
+        _file(task="roads", **segments, errors=measured("mean_iou_error")),
+        _file(task="scenes", problem="multilabel", errors=measured("mean_precision_error")),
+        _file(task="depths", **segments | {"problem": "depth"}, errors=measured("depth_error")),
+    ]
+    front, text = _parts(model_card("me/packs", files))
+    results = {(one["task"]["type"], *sorted(map(str, one["metrics"][0].values()))) for one in _results(front)}
+    assert results == {
+        ("image-segmentation", "0.75", "Mean IoU", "mean_iou"),
+        ("image-classification", "0.75", "Mean average precision", "mean_average_precision"),
+    }
+    assert front["pipeline_tag"] == "image-classification", "the most frequent; of a problem that nobody knows, too"
+    bootstrap = "with middle 95 % of a bootstrap over images, which takes them to be independent"
+    assert (
+        f"*Test error*: 100 less mean IoU, {bootstrap}; 100 less mean average precision, {bootstrap}; depth_err" in text
+    )
+    assert "labels = bank.predict(images, task='roads')  # images: [N, 16, 24, 3]" in text
+    assert "not measured. *Zeros*" in model_card("me/packs", [_file(errors={})])
+    assert _parts(model_card("me/packs", files[:1]))[0]["pipeline_tag"] == "image-segmentation"
+
+
+def _results(front):
+    return front["model-index"][0]["results"]

@@ -186,3 +186,13 @@ def test_zeros_per_layer():
     assert lines[0].split() == ["weight", "shape", "weights", "zeros"]
     assert lines[2].split() == ["conv/kernel", "3x3x3x5", "135", f"{100 * pack.zeros['conv/kernel']:.2f}", "%"]
     assert lines[-1].split() == ["all", "163", f"{100 * pack.zeros_total:.2f}", "%"]
+
+
+def test_measures_of_each_class_have_tables(tmp_path):
+    step = {"errors": {"birds": {"mean_iou_error": 40.0, "images": 9, "iou": {"road": 61.234, "sky": None}}}}
+    alone = {"validation": {"birds": {"mean_iou_error": 50.0, "images": 9, "iou": {"road": 50.0}}}, "errors": {}}
+    text = write_report(tmp_path, _run(piggyback=step, finetune=alone)).read_text()
+    table = text.split("## IoU % by class\n\n")[1].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert rows[0] == ["class", "piggyback", "finetune"] and rows[2:] == [["road", "61.23", "50.00"], ["sky", "-", "-"]]
+    assert "by class" not in write_report(tmp_path, _metrics()).read_text()

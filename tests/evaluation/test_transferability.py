@@ -64,3 +64,13 @@ def test_does_not_change_with_scale_or_order_and_takes_dead_features():
     assert log_me(np.zeros((30, 8)), labels) < score
     with pytest.raises(ValueError, match="NaN"):
         log_me(np.full((30, 8), np.nan), labels)
+
+
+def test_of_several_classes_each_counts_by_itself():
+    random = np.random.default_rng(0)
+    features, labels = random.normal(size=(30, 8)), np.arange(30) % 3
+    each = (labels[:, None] == np.arange(3)).astype(np.int32)
+    assert log_me(features, each) == log_me(features, labels)
+    both = np.stack([each[:, 0], each[:, 0] + each[:, 1]], axis=1)
+    alone = [log_me(features, column[:, None]) for column in both.T]
+    assert log_me(features, both) == pytest.approx(np.mean(alone))

@@ -241,3 +241,13 @@ def test_a_sequence_chooses_among_the_tasks_before_and_goes_on_with_the_same(bac
 def test_pack_errors_are_the_packages_own(backbone, tmp_path):
     with pytest.raises(PackError):
         _start(tmp_path / "missing", backbone)
+
+
+def test_a_choice_by_whole_images_is_none_for_tasks_of_pixels(backbone, tmp_path):
+    _save(tmp_path, backbone)
+    method = Piggyback(PiggybackConfig(init_from=f"auto:{tmp_path}"))
+    pixels = dataclasses.replace(toy_tasks()["spots"], target="map")
+    with pytest.raises(ValueError, match="features of whole images, and 'spots' has a class for each pixel. Name one"):
+        with_start(method, backbone, pixels, INPUTS, seed=0)
+    several = dataclasses.replace(toy_tasks()["spots"], target="multilabel")
+    assert with_start(method, backbone, several, INPUTS, seed=0).start is not None
