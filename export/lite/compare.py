@@ -19,7 +19,7 @@ from ..shared.prepare_image import prepare_image
 from .folder import TASK_SUFFIX, is_patched
 from .inputs.run import load_model
 from .inputs.task_inputs import SUFFIX, TaskInputs
-from .judged import MIN_AGREEMENT, Answer, Judge, judge_of
+from .judged import MIN_AGREEMENT, Judge, JudgedAnswer, judge_of
 from .model_description import read_model_description
 from .patch.checks import answer, check_constants
 from .patch.patchable import Patchable
@@ -60,7 +60,7 @@ class LiteExport(Protocol):
             ExportError: If it does not hold.
         """
 
-    def answer(self, image: np.ndarray) -> Answer:
+    def answer(self, image: np.ndarray) -> JudgedAnswer:
         """Returns what the current task finds in an image, float32 `[H, W, 3]`."""
 
 
@@ -105,9 +105,9 @@ class PatchedExport:
         if self.quantize in _INTEGERS:
             check_constants(self._base, self._model.data, pack)
 
-    def answer(self, image: np.ndarray) -> Answer:
+    def answer(self, image: np.ndarray) -> JudgedAnswer:
         output = self._run(image)
-        return Answer(answer(self._task, output, self._content)[0], output[0, ..., : len(self._task.labels)])
+        return JudgedAnswer(answer(self._task, output, self._content)[0], output[0, ..., : len(self._task.labels)])
 
 
 class InputsExport:
@@ -140,8 +140,8 @@ class InputsExport:
     def check(self, pack: TaskPack) -> None:
         pass
 
-    def answer(self, image: np.ndarray) -> Answer:
-        return Answer(self._model.predict(image[None])[0])
+    def answer(self, image: np.ndarray) -> JudgedAnswer:
+        return JudgedAnswer(self._model.predict(image[None])[0])
 
 
 class PlainExport:
@@ -179,8 +179,8 @@ class PlainExport:
     def check(self, pack: TaskPack) -> None:
         pass
 
-    def answer(self, image: np.ndarray) -> Answer:
-        return Answer(self._run(image)[0])
+    def answer(self, image: np.ndarray) -> JudgedAnswer:
+        return JudgedAnswer(self._run(image)[0])
 
 
 def open_export(path: Path, backbone: Backbone) -> LiteExport:
@@ -290,9 +290,9 @@ def compare_lite(
         images = np.stack([prepare_image(file.read_bytes(), str(file), operations) for file in part])
         expected = bank.predict(images, task=pack.task)
         for file, image, row in zip(part, images.astype(np.float32), expected, strict=True):
-            found: list[Answer] = []
+            found: list[JudgedAnswer] = []
 
-            def run(image: np.ndarray = image, found: list[Answer] = found) -> None:
+            def run(image: np.ndarray = image, found: list[JudgedAnswer] = found) -> None:
                 found.append(export.answer(image))
 
             times.append(_milliseconds(run))

@@ -11,14 +11,14 @@ from piggyback_tf.problems import HEAD_NAME, HeadNetwork, Problem, is_head
 from piggyback_tf.surgery import features_with
 
 from ..shared.errors import ExportError
-from .kinds import Kind
+from .kinds import GraphKind
 
 Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
 
 
 def convert(
     backbone: Backbone,
-    kind: Kind,
+    kind: GraphKind,
     weights: Mapping[str, np.ndarray],
     quantize: str,
     *,

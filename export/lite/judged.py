@@ -21,7 +21,7 @@ _MIN_PLACES = MIN_AGREEMENT | {"none": 0.9999}
 _MAX_MARGIN = {"none": 1e-3}
 
 
-class Answer(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """What a task finds in an image, as `TaskBank.predict` says it, and the logits if they are made of it here."""
 
     found: np.ndarray
@@ -50,7 +50,7 @@ class Judge(abc.ABC):
         return self._same / self._all
 
     @abc.abstractmethod
-    def add(self, file: Path, answer: Answer, expected: np.ndarray) -> None:
+    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
         """Adds the answer for an image file, beside that of the bank."""
 
     @abc.abstractmethod
@@ -78,7 +78,7 @@ class ClassJudge(Judge):
         self._wrong: list[tuple[bool, bool]] = []
         self._labelled = True
 
-    def add(self, file: Path, answer: Answer, expected: np.ndarray) -> None:
+    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
         # `maximum` keeps what is no number.
         self.difference = float(np.maximum(self.difference, np.abs(answer.found - expected).max()))
         best, bank_best = answer.found.argmax(), expected.argmax()
@@ -113,7 +113,7 @@ class PlaceJudge(Judge):
         self._counts: list[np.ndarray] = []
         self._labelled = True
 
-    def add(self, file: Path, answer: Answer, expected: np.ndarray) -> None:
+    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
         other = answer.found != expected
         self._same, self._all = self._same + int((~other).sum()), self._all + other.size
         if answer.logits is not None and other.any():

@@ -10,10 +10,11 @@ from piggyback_tf.problems import PROBLEMS
 
 from ..edge.piggyback_edge import ANSWERS, FIRST_SIGNATURE
 from ..shared.errors import ExportError
+from ..shared.packs import head_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class GraphKind:
     """Tasks that one graph answers.
 
     Attributes:
@@ -25,7 +26,7 @@ class Kind:
     image_shape: tuple[int, int]
 
     @classmethod
-    def of(cls, head: HeadSpec, backbone: Backbone) -> "Kind":
+    def of(cls, head: HeadSpec, backbone: Backbone) -> "GraphKind":
         """Returns the kind of tasks with a head on a base."""
         return cls(head, head.image_shape or (backbone.image_size, backbone.image_size))
 
@@ -47,13 +48,7 @@ class Kind:
         return dataclasses.replace(head_of(pack), classes=self.room) == self.head
 
 
-def head_of(pack: TaskPack) -> HeadSpec:
-    """Returns which head a task has."""
-    assert pack.head_spec is not None, "a pack that was made says it"
-    return pack.head_spec
-
-
-def kinds_of(packs: Iterable[TaskPack], backbone: Backbone, max_classes: int) -> list[Kind]:
+def kinds_of(packs: Iterable[TaskPack], backbone: Backbone, max_classes: int) -> list[GraphKind]:
     """Returns the kinds that tasks are of, that of dense heads first.
 
     Args:
@@ -67,10 +62,10 @@ def kinds_of(packs: Iterable[TaskPack], backbone: Backbone, max_classes: int) ->
         family = dataclasses.replace(spec, classes=0)
         room = 0 if spec.is_dense else spec.classes
         rooms[family] = max_classes or max(room, rooms.get(family, 0))
-    return [Kind.of(dataclasses.replace(family, classes=room), backbone) for family, room in rooms.items()]
+    return [GraphKind.of(dataclasses.replace(family, classes=room), backbone) for family, room in rooms.items()]
 
 
-def check_room(pack: TaskPack, kinds: Sequence[Kind]) -> Kind:
+def check_room(pack: TaskPack, kinds: Sequence[GraphKind]) -> GraphKind:
     """Returns the kind that a task is of, after checking that there is room for its classes.
 
     Raises:
@@ -89,9 +84,9 @@ def check_room(pack: TaskPack, kinds: Sequence[Kind]) -> Kind:
     return kind
 
 
-def dense_kind(backbone: Backbone, max_classes: int) -> Kind:
+def dense_kind(backbone: Backbone, max_classes: int) -> GraphKind:
     """Returns the kind of tasks with a dense head."""
-    return Kind.of(HeadSpec(DENSE, max_classes), backbone)
+    return GraphKind.of(HeadSpec(DENSE, max_classes), backbone)
 
 
 def answer_of(problem: str) -> str:

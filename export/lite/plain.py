@@ -16,12 +16,12 @@ from piggyback_tf.packs.base_fit import check_same_weights
 from piggyback_tf.problems import PROBLEMS
 
 from ..shared.errors import ExportError
-from ..shared.packs import PackSource, fitting_packs
+from ..shared.packs import PackSource, fitting_packs, head_of
 from .checks import check_answers, probe_images, run_model
 from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
-from .kinds import Kind, check_answer, head_of
+from .kinds import GraphKind, check_answer
 from .metadata import LABELS_FILE, add_metadata
 from .model_description import append_files
 from .options import LiteOptions
@@ -60,7 +60,7 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     with new_folder(output) as folder:
         for pack, own in zip(tasks, images, strict=True):
             head = head_of(pack)
-            kind = Kind.of(head, backbone)
+            kind = GraphKind.of(head, backbone)
             problem = PROBLEMS[pack.problem](pack.class_names, kind.image_shape)
             weights = own_weights(Network.of(backbone, kind), pack)
             model = read_objects(convert(backbone, kind, weights, options.quantize, problem=problem, images=own))

@@ -12,7 +12,7 @@ from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import HEAD_NAME, HeadNetwork, is_head
 
 from ..shared.task_weights import TaskWeights
-from .kinds import Kind, dense_kind
+from .kinds import GraphKind, dense_kind
 
 # Of a dense head.
 HEAD_KERNEL, HEAD_BIAS = f"{HEAD_NAME}/kernel", f"{HEAD_NAME}/bias"
@@ -83,13 +83,13 @@ class Network:
         weights: All weights by path, float32 or of their own dtype.
     """
 
-    kind: Kind
+    kind: GraphKind
     kernels: dict[str, Kernel]
     norms: dict[str, Norm]
     weights: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, backbone: Backbone, kind: Kind | None = None) -> "Network":
+    def of(cls, backbone: Backbone, kind: GraphKind | None = None) -> "Network":
         """Returns what a graph computes with: all of a base for a dense head, else what leads to the head.
 
         The head's variables are zeros, with room for the classes of the kind; if that is None, there is no head.

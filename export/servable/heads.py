@@ -12,9 +12,9 @@ from piggyback_tf.packs.base_fit import check_head_shapes, check_same_weights
 from piggyback_tf.problems import HeadNetwork
 
 from ..shared.errors import ExportError
+from ..shared.packs import head_of
 from .layout import WeightLayout
 from .network import ServedHead, head_shapes, save_head_network
-from .task_tables import head_of
 
 
 class HeadNetworks:

@@ -15,6 +15,7 @@ from piggyback_tf.problems import PNG, PROBLEMS, AnswerSpec, Problem, WayBack, h
 
 from ..shared.errors import ExportError
 from ..shared.graph import good_images
+from ..shared.packs import head_of
 from .decode import decode_batch, upright_sides
 from .headers import Headers, read_headers
 from .network import ServedNetwork
@@ -22,7 +23,7 @@ from .options import ExportOptions
 from .preparation import parse_preparation, way_back
 from .requests import check_images_and_tasks, check_same_length
 from .served_tasks import ServedTasks
-from .task_tables import CLASSES, Family, TaskTables, family_of, head_of
+from .task_tables import CLASSES, Family, TaskTables, family_of
 
 Outputs = dict[str, tf.Tensor]
 Signatures = dict[str, tuple[Callable[..., Outputs], list[tf.TensorSpec]]]

@@ -11,6 +11,7 @@ from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.targets import USUAL
 
+from ..shared.packs import head_of
 from .layout import WeightLayout
 
 # The arrays that are variables of an export, by their dtype there; texts are UTF-8.
@@ -190,12 +191,6 @@ class TaskTables:
 def family_of(pack: TaskPack) -> Family:
     """Returns the family of a task."""
     return Family(pack.problem, head_of(pack).family)
-
-
-def head_of(pack: TaskPack) -> HeadSpec:
-    """Returns the head of a task, which every pack has once it is made."""
-    assert pack.head_spec is not None
-    return pack.head_spec
 
 
 def _details(pack: TaskPack) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 from piggyback_tf.commands.common import choose_base
 from piggyback_tf.data import TARGETS
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
 from piggyback_tf.packs.parts import parts_in_words
@@ -44,6 +45,12 @@ def check_is_class(pack: TaskPack) -> None:
             f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and exports hold tasks with a "
             "class for each image. A TaskBank, evaluate, predict and merge take it."
         )
+
+
+def head_of(pack: TaskPack) -> HeadSpec:
+    """Returns the head of a task, which every pack has once it is made."""
+    assert pack.head_spec is not None
+    return pack.head_spec
 
 
 def fitting_packs(

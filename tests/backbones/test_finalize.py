@@ -40,7 +40,8 @@ def test_copies_answer_as_the_base():
     np.testing.assert_allclose(plain(IMAGES, training=False), keras.ops.softmax(expected), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+# One is for networks without batch norm alone.
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "ssf"])
 def test_networks_of_every_method_normalise_as_the_base(name):
     backbone, kind = _backbone(), METHODS[name]
     (normalization,) = _normalizations(backbone.model)

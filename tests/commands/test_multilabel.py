@@ -122,8 +122,7 @@ def test_exports_and_methods_say_what_they_do_not_hold(pack, tints, tmp_path):
     spec = BaseSpec.of(load_backbone("shapesnet", image_size=32))
     with pytest.raises(ExportError, match="finds any number of classes for each image, and exports hold tasks with a"):
         list(fitting_packs([pack], spec))
-    with pytest.raises(ExportError, match="SavedModels have no signature for that"):
-        list(fitting_packs([pack], spec, check=check_is_served))
+    assert len(list(fitting_packs([pack], spec, check=check_is_served))) == 1
     flags = (f"--data=multilabel:{tints}", f"--output_dir={tmp_path / 'run'}", "--method=ewc", "--backbone=shapesnet")
     found = run_forked("train.py", *flags)
     assert found.returncode == 2

@@ -62,5 +62,5 @@ def test_a_device_has_them(tasks, tmp_path, design):
     path = folder / ("base.tflite" if design == "patch" else "norm_only.tflite")
     export = open_export(path, backbone)
     enter_task(export, packs[0])
-    found = np.stack([export.answer(image.astype("float32")) for image in IMAGES])
+    found = np.stack([export.answer(image.astype("float32")).found for image in IMAGES])
     np.testing.assert_allclose(found, bank.predict(IMAGES, "norm_only"), rtol=0, atol=1e-5)

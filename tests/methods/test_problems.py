@@ -106,7 +106,7 @@ def small_backbone(method: str) -> Backbone:
 
 def settings_of(method: str) -> TrainConfig:
     recipe = {**METHODS[method].Config.recipe, "head_lr": 0.03, "chance_epochs": 0, "warmup_steps": 1}
-    return TrainConfig(**{**recipe, "epochs": 4, "batch_size": 8})
+    return TrainConfig(**{**recipe, "epochs": 6, "batch_size": 8})
 
 
 @functools.cache

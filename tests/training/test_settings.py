@@ -101,7 +101,8 @@ def test_settings_of_the_training_the_input_and_the_own_method_are_recorded(meth
     given = ["--mask_lr=1e-3", "--weights_lr=1e-3", "--adapter_lr=1e-3", "--ewc_lambda=3"]
     names = record("--data=digits", f"--method={method}", *given).keys()
     assert {"data", "backbone", "seed", "mixed_precision", "epochs", "head_lr", "augment_train"} <= names
-    own = {field.name for field in dataclasses.fields(METHODS[method].Config)}
+    fields = dataclasses.fields(METHODS[method].Config)
+    own = {field.name for field in fields if field.metadata["before"] != field.default}
     foreign = {field.name for name in METHODS for field in dataclasses.fields(METHODS[name].Config)} - own
     assert own <= names
     assert not foreign & names

@@ -14,7 +14,7 @@ _RUNTIME = b"min_runtime_version"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class GraphPart:
     """A file of one graph.
 
     Attributes:
@@ -28,7 +28,7 @@ class Part:
     constants: Mapping[int, Constant]
 
 
-def join(parts: Sequence[Part]) -> schema.ModelT:
+def join(parts: Sequence[GraphPart]) -> schema.ModelT:
     """Returns a model with the graphs of several files, in their order, and no metadata but the least runtime.
 
     Two graphs share the buffer of a constant that tasks change if it is made of the same weights and holds the same
@@ -83,7 +83,7 @@ def shared_between(files: Sequence[LiteFile]) -> Iterator[tuple[int, list[tuple[
     yield from owners.items()
 
 
-def _key(part: Part, index: int, content: bytes) -> tuple:
+def _key(part: GraphPart, index: int, content: bytes) -> tuple:
     """Returns what is equal for constants of two graphs that may share a buffer."""
     tensor = part.file.tensors[index]
     constant = part.constants.get(index)

@@ -15,7 +15,7 @@ from ...edge.piggyback_edge import FIRST_SIGNATURE, Entry, Manifest, Signature
 from ..checks import check_features
 from ..convert import convert
 from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
-from ..kinds import Kind, check_room
+from ..kinds import GraphKind, check_room
 from ..metadata import TASK_NAME, add_metadata, add_task_place
 from ..weights import Network, Weights
 from .calibrate import Ranges, common_ranges, corresponding, find_ranges, move_constants, quantise
@@ -30,7 +30,7 @@ from .constants import (
     identify,
 )
 from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
-from .joined import Part, join, shared_between
+from .joined import GraphPart, join, shared_between
 from .manifest import KIND_CODES
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
@@ -184,7 +184,7 @@ class Patchable:
         return cls(tuple(graphs), manifest, ordered)
 
 
-def _signature(kind: Kind, backbone: Backbone) -> Signature:
+def _signature(kind: GraphKind, backbone: Backbone) -> Signature:
     height, width = kind.image_shape
     dense = kind.head.is_dense
     features, places = (backbone.feature_dim, 1) if dense else (0, height * width)
@@ -197,7 +197,7 @@ def _ranges_of(graph: Graph, tasks: Tasks) -> Ranges:
 
 def _joined(graphs: Sequence[Graph], backbone: Backbone) -> list[Graph]:
     """Returns the graphs of several files as those of one."""
-    parts = [Part(graph.network.kind.signature, graph.file, graph.constants) for graph in graphs]
+    parts = [GraphPart(graph.network.kind.signature, graph.file, graph.constants) for graph in graphs]
     model = join(parts)
     add_metadata(model, backbone.name, backbone.preprocessing)
     add_task_place(model)

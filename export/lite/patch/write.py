@@ -32,7 +32,7 @@ from ..folder import (
     new_folder,
     refuse_other_task,
 )
-from ..kinds import Kind, check_answer, check_room, dense_kind, kinds_of
+from ..kinds import GraphKind, check_answer, check_room, dense_kind, kinds_of
 from ..options import LiteOptions
 from ..representative_images import representative_images, split_specs
 from ..weights import Network, Weights, own_weights
@@ -191,7 +191,7 @@ def read_base(backbone: Backbone, base_file: Path) -> Patchable:
     return base
 
 
-def _kinds(document: dict[str, Any], manifest: Manifest, backbone: Backbone) -> list[Kind]:
+def _kinds(document: dict[str, Any], manifest: Manifest, backbone: Backbone) -> list[GraphKind]:
     """Returns the kinds of tasks that a base answers.
 
     Raises:
@@ -203,7 +203,7 @@ def _kinds(document: dict[str, Any], manifest: Manifest, backbone: Backbone) -> 
     for entry in document["signatures"]:
         shape = entry["head"]["image_shape"]
         head = HeadSpec(**{**entry["head"], "image_shape": tuple(shape) if shape else None})
-        kinds.append(Kind.of(head, backbone))
+        kinds.append(GraphKind.of(head, backbone))
     return kinds
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from export.lite import plain
 from export.lite.compare import PatchedExport, compare_lite, describe, open_export, promise
-from export.lite.judged import Answer, judge_of
+from export.lite.judged import JudgedAnswer, judge_of
 from export.lite.options import LiteOptions
 from export.litert import export_litert
 from piggyback_tf.data import at_own_size, decode_image, parse_augment
@@ -116,7 +116,7 @@ def test_another_class_is_good_only_where_two_are_as_probable(parts, tmp_path):
         logits = np.zeros((200, 200, 5), np.float32)
         logits[3, 4, 2] = margin
         judge = judge_of(parts.roads, parse_augment("resize(200,200)"))
-        judge.add(tmp_path / "a.png", Answer(found, logits), expected)
+        judge.add(tmp_path / "a.png", JudgedAnswer(found, logits), expected)
         assert judge.agreement == 1 - 1 / 40_000 and judge.errors() is None
         assert (judge.fault("none") is None) == good and judge.fault("int8") is None
     assert judge.least("none") == 0.9999

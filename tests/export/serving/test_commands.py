@@ -140,7 +140,7 @@ def test_the_output_may_be_closed_early(folder):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_an_output_that_cannot_be_written(folder):
     program = (
-        "from export.deployment import client; client.Client.tasks = lambda *_: {'birds': ['wren']}; "
+        "from export.deployment import client; client.Client.listed = lambda *_: [('birds', ['wren'], 'encoded')]; "
         "raise SystemExit(client.main())"
     )
     command = [sys.executable, "-c", program, "tasks", "--url=http://a"]
