@@ -20,12 +20,14 @@ class Target:
             of others have the size that the base was built for.
         answer: What `TaskBank.predict` returns, in a word, for examples of code.
         hub_task: What the Hugging Face Hub calls such tasks.
+        settings: Settings of methods that are for its tasks alone.
     """
 
     finds: str
     own_size: bool = False
     answer: str = "probabilities"
     hub_task: str = "image-classification"
+    settings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.finds
@@ -35,5 +37,11 @@ class Target:
 TARGETS = {
     USUAL: Target("a class for each image"),
     "multilabel": Target("any number of classes for each image"),
-    "map": Target("a class for each pixel", own_size=True, answer="labels", hub_task="image-segmentation"),
+    "map": Target(
+        "a class for each pixel",
+        own_size=True,
+        answer="labels",
+        hub_task="image-segmentation",
+        settings=("head", "class_weights"),
+    ),
 }

@@ -51,12 +51,22 @@ class Comparison:
     @property
     def text(self) -> str:
         """What is told of it, on one line."""
-        files = "no JPEG or PNG" if self.files is None else f"{self.files:.1e}"
-        files += f" ({self.refused} refused)" if self.refused else ""
+        files = told_of_files(None if self.files is None else f"{self.files:.1e}", self.refused)
         return (
-            f"{self.task}: largest difference {self.pixels:.1e} with pixels, {files} with files; labels "
+            f"{self.task}: largest difference {self.pixels:.1e} with pixels, {files}; labels "
             f"{'equal' if self.labels else 'NOT equal'}; {self.export_ms:.1f} ms an image (bank {self.bank_ms:.1f})"
         )
+
+
+def told_of_files(difference: str | None, refused: int) -> str:
+    """Returns what is told of images as files.
+
+    Args:
+        difference: How their answers differ from the bank's; None if none was answered.
+        refused: How many the export flags.
+    """
+    found = "no JPEG or PNG" if difference is None else f"{difference} with files"
+    return f"{found} ({refused} refused)" if refused else found
 
 
 def compare(model: Any, bank: TaskBank, task: str, files: Sequence[Path], batch_size: int = 32) -> Comparison:

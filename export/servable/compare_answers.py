@@ -20,7 +20,7 @@ from piggyback_tf.data.augment import apply_operations, geometry_back
 from piggyback_tf.packs import TaskBank
 from piggyback_tf.problems import PNG, PROBLEMS, AnswerSpec, Problem, WayBack
 
-from .compare import ENCODED_SUFFIXES, LIMIT, timed
+from .compare import ENCODED_SUFFIXES, LIMIT, timed, told_of_files
 from .problem_signatures import signature_for
 
 # The share of whole numbers that may differ.
@@ -60,12 +60,10 @@ class AnswersComparison:
     @property
     def text(self) -> str:
         """What is told of it, on one line."""
-        prepared, files = (None if value is None else self._shown(value) for value in (self.prepared, self.files))
-        files = "no JPEG or PNG" if files is None else f"{files} with files"
-        files += f" ({self.refused} refused)" if self.refused else ""
+        files = told_of_files(None if self.files is None else self._shown(self.files), self.refused)
         return (
-            f"{self.task}: {self.answer}: {prepared} with pixels, {files}; {self.export_ms:.1f} ms an image "
-            f"(bank {self.bank_ms:.1f})"
+            f"{self.task}: {self.answer}: {self._shown(self.prepared)} with pixels, {files}; "
+            f"{self.export_ms:.1f} ms an image (bank {self.bank_ms:.1f})"
         )
 
     def _shown(self, value: float) -> str:

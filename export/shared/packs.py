@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from piggyback_tf.commands.common import choose_base
-from piggyback_tf.data import TARGETS
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
@@ -34,19 +33,6 @@ def find_base(file: str, backbone: str | None, weights: str | None) -> tuple[Tas
     return pack, choose_base(pack, backbone, weights)
 
 
-def check_is_class(pack: TaskPack) -> None:
-    """Checks that a task finds the class of an image, for exports that hold nothing else.
-
-    Raises:
-        ExportError: If not.
-    """
-    if pack.problem != "class":
-        raise ExportError(
-            f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and exports hold tasks with a "
-            "class for each image. A TaskBank, evaluate, predict and merge take it."
-        )
-
-
 def head_of(pack: TaskPack) -> HeadSpec:
     """Returns the head of a task, which every pack has once it is made."""
     assert pack.head_spec is not None
@@ -58,7 +44,7 @@ def fitting_packs(
     spec: BaseSpec,
     taken: Collection[str] = (),
     *,
-    check: Callable[[TaskPack], None] = check_is_class,
+    check: Callable[[TaskPack], None],
 ) -> Iterator[TaskPack]:
     """Yields packs that fit a base and have each its own task's name, one in memory at a time.
 

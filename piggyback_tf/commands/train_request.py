@@ -1,7 +1,7 @@
 """What a command line of `train` asks for; all of it is checked before Keras is loaded."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -90,8 +90,11 @@ def read_request() -> TrainRequest:
     check_draws_nothing(parse_augment(inputs.augment_eval), inputs.augment_eval)
     specs = {check_task_name(FLAGS.task) if FLAGS.task else "": FLAGS.data}
     specs = parse_tasks(FLAGS.tasks) if FLAGS.tasks else specs
-    if not any(TARGETS[target].own_size for spec in specs.values() for target in possible_targets(spec)):
-        _check_square(inputs, image_size)  # At once: reading data takes a second.
+    # At once: reading data takes a second.
+    possible = {target for spec in specs.values() for target in possible_targets(spec)}
+    _check_own_settings(possible)
+    if not any(TARGETS[target].own_size for target in possible):
+        _check_square(inputs, image_size)
     return TrainRequest(specs, names, inputs, image_size, bool(FLAGS.tasks))
 
 
@@ -122,7 +125,19 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
         )
         _check_target(data, request)
         tasks[name or _check_name(folder, data.name)] = data
+    _check_own_settings({data.target for data in tasks.values()})
     return tasks
+
+
+def _check_own_settings(targets: Collection[str]) -> None:
+    """Raises an error if a setting is given that is for tasks of other targets alone, which would do nothing."""
+    for name, target in TARGETS.items():
+        for setting in target.settings if name not in targets else ():
+            if FLAGS[setting].value != FLAGS[setting].default:
+                found = " and ".join(str(TARGETS[one]) for one in sorted(targets))
+                raise flags.IllegalFlagValueError(
+                    f"--{setting}={FLAGS[setting].value} is for tasks that find {target}; these find {found}."
+                )
 
 
 def _check_target(data: TaskData, request: TrainRequest) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import piggyback_tf as pb
+from export.lite.kinds import check_is_dense
 from export.servable.problem_signatures import check_is_served
 from export.shared.errors import ExportError
 from export.shared.packs import fitting_packs
@@ -120,8 +121,8 @@ def test_the_page_shows_wrong_images_and_each_class(run, pack, tmp_path, capsys)
 
 def test_exports_and_methods_say_what_they_do_not_hold(pack, tints, tmp_path):
     spec = BaseSpec.of(load_backbone("shapesnet", image_size=32))
-    with pytest.raises(ExportError, match="finds any number of classes for each image, and exports hold tasks with a"):
-        list(fitting_packs([pack], spec))
+    with pytest.raises(ExportError, match="of the problem 'multilabel' has a head of kind 'dense'.*Use --design=patch"):
+        list(fitting_packs([pack], spec, check=check_is_dense))
     assert len(list(fitting_packs([pack], spec, check=check_is_served))) == 1
     flags = (f"--data=multilabel:{tints}", f"--output_dir={tmp_path / 'run'}", "--method=ewc", "--backbone=shapesnet")
     found = run_forked("train.py", *flags)

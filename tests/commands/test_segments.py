@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.lite.kinds import check_is_dense
 from export.shared.errors import ExportError
 from export.shared.packs import fitting_packs
 from piggyback_tf.__main__ import main
@@ -137,10 +138,18 @@ def test_inspect_and_merge(run, tmp_path, capsys):
     assert "[N, 40, 56, 3]" in capsys.readouterr().out
 
 
-def test_exports_say_that_they_do_not_hold_it(run):
+def test_designs_that_do_not_hold_it_say_so(run):
     spec = BaseSpec.of(load_backbone("shapesnet", image_size=32))
-    with pytest.raises(ExportError, match="finds a class for each pixel, and exports hold tasks with a class for each"):
-        list(fitting_packs([run / "rectangles.task.safetensors"], spec))
+    with pytest.raises(ExportError, match="of the problem 'map' has a head of kind 'fpn'.*Use --design=patch"):
+        list(fitting_packs([run / "rectangles.task.safetensors"], spec, check=check_is_dense))
+
+
+def test_settings_that_would_do_nothing_are_refused(tmp_path):
+    for flag in ("--class_weights=median_frequency", "--head=fcn8"):
+        found = run_forked("train.py", "--data=digits", f"--output_dir={tmp_path / 'run'}", flag)
+        assert found.returncode == 2
+        assert f"{flag} is for tasks that find a class for each pixel; these find a class for each" in found.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_be_learned_is_said_before_the_training(rectangles, tmp_path):
