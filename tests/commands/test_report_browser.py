@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from piggyback_tf.__main__ import main
-from tests.evaluation.test_page import page_of, write_answers, write_run
+from tests.evaluation.pages import page_of, write_answers
+from tests.evaluation.test_page import write_run
 from tests.packs.helpers import structured_pack
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
