@@ -97,6 +97,11 @@ class Problem(abc.ABC):
     activation: ClassVar[str] = "softmax"
     # Whether an answer is the most probable class of each place, and not the probabilities of all.
     answers_labels: ClassVar[bool] = False
+    # How careful masks must be: the part of a training in which the head learns and no weight is dropped, and the part
+    # of `TrainConfig.mask_trust` that a step gets. Where each place of an image is judged, little of what dropped
+    # weights promise is left in other images; see docs/segmentation.md.
+    head_first: ClassVar[float] = 0.0
+    mask_trust: ClassVar[float] = 1.0
     # What servers call the request with image files, such as "segment". None: exports for servers have no way to ask
     # for such answers, and refuse the task. Those of classes have signatures of their own, older ones.
     signature: ClassVar[str | None] = None

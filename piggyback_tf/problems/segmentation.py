@@ -94,6 +94,8 @@ class Segmentation(Problem):
     weighs_classes = True
     judges_originals = True
     answers_labels = True
+    head_first = 0.5
+    mask_trust = 0.1
 
     def head(self, config: MethodConfig) -> HeadSpec:
         width = _WIDTH if config.head == "fpn" else 0

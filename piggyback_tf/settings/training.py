@@ -34,7 +34,11 @@ class TrainConfig:
         1e-6,
         "Epsilon of the masks' adam. It is not small beside their gradients, so weights that hardly matter move less.",
     )
-    mask_trust: float = option(0.1, "Part of the loss that the flips of a step may promise; 0: no limit.", before=0.0)
+    mask_trust: float = option(
+        0.1,
+        "Part of the loss that the flips of a step may promise, of which label maps take a tenth; 0: no limit.",
+        before=0.0,
+    )
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
     mask_budget: float = option(
         1.0, "With --mask_trust above 0: flips of a whole training, as a part of all weights.", before=1.0

@@ -181,7 +181,7 @@ def _compile(
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     reduction = "sum_over_batch_size" if replicas == 1 else "sum"  # See `weight_for_replicas`.
     model.compile(
-        optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs),
+        optimizer=make_optimizer(method, model, config, steps_per_epoch, epochs, problem),
         loss=problem.weighted_loss(reduction, weights) if weights else problem.loss(reduction),
         # The second is the loss without what a method adds to it.
         weighted_metrics=problem.metrics(),

@@ -9,6 +9,7 @@ from absl import logging
 
 from piggyback_tf.masking import MaskConfig, mask_config, masked_weights
 from piggyback_tf.methods import Method
+from piggyback_tf.problems import Problem
 from piggyback_tf.settings import TrainConfig
 from piggyback_tf.training.schedules import WarmupSchedule, mask_rate, warmup_length
 from piggyback_tf.training.trust_region import TrustRegionAdam, WatchedLossScale, WatchedOptimizers
@@ -18,7 +19,12 @@ _LARGEST_ADAM, _LARGEST_SGD = 0.5, 100.0
 
 
 def make_optimizer(
-    method: Method, model: keras.Model, config: TrainConfig, steps_per_epoch: int, epochs: int | None = None
+    method: Method,
+    model: keras.Model,
+    config: TrainConfig,
+    steps_per_epoch: int,
+    epochs: int | None = None,
+    problem: Problem | None = None,
 ) -> keras.optimizers.Optimizer:
     """Returns a `MultiOptimizer` with one optimiser and schedule for each group of variables, scaled in float16.
 
@@ -28,6 +34,7 @@ def make_optimizer(
         config: Optimisers, learning rates and schedule.
         steps_per_epoch: Steps of one epoch.
         epochs: Epochs of the phase; all epochs if None.
+        problem: Says how careful masks must be; as with classes if None.
 
     Raises:
         ValueError: If the masks' optimiser is SGD, and flips are to be limited or no rate is given.
@@ -35,7 +42,8 @@ def make_optimizer(
     groups = method.groups(model)
     config = dataclasses.replace(config, epochs=epochs or config.epochs)
     optimizers = {
-        group: _group_optimizer(group, model, variables, config, steps_per_epoch) for group, variables in groups.items()
+        group: _group_optimizer(group, model, variables, config, steps_per_epoch, problem)
+        for group, variables in groups.items()
     }
     for group, optimizer in optimizers.items():
         optimizer.name = group  # By which the state of a training is kept.
@@ -46,14 +54,19 @@ def make_optimizer(
 
 
 def _group_optimizer(
-    group: str, model: keras.Model, variables: Sequence[keras.Variable], config: TrainConfig, steps_per_epoch: int
+    group: str,
+    model: keras.Model,
+    variables: Sequence[keras.Variable],
+    config: TrainConfig,
+    steps_per_epoch: int,
+    problem: Problem | None,
 ) -> keras.optimizers.Optimizer:
     """Returns the optimiser of a group's variables."""
     epochs = config.step_epochs or max(1, config.epochs // 2)
     total_steps = config.epochs * steps_per_epoch
     masks = mask_config(model)
 
-    def schedule(peak: float) -> WarmupSchedule:
+    def schedule(peak: float, first_step: int = 0) -> WarmupSchedule:
         return WarmupSchedule(
             peak,
             config.schedule,
@@ -62,6 +75,7 @@ def _group_optimizer(
             warmup_steps=0 if group == "head" else warmup_length(config.warmup_steps, total_steps),
             step_length=epochs * steps_per_epoch,
             step_decay=config.step_decay,
+            first_step=first_step,
         )
 
     peak = getattr(config, f"{group}_lr")
@@ -84,12 +98,13 @@ def _group_optimizer(
             total_steps,
         )
     if limited:
+        trust, head_first = (problem.mask_trust, problem.head_first) if problem else (1.0, 0.0)
         kernels = {id(w.mask_real): w.layer.frozen_weight(w.weight) for w in masked_weights(model).values()}
         return TrustRegionAdam(
             schedule(peak),
             [kernels[id(variable)] for variable in variables],
-            trust=config.mask_trust,
-            max_flips=schedule(2.0 * config.mask_budget / total_steps),
+            trust=trust * config.mask_trust,
+            max_flips=schedule(2.0 * config.mask_budget / total_steps, first_step=int(head_first * total_steps)),
             threshold=masks.threshold,
             kind=masks.kind,
             gradient_scaling=masks.gradient_scaling,

@@ -40,7 +40,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     At step `s`, counted from 0, the rate is `peak * min(1, (s + 1) / warmup_steps) * f(s)` with `f(s)` =
     `(1 + cos(pi s / total_steps)) / 2` (cosine), `step_decay ** floor(s / step_length)` (step; section 4 of the
-    Piggyback paper decays by 0.1 after half of the epochs), or 1 (constant).
+    Piggyback paper decays by 0.1 after half of the epochs), or 1 (constant). Before `first_step` it is 0.
 
     Args:
         peak: The rate that `f` scales.
@@ -49,6 +49,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: Steps of the warm-up; 0 for none.
         step_length: Steps between two decays, for `"step"`.
         step_decay: Factor of a decay, for `"step"`.
+        first_step: The first step with a rate above 0.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: int = 0,
         step_length: int = 1,
         step_decay: float = 0.1,
+        first_step: int = 0,
     ):
         super().__init__()
         self.peak = peak
@@ -67,6 +69,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = warmup_steps
         self.step_length = step_length
         self.step_decay = step_decay
+        self.first_step = first_step
 
     def __call__(self, step: Any) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
@@ -78,6 +81,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             factor = tf.constant(1.0)
         if self.warmup_steps:
             factor *= tf.minimum(1.0, (step + 1.0) / self.warmup_steps)
+        if self.first_step:
+            factor *= tf.cast(step >= self.first_step, tf.float32)
         return self.peak * factor
 
     def get_config(self) -> dict[str, Any]:
@@ -88,4 +93,5 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "step_length": self.step_length,
             "step_decay": self.step_decay,
+            "first_step": self.first_step,
         }

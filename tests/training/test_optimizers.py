@@ -6,6 +6,7 @@ import pytest
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
+from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.training import TrainConfig, TrustRegionAdam, make_optimizer
 
 
@@ -82,6 +83,19 @@ def test_in_a_training_of_any_length_a_steady_gradient_comes_to_the_threshold_as
     way = sum(float(masks._learning_rate(step)) for step in range(10 * epochs))
     assert 14 < way / 5e-3 < 18
     assert sum(float(masks.max_flips(step)) for step in range(10 * epochs)) < 1.15 * TrainConfig().mask_budget
+
+
+@pytest.mark.parametrize(("target", "head_first", "trust"), [("class", 0, 0.1), ("map", 20, 0.01)])
+def test_where_pixels_are_judged_the_head_learns_first_and_promises_count_less(target, head_first, trust):
+    method = Piggyback()
+    model = method.build(_backbone(), 3)
+    problem = PROBLEMS[target](("one", "two", "three"), (8, 8))
+    optimizer = make_optimizer(method, model, TrainConfig(epochs=4), 10, problem=problem)
+    optimizer.build(model.trainable_variables)
+    (masks,) = (inner for inner in optimizer.optimizers if isinstance(inner, TrustRegionAdam))
+    assert [step for step in range(40) if float(masks.max_flips(step)) > 0] == list(range(head_first, 40))
+    assert float(masks._learning_rate(1)) > 0, "the real values move all the while"
+    assert masks.trust == pytest.approx(trust)
 
 
 @pytest.mark.parametrize(("settings", "warned"), [({}, False), ({"mask_lr": 1e-4}, True), ({"mask_lr": 1e-3}, False)])

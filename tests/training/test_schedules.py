@@ -21,8 +21,8 @@ def test_step_schedule_is_the_papers():
 
 
 def test_constant_schedule_and_config_round_trip():
-    rate = WarmupSchedule(0.2, "constant", total_steps=10)
-    assert float(rate(7)) == pytest.approx(0.2)
+    rate = WarmupSchedule(0.2, "constant", total_steps=10, first_step=3)
+    assert [float(rate(step)) for step in (2, 3, 7)] == pytest.approx([0, 0.2, 0.2])
     assert WarmupSchedule.from_config(rate.get_config()).get_config() == rate.get_config()
 
 
