@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from piggyback_tf.data.augment import Size
 from piggyback_tf.data.boxes import BoxTable, box_faults, some_faults
@@ -16,6 +17,7 @@ from piggyback_tf.data.specs import DataRequest, task_of_splits
 from piggyback_tf.data.split_folders import file_states, file_status
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header
 from piggyback_tf.files import shown_path
+from piggyback_tf.foreign_text import some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +141,12 @@ def task_of_annotations(
         if not request.skip_broken_images and any(problems.values()):
             raise DataProblems([problem for found in problems.values() for problem in found], request.spec)
         raise DataError(f"{request.spec!r} has no training image. {layout}")
-    if not any(image.boxes for image in usable["train"]):
+    learned = {box.class_name for image in usable["train"] for box in image.boxes}
+    if not learned:
         raise DataError(f"{request.spec!r} has no box in any training image. {layout}")
+    if missing := [name for name in class_names if name not in learned]:
+        text = "%d class(es) of %s have no box in any training image: %s."
+        logging.warning(text, len(missing), request.spec, some(missing))
     most = max([1, *(len(image.boxes) for images in usable.values() for image in images)])
     numbers = {name: number for number, name in enumerate(class_names)}
     sources = {}
@@ -160,17 +166,14 @@ def _problem(image: Annotated, class_names: tuple[str, ...]) -> UnusableFile | N
         return UnusableFile(place, "no_image_of_boxes", f"Image {place!r} has annotations, but is not there.")
     faults = list(image.faults)
     if image.size is not None:
-        faults += box_faults([(box.what, *box.edges) for box in image.boxes], image.size)
+        edges = np.array([box.edges for box in image.boxes], np.float64).reshape(-1, 4)
+        faults += box_faults([box.what for box in image.boxes], edges, image.size)
     for box in image.boxes:
         if box.class_name not in class_names:
-            faults.append(f"{box.what} is of a class that is none of {len(class_names)} ({_few(class_names)})")
+            faults.append(f"{box.what} is of a class that is none of {len(class_names)} ({some(class_names, 10)})")
     if not faults:
         return None
     return UnusableFile(place, "boxes", f"Boxes of image {place!r} cannot be used: {some_faults(faults)}.")
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _check_apart(splits: Mapping[str, AnnotatedSplit], root: Path, spec: str) -> None:

@@ -175,16 +175,17 @@ def targets_of(boxes: np.ndarray, moves: np.ndarray, sizes: np.ndarray, before: 
     return targets
 
 
-def box_faults(rows: Sequence[tuple[str, float, float, float, float]], size: Size) -> list[str]:
-    """Returns what is wrong with boxes, a part of a sentence for each that cannot be used.
+def box_faults(names: Sequence[str], boxes: np.ndarray, size: Size) -> list[str]:
+    """Returns what is wrong with the boxes of an image, a part of a sentence for each that cannot be used.
 
     Args:
-        rows: Of each box what it is called, such as `"object 3 (dog)"`, and ymin, xmin, ymax and xmax.
+        names: What each is called, such as `"object 3 ('dog')"`.
+        boxes: `[n, 4]`: ymin, xmin, ymax and xmax.
         size: `(height, width)` of the image.
     """
     faults = []
-    for name, *edges in rows:
-        top, left, bottom, right = edges
+    for name, edges in zip(names, boxes, strict=True):
+        top, left, bottom, right = (float(edge) for edge in edges)
         if not np.isfinite(edges).all():
             faults.append(f"{name} has a number that is not finite")
         elif bottom <= top or right <= left:

@@ -166,9 +166,8 @@ def _folder_splits(root: Path) -> tuple[dict[str, list[Pair]], dict[str, list[Un
     folders = split_folders(root, [name for names in SPLITS.values() for name in names if (root / name).is_dir()])
     splits, problems = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
     for split, name in folders.items():
-        splits[split] = _paired(
-            *(images_by_name(root / name / kind, LAYOUT) for kind in ("images", "labels")), problems[split]
-        )
+        images, labels = (images_by_name(root / name / kind, LAYOUT) for kind in ("images", "labels"))
+        splits[split] = _paired(images, labels, problems[split])
     return splits, problems
 
 

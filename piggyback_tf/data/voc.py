@@ -19,6 +19,7 @@ LAYOUT = (
     "PATH/ImageSets/Main/train.txt and optionally val.txt and test.txt; PATH/classes.txt may name the classes."
 )
 CLASSES_FILE = "classes.txt"
+_EDGES = ("ymin", "xmin", "ymax", "xmax")
 # By what the lists are called.
 _LISTS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -93,21 +94,20 @@ def _read(file: Path, image: Annotated) -> None:
         image.faults.append(f"file {shown_path(file)!r} has no height and width of at least 1 in <size>")
     for number, one in enumerate(found.findall("object"), start=1):
         name = (one.findtext("name") or "").strip()
-        edges = [_number(one.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")]
+        what = f"object {number} ({shown(name)})"
+        top, left, bottom, right = (
+            _number(one.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")
+        )
         difficult = (one.findtext("difficult") or "0").strip()
         if not name:
             image.faults.append(f"object {number} has no name")
-        elif None in edges:
-            image.faults.append(f"object {number} ({shown(name)}) has no four numbers in <bndbox>")
+        elif top is None or left is None or bottom is None or right is None:
+            image.faults.append(f"{what} has no four numbers in <bndbox>")
         elif difficult not in ("0", "1"):
-            image.faults.append(f"object {number} ({shown(name)}) has {shown(difficult)} in <difficult>; it is 0 or 1")
+            image.faults.append(f"{what} has {shown(difficult)} in <difficult>; it is 0 or 1")
         else:
-            top, left, bottom, right = (edge for edge in edges if edge is not None)
             # VOC counts from 1, and its last row and column are in the box.
-            box = NamedBox(
-                f"object {number} ({shown(name)})", (top - 1, left - 1, bottom, right), name, difficult == "1"
-            )
-            image.boxes.append(box)
+            image.boxes.append(NamedBox(what, (top - 1, left - 1, bottom, right), name, difficult == "1"))
 
 
 def _size(found: ET.Element) -> Size | None:
