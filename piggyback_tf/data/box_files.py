@@ -138,7 +138,7 @@ def task_of_annotations(
         images = [image for image in found.images if own[id(image)] is None]
         usable[split] = sorted(images, key=lambda image: _key(image.path, root))
     if not usable["train"]:
-        if not request.skip_broken_images and any(problems.values()):
+        if not request.skip_broken_images and problems["train"]:
             raise DataProblems([problem for found in problems.values() for problem in found], request.spec)
         raise DataError(f"{request.spec!r} has no training image. {layout}")
     learned = {box.class_name for image in usable["train"] for box in image.boxes}
