@@ -15,7 +15,7 @@ from piggyback_tf.data.sources import TaskData
 from piggyback_tf.data.specs import DataRequest, path_and_options, register_data
 from piggyback_tf.data.split_folders import existing_folder
 from piggyback_tf.data.unusable_files import UnusableFile
-from piggyback_tf.files import shown_path
+from piggyback_tf.files import is_text, shown_path
 from piggyback_tf.foreign_text import reason, shown
 
 LAYOUT = (
@@ -115,8 +115,8 @@ class _CocoFile:
             number, name = category.get("id"), category.get("name")
             if type(number) is not int:
                 self._fault(f"Category {shown(name)} has the id {shown(number)}, which is no whole number,")
-            elif not isinstance(name, str) or not name.strip():
-                self._fault(f"Category {number} has no name")
+            elif not isinstance(name, str) or not name.strip() or not is_text(name):
+                self._fault(f"Category {number} has no name that is a text")
             elif number in found:
                 self._fault(f"Category {number} is there twice")
             elif name.strip() in found.values():
@@ -128,16 +128,17 @@ class _CocoFile:
     def _images(self) -> dict[Any, Annotated]:
         """Returns the images by their ids."""
         found: dict[Any, Annotated] = {}
-        names: dict[str, Annotated] = {}
+        paths: dict[Path, Annotated] = {}
         for entry in self._entries("images"):
             number, name = entry.get("id"), entry.get("file_name")
-            if not isinstance(name, str) or not name:
-                self._fault(f"Image {shown(number)} has no file_name")
+            if not isinstance(name, str) or not name or not is_text(name):
+                self._fault(f"Image {shown(number)} has no file_name that is a text")
                 continue
-            if name in names:
-                names[name].faults.append("it is listed twice")
+            path = self._folder / name
+            if path in paths:
+                paths[path].faults.append("it is listed twice")
                 continue
-            image = names[name] = Annotated(self._folder / name, None)
+            image = paths[path] = Annotated(path, None)
             self.split.images.append(image)
             height, width = entry.get("height"), entry.get("width")
             if type(height) is int and type(width) is int and min(height, width) > 0:

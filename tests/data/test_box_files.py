@@ -253,7 +253,7 @@ def spoil_coco(root: Path) -> dict[str, str]:
     assert set(names) == set(faults)
     told = {f"train/{name}.png": said for name, (_, said) in faults.items() if said}
     told["train/gone.png"] = "has annotations, but is not there"
-    told["annotations/instances_train.json"] = "Category 5 has no name in file|Annotation 301 is of image 999"
+    told["annotations/instances_train.json"] = "Category 5 has no name that is a text in file|Annotation 301 is of image 999"
     return {str(root / name): said for name, said in told.items()} | {str(root / "train/a.png"): "its id 1 is another"}
 
 
@@ -334,7 +334,9 @@ def test_files_that_are_none_of_coco(coco, content, sentence):
 
 def test_odd_entries_are_named(coco):
     def edit(content):
-        content["images"] += [7, {"id": 50}, {"id": [1], "file_name": "b.png", "height": 30, "width": 40}]
+        content["images"] += [7, {"id": 50}, {"id": [1], "file_name": "./b.png", "height": 30, "width": 40}]
+        content["images"].append({"id": 51, "file_name": "\ud800.png"})
+        content["categories"].append({"id": 92, "name": "\ud800"})
         content["annotations"] += ["x", {"image_id": {}}, {"id": 60, "image_id": 2, "category_id": "7"}]
         content["annotations"] += [{"id": 61, "image_id": 2, "category_id": 7, "bbox": [1, 1, 10**400, 2]}]
         content["categories"] += [{"id": "x", "name": "bird"}, {"id": 90, "name": "bird"}, {"id": 91, "name": "dog"}]
@@ -345,7 +347,9 @@ def test_odd_entries_are_named(coco):
     text = "\n".join(problem.sentence for problem in caught.value.problems)
     for said in (
         "Entry 4 of 'images' is no object",
-        "Image 50 has no file_name",
+        "Image 50 has no file_name that is a text",
+        "Image 51 has no file_name",
+        "Category 92 has no name",
         "b.png' cannot be used: it is listed twice; annotation 60 is of category '7', which has no name; annotation 61",
         "Entry 6 of 'annotations' is no object",
         "The annotation at place 6 is of image {}",
@@ -388,6 +392,13 @@ def test_an_image_is_in_one_split(coco, voc):
     change(coco, lambda content: content["annotations"].clear())
     with pytest.raises(DataError, match="has no box in any training image"):
         load_data(f"coco:{coco}")
+
+
+def test_headers_alone_are_looked_at_if_that_is_wanted(coco):
+    (coco / "train/b.png").write_bytes(b"")
+    data = load_data(f"coco:{coco}")
+    with pytest.raises(DataProblems, match=r"b\.png': the file is empty"):
+        check_images([Part(source, "resize(8,8)") for source in data.splits.values()], "boxes", check="headers")
 
 
 def test_two_files_of_one_split_are_refused(coco):
