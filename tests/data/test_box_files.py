@@ -253,7 +253,7 @@ def spoil_coco(root: Path) -> dict[str, str]:
     assert set(names) == set(faults)
     told = {f"train/{name}.png": said for name, (_, said) in faults.items() if said}
     told["train/gone.png"] = "has annotations, but is not there"
-    told["annotations/instances_train.json"] = "Category 5 has no name that is a text in file|Annotation 301 is of image 999"
+    told["annotations/instances_train.json"] = "Category 5 has no name that is a text|Annotation 301 is of image 999"
     return {str(root / name): said for name, said in told.items()} | {str(root / "train/a.png"): "its id 1 is another"}
 
 
