@@ -44,4 +44,5 @@ TARGETS = {
         hub_task="image-segmentation",
         settings=("head", "class_weights"),
     ),
+    "boxes": Target("a box around each object", own_size=True, answer="boxes", hub_task="object-detection"),
 }

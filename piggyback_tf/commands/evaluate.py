@@ -44,7 +44,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "--data",
         required=True,
         metavar="SPEC",
-        help="the images: folder:PATH, multilabel:PATH, segmentation:PATH, tfds:NAME or digits; see train.py",
+        help="the images: folder:PATH, multilabel:PATH, segmentation:PATH, coco:PATH, voc:PATH, tfds:NAME or digits; "
+        "see train.py",
     )
     command.add_argument(
         "--split", choices=("train", "validation", "test"), default="test", help="which of them; default: test"

@@ -6,15 +6,17 @@ from piggyback_tf.data.augment import (
     Operation,
     at_own_size,
     augmentation_names,
+    boxes_at_own_size,
     output_size,
     parse_augment,
     register_augmentation,
 )
+from piggyback_tf.data.boxes import NO_BOX, BoxTable
 from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.pipeline import make_dataset, original_batches, stream_batches, surface_data_errors
-from piggyback_tf.data.sources import Renumbered, Source, Subset, TaskData
+from piggyback_tf.data.sources import Original, Renumbered, Source, Subset, TaskData
 from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
 from piggyback_tf.targets import TARGETS
@@ -22,12 +24,15 @@ from piggyback_tf.targets import TARGETS
 __all__ = [
     "AUGMENTATIONS",
     "DATA_KINDS",
+    "NO_BOX",
     "TARGETS",
+    "BoxTable",
     "BrokenImageError",
     "DataError",
     "DataProblems",
     "DataRequest",
     "Operation",
+    "Original",
     "Part",
     "UnusableFile",
     "Renumbered",
@@ -36,6 +41,7 @@ __all__ = [
     "TaskData",
     "at_own_size",
     "augmentation_names",
+    "boxes_at_own_size",
     "check_images",
     "data_kinds",
     "decode_image",

@@ -9,13 +9,14 @@ An operation that has a `geometry` moves the label map of an image with it, and 
 
 import abc
 import ast
+import functools
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from piggyback_tf.data.geometry import IDENTITY, composed, inverted, warp_map
+from piggyback_tf.data.geometry import IDENTITY, composed, inverted, move_boxes, warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.foreign_text import shown
 from piggyback_tf.registry import Registry
@@ -214,6 +215,46 @@ def at_own_size(labels: np.ndarray, operations: Iterable[Operation], size: Size)
     return warp_map(labels, geometry, size, nearest=True)
 
 
+def boxes_at_own_size(boxes: np.ndarray, operations: Iterable[Operation], size: Size) -> np.ndarray:
+    """Returns boxes for an image as it was before it was prepared; the inverse of how boxes move with their image.
+
+    Args:
+        boxes: What was found in the prepared image, `[n, 4]`, each ymin, xmin, ymax and xmax in its pixels.
+        operations: How it was prepared.
+        size: `(height, width)` of the image before.
+
+    Returns:
+        float64 `[n, 4]`, cut to the image.
+
+    Raises:
+        DataError: If an operation does not say where pixels go.
+    """
+    geometry, after = geometry_back(operations, size)
+    return move_boxes(boxes, geometry, size, after)[0]
+
+
+def steps_of(operations: Iterable[Operation], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the geometry of each of some operations, float64 `[S, 2, 3]`, and the sizes after them, int32 `[S, 2]`.
+
+    Args:
+        operations: Operations that draw no random numbers.
+        size: `(height, width)` of the image before.
+
+    Raises:
+        DataError: If an operation does not say where pixels go.
+    """
+    operations, moves, sizes = list(operations), [], []
+    check_moves(operations)
+    for operation in operations:
+        assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
+        moves.append(operation.geometry(size))
+        after = operation.output_size(size)
+        assert after is not None, "the size of an image says that of the next one"
+        size = after
+        sizes.append(size)
+    return np.array(moves, np.float64).reshape(-1, 2, 3), np.array(sizes, np.int32).reshape(-1, 2)
+
+
 def geometry_back(operations: Iterable[Operation], size: Size) -> tuple[np.ndarray, Size]:
     """Returns the geometry of the way back from a prepared image, and the `(height, width)` of that.
 
@@ -224,13 +265,9 @@ def geometry_back(operations: Iterable[Operation], size: Size) -> tuple[np.ndarr
     Raises:
         DataError: If an operation does not say where pixels go.
     """
-    operations, moves, after = list(operations), IDENTITY, size
-    check_moves(operations)
-    for operation in operations:
-        assert isinstance(operation, DeterministicOperation), "what draws random numbers is refused where it is read"
-        moves = composed(moves, operation.geometry(after))
-        after = operation.output_size(after)
-    return inverted(moves), (after[0], after[1])
+    moves, sizes = steps_of(operations, size)
+    after = (int(sizes[-1, 0]), int(sizes[-1, 1])) if len(sizes) else size
+    return inverted(functools.reduce(composed, moves, IDENTITY)), after
 
 
 def apply_operations(operations: Iterable[Operation], image: np.ndarray) -> np.ndarray:

@@ -22,8 +22,10 @@ class Joined(Source):
         self._sources, self._first_classes = list(sources), list(first_classes)
         sizes = {source.image_size for source in self._sources}
         self.image_size = sizes.pop() if len(sizes) == 1 else None
-        if any(source.has_maps for source in self._sources):
-            raise DataError("Tasks with label maps cannot be learned as one; their classes are those of pixels.")
+        if any(source.moves_targets for source in self._sources):
+            raise DataError(
+                "Tasks with label maps or boxes cannot be learned as one; their classes are those of pixels or boxes."
+            )
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import PIL
 from absl import logging
 
 from piggyback_tf.data.augment import Operation, Size, apply_operations, chain_size
+from piggyback_tf.data.boxes import BoxTable
 from piggyback_tf.data.cache import decode_all, read_kept, write_kept
 from piggyback_tf.data.images import PIXELS_VERSION, DataError
 from piggyback_tf.data.sources import Source, Subset, class_counts, digest
@@ -70,7 +71,7 @@ class WithoutBroken(Source):
         self.raw, self.cache_dir = source, cache_dir
         self._name, self._class_names, self._also = name, class_names, list(also)
         self._look: Look | None = None
-        self.image_size, self.has_maps = source.image_size, source.has_maps
+        self.image_size, self.has_maps, self.has_boxes = source.image_size, source.has_maps, source.has_boxes
 
     @property
     def settled(self) -> bool:
@@ -118,6 +119,10 @@ class WithoutBroken(Source):
     @property
     def labels(self) -> np.ndarray:
         return self._subset.labels
+
+    @property
+    def boxes(self) -> BoxTable:
+        return self._subset.boxes
 
     def read(self, index: int) -> np.ndarray:
         return self._subset.read(index)

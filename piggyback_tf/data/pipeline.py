@@ -26,12 +26,13 @@ from piggyback_tf.data.augment import (
     leading_deterministic,
     parse_augment,
 )
+from piggyback_tf.data.boxes import COLUMNS, PreparedBoxes
 from piggyback_tf.data.cache import CachedImages, decode_all
-from piggyback_tf.data.geometry import IDENTITY, composed, warp_map
+from piggyback_tf.data.geometry import warp_map
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import ReadAndPrepare
 from piggyback_tf.data.prepared import CacheOptions, prepare
-from piggyback_tf.data.sources import Source
+from piggyback_tf.data.sources import Original, Source
 from piggyback_tf.settings.records import check_integer
 
 if TYPE_CHECKING:
@@ -81,14 +82,15 @@ def make_dataset(
 
     Returns:
         Batches `(images, labels)`; their number is known. Images are uint8 `(batch, height, width, 3)`, RGB. Labels are
-            int32 `(batch,)` or `(batch, classes)`, as the source has them, label maps uint8 `(batch, height, width)`.
+            int32 `(batch,)` or `(batch, classes)`, as the source has them, label maps uint8 `(batch, height, width)`,
+            boxes float32 `(batch, most, 6)` in pixels of these images, of which `targets_of` in `boxes.py` says more.
 
     Raises:
         DataError: If an argument is wrong, or the images cannot be read or do not fit the operations.
     """
     operations = parse_augment(augment)
     _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch)
-    if source.has_maps:
+    if source.moves_targets:
         check_moves(operations)
     options = CacheOptions(cache, cache_limit_mb, cache_disk_limit_mb, cache_dir)
     prepared, place = prepare(source, operations, augment, options), leading_deterministic(operations)
@@ -108,6 +110,8 @@ def make_dataset(
         place=place,
         size=prepared.size,
         has_maps=source.has_maps,
+        boxes=PreparedBoxes(source.boxes, operations[:place]) if source.has_boxes else None,
+        most=source.boxes.most if source.has_boxes else 0,
     )
     return _build(plan)
 
@@ -152,8 +156,8 @@ def stream_batches(source: Source, augment: str, *, batch_size: int, **cache: An
 
 def original_batches(
     source: Source, augment: str, *, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]:
-    """Yields the batches of `make_dataset` without training, with the images as they are in the source.
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[Original]]]:
+    """Yields the batches of `make_dataset` without training, with the targets as they are in the source.
 
     Every image is decoded once, by several threads, and nothing is cached.
 
@@ -163,26 +167,29 @@ def original_batches(
         batch_size: Images a batch.
 
     Yields:
-        Images and labels as of `make_dataset`, and what `source.read` returned.
+        Images and labels as of `make_dataset`, and what is to be found in the images at their own size.
 
     Raises:
         DataError: As `make_dataset`, and if an image cannot be read.
     """
     operations = parse_augment(augment)
     _check_arguments(augment, operations, batch_size, False, 0, 1, 0)
-    if source.has_maps:
+    if source.moves_targets:
         check_moves(operations)
     reader, count = ReadAndPrepare(source, operations), len(source)
 
-    def read(first: int, place: int) -> tuple[np.ndarray, np.ndarray]:
-        original = source.read(first + place)
-        return original, reader.prepare(original, first + place)
+    prepared_boxes = PreparedBoxes(source.boxes, operations) if source.has_boxes else None
+
+    def read(first: int, place: int) -> tuple[Original, np.ndarray]:
+        image = source.read(first + place)
+        return source.original(first + place, image), reader.prepare(image, first + place)
 
     for start in range(0, count, batch_size):
         found = list(decode_all(functools.partial(read, start), min(batch_size, count - start)))
         images = np.stack([prepared for _, prepared in found])
-        labels = images[..., 3] if source.has_maps else source.labels[start : start + batch_size]
-        yield images[..., :3], labels, [original for original, _ in found]
+        indices = range(start, start + len(found))
+        targets = images[..., 3] if prepared_boxes is None else prepared_boxes.batch(indices)
+        yield images[..., :3], targets, [original for original, _ in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +209,8 @@ class _Plan:
         place: The place of the first of them in the augmentation string.
         size: The `(height, width)` of all images after them.
         has_maps: Whether `images` and `read` have a label map as a fourth channel.
+        boxes: The boxes after the operations before `operations`; None if there are none.
+        most: How many boxes an image has at most.
     """
 
     labels: np.ndarray
@@ -216,10 +225,16 @@ class _Plan:
     place: int
     size: Size
     has_maps: bool
+    boxes: PreparedBoxes | None
+    most: int
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """Returns cached images of one size."""
         return self.images.gather(indices)
+
+    def move(self, indices: np.ndarray, moves: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Returns the boxes of some images; see `PreparedBoxes.batch`."""
+        return self.boxes.batch(indices, moves, sizes)
 
 
 def _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch) -> None:
@@ -255,10 +270,15 @@ def _build(plan: _Plan):
         labels = tf.constant(plan.labels, tf.int32)
         keys = tf.constant([_epoch_key(plan.seed, epoch) for epoch in range(plan.first, plan.last)], tf.int64)
 
-    order_of, gather_images, read_image = (_weakly(plan, name) for name in ("order", "gather", "read"))
+    order_of, gather_images, read_image, move_boxes = (
+        _weakly(plan, name) for name in ("order", "gather", "read", "move")
+    )
     size, operations, first, first_place = plan.size, plan.operations, plan.first, plan.place
     gathered_size = plan.images.image_size if plan.images is not None else None
     has_maps, channels = plan.has_maps, 4 if plan.has_maps else 3
+    has_boxes, most = plan.boxes is not None, plan.most
+    # What happens to a target that moves with its image: a geometry, and the size after it, of each operation.
+    nothing = tf.zeros([0, 2, 3]), tf.zeros([0, 2], tf.int32)
 
     def elements(epoch):
         order = tf.ensure_shape(tf.numpy_function(order_of, [epoch], tf.int64, stateful=False), [count])
@@ -277,29 +297,36 @@ def _build(plan: _Plan):
         return epoch, index, valid, tf.ensure_shape(image, [None, None, channels])
 
     def augment(epoch, index, valid, image):
-        image, label_map, moves = image[..., :3], image[..., 3:], tf.constant(IDENTITY, tf.float32)
+        image, label_map, moves, sizes = image[..., :3], image[..., 3:], [], []
         for place, operation in enumerate(operations, start=first_place):
             seed = tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place])
-            if has_maps:
-                moves = composed(moves, _geometry(operation, tf.shape(image)[:2], seed))
+            if has_maps or has_boxes:
+                moves.append(_geometry(operation, tf.shape(image)[:2], seed))
             if isinstance(operation, RandomOperation):
                 image = operation.sample(image, seed)
             else:
                 assert isinstance(operation, DeterministicOperation)
                 image = tf.numpy_function(operation.apply, [image], tf.uint8, stateful=False)
                 image = tf.ensure_shape(image, [None, None, 3])
-        if has_maps:
+            sizes.append(tf.shape(image)[:2])
+        steps = (tf.stack(moves), tf.stack(sizes)) if moves else nothing
+        if has_maps and moves:
             # Once for all operations, as every time moves a label by up to half a pixel.
-            arguments = [label_map[..., 0], moves, tf.shape(image)[:2]]
-            label_map = tf.numpy_function(warp_map, arguments, tf.uint8, stateful=False)[..., None]
+            label_map = tf.numpy_function(warp_map, [label_map[..., 0], *steps], tf.uint8, stateful=False)[..., None]
+        if has_maps:
             image = tf.concat([image, label_map], -1)
-        return epoch, index, valid, tf.ensure_shape(image, [*size, channels])
+        return epoch, index, valid, tf.ensure_shape(image, [*size, channels]), *(steps if has_boxes else ())
 
-    def finish(epoch, index, valid, images):
-        images = images[: tf.reduce_sum(tf.cast(valid, tf.int32))]
-        images = tf.ensure_shape(images, [None, *size, channels])
+    def finish(epoch, index, valid, images, *steps):
+        number = tf.reduce_sum(tf.cast(valid, tf.int32))
+        images = tf.ensure_shape(images[:number], [None, *size, channels])
         if has_maps:
             return images[..., :3], images[..., 3]
+        if has_boxes:
+            moves, sizes = steps or (tf.repeat(part[None], batch_size, axis=0) for part in nothing)
+            arguments = [index[:number], moves[:number], sizes[:number]]
+            boxes = tf.numpy_function(move_boxes, arguments, tf.float32, stateful=False)
+            return images, tf.ensure_shape(boxes, [None, most, COLUMNS])
         return images, tf.gather(labels, index[: tf.shape(images)[0]])
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
@@ -344,12 +371,12 @@ def _weakly(plan: _Plan, name: str) -> Callable:
     """
     reference = weakref.ref(plan)
 
-    def call(argument):
+    def call(*arguments):
         alive = reference()
         if alive is None:
             raise RuntimeError("The dataset was deleted while it was read; keep a reference to it.")
         try:
-            return getattr(alive, name)(argument)
+            return getattr(alive, name)(*arguments)
         except DataError as error:
             # By this class name `surface_data_errors` finds the sentence again.
             raise DataError(str(error)) from None

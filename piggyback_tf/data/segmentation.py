@@ -15,14 +15,21 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data.images import DataError, has_image_extension, read_image
+from piggyback_tf.data.images import DataError, read_image
 from piggyback_tf.data.label_maps import LabelMapError, LabelReader, check_size, read_class_names, reader_of
 from piggyback_tf.data.sources import Source, TaskData, digest
-from piggyback_tf.data.specs import DataRequest, register_data, task_of_splits
-from piggyback_tf.data.split_folders import SPLITS, existing_folder, file_states, file_status, split_folders
+from piggyback_tf.data.specs import DataRequest, path_and_options, register_data, task_of_splits
+from piggyback_tf.data.split_folders import (
+    SPLITS,
+    existing_folder,
+    file_states,
+    file_status,
+    images_by_name,
+    listed_names,
+    split_folders,
+)
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile, check_header
 from piggyback_tf.files import shown_path
-from piggyback_tf.junk import is_junk
 
 CLASSES_FILE = "classes.txt"
 LAYOUT = (
@@ -120,7 +127,7 @@ def read_label_map(path: Path, reader: LabelReader) -> np.ndarray:
 @register_data("segmentation", targets=("map",))
 def load_segmentation(request: DataRequest) -> TaskData:
     """Answers `segmentation:PATH`; see the module."""
-    path, options = _parse(request)
+    path, options = path_and_options(request, ("values", "channel", "sbd"), LAYOUT)
     root = existing_folder(path, "segmentation:", LAYOUT)
     if (root / "JPEGImages").is_dir():
         class_names = _class_names(root) or VOC_CLASSES
@@ -143,25 +150,6 @@ def load_segmentation(request: DataRequest) -> TaskData:
     return task_of_splits(request, root, class_names, sources, problems, target="map")
 
 
-def _parse(request: DataRequest) -> tuple[str, dict[str, str]]:
-    """Returns the path of a spec, and what stands behind the `?`."""
-    path, _, query = request.argument.partition("?")
-    if not path:
-        raise DataError(
-            f"The data spec must name a folder, as in 'segmentation:/data/roads', but was {request.spec!r}. {LAYOUT}"
-        )
-    options: dict[str, str] = {}
-    for item in query.split("&") if query else []:
-        key, equals, value = item.partition("=")
-        if key not in ("values", "channel", "sbd") or not equals or not value or key in options:
-            raise DataError(
-                f"Cannot read {item!r} in the data spec {request.spec!r}. Behind the ? stand values=, channel= and "
-                "sbd=, each at most once."
-            )
-        options[key] = value
-    return path, options
-
-
 def _class_names(root: Path) -> tuple[str, ...]:
     """Returns the classes of `classes.txt`; nothing if there is no file."""
     file = root / CLASSES_FILE
@@ -178,24 +166,9 @@ def _folder_splits(root: Path) -> tuple[dict[str, list[Pair]], dict[str, list[Un
     folders = split_folders(root, [name for names in SPLITS.values() for name in names if (root / name).is_dir()])
     splits, problems = {split: [] for split in SPLITS}, {split: [] for split in SPLITS}
     for split, name in folders.items():
-        splits[split] = _paired(_images(root / name / "images"), _images(root / name / "labels"), problems[split])
+        images, labels = (images_by_name(root / name / kind, LAYOUT) for kind in ("images", "labels"))
+        splits[split] = _paired(images, labels, problems[split])
     return splits, problems
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """Returns the image files of a folder by their names without extension, sorted."""
-    try:
-        files = sorted(entry for entry in folder.iterdir() if not is_junk(entry.name) and not entry.is_dir())
-    except OSError as error:
-        raise DataError(f"Folder {str(folder)!r} cannot be read: {error.strerror}. {LAYOUT}") from None
-    found: dict[str, Path] = {}
-    for file in files:
-        if not has_image_extension(file.name):
-            raise DataError(f"File {str(file)!r} is not an image by its name.")
-        if file.stem in found:
-            raise DataError(f"{str(found[file.stem])!r} and {str(file)!r} have the same name but for the extension.")
-        found[file.stem] = file
-    return found
 
 
 def _paired(images: Mapping[str, Path], labels: Mapping[str, Path], problems: list[UnusableFile]) -> list[Pair]:
@@ -217,9 +190,12 @@ def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], di
     test split, as in the literature, and validation images are carved out of those for training. With `sbd` its images
     for training are added, and what is trained on is left out of `val`, as Long et al. (CVPR 2015) do.
     """
-    names = {split: _listed(root / "ImageSets/Segmentation" / f"{split}.txt") for split in ("train", "val", "test")}
+    names = {
+        split: listed_names(root / "ImageSets/Segmentation" / f"{split}.txt") for split in ("train", "val", "test")
+    }
     if not names["train"]:
-        raise DataError(f"{str(root / 'ImageSets/Segmentation/train.txt')!r} names no images. {LAYOUT}")
+        boxes = f" For boxes write voc:{root}." if (root / "ImageSets/Main").is_dir() else ""
+        raise DataError(f"{str(root / 'ImageSets/Segmentation/train.txt')!r} names no images. {LAYOUT}{boxes}")
 
     def pairs(found: Iterable[str]) -> list[Pair]:
         return [Pair(root / f"JPEGImages/{n}.jpg", root / f"SegmentationClass/{n}.png") for n in found]
@@ -229,7 +205,7 @@ def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], di
     train = {pair.image.stem: pair for pair in pairs(names["train"])}
     if sbd is not None:
         folder = sbd / "dataset" if (sbd / "dataset").is_dir() else sbd
-        added = _listed(folder / "train.txt")
+        added = listed_names(folder / "train.txt")
         if not added:
             raise DataError(f"{str(folder / 'train.txt')!r} names no images; it is the list of the dataset's own.")
         train |= {n: Pair(folder / f"img/{n}.jpg", folder / f"cls/{n}.mat") for n in added if n not in train}
@@ -249,13 +225,3 @@ def _voc_splits(root: Path, sbd: Path | None) -> tuple[dict[str, list[Pair]], di
                     )
         splits[split] = [pair for pair in own if pair.image.exists() and pair.labels.exists()]
     return {split: splits.get(split, []) for split in SPLITS}, problems
-
-
-def _listed(file: Path) -> list[str]:
-    """Returns the names of images in a list of them, a line each; nothing if there is no list."""
-    try:
-        return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"File {str(file)!r} cannot be read as text: {error}.") from error

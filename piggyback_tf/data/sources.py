@@ -5,10 +5,11 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from piggyback_tf.data.boxes import BoxTable
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.unusable_files import UnusableFile
@@ -16,6 +17,18 @@ from piggyback_tf.targets import USUAL
 
 if TYPE_CHECKING:
     from piggyback_tf.data.cache import CachedImages
+
+
+class Original(NamedTuple):
+    """What is to be found in an image as it is in its source, before it is prepared.
+
+    Attributes:
+        size: `(height, width)` of the image.
+        target: Its label map, uint8 of that size, or its boxes, float32 `[n, 6]` in its pixels (`boxes.py`).
+    """
+
+    size: tuple[int, int]
+    target: np.ndarray
 
 
 class Source(abc.ABC):
@@ -26,10 +39,12 @@ class Source(abc.ABC):
     Attributes:
         image_size: `(height, width)` if every image is known to have it, otherwise `None`.
         has_maps: Whether each image comes with a label map: the class of every pixel.
+        has_boxes: Whether each image comes with boxes.
     """
 
     image_size: tuple[int, int] | None = None
     has_maps: bool = False
+    has_boxes: bool = False
     # The last images that were cached in memory, and after which operations (prepared.py).
     _kept_images: "tuple[str | None, CachedImages | None]" = (None, None)
 
@@ -46,8 +61,32 @@ class Source(abc.ABC):
     def labels(self) -> np.ndarray:
         """The class of every image, an int32 array of shape `(len(self),)`; zeros with label maps.
 
-        Of images that may be of several classes: 0 or 1 for each of them, `(len(self), classes)`.
+        Of images that may be of several classes, or have boxes of them: 0 or 1 for each, `(len(self), classes)`.
         """
+
+    @property
+    def boxes(self) -> BoxTable:
+        """The boxes of all images, where `has_boxes`."""
+        raise NotImplementedError(f"{type(self).__name__} has no boxes.")
+
+    @property
+    def moves_targets(self) -> bool:
+        """Whether what is to be found moves when an image does."""
+        return self.has_maps or self.has_boxes
+
+    def known_targets(self) -> bytes:
+        """Returns all that is known of what is to be found without an image being read."""
+        return self.labels.tobytes() + (self.boxes.tobytes() if self.has_boxes else b"")
+
+    def original(self, index: int, image: np.ndarray) -> Original:
+        """Returns what is to be found in an image as it is in the source, where the target moves with the image.
+
+        Args:
+            index: The image.
+            image: What `read` returned of it.
+        """
+        target = self.boxes.of(index) if self.has_boxes else image[..., 3]
+        return Original((image.shape[0], image.shape[1]), target)
 
     @abc.abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -111,11 +150,15 @@ class Subset(Source):
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
-        self.image_size, self.has_maps = source.image_size, source.has_maps
+        self.image_size, self.has_maps, self.has_boxes = source.image_size, source.has_maps, source.has_boxes
 
     @cached_property
     def labels(self) -> np.ndarray:
         return self._source.labels[self._indices]
+
+    @cached_property
+    def boxes(self) -> BoxTable:
+        return self._source.boxes.take(self._indices)
 
     def read(self, index: int) -> np.ndarray:
         return self._source.read(int(self._indices[index]))
@@ -161,6 +204,10 @@ class Renumbered(Subset):
         renumbered = np.zeros([len(labels), self._classes], np.int32)
         renumbered[:, self._numbers] = labels
         return renumbered
+
+    @cached_property
+    def boxes(self) -> BoxTable:
+        return self._source.boxes.renumbered(self._numbers)
 
     def read(self, index: int) -> np.ndarray:
         image = self._source.read(index)

@@ -82,6 +82,35 @@ def possible_targets(spec: str) -> tuple[str, ...]:
     return DATA_KINDS[kind].targets if kind in data_kinds() else tuple(TARGETS)
 
 
+def path_and_options(request: DataRequest, names: Sequence[str], layout: str) -> tuple[str, dict[str, str]]:
+    """Returns the path of a spec `KIND:PATH?NAME=VALUE&NAME=VALUE`, and what stands behind the `?`, by name.
+
+    Args:
+        request: What was asked for.
+        names: What may stand there.
+        layout: What is to be in the folder, a sentence for errors.
+
+    Raises:
+        DataError: If there is no path, or something else stands there.
+    """
+    path, _, query = request.argument.partition("?")
+    if not path:
+        kind = request.spec.partition(":")[0]
+        raise DataError(
+            f"The data spec must name a folder, as in '{kind}:/data/roads', but was {request.spec!r}. {layout}"
+        )
+    options: dict[str, str] = {}
+    for item in query.split("&") if query else []:
+        key, equals, value = item.partition("=")
+        if key not in names or not equals or not value or key in options:
+            parts = [f"{name}=" for name in names]
+            valid = " and ".join([", ".join(parts[:-1]), *parts[-1:]]).removeprefix(" and ")
+            may = f"may stand {valid}, each at most once" if names else "stands nothing for this kind of data"
+            raise DataError(f"Cannot read {item!r} in the data spec {request.spec!r}. Behind the ? {may}.")
+        options[key] = value
+    return path, options
+
+
 def data_kinds() -> list[str]:
     """Returns the names of all data kinds."""
     import_modules("piggyback_tf.data", [str(Path(__file__).parent)])
@@ -134,6 +163,7 @@ def load_data(
             `"tfds:NAME"`: a data set of TensorFlow Datasets, optionally with its splits, as in
             `"tfds:oxford_flowers102?train=train+validation&test=test"`;
             `"segmentation:PATH"`: images with a label map each, see docs/segmentation.md;
+            `"coco:PATH"` and `"voc:PATH"`: images with boxes, see docs/detection.md;
             `"multilabel:PATH"`: images of any number of classes, see docs/problems.md;
             `"digits"`: scikit-learn's handwritten digits; `"digits:0-4"`: those from 0 to 4.
         data_dir: Where TensorFlow Datasets keeps its data sets; `None` for its own default.

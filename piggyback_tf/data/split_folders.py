@@ -4,8 +4,9 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from piggyback_tf.data.images import DataError
+from piggyback_tf.data.images import DataError, has_image_extension
 from piggyback_tf.files import PathError, local_path
+from piggyback_tf.junk import is_junk
 
 # The names that the folders of each split can have.
 SPLITS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
@@ -44,6 +45,44 @@ def existing_folder(path: str, before: str, layout: str = "") -> Path:
     if not root.is_dir():
         raise DataError(f"There is no folder {str(root)!r}. {layout}".rstrip())
     return root
+
+
+def images_by_name(folder: Path, layout: str) -> dict[str, Path]:
+    """Returns the image files of a folder by their names without extension, sorted.
+
+    Args:
+        folder: The folder.
+        layout: What is to be in it, a sentence for errors.
+
+    Raises:
+        DataError: If it cannot be read, or two names differ by their extensions alone.
+    """
+    try:
+        files = sorted(entry for entry in folder.iterdir() if not is_junk(entry.name) and not entry.is_dir())
+    except OSError as error:
+        raise DataError(f"Folder {str(folder)!r} cannot be read: {error.strerror}. {layout}") from None
+    found: dict[str, Path] = {}
+    for file in files:
+        if not has_image_extension(file.name):
+            raise DataError(f"File {str(file)!r} is not an image by its name.")
+        if file.stem in found:
+            raise DataError(f"{str(found[file.stem])!r} and {str(file)!r} have the same name but for the extension.")
+        found[file.stem] = file
+    return found
+
+
+def listed_names(file: Path) -> list[str]:
+    """Returns the names of images in a list of them, a line each; nothing if there is no list.
+
+    Raises:
+        DataError: If it cannot be read as text.
+    """
+    try:
+        return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"File {str(file)!r} cannot be read as text: {error}.") from error
 
 
 def file_status(path: Path, whose: str = "") -> os.stat_result:

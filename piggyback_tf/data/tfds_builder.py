@@ -16,7 +16,9 @@ from piggyback_tf.registry import unknown_name_message
 
 HINT = "'tfds:oxford_flowers102?train=train+validation&test=test'"
 SPLITS = ("train", "validation", "test")
-OPTIONS = (*SPLITS, "image", "label", "values", "classes")
+OPTIONS = (*SPLITS, "image", "label", "values", "classes", "boxes")
+# Features of a box that say that it is to be ignored.
+_IGNORED = ("is_crowd", "is_difficult")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Fields:
 
     Attributes:
         image: Name of the feature of images.
-        label: Name of the feature of labels.
+        label: Name of the feature of labels; with boxes, of the class of one.
         class_names: The classes.
         image_size: `(height, width)` if all images have it, otherwise `None`.
         maps: How label maps are read; None where a label is the class of the whole image.
-        parse: Returns the encoded image of a record and its label, the number of a class or an encoded label map.
+        boxes: Name of the feature of boxes; None where there are none.
+        parse: Returns the encoded image of a record and its label: the number of a class, an encoded label map, or
+            boxes, float32 `[n, 6]`, whose edges are parts of the height and width.
     """
 
     image: str
@@ -37,7 +41,8 @@ class Fields:
     class_names: tuple[str, ...]
     image_size: tuple[int, int] | None
     maps: LabelReader | None
-    parse: Callable[[bytes], tuple[bytes, int | bytes]]
+    boxes: str | None
+    parse: Callable[[bytes], tuple[bytes, int | bytes | np.ndarray]]
 
 
 def parse_options(query: str, spec: str) -> dict[str, str]:
@@ -52,8 +57,8 @@ def parse_options(query: str, spec: str) -> dict[str, str]:
         if key not in OPTIONS or not equals or not value or key in chosen:
             raise DataError(
                 f"Cannot read {item!r} in the data spec {spec!r}. Behind the ? stand train=, validation= and test= "
-                f"with splits behind them, as in {HINT}, image= and label= with the names of features, and, of label "
-                "maps, values= and classes=; each at most once."
+                f"with splits behind them, as in {HINT}, image=, label= and boxes= with the names of features, and, of "
+                "label maps, values= and classes=; each at most once."
             )
         chosen[key] = value
     return chosen
@@ -128,29 +133,83 @@ def find_fields(builder: Any, options: dict[str, str], spec: str) -> Fields:
     features = builder.info.features
     there = dict(features.items()) if hasattr(features, "items") else {}
     image_name, label_name = options.get("image", "image"), options.get("label", "label")
+    if "boxes" in options:
+        return _box_fields(features, there, options, spec)
     # A label map may be one channel of an image, as in `annotation[0]`.
     label_name, channel = re.fullmatch(r"(.*?)(?:\[([012])\])?", label_name).groups()
     image, label = there.get(image_name), there.get(label_name)
-    listed = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in there.items()) or "none"
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel | tfds.features.Image
     ):
         raise DataError(
             f"{spec!r} must have the features {image_name!r} (Image) and {label_name!r} (ClassLabel, or Image for "
-            f"label maps), but has {listed}. Name others with ?image=FEATURE&label=FEATURE."
+            f"label maps), but has {_listed(there)}. Name others with ?image=FEATURE&label=FEATURE."
         )
-    if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
-        raise DataError(f"The images of {spec!r} are of type {image.np_dtype}; uint8 and uint16 can be used.")
-    size = tuple(image.shape[:2]) if None not in image.shape[:2] else None
+    size = _image_size(image, spec)
     parse = _parser(features, image_name, label_name)
     if isinstance(label, tfds.features.ClassLabel):
         if wrong := [name for name in ("values", "classes") if name in options] + ["[]"] * (channel is not None):
             raise DataError(f"{wrong[0]} in {spec!r} is for label maps, but {label_name!r} is the class of an image.")
-        return Fields(image_name, label_name, tuple(label.names), size, None, parse)
+        return Fields(image_name, label_name, tuple(label.names), size, None, None, parse)
     names = class_names_of(options, spec)
     if channel is not None:
         options = {**options, "channel": "RGB"[int(channel)]}
-    return Fields(image_name, label_name, names, size, reader_of(names, options, spec), parse)
+    return Fields(image_name, label_name, names, size, reader_of(names, options, spec), None, parse)
+
+
+def _listed(features: dict[str, Any]) -> str:
+    return ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items()) or "none"
+
+
+def _image_size(image: Any, spec: str) -> tuple[int, int] | None:
+    """Returns the `(height, width)` of all images of a feature, None if they have several.
+
+    Raises:
+        DataError: If its numbers are none of images.
+    """
+    if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
+        raise DataError(f"The images of {spec!r} are of type {image.np_dtype}; uint8 and uint16 can be used.")
+    return tuple(image.shape[:2]) if None not in image.shape[:2] else None
+
+
+def _box_fields(features: Any, there: dict[str, Any], options: dict[str, str], spec: str) -> Fields:
+    """Returns the features of images with boxes: a sequence in which each has a `bbox` and a class."""
+    import tensorflow_datasets as tfds
+
+    if wrong := [name for name in ("values", "classes") if name in options]:
+        raise DataError(f"{wrong[0]}= in {spec!r} is for label maps, not for boxes.")
+    image_name, name, label_name = options.get("image", "image"), options["boxes"], options.get("label", "label")
+    image, inner = there.get(image_name), getattr(there.get(name), "feature", None)
+    inside = dict(inner.items()) if hasattr(inner, "items") else {}
+    box, label = inside.get("bbox"), inside.get(label_name)
+    known = isinstance(box, tfds.features.BBoxFeature) and isinstance(label, tfds.features.ClassLabel)
+    if not isinstance(image, tfds.features.Image) or not known:
+        raise DataError(
+            f"{spec!r} must have the features {image_name!r} (Image) and {name!r}, a sequence with 'bbox' "
+            f"(BBoxFeature) and {label_name!r} (ClassLabel) in it, but has {_listed(there)}, and in {name!r} "
+            f"{_listed(inside)}. Name others with ?image=FEATURE&boxes=FEATURE&label=FEATURE."
+        )
+    form = getattr(box.bbox_format, "value", box.bbox_format)
+    if form != "REL_YXYX":
+        raise DataError(f"The boxes of {spec!r} are in the form {form}; those in REL_YXYX can be used.")
+    ignored = [key for key in _IGNORED if key in inside]
+    wanted = {image_name: True, name: dict.fromkeys(("bbox", label_name, *ignored), True)}
+    found = tfds.decode.PartialDecoding(wanted).extract_features(features)
+    decoders = {image_name: tfds.decode.SkipDecoding()}
+
+    def parse(record: bytes) -> tuple[bytes, np.ndarray]:
+        try:
+            example = found.deserialize_example_np(record, decoders=decoders)
+            own = example[name]
+            edges = np.asarray(own["bbox"], np.float32).reshape(-1, 4)
+            numbers = np.asarray(own[label_name], np.float32)[:, None]
+            flags = [np.asarray(own[key], bool) for key in ignored]
+            skipped = np.any([np.zeros(len(edges), bool), *flags], axis=0).astype(np.float32)[:, None]
+            return bytes(example[image_name]), np.concatenate([edges, numbers, skipped], axis=1)
+        except Exception as error:
+            raise ValueError(f"a record in it holds no {image_name} and {name}: {reason(error, 200)}") from error
+
+    return Fields(image_name, label_name, tuple(label.names), _image_size(image, spec), None, name, parse)
 
 
 def _parser(features: Any, image: str, label: str) -> Callable[[bytes], tuple[bytes, int | bytes]]:

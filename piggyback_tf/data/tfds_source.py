@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from PIL import Image
 
+from piggyback_tf.data.boxes import COLUMNS, BoxError, BoxTable, box_faults, some_faults
 from piggyback_tf.data.cache import compute_once
 from piggyback_tf.data.images import DataError, decode_image
 from piggyback_tf.data.label_maps import check_size
@@ -21,6 +24,10 @@ from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.data.split_folders import file_state
 from piggyback_tf.data.tfds_builder import HINT, Fields, find_fields, make_prepared, open_builder, parse_options
 
+# What a scan finds out about each record, as numbers.
+_NUMBERS = ("place", "size", "checksum", "image_size", "label")
+# Images of a split that are looked at for boxes: one may have none.
+_LOOKED_AT = 100
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
 
 
@@ -48,6 +55,9 @@ class TfdsSource(Source):
         self.name = name
         self.shards = shards
         self.image_size, self.has_maps = fields.image_size, fields.maps is not None
+        self.has_boxes = fields.boxes is not None
+        # How many boxes an image of the data set has at most; whoever knows all of its splits says so.
+        self.most_boxes: int | None = None
         self._reader = READERS[file_format]()
         self._fields = fields
         self._train = train
@@ -61,19 +71,41 @@ class TfdsSource(Source):
     def _index(self) -> dict[str, np.ndarray]:
         def scan() -> dict[str, np.ndarray]:
             logging.info("Scanning the records of %s for their labels, and checking them.", self._title)
-            rows = [dataclasses.astuple(record) for shard in self.shards for record in self._scan(shard)]
-            columns = np.array(rows, dtype=np.int64).reshape(-1, len(dataclasses.fields(_Record)))
-            return {field.name: columns[:, i] for i, field in enumerate(dataclasses.fields(_Record))}
+            records = [record for shard in self.shards for record in self._scan(shard)]
+            columns = np.array([record.numbers for record in records], dtype=np.int64).reshape(-1, len(_NUMBERS))
+            found: dict[str, np.ndarray] = {name: columns[:, place] for place, name in enumerate(_NUMBERS)}
+            if self.has_boxes:
+                found["box_sizes"] = np.array([record.boxes_for for record in records], np.int32).reshape(-1, 2)
+                found["box_counts"] = np.array([len(record.boxes) for record in records], np.int64)
+                found["box_rows"] = np.concatenate([np.zeros([0, COLUMNS], np.float32), *(r.boxes for r in records)])
+            return found
 
         # The number goes up when a scan finds other things: what is in the cache was found by an older one.
-        return compute_once("records", digest("records 2", self.fingerprint()), scan, self._cache_dir)
+        version = "boxes 1" if self.has_boxes else "records 2"
+        return compute_once("records", digest(version, self.fingerprint()), scan, self._cache_dir)
 
     @property
     def _title(self) -> str:
         return f"{self.name} {'+'.join(dict.fromkeys(shard.part for shard in self.shards))}"
 
     @cached_property
+    def boxes(self) -> BoxTable:
+        index, classes = self._index, len(self._fields.class_names)
+        numbers = index["box_rows"][:, 4]
+        if wrong := [int(number) for number in np.unique(numbers) if not 0 <= number < classes]:
+            raise DataError(
+                f"{self._title} has a box of class number {wrong[0]}, but its classes are 0 to {classes - 1}."
+            )
+        scale = np.tile(np.repeat(index["box_sizes"], index["box_counts"], axis=0), [1, 2])
+        rows = np.concatenate([index["box_rows"][:, :4] * scale, index["box_rows"][:, 4:]], axis=1).astype(np.float32)
+        counts = index["box_counts"]
+        most = self.most_boxes or max(1, int(counts.max(initial=1)))
+        return BoxTable(rows, np.cumsum(counts), index["box_sizes"], most)
+
+    @cached_property
     def labels(self) -> np.ndarray:
+        if self.has_boxes:
+            return self.boxes.by_class(len(self._fields.class_names))
         labels = self._index["label"].astype(np.int32)
         if (labels < 0).any():
             raise DataError(
@@ -90,27 +122,42 @@ class TfdsSource(Source):
                 )
         return labels
 
-    def first_label(self) -> int:
-        """Returns the label of the first image, for which no other is looked at; -1 stands for none."""
-        return next(self._scan(dataclasses.replace(self.shards[0], take=1))).label
+    def share_most(self, most: int) -> None:
+        """Takes over how many boxes an image has at most, of all splits."""
+        self.most_boxes = most
+        vars(self).pop("boxes", None)
+
+    def is_labelled(self) -> bool:
+        """Returns whether the first image has a label, or one of the first ones a box; no others are looked at."""
+        shard = self.shards[0]
+        first = self._scan(dataclasses.replace(shard, take=min(shard.take, _LOOKED_AT if self.has_boxes else 1)))
+        return any(len(record.boxes) if self.has_boxes else record.label >= 0 for record in first)
 
     def read(self, index: int) -> np.ndarray:
         shard = self.shards[self._shard_of(index)]
-        found = _Record(**{name: int(column[index]) for name, column in self._index.items()})
+        place, size, checksum = (int(self._index[name][index]) for name in ("place", "size", "checksum"))
         with self._errors_of(shard):
-            record = self._reader.read(shard, found.place, found.size)
+            record = self._reader.read(shard, place, size)
             # The scan may have been long ago, and a disk that loses a bit leaves the file's time as it was.
-            if zlib.crc32(record) != found.checksum:
+            if zlib.crc32(record) != checksum:
                 raise ValueError(f"the record of {self.key(index)} is not the one that was scanned")
             encoded, label = self._fields.parse(record)
         name = self.describe(index)
         image = decode_image(encoded, name)
+        if self.has_boxes:
+            self._check_boxes(index, image, name)
         if self._fields.maps is None:
             return image
         assert isinstance(label, bytes), "a label map is a PNG or JPEG"
         labels = self._fields.maps.decode(label, name)
         check_size(labels, image, name, name)
         return np.concatenate([image, labels[..., None]], axis=-1)
+
+    def _check_boxes(self, index: int, image: np.ndarray, name: str) -> None:
+        self.boxes.check_size(index, image, name)
+        own = self.boxes.of(index)[:, :4]
+        if faults := box_faults([f"object {place}" for place in range(len(own))], own, self.boxes.size(index)):
+            raise BoxError(f"Boxes of image {name!r} cannot be used: {some_faults(faults)}.")
 
     def describe(self, index: int) -> str:
         return f"{self.name} {self.key(index)}"
@@ -128,8 +175,9 @@ class TfdsSource(Source):
     def _fingerprint(self) -> str:
         parts = [file_state(str(shard), Path(shard.path), f" of {self.name}") for shard in self.shards]
         fields = self._fields
-        if (fields.image, fields.label, fields.maps) != ("image", "label", None):
-            parts.append(f"{fields.image} {fields.label} {fields.maps!r}")
+        if (fields.image, fields.label, fields.maps, fields.boxes) != ("image", "label", None, None):
+            boxes = f" {fields.boxes}" if fields.boxes else ""
+            parts.append(f"{fields.image} {fields.label} {fields.maps!r}{boxes}")
         return digest("tfds", self.name, *parts)
 
     def fingerprint(self) -> str:
@@ -142,9 +190,11 @@ class TfdsSource(Source):
         with self._errors_of(shard):
             for place, record in self._reader.scan(shard):
                 image, label = self._fields.parse(record)
-                # A label map says nothing of the whole image.
-                number = int(label) if self._fields.maps is None else 0
-                yield _Record(place, len(record), zlib.crc32(record), len(image), number)
+                # A label map and boxes say nothing of the whole image.
+                found = _Record(place, len(record), zlib.crc32(record), len(image), label if type(label) is int else 0)
+                if isinstance(label, np.ndarray):
+                    found = dataclasses.replace(found, boxes=label, boxes_for=_stored_size(image))
+                yield found
 
     @contextlib.contextmanager
     def _errors_of(self, shard: Shard) -> Iterator[None]:
@@ -157,24 +207,44 @@ class TfdsSource(Source):
             raise DataError(f"File {shard.path!r} of {self.name} is damaged: {error}.") from error
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Record:
-    """What a scan finds out about a record: where it is, its bytes and their CRC-32, its image's bytes, its label."""
+    """What a scan finds out about a record: where it is, its bytes and their CRC-32, its image's bytes, its label.
+
+    Beside these numbers are its boxes, relative to the `(height, width)` of the image as it is stored.
+    """
 
     place: int
     size: int
     checksum: int
     image_size: int
     label: int
+    boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros([0, COLUMNS], np.float32))
+    boxes_for: tuple[int, int] = (0, 0)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers, in the order of `_NUMBERS`."""
+        return tuple(getattr(self, name) for name in _NUMBERS)
 
 
-@register_data("tfds", targets=("class", "map"))
+def _stored_size(encoded: bytes) -> tuple[int, int]:
+    """Returns the `(height, width)` of an encoded image by its header; zeros if it has none."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.height, image.width
+    except Exception:  # Whoever decodes it says what is wrong.
+        return 0, 0
+
+
+@register_data("tfds", targets=("class", "map", "boxes"))
 def load_tfds(request: DataRequest) -> TaskData:
     """Answers `tfds:NAME`, with `NAME[/CONFIG][:VERSION][?train=SPLITS&validation=SPLITS&test=SPLITS]`.
 
     `image=` and `label=` name other features than these two. A label that is an image is a label map, or one of its
     channels as in `label=annotation[0]`; `classes=` names its classes, separated by commas or in a file, a line each,
-    and `values=1:0,2:1,*:255` says which class each of its values stands for.
+    and `values=1:0,2:1,*:255` says which class each of its values stands for. `boxes=objects` names a feature of boxes,
+    each with a `bbox` and a `label`; those that are `is_crowd` or `is_difficult` are ignored.
 
     Splits are written as TensorFlow Datasets does: `train`, `train+validation`, `train[:80%]`.
     Without them `train`, `validation` and `test` are used. Where there is no test split with
@@ -202,7 +272,10 @@ def load_tfds(request: DataRequest) -> TaskData:
     if "train" not in chosen and "train" not in splits:
         raise DataError(f"{name!r} has no split 'train' but {', '.join(splits)}; name them, as in {HINT}.")
     pool = source(chosen.get("train", "train"), None)
-    if fields.maps is None:
+    if fields.boxes is not None:
+        if not len(pool.boxes.rows):
+            raise DataError(f"The training images of {request.spec!r} have no boxes.")
+    elif fields.maps is None:
         counts = np.bincount(pool.labels, minlength=len(fields.class_names))
         if (counts > 0).sum() < 2:
             raise DataError(f"The training images of {request.spec!r} are all of one class; a task needs two.")
@@ -217,7 +290,7 @@ def load_tfds(request: DataRequest) -> TaskData:
     if test_split is None and "test" in splits and not _overlap(source("test", None), pool):
         test_split = "test"
         # Contests keep the labels of their test images. One label is looked at to know.
-        if validation_split is None and spare and source("test", None).first_label() < 0:
+        if validation_split is None and spare and not source("test", None).is_labelled():
             logging.info("The test split of %s has no labels; its split %s is used in its place.", name, spare)
             test_split = None
     if test_split is None and validation_split is None and spare:
@@ -238,7 +311,12 @@ def load_tfds(request: DataRequest) -> TaskData:
     for one, first, second, other in held_out:
         if first and second and (shared := _overlap(first, second)):
             raise DataError(f"In {request.spec!r} the {one} and the {other} splits share {shared} images.")
-    target = "class" if fields.maps is None else "map"
+    target = "boxes" if fields.boxes is not None else "class" if fields.maps is None else "map"
+    if fields.boxes is not None:
+        whole = [found for found in (pool, validation, test) if isinstance(found, TfdsSource)]
+        most = max(found.boxes.most for found in whole)
+        for found in whole:
+            found.share_most(most)
     return TaskData(request.spec, builder.name, fields.class_names, train, validation, test, target=target)
 
 

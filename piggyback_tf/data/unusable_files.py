@@ -67,6 +67,16 @@ KINDS = {
     ),
     "no_image_of_map": Kind("label map without an image", "label maps without images"),
     "label_map": Kind("label map that cannot be used", "label maps that cannot be used", explains=False),
+    "no_image_of_boxes": Kind(
+        "image that is not there, but has annotations", "images that are not there, but have annotations"
+    ),
+    "no_boxes": Kind(
+        "image without a file of annotations",
+        "images without files of annotations",
+        "An image in which there is nothing needs a file without objects.",
+    ),
+    "boxes": Kind("image whose boxes cannot be used", "images whose boxes cannot be used", explains=False),
+    "annotations": Kind("fault of a file of annotations", "faults of files of annotations", explains=False),
     "unfit": Kind(
         "image whose size does not fit the augmentation",
         "images whose sizes do not fit the augmentation",

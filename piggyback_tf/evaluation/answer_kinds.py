@@ -89,8 +89,7 @@ def note_segments(batch: AnswerBatch) -> Columns:
         by_class = intersection_over_union(counts)
         known = by_class[~np.isnan(by_class)]
         found["iou"].append(_rounded(known.mean(keepdims=True))[0] if len(known) else None)
-        size = original.shape[:2]
-        answer = small_map(at_own_size(labels, batch.operations, size), small_size(size))
+        answer = small_map(at_own_size(labels, batch.operations, original.size), small_size(original.size))
         found["answer"].append(map_to_text(answer))
     return found
 

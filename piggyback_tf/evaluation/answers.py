@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data import DataError, Operation, Source, TaskData
+from piggyback_tf.data import DataError, Operation, Original, Source, TaskData
 from piggyback_tf.files import write_atomically
 from piggyback_tf.foreign_text import reason, shown
 from piggyback_tf.registry import Registry
@@ -49,7 +49,7 @@ class AnswerBatch:
         scores: What the network answers.
         probabilities: Whether these are probabilities, or the answers themselves; logits otherwise.
         counts: What the problem counted of each image.
-        originals: The images as they are in their source, where the problem judges those.
+        originals: The targets as they are in the source, where the problem judges those.
         operations: How they were prepared.
     """
 
@@ -57,7 +57,7 @@ class AnswerBatch:
     scores: np.ndarray
     probabilities: bool
     counts: np.ndarray | None = None
-    originals: Sequence[np.ndarray] = ()
+    originals: Sequence[Original] = ()
     operations: Sequence[Operation] = ()
 
 
@@ -128,7 +128,7 @@ class AnswerLog:
         targets: np.ndarray,
         scores: np.ndarray,
         counts: np.ndarray | None = None,
-        originals: Sequence[np.ndarray] = (),
+        originals: Sequence[Original] = (),
         operations: Sequence[Operation] = (),
     ) -> None:
         """Notes the answers to a batch.
@@ -137,7 +137,7 @@ class AnswerLog:
             targets: What is to be found, as the data have it.
             scores: What the network answers.
             counts: What the problem counted of each image.
-            originals: The images as they are in their source, where the problem judges those.
+            originals: The targets as they are in the source, where the problem judges those.
             operations: How they were prepared.
         """
         if self._kind not in ANSWERS:

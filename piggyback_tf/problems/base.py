@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.data import Operation, TaskData, output_size
+from piggyback_tf.data import Operation, Original, TaskData, output_size
 from piggyback_tf.problems.heads import HeadSpec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import MethodConfig
@@ -196,14 +196,14 @@ class Problem(abc.ABC):
         """
 
     def count_originals(
-        self, answers: np.ndarray, targets: np.ndarray, originals: Iterable[np.ndarray], operations: Sequence[Operation]
+        self, answers: np.ndarray, targets: np.ndarray, originals: Iterable[Original], operations: Sequence[Operation]
     ) -> np.ndarray:
         """Does what `count` does, with the targets of the images as they were before they were prepared.
 
         Args:
             answers: As of `count`.
             targets: As of `count`.
-            originals: What the source has of each image of the batch, if the problem `judges_originals`.
+            originals: What is to be found in each image as it is in its source, if the problem `judges_originals`.
             operations: How they were prepared.
 
         Raises:

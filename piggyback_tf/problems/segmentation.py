@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.confusion import intersection_over_union
-from piggyback_tf.data import Operation, at_own_size
+from piggyback_tf.data import Operation, Original, at_own_size
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.problems.base import HEIGHT, PNG, PROBLEMS, WIDTH, AnswerSpec, Problem, WayBack
 from piggyback_tf.problems.class_means import measured_by_class
@@ -142,14 +142,13 @@ class Segmentation(Problem):
         return np.stack([self._confusion(*pair) for pair in zip(labels, targets, strict=True)])
 
     def count_originals(
-        self, answers: np.ndarray, targets: np.ndarray, originals: Iterable[np.ndarray], operations: Sequence[Operation]
+        self, answers: np.ndarray, targets: np.ndarray, originals: Iterable[Original], operations: Sequence[Operation]
     ) -> np.ndarray:
         """Does what `count` does, at the size that each image has in its source."""
         del targets
         counts = []
         for labels, original in zip(self._labels(answers), originals, strict=True):
-            truth = original[..., 3]
-            counts.append(self._confusion(at_own_size(labels, operations, truth.shape), truth))
+            counts.append(self._confusion(at_own_size(labels, operations, original.size), original.target))
         return np.stack(counts)
 
     def measured(self, counts: np.ndarray) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
-from piggyback_tf.data import Source, make_dataset, original_batches, parse_augment, surface_data_errors
+from piggyback_tf.data import Original, Source, make_dataset, original_batches, parse_augment, surface_data_errors
 from piggyback_tf.evaluation import top_k_hits
 from piggyback_tf.evaluation.answers import AnswerLog
 from piggyback_tf.evaluation.task_agnostic import normalised_entropy, task_agnostic_measures
@@ -21,8 +21,8 @@ from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import Problem
 from piggyback_tf.sequences.superposition import Superposition
 
-# Prepared images, targets, and the images as they are in the source, where a problem judges those.
-Batch = tuple[Any, Any, Sequence[np.ndarray]]
+# Prepared images, targets, and the targets as they are in the source, where a problem judges those.
+Batch = tuple[Any, Any, Sequence[Original]]
 
 
 def measure(
@@ -57,8 +57,8 @@ def measured_batches(
     """Yields the images of a split, prepared for evaluation, their targets, and what is judged beside those.
 
     Args:
-        problem: What is to be found. If it judges the images as they are in the source, each is decoded once, for both,
-            and none is cached.
+        problem: What is to be found. If it judges the images as they are in the source, each is decoded once, and none
+            is cached.
         source: The split.
         augment: How its images are prepared.
         batch_size: Images a batch.

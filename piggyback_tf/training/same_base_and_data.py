@@ -21,13 +21,13 @@ _TEST_IMAGES = ("test_images", "test_digest")
 
 
 def describe_data(data: TaskData) -> dict[str, Any]:
-    """Returns what a resumed run must find again: classes, and labels, names and sizes of the images of all splits.
+    """Returns what a resumed run must find again: classes, and labels or boxes, names and sizes of all images.
 
     Not their dates and their folder: a copy of the data on another machine is the same data.
     """
     found: dict[str, Any] = {"class_names": list(data.class_names)}
     for split, source in data.splits.items():
-        digest = hashlib.sha256(source.labels.tobytes())
+        digest = hashlib.sha256(source.known_targets())
         for index in range(len(source)):
             digest.update(f"{source.key(index)}\0{source.stored_bytes(index)}\0".encode("utf-8", "surrogateescape"))
         found |= {f"{split}_images": len(source), f"{split}_digest": digest.hexdigest()}

@@ -11,7 +11,7 @@ from piggyback_tf.data.specs import possible_targets
 
 
 def test_kinds_and_errors_of_the_spec():
-    assert data_kinds() == ["digits", "folder", "multilabel", "segmentation", "tfds"]
+    assert data_kinds() == ["coco", "digits", "folder", "multilabel", "segmentation", "tfds", "voc"]
     with pytest.raises(DataError, match="Unknown data kind 'folders'. Did you mean 'folder'.*segmentation, tfds"):
         load_data("folders:/data")
     for path in ("/data/cats", "~/cats", "./cats", "data/cats:old"):

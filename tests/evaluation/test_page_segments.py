@@ -42,10 +42,10 @@ def write_segments(folder, roads):
     data, log = load_data(f"segmentation:{roads}"), AnswerLog("map", True)
     answer = np.zeros((100, 150), np.uint8)
     answer[:, :40] = 1
-    originals = [data.test.read(place) for place in range(6)]
+    originals = [data.test.original(place, data.test.read(place)) for place in range(6)]
     counts = []
     for original in originals:
-        truth, found = original[..., 3], np.kron(answer, np.ones((2, 2), np.uint8))
+        truth, found = original.target, np.kron(answer, np.ones((2, 2), np.uint8))
         counts.append([[((truth == a) & (found == b)).sum() for b in range(2)] for a in range(2)])
     logits = np.stack([1 - answer, answer], axis=-1).astype(np.float32)
     log.note(np.stack([answer] * 4), np.stack([answer] * 4), np.array(counts[:4]), originals[:4], parse_augment(HALF))

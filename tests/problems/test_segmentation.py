@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from piggyback_tf.data import parse_augment
+from piggyback_tf.data import Original, parse_augment
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.problems.segmentation import MeanIoUError, PixelCrossEntropy, Segmentation
 
@@ -111,13 +111,13 @@ def test_what_cannot_be_judged_is_refused(spoil, sentence):
 def test_originals_are_judged_at_their_own_size():
     labels, logits = made()
     problem, operations = Segmentation(CLASSES, (10, 14)), parse_augment("resize(10,14)")
-    originals = [np.kron(truth, np.ones((3, 2), np.uint8)) for truth in labels]
-    images = [np.dstack([np.zeros((*truth.shape, 3), np.uint8), truth]) for truth in originals]
-    counts = problem.count_originals(logits, labels, images, operations)
+    maps = [np.kron(truth, np.ones((3, 2), np.uint8)) for truth in labels]
+    originals = [Original(truth.shape, truth) for truth in maps]
+    counts = problem.count_originals(logits, labels, originals, operations)
     assert np.array_equal(counts, 6 * problem.count(logits, labels))
     # A label that is gone when the image is small counts.
-    images[0][0, 0, 3] = (images[0][0, 0, 3] + 1) % 3 if images[0][0, 0, 3] != VOID else 0
-    assert not np.array_equal(problem.count_originals(logits, labels, images, operations)[0], counts[0])
+    maps[0][0, 0] = (maps[0][0, 0] + 1) % 3 if maps[0][0, 0] != VOID else 0
+    assert not np.array_equal(problem.count_originals(logits, labels, originals, operations)[0], counts[0])
 
 
 def test_the_interval_holds_the_error_and_shrinks_with_images():
