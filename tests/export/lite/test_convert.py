@@ -36,7 +36,8 @@ def test_temporary_files_are_in_a_folder_that_is_known_by_its_name(make, tmp_pat
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     assert make()[4:8] == b"TFL3"
-    assert not list(tmp_path.iterdir())
+    # TensorFlow's autograph keeps a module there until the process ends.
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("__autograph_generated")] == []
 
 
 @pytest.mark.parametrize("make", [_convert, _convert_signatures], ids=["network", "signatures"])
