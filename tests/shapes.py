@@ -28,7 +28,8 @@ CHECKED = (
     "piggyback_tf.packs.bank:TaskBank.predict",
     "piggyback_tf.problems.class_means:average_precision",
 )
-_SHAPE = re.compile(r"(?:\b(bool|u?int\d+|float\d+)\b[^`]{0,20})?`[\[(]((?:\w+, )*\w+)[\])]`")
+# In round brackets without a dtype it is a value, such as the size of a result.
+_SHAPE = re.compile(r"(?:\b(bool|u?int\d+|float\d+)\b[^`]{0,20})?`([\[(])((?:\w+, )*\w+)[\])]`")
 
 
 class ShapeError(AssertionError):
@@ -43,7 +44,7 @@ def promised(function: Callable) -> dict[str, tuple[str, tuple[str, ...]]]:
     entries = re.split(r"^    (\w+): ", sections.get("Args", ""), flags=re.M)
     said = dict(zip(entries[1::2], entries[2::2], strict=True)) | {"return": sections.get("Returns", "")}
     for name, entry in said.items():
-        shapes = _SHAPE.findall(entry)
+        shapes = [(dtype, sizes) for dtype, bracket, sizes in _SHAPE.findall(entry) if dtype or bracket == "["]
         if len(shapes) == 1:
             dtype, sizes = shapes[0]
             found[name] = dtype, tuple(sizes.split(", "))
@@ -56,11 +57,12 @@ def checked(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments: Any, **words: Any) -> Any:
+        # First, since what a function refuses may have any shape.
+        result = function(*arguments, **words)
         sizes: dict[str, int] = {}
         given = signature.bind(*arguments, **words).arguments
         for name in said.keys() & given.keys():
             _compare(function, name, given[name], *said[name], sizes)
-        result = function(*arguments, **words)
         if "return" in said:
             _compare(function, "return", result, *said["return"], sizes)
         return result

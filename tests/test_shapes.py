@@ -5,15 +5,16 @@ import importlib
 import numpy as np
 import pytest
 
-from piggyback_tf.evaluation.metrics import top_k_error
+from piggyback_tf.evaluation.task_agnostic import normalised_entropy
 from tests.shapes import CHECKED, ShapeError, checked, promised
 
 
-def _scaled(images, means, other=None):
+def _scaled(images, means, other=None, size=None):
     """Returns images with other means.
 
     Args:
         images: uint8 `[N, S, S, 3]`.
+        size: `(height, width)` of the result.
         means: `[N, 3]`, or a number.
         other: `[N]` or `[N, 2]`.
 
@@ -59,5 +60,5 @@ def test_each_function_of_the_list_promises_a_shape(place):
 
 
 def test_functions_are_checked_while_tests_run():
-    with pytest.raises(ShapeError, match="top_k_error, scores"):
-        top_k_error(np.zeros(2, int), np.zeros(2))
+    with pytest.raises(ShapeError, match="normalised_entropy, logits"):
+        normalised_entropy(np.zeros((2, 3, 4)))
