@@ -30,8 +30,8 @@ class RunConfig:
 
     data: str | None = option(
         None,
-        "What to learn from: folder:PATH, multilabel:PATH, segmentation:PATH, tfds:NAME, or digits. Needed without "
-        "--tasks.",
+        "What to learn from: folder:PATH, multilabel:PATH, segmentation:PATH, coco:PATH, voc:PATH, tfds:NAME, or "
+        "digits. Needed without --tasks.",
     )
     tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
