@@ -25,6 +25,7 @@ from piggyback_tf.evaluation.text import format_bytes
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
 from piggyback_tf.flags import ESSENTIALS, define, define_base_flags, define_packs_flag, given_path
+from piggyback_tf.foreign_text import counted
 from piggyback_tf.junk import find_files
 from piggyback_tf.packs import BaseSpec, TaskPack
 from piggyback_tf.packs.find import find_packs
@@ -151,7 +152,7 @@ def _verify_saved_model(folder: Path, bank: "TaskBank", images: Sequence[Path]) 
     before, started = _memory(), time.perf_counter()
     model = tf.saved_model.load(str(folder))
     loading, tasks = time.perf_counter() - started, []
-    print(f"{folder}: {len(known)} tasks, {len(images)} images; loaded in {loading:.1f} s")
+    print(f"{folder}: {counted(len(known), 'task')}, {counted(len(images), 'image')}; loaded in {loading:.1f} s")
     for task in bank.names:
         of_classes = bank.info(task)["problem"] == CLASSES.problem
         found = (compare if of_classes else compare_answers)(model, bank, task, images)
@@ -196,7 +197,7 @@ def _verify_lite(
     export.answer(np.zeros([*packs[0].image_shape, 3], np.float32))
     memory = max(0, _resident() - before)
     print(
-        f"{path}: design {export.design}, quantisation {export.quantize}, {len(images)} images; "
+        f"{path}: design {export.design}, quantisation {export.quantize}, {counted(len(images), 'image')}; "
         f"read and verified in {1e3 * loading:.0f} ms"
     )
     compared = []

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -96,6 +97,15 @@ def make_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
+def behind_link(path: str | os.PathLike) -> Path:
+    """Returns what a link leads to, and any other path as it was given, which is how errors name it.
+
+    `.` and `..`, in whose folder nothing can take their place, become whole paths.
+    """
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
+
+
 def check_target(path: str | os.PathLike) -> None:
     """Raises a `PathError` if a file cannot take the place of what is there: a folder, a device, a pipe, a socket."""
     if not os.fspath(path):
@@ -135,7 +145,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         OSError: If the folder cannot be written to or the disk is full; `path` is then untouched.
     """
     check_target(path)
-    target = Path(os.path.realpath(path))
+    target = behind_link(path)
     try:
         with temporary_folder(target.parent) as folder:
             # Under its own name, since libraries such as Keras choose the format by the ending.
@@ -186,6 +196,24 @@ def temporary_folder(parent: str | os.PathLike) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields a new folder for files that nobody keeps, where the system has such (`$TMPDIR`).
+
+    It goes when the block ends, and what killed processes left there of this kind with the next one.
+
+    Raises:
+        OSError: If the folder cannot be written to; it names where the system has such files.
+    """
+    parent = tempfile.gettempdir()
+    try:
+        with temporary_folder(parent) as folder:
+            yield folder
+    except OSError as error:
+        name_target(error, parent)
+        raise
 
 
 def _make_locked(parent: Path) -> tuple[Path, TextIO]:

@@ -1,4 +1,4 @@
-"""What others wrote, within sentences: names from files, values of any size, errors of libraries, long lists.
+"""What others wrote, within sentences: names from files, values of any size, errors of libraries, lists, counts.
 
 A file of a task, a data set or a server's answer may come from anywhere. What it holds must not send commands to a
 terminal, nor fill it. Of the files that also run without this package `export/edge/piggyback_edge.py` has a copy of
@@ -46,6 +46,17 @@ def one_line(error: BaseException | str, limit: int = 400) -> str:
 def reason(error: BaseException | str, limit: int = 400) -> str:
     """Returns `one_line` without the period at its end, as a part of a sentence."""
     return one_line(error, limit).rstrip(".")
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Returns a number with what it counts: `1 image`, `1,200 images`.
+
+    Args:
+        number: The number.
+        one: What a single one is called.
+        many: What several are called; by default with an s.
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def some(names: Sequence[str], most: int = 5, form: Callable[[str], str] = printable) -> str:

@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
 
+from tests import shapes
 from tests.allowed_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
 
 # Tests run in two processes, which take a file each. What is in these folders goes to one of them together, since its
@@ -55,6 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    shapes.check_all()
     # What TensorFlow and Keras are made of stays; to look at it for garbage again and again takes time.
     gc.collect()
     gc.freeze()

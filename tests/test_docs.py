@@ -20,7 +20,7 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.packs.codec import CODECS
 from piggyback_tf.problems import PROBLEMS
-from piggyback_tf.settings import CONFIGS
+from piggyback_tf.settings import CONFIGS, RunConfig
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainConfig, train_task
 from tests.packs.helpers import make_pack, structured_pack
@@ -56,6 +56,11 @@ def _run(heading: str) -> None:
     # What one block imports from the file of another is in the same names already.
     code = _code("CONTRIBUTING.md", heading).replace("from piggyback_tf.settings.methods.norm_copy import", "# ")
     exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
+
+
+def test_help_names_every_kind_of_data():
+    (data,) = [field for field in dataclasses.fields(RunConfig) if field.name == "data"]
+    assert [kind for kind in data_kinds() if f"{kind}:" not in data.metadata["help"] and kind != "digits"] == []
 
 
 def test_the_example_of_a_method():

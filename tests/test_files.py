@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from piggyback_tf.files import (
     PathError,
     atomic_file,
     local_path,
+    scratch_folder,
     shown_path,
     temporary_folder,
     write_atomically,
@@ -111,6 +113,32 @@ def test_the_next_writer_removes_what_killed_ones_left_and_nothing_else(tmp_path
         with temporary_folder(tmp_path) as other:
             assert _names(tmp_path) == sorted([*kept, own.name, other.name])
     assert _names(tmp_path) == sorted(kept)
+
+
+def test_files_that_nobody_keeps_go_and_those_of_killed_processes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / LEFT.format(1)
+    left.mkdir()
+    (left / ".lock").touch()
+    (left / "of a killed one").touch()
+    with scratch_folder() as folder:
+        assert _names(tmp_path) == [folder.name]
+    assert not _names(tmp_path)
+    with pytest.raises(OSError, match="No space left") as caught, scratch_folder() as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "part"))
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_errors_name_a_path_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("file", "./file", "link"):
+        if path == "link":
+            Path("link").symlink_to("file")
+        with pytest.raises(OSError, match="No space left") as caught, atomic_file(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert caught.value.filename == path
+    with pytest.raises(FileNotFoundError, match="'none'"):
+        write_atomically("none/file", b"")
 
 
 def test_a_writer_that_is_killed_is_told_from_one_that_lives(tmp_path):

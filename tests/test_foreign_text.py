@@ -2,7 +2,7 @@
 
 import pytest
 
-from piggyback_tf.foreign_text import escaped, one_line, printable, reason, shown, some
+from piggyback_tf.foreign_text import counted, escaped, one_line, printable, reason, shown, some
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ def test_some_of_many_names():
     assert some(names) == "n0, n1, n2, n3, n4 and 1,495 more"
     assert some(names[:3], 2, repr) == "'n0', 'n1' and 1 more"
     assert some(["\x1bc", "b"]) == r"'\x1bc', b"
+
+
+def test_a_number_stands_with_its_noun():
+    assert [counted(number, "image") for number in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
+    assert [counted(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]

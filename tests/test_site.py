@@ -103,16 +103,25 @@ def test_lists_are_lists_on_the_site_as_on_github(page):
     assert not re.findall(rf"^(?!\s|{marker}|\n).+\n{marker}.*", text, re.M)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_end_at_120_characters(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))] == []
+
+
 @pytest.mark.slow
 def test_it_is_built_without_a_warning(tmp_path, site_pages):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    repository = "https://example.org/somebody/piggyback_tf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    environment["PIGGYBACK_REPOSITORY"] = repository
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "WARNING -" not in done.stderr
     for package in EXPORTED:
         page = tmp_path / "site" / Path(site_pages.page_of(package)).with_suffix(".html")
         assert missing(package, Headings(page.read_text()).found) == set()
+    assert f'<a href="{repository}"' in (tmp_path / "site" / "commands.html").read_text()
     # No page asks another server for anything when it is opened.
     for page in (tmp_path / "site").rglob("*.html"):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//[^"]+"', page.read_text()), page

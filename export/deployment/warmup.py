@@ -10,7 +10,6 @@ a version take some kilobytes.
 
 import io
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+from piggyback_tf.files import scratch_folder
 
 from ..servable.layout import WeightLayout
 from ..servable.preparation import parse_preparation
@@ -154,8 +155,8 @@ def warm_up_records(servable: Path, requests: list[tuple[str, Inputs]]) -> bytes
 
 def _records_file(records: list[bytes]) -> bytes:
     """Returns the bytes of a TFRecord file, which TensorFlow writes to paths alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "records"
+    with scratch_folder() as folder:
+        path = folder / "records"
         try:
             with tf.io.TFRecordWriter(str(path)) as writer:
                 for record in records:

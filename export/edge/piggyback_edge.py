@@ -1060,7 +1060,8 @@ def _verify(options: argparse.Namespace) -> None:
     base = Base.load(options.base, options.manifest)
     for path in options.tasks:
         Task.load(path, base.manifest)
-    print(f"{options.base} is whole, and so are {len(options.tasks)} tasks for it")
+    tasks = f"are {len(options.tasks)} tasks" if len(options.tasks) > 1 else "is the task"
+    print(f"{options.base} is whole, and so {tasks} for it")
 
 
 def _install(options: argparse.Namespace) -> None:

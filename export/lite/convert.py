@@ -1,19 +1,24 @@
 """Converts to the content of a .tflite file: a network with given weights, or a module with signatures."""
 
-import tempfile
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.files import scratch_folder
 from piggyback_tf.problems import HEAD_NAME, HeadNetwork, Problem, is_head
 from piggyback_tf.surgery import features_with
 
-from ..shared.errors import ExportError
+from ..shared.errors import ExportError, reason_of
 from .kinds import GraphKind
 
 Signatures = Mapping[str, tf.types.experimental.ConcreteFunction]
+
+
+# A model type of TensorFlow's `conversion_metadata_schema_py_generated`.
+_OF_FUNCTIONS = 3
 
 
 def convert(
@@ -56,15 +61,20 @@ def convert(
     module.forward = tf.function(
         forward, input_signature=[tf.TensorSpec([1, *kind.image_shape, 3], tf.float32, "images")], autograph=False
     )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.forward.get_concrete_function()], module)
-    if quantize != "none":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
-        converter.representative_dataset = lambda: ([image[None]] for image in images)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    return converter.convert()
+    functions = {"serving_default": module.forward.get_concrete_function()}
+    with _saved(module, functions) as folder:
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        # The file says of itself that it was made of functions, as it does where the converter saves them itself, in a
+        # folder that stays when it is killed.
+        converter._metadata.environment.modelType = _OF_FUNCTIONS
+        if quantize != "none":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if quantize == "int8":
+            converter.representative_dataset = lambda: ([image[None]] for image in images)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return converter.convert()
 
 
 def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bool) -> bytes:
@@ -81,8 +91,7 @@ def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bo
     Raises:
         ExportError: If they cannot compute a signature.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=dict(signatures))
+    with _saved(module, signatures) as folder:
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
         converter.experimental_enable_resource_variables = True
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -94,3 +103,19 @@ def convert_signatures(module: tf.Module, signatures: Signatures, *, float16: bo
         except Exception as error:  # noqa: BLE001 (the converter has no public exception type)
             reason = next((line for line in str(error).splitlines() if "error:" in line), str(error).splitlines()[0])
             raise ExportError(f"LiteRT's own operators cannot compute this network: {reason}") from error
+
+
+@contextlib.contextmanager
+def _saved(module: tf.Module, signatures: Signatures) -> Iterator[str]:
+    """Yields the folder of a SavedModel, which goes when the block ends.
+
+    Raises:
+        ExportError: If it cannot be written.
+    """
+    with scratch_folder() as parent:
+        folder = str(parent / "model")
+        try:
+            tf.saved_model.save(module, folder, signatures=dict(signatures))
+        except tf.errors.OpError as error:
+            raise ExportError(f"{str(parent.parent)!r} cannot be written: {reason_of(error.message)}.") from error
+        yield folder

@@ -1,11 +1,11 @@
 """The folder of an export for LiteRT: written whole or not at all."""
 
 import contextlib
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from piggyback_tf.files import behind_link
 from piggyback_tf.packs import PackError
 
 from ..edge.piggyback_edge import EdgeError
@@ -76,6 +76,6 @@ def new_folder(output: Path) -> Iterator[Path]:
         ExportError: If there is something at this place that is no empty folder.
         OSError: If the folder cannot be written.
     """
-    with new_folders([Path(os.path.realpath(output))], lambda: check_free(output)) as (folder,):
+    with new_folders([behind_link(output)], lambda: check_free(output)) as (folder,):
         folder.mkdir()
         yield folder

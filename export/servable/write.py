@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.files import without_temporary
 from piggyback_tf.packs import BaseSpec, TaskPack
 
-from ..shared.errors import ExportError
+from ..shared.errors import ExportError, reason_of
 from ..shared.packs import PackSource, fitting_packs
 from .additions import carry_over
 from .folder import (
@@ -184,10 +182,5 @@ def _write(
                 carry_over(source, first, second)
     except tf.errors.OpError as error:
         # What TensorFlow raises where Python raises OSError, such as on a full disk.
-        raise ExportError(f"{str(output)!r} cannot be written: {_reason(error)}.") from error
+        raise ExportError(f"{str(output)!r} cannot be written: {reason_of(error.message)}.") from error
     return output / str(version)
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    """Returns what is wrong without the names of operations and temporary files, which say nothing to a caller."""
-    return without_temporary(re.sub(r"\{\{.*?\}\} *| *\[Op:\w+\]$", "", error.message)).rstrip(".")

@@ -15,6 +15,7 @@ from piggyback_tf.commands.common import (
 )
 from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.files import with_home
+from piggyback_tf.foreign_text import counted
 from piggyback_tf.packs.remote import is_url, local_output
 
 
@@ -49,10 +50,11 @@ def _run(options: argparse.Namespace) -> Answer:
     copied, name = ("Copy it here and load", Path(options.output).name) if remote else ("Load", options.output)
     height, width = pack.image_shape
     images = f"[N, {height}, {width}, 3]"
+    classes = counted(len(pack.class_names), "class", "classes")
     text = (
         f"{options.output}: {size:,} bytes.\n"
         f"{copied} it with keras.models.load_model({name!r}). It takes RGB images {images} in "
-        f"[0, 255] and gives the probabilities of {len(pack.class_names)} classes, in the pack's order."
+        f"[0, 255] and gives the probabilities of {classes}, in the pack's order."
     )
     value = {
         "file": options.output,

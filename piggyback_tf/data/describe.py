@@ -3,7 +3,7 @@
 import numpy as np
 
 from piggyback_tf.data.sources import Source, TaskData, class_counts
-from piggyback_tf.foreign_text import printable
+from piggyback_tf.foreign_text import counted, printable
 
 # Up to so many classes each has its number of images; of more only the fewest and the most are told.
 _LISTED = 12
@@ -16,19 +16,18 @@ def describe_images(data: TaskData, task: str) -> str:
         data: The task's data.
         task: Its name.
     """
-    names = data.class_names
+    names, classes = data.class_names, counted(len(data.class_names), "class", "classes")
     if any(source.has_maps for source in data.splits.values()):
-        counts = "; ".join(f"{split} {len(source):,} images" for split, source in data.splits.items())
-        return f"{task}, {len(data.class_names)} classes of pixels: {counts}."
+        counts = "; ".join(f"{split} {counted(len(source), 'image')}" for split, source in data.splits.items())
+        return f"{task}, {classes} of pixels: {counts}."
     if data.train.has_boxes:
         told = [f"{split} {_boxes(source, names)}" for split, source in data.splits.items()]
-        classes = "1 class" if len(names) == 1 else f"{len(names)} classes"
         return f"{task}, {classes} of boxes, at most {data.train.boxes.most:,} in an image: {'; '.join(told)}."
     told = [
-        f"{split} {len(source):,} images ({_by_class(class_counts(source.labels, len(names)), names)})"
+        f"{split} {counted(len(source), 'image')} ({_by_class(class_counts(source.labels, len(names)), names)})"
         for split, source in data.splits.items()
     ]
-    return f"{task}, {len(names)} classes: {'; '.join(told)}."
+    return f"{task}, {classes}: {'; '.join(told)}."
 
 
 def _boxes(source: Source, names: tuple[str, ...]) -> str:
@@ -36,9 +35,9 @@ def _boxes(source: Source, names: tuple[str, ...]) -> str:
     rows = source.boxes.rows
     counts = np.bincount(rows[:, 4].astype(np.int64), minlength=len(names))
     ignored, empty = int(rows[:, 5].sum()), int((source.boxes.counts == 0).sum())
-    told = f"{len(source):,} images with {len(rows):,} boxes ({_by_class(counts, names)})"
+    told = f"{counted(len(source), 'image')} with {counted(len(rows), 'box', 'boxes')} ({_by_class(counts, names)})"
     told += f", {ignored:,} of them to be ignored" if ignored else ""
-    return told + (f", {empty:,} images without any" if empty else "")
+    return told + (f", {counted(empty, 'image')} without any" if empty else "")
 
 
 def _by_class(counts: np.ndarray, names: tuple[str, ...]) -> str:

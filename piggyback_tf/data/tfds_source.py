@@ -23,6 +23,7 @@ from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
 from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.data.split_folders import file_state
 from piggyback_tf.data.tfds_builder import HINT, Fields, find_fields, make_prepared, open_builder, parse_options
+from piggyback_tf.foreign_text import counted
 
 # What a scan finds out about each record, as numbers.
 _NUMBERS = ("place", "size", "checksum", "image_size", "label")
@@ -337,8 +338,8 @@ def _shards(builder, expression: str, spec: str) -> list[Shard]:
     # Images that are there twice would come into training and validation, once each.
     if shared := sum(first.overlap(second) for first, second in itertools.combinations(shards, 2)):
         raise DataError(
-            f"The parts of {expression!r}, asked for in {spec!r}, have {shared} images in common; each image may be in "
-            f"one of them only."
+            f"The parts of {expression!r}, asked for in {spec!r}, have {counted(shared, 'image')} in common; each "
+            "image may be in one of them only."
         )
     return shards
 

@@ -5,12 +5,12 @@ The address of the Hub and the user's token are those of huggingface_hub: the en
 """
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from piggyback_tf.file_names import PACK_SUFFIX, pack_name
+from piggyback_tf.files import scratch_folder
 from piggyback_tf.foreign_text import one_line, reason
 from piggyback_tf.packs.container import LARGEST_FILE, PackError
 from piggyback_tf.packs.description import check_task_name
@@ -102,7 +102,7 @@ class HubRepository:
         if (size := self._sizes.get(file, 0)) > LARGEST_FILE:
             raise PackError(f"The file {file!r} has {size:,} bytes, and a task pack has at most {LARGEST_FILE:,}.")
         # Into a folder of its own: from a cache, an old file would be taken when the network is down.
-        with tempfile.TemporaryDirectory() as folder, _sentences(self.name, self._revision):
+        with scratch_folder() as folder, _sentences(self.name, self._revision):
             local = self._api.hf_hub_download(self.name, file, revision=self._commit, cache_dir=folder)
             return Path(local).read_bytes()
 

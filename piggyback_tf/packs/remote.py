@@ -7,12 +7,11 @@ fsspec is imported for URLs only, TensorFlow never.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piggyback_tf.files import atomic_file, protocol_of, write_atomically
+from piggyback_tf.files import atomic_file, protocol_of, scratch_folder, write_atomically
 from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import unknown_name_message
 
@@ -112,8 +111,8 @@ def local_input(path: str | os.PathLike) -> Iterator[str]:
         return
     url = os.fspath(path)
     filesystem, inner = _filesystem(url)
-    with tempfile.TemporaryDirectory() as folder:
-        local = str(Path(folder) / Path(inner).name)
+    with scratch_folder() as folder:
+        local = str(folder / Path(inner).name)
         with _sentences(url, "read"):
             filesystem.invalidate_cache()
             filesystem.get_file(inner, local)
@@ -132,8 +131,8 @@ def local_output(path: str | os.PathLike) -> Iterator[Path]:
         with atomic_file(path) as temporary:
             yield temporary
         return
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / Path(os.fspath(path)).name
+    with scratch_folder() as folder:
+        local = folder / Path(os.fspath(path)).name
         yield local
         write_bytes(path, local.read_bytes())
 

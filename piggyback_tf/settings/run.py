@@ -28,7 +28,11 @@ PRECISIONS = ("none", "float16", "bfloat16")
 class RunConfig:
     """What a run of `train.py` learns, on which base, by which methods."""
 
-    data: str | None = option(None, "What to learn from: folder:PATH, tfds:NAME, or digits. Needed without --tasks.")
+    data: str | None = option(
+        None,
+        "What to learn from: folder:PATH, multilabel:PATH, segmentation:PATH, coco:PATH, voc:PATH, tfds:NAME, or "
+        "digits. Needed without --tasks.",
+    )
     tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
     val_fraction: float = option(0.1, "Part of train for validation, if there is no such split.")

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from piggyback_tf.foreign_text import counted
+
 # The time of a step is known after so many steps and seconds, the first, in which the graph is made, left out.
 _STEPS, _SECONDS = 3, 0.3
 # A forward pass, as of validation, takes about a third of a training step.
@@ -50,10 +52,10 @@ class Progress(keras.callbacks.Callback):
         self._is_made = False
         trained = ", ".join(f"{group} {count:,}" for group, count in parameters.items())
         left = epochs - first_epoch
-        length = f"the last {left:,} of {epochs:,} epochs" if first_epoch else f"{epochs:,} epochs"
+        length = f"the last {left:,} of {epochs:,} epochs" if first_epoch else counted(epochs, "epoch")
         self._say(
-            f"{title} trains {sum(parameters.values()):,} parameters ({trained}) on {base}, in {length} of {steps:,} "
-            f"steps with up to {batch_size:,} images."
+            f"{title} trains {sum(parameters.values()):,} parameters ({trained}) on {base}, in {length} of "
+            f"{counted(steps, 'step')} with up to {counted(batch_size, 'image')}."
         )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

@@ -119,7 +119,7 @@ def test_images_come_with_their_boxes(kind, request):
     assert data.train.labels.tolist() == [[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0]]
     assert describe_images(data, "pets") == (
         "pets, 3 classes of boxes, at most 3 in an image: train 4 images with 6 boxes (2 of each class), 1 of them to "
-        "be ignored, 1 images without any; validation 1 images with 1 boxes (cell: 0, cat: 1, dog: 0); test 2 images "
+        "be ignored, 1 image without any; validation 1 image with 1 box (cell: 0, cat: 1, dog: 0); test 2 images "
         "with 2 boxes (cell: 1, cat: 0, dog: 1)."
     )
     ((images, boxes), *_) = make_dataset(data.test, "resize(60,80)", batch_size=2, training=False).as_numpy_iterator()

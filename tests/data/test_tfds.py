@@ -266,7 +266,7 @@ def test_data_set_known_only_by_its_files(prepare, tmp_path):
         ("tfds:pb_pets?train=train[:8]+train[5:10]", r"The parts of 'train\[:8\]\+train\[5:10\]'.*have 3 images"),
         ("tfds:pb_pets?train=train[:50%]+train[25%:75%]", "have [34] images in common"),
         ("tfds:pb_pets?train=train+validation+train", "have 14 images in common; each image may be in one of them"),
-        ("tfds:pb_pets?test=test+test[2:3]", "The parts of 'test.* have 1 images in common"),
+        ("tfds:pb_pets?test=test+test[2:3]", "The parts of 'test.* have 1 image in common"),
         ("tfds:pb_pets:9.9.9", "TensorFlow Datasets cannot open 'pb_pets:9.9.9'|no 'pb_pets:9.9.9'"),
     ],
 )

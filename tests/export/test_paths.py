@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_device_folder_appears_whole_and_what_a_killed_export_left_goes(tmp_pa
         pass
 
 
-def test_a_device_folder_that_fails_leaves_nothing_and_takes_no_place(tmp_path):
+def test_a_device_folder_that_fails_leaves_nothing_and_takes_no_place(tmp_path, monkeypatch):
     with pytest.raises(KeyError), new_folder(tmp_path / "a" / "b" / "device") as folder:
         (folder / "base.tflite").touch()
         raise KeyError
@@ -59,6 +60,11 @@ def test_a_device_folder_that_fails_leaves_nothing_and_takes_no_place(tmp_path):
         with pytest.raises(OSError) as caught, new_folder(tmp_path / "device"):
             raise OSError(errno.ENOSPC, "No space left on device", path)
         assert caught.value.filename == (str(tmp_path / "device") if named else path)
+    # As it was given, which is what its user knows it by.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="No space left") as caught, new_folder(Path("device")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == "device"
     # Somebody else wrote there meanwhile.
     with pytest.raises(ExportError, match="this is there already"), new_folder(tmp_path / "device"):
         (tmp_path / "device").mkdir()

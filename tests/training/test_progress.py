@@ -70,9 +70,10 @@ def test_a_training_that_goes_on_counts_what_is_left(clock, capsys):
 
 
 def test_what_is_over_before_it_can_be_known_is_not_guessed(clock, capsys):
-    _run(clock, epochs=1, batch=0.01)
+    _run(clock, epochs=1, steps=1, batch=0.01)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
+    assert lines[0].endswith("in 1 epoch of 1 step with up to 8 images.")
     assert lines[1].startswith("  epoch 1/1: ")
 
 

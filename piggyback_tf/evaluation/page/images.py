@@ -4,6 +4,7 @@ from piggyback_tf.evaluation.answers import Answers
 from piggyback_tf.evaluation.page.markup import Markup, element, joined
 from piggyback_tf.evaluation.page.pictures import Budget, Gallery, gallery
 from piggyback_tf.evaluation.page.subjects import Subject, Subjects
+from piggyback_tf.foreign_text import counted
 
 
 def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[Markup | None, dict[str, Gallery]]:
@@ -33,13 +34,14 @@ def wrong_images(subjects: Subjects, most: int, data_dir: str | None) -> tuple[M
 def _of_task(subject: Subject, answers: Answers, own: Gallery, most: int) -> Markup:
     count = len(answers.images)
     if own.wrong is None:
-        told = f"There are answers to {count:,} images of the {answers.split} split of {answers.data}."
+        told = f"There are answers to {counted(count, 'image')} of the {answers.split} split of {answers.data}."
     elif not own.wrong:
-        told = f"All answers to the {count:,} images of the {answers.split} split of {answers.data} are right."
+        told = f"All answers to the {counted(count, 'image')} of the {answers.split} split of {answers.data} are right."
     else:
         are = "is" if own.wrong == 1 else "are"
         wrong = own.kind.told if own.kind else "wrong"
-        told = f"{own.wrong:,} of {count:,} images of the {answers.split} split of {answers.data} {are} {wrong}."
+        told = f"{own.wrong:,} of {counted(count, 'image')} of the {answers.split} split of {answers.data}"
+        told += f" {are} {wrong}."
         shown = len(own.figures)
         if shown < own.wrong:
             told += f" {shown:,} of them {'is' if shown == 1 else 'are'} shown (--images={most})."

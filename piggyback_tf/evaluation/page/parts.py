@@ -75,7 +75,8 @@ def results(subjects: Subjects) -> Markup:
     }
     rows = {name: [cell(one) for one in tasks] for name, cell in columns.items()}
     rows = {name: cells for name, cells in rows.items() if any(cell not in ("-", None) for cell in cells)}
-    if len(set(rows.get("network", ()))) == 1 and len(tasks) > 1:
+    # The line on top names a network that is that of all.
+    if len(set(rows.get("network", ()))) == 1:
         del rows["network"]
     body = [[_short(one), *(cells[place] for cells in rows.values())] for place, one in enumerate(tasks)]
     note = "" if kinds else "Nothing is measured yet."

@@ -68,7 +68,7 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
         == "holds: top-1 agrees on at least 90.0%, and every constant is the task's weight to half a step of its scale"
     )
     status, printed, errors = _run("piggyback_edge.py", "verify", "base.tflite", "ternary.edge", cwd=out)
-    assert (status, printed) == (0, "base.tflite is whole, and so are 1 tasks for it"), errors
+    assert (status, printed) == (0, "base.tflite is whole, and so is the task for it"), errors
     (out / "ternary.edge").unlink()
     status, _, errors = _run(*verify)
     assert status == 2

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 
 from tests.export.serving import tensors
 from tests.export.serving.models import DEFAULT, Models
@@ -74,16 +75,7 @@ class Service(MESSAGES.prediction_service.PredictionServiceServicer, MESSAGES.mo
             spec, answer = request.model_spec, MESSAGES.metadata.GetModelMetadataResponse()
             answer.model_spec.CopyFrom(spec)
             answer.model_spec.version.value, signatures = self._models.signatures(spec.name, *_version(spec))
-            found = MESSAGES.metadata.SignatureDefMap()
-            for name, parts in signatures.items():
-                for part, target in zip(
-                    parts, (found.signature_def[name].inputs, found.signature_def[name].outputs), strict=True
-                ):
-                    for key, (tensor, dtype, shape) in part.items():
-                        target[key].name, target[key].dtype = tensor, dtype
-                        for size in shape:
-                            target[key].tensor_shape.dim.add(size=size)
-            answer.metadata["signature_def"].Pack(found)
+            answer.metadata["signature_def"].Pack(_signature_map(signatures))
             return answer
         except ServingError as error:
             context.abort(CODES[error.code], str(error))
@@ -96,6 +88,20 @@ class Service(MESSAGES.prediction_service.PredictionServiceServicer, MESSAGES.mo
             return answer
         except ServingError as error:
             context.abort(CODES[error.code], str(error))
+
+
+def _signature_map(signatures):
+    """Returns signatures as the message that describes them."""
+    described = MESSAGES.metadata.SignatureDefMap()
+    for name, parts in signatures.items():
+        found = described.signature_def[name]
+        found.method_name = "tensorflow/serving/predict"
+        for part, target in zip(parts, (found.inputs, found.outputs), strict=True):
+            for key, (tensor, dtype, shape) in part.items():
+                target[key].name, target[key].dtype = tensor, dtype
+                for size in shape:
+                    target[key].tensor_shape.dim.add(size=size)
+    return described
 
 
 def _version(spec):
@@ -150,6 +156,15 @@ def make_handler(models, failures):
             return tensors.to_json(models.predict(name, version, signature, inputs), rows)
 
         def _get(self, name, version, label, method):
+            if method == "/metadata":
+                version, signatures = models.signatures(name, version, label)
+                found = MessageToDict(
+                    _signature_map(signatures),
+                    preserving_proto_field_name=True,
+                    always_print_fields_with_no_presence=True,
+                )
+                spec = {"name": name, "signature_name": "", "version": str(version)}
+                return {"model_spec": spec, "metadata": {"signature_def": found}}
             if method:
                 raise ServingError(tensors.INVALID_ARGUMENT, f"Malformed request: GET {self.path}")
             status = {"error_code": "OK", "error_message": ""}

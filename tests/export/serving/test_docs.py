@@ -1,10 +1,12 @@
 """What docs/serving.md says to somebody who does not use the client."""
 
+import ast
 import dataclasses
 import json
 import re
 import shutil
 import subprocess
+import urllib.request
 
 import pytest
 import tensorflow as tf
@@ -13,15 +15,21 @@ from export.deployment.options import ServingOptions
 from export.servable.options import ExportOptions
 from tests.export.helpers import ROOT
 from tests.export.serving.conftest import FILES, running_server
+from tests.forked import run_forked
 
 TEXT = (ROOT / "docs" / "serving.md").read_text()
 
 
-@pytest.fixture(scope="module", name="address")
-def _address(served):
+@pytest.fixture(scope="module", name="server")
+def _server(served):
     arguments = [f"--model={name}={served[name]}" for name in ("piggyback", "piggyback_with_mask")]
     with running_server(*arguments) as server:
-        yield f"http://localhost:{server.rest}"
+        yield server
+
+
+@pytest.fixture(name="address")
+def _address(server):
+    return f"http://localhost:{server.rest}"
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -83,6 +91,21 @@ def test_the_signatures_of_segments_in_the_table(mixed):
         _agree(rows[row], signatures[name])
 
 
+def test_the_server_answers_with_the_same_table(address):
+    with urllib.request.urlopen(f"{address}/v1/models/piggyback/metadata") as answer:
+        found = json.load(answer)
+    assert found["model_spec"] == {"name": "piggyback", "signature_name": "", "version": "2"}
+    signatures = found["metadata"]["signature_def"]["signature_def"]
+    rows = {name: cells for name, cells in _rows("piggyback").items() if not name.startswith(("segment", "tag"))}
+    assert signatures.keys() == rows.keys()
+    for name, cells in rows.items():
+        for cell, side in zip(cells, ("inputs", "outputs"), strict=True):
+            assert _tensors(cell) == {
+                key: (tf.as_dtype(each["dtype"].removeprefix("DT_").lower()).name, len(each["tensor_shape"]["dim"]))
+                for key, each in signatures[name][side].items()
+            }
+
+
 def test_every_flag_is_named():
     options = [*dataclasses.fields(ExportOptions), *dataclasses.fields(ServingOptions)]
     assert [field.name for field in options if f"`--{field.name}`" not in TEXT] == []
@@ -102,6 +125,17 @@ def test_the_calls_of_curl(address, folder, small, best):
     assert answers[0]["labels"][0][0] == best
     assert (answers[0]["task_ok"], answers[0]["image_ok"]) == ([True], [True])
     assert answers[1]["names"] == [pack.task for pack in small.packs]
+
+
+def test_the_program_over_grpc(server, folder, small, best):
+    (folder / "predict.py").write_text(_code("python", "PredictionServiceStub"))
+    done = run_forked("predict.py", f"localhost:{server.grpc}", small.packs[1].task, "photo.jpg", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {
+        name: ast.literal_eval(rest) for name, _, rest in (line.partition(" ") for line in done.stdout.splitlines())
+    }
+    assert found["labels"][0][0].decode() == best
+    assert (found["task_ok"], found["image_ok"]) == ([True], [True])
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
