@@ -193,7 +193,7 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Returns the numbers of each image that its error is made of, `[B, ...]`.
+        """Returns the numbers of each image that its error is made of, `[B, ...]`, or objects `[B]` that hold them.
 
         Args:
             answers: Logits or probabilities of a batch, or what `TaskBank.predict` returns.

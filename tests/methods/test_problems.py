@@ -115,7 +115,7 @@ def small_backbone(method: str) -> Backbone:
 
 def settings_of(method: str, problem: str) -> TrainConfig:
     # A head of pixels gives each of them the same class for a while, and one of boxes no box.
-    epochs = {"map": 12, "boxes": 30}.get(problem, 6)
+    epochs = {"map": 12, "boxes": 16}.get(problem, 6)
     recipe = {**METHODS[method].Config.recipe, "head_lr": 0.03, "chance_epochs": 0, "warmup_steps": 1}
     return TrainConfig(**{**recipe, "epochs": epochs, "batch_size": 8})
 

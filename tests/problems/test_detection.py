@@ -197,12 +197,14 @@ def test_what_is_said_of_points_gives_the_same_boxes_outside_of_the_graph():
 
 
 def test_answers_to_a_file_are_in_its_own_pixels():
-    answers = {name: value[0] for name, value in problem().answer(says((1, 2, 0, 3.0, 8, 16, 4, 4))).items()}
-    operations, size = parse_augment("resize(40,80)|central_crop(32,64)"), (100, 300)
-    # The crop begins at (4, 8).
-    way = WayBack(tf.constant(size), tf.constant([0.4, 80 / 300], tf.float64), tf.constant([-4.0, -8.0], tf.float64))
-    found = problem().file_answer(answers, way)
+    square, logits = PROBLEMS["boxes"](NAMES, (32, 32)), says((1, 2, 0, 3.0, 8, 16, 4, 4))[:, :, :4]
+    answers = {name: value[0] for name, value in square.answer(logits).items()}
+    operations, size = parse_augment("resize(40,80)|central_crop(32)"), (100, 300)
+    # The crop begins at (4, 24).
+    way = WayBack(tf.constant(size), tf.constant([0.4, 80 / 300], tf.float64), tf.constant([-4.0, -24.0], tf.float64))
+    found = square.file_answer(answers, way)
     expected = boxes_at_own_size(answers["boxes"][:1].numpy(), operations, size)
+    np.testing.assert_allclose(expected, [[20, 105, 50, 180]], rtol=1e-4)
     np.testing.assert_allclose(found["boxes"][:1], expected, rtol=1e-5)
     assert not found["boxes"][1:].numpy().any() and int(found["count"]) == 1
 
