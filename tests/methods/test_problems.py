@@ -30,9 +30,16 @@ PAIRS = [(method, problem) for problem in OTHERS for method in METHODS.names()]
 LEARNED = [pair for pair in PAIRS if pair[1] in CONFIGS[pair[0]].problems]
 # Of those that learn, these run every time.
 QUICK = ("piggyback",)
-SOMETIMES = [
-    pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] not in QUICK), id="-".join(pair)) for pair in LEARNED
-]
+
+
+def params(quick):
+    """Returns the pairs that learn; those that are not quick are slow tests."""
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (not quick(*pair)), id="-".join(pair)) for pair in LEARNED]
+
+
+SOMETIMES = params(lambda method, problem: method in QUICK)
+# This trains twice more, and boxes take longest.
+RESUMED = params(lambda method, problem: method in QUICK and problem != "boxes")
 
 
 class Pictures(PatternSource):
@@ -232,7 +239,7 @@ def test_what_is_kept_answers_as_the_trained_model(method, problem, tmp_path):
     assert errors[0] == pytest.approx(errors[1])
 
 
-@pytest.mark.parametrize(("method", "problem"), SOMETIMES)
+@pytest.mark.parametrize(("method", "problem"), RESUMED)
 def test_broken_off_and_started_again(method, problem, tmp_path, monkeypatch):
     _, _, whole = trained(method, problem)
     save, saves = BackupAndRestore._save, []
