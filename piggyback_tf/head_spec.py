@@ -29,7 +29,7 @@ class HeadSpec:
         kind: Name of the head, a key of `HEADS`.
         classes: Number of classes.
         width: Channels of its feature maps; 0 where it has none of its own.
-        image_shape: `(height, width)` of the images, of a head with an answer for each pixel; None for others.
+        image_shape: `(height, width)` of the images, of a head for pixels or boxes; None for others.
     """
 
     kind: str

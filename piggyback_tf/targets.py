@@ -21,6 +21,7 @@ class Target:
         answer: What `TaskBank.predict` returns, in a word, for examples of code.
         hub_task: What the Hugging Face Hub calls such tasks.
         settings: Settings of methods that are for its tasks alone.
+        fewest_classes: How many classes a task needs.
     """
 
     finds: str
@@ -28,6 +29,7 @@ class Target:
     answer: str = "probabilities"
     hub_task: str = "image-classification"
     settings: tuple[str, ...] = ()
+    fewest_classes: int = 2
 
     def __str__(self) -> str:
         return self.finds
@@ -44,5 +46,7 @@ TARGETS = {
         hub_task="image-segmentation",
         settings=("head", "class_weights"),
     ),
-    "boxes": Target("a box around each object", own_size=True, answer="boxes", hub_task="object-detection"),
+    "boxes": Target(
+        "a box around each object", own_size=True, answer="boxes", hub_task="object-detection", fewest_classes=1
+    ),
 }

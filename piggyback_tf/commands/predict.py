@@ -1,4 +1,4 @@
-"""predict: the most probable classes of image files, or the class of each of their pixels."""
+"""predict: the most probable classes of image files, the class of each of their pixels, or boxes around objects."""
 
 import argparse
 from collections.abc import Sequence
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
     """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
-    command = commands.add_parser("predict", help="classify image files, or their pixels", allow_abbrev=False)
+    command = commands.add_parser(
+        "predict", help="classify image files, their pixels, or objects in them", allow_abbrev=False
+    )
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or URLs")
@@ -41,8 +43,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="for a task of pixels: an existing folder for IMAGE.labels.png, whose pixels are the numbers of the "
-        "classes, and IMAGE.overlay.png, to look at",
+        help="an existing folder for pictures: of a task of pixels IMAGE.labels.png, whose pixels are the numbers of "
+        "the classes, and IMAGE.overlay.png, to look at; of a task of boxes IMAGE.boxes.png",
     )
     add_base_options(command)
     add_batch_size(command)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from piggyback_tf.data import Operation, at_own_size
+from piggyback_tf.data import NO_BOX, Operation, at_own_size, boxes_at_own_size
+from piggyback_tf.evaluation.box_pictures import BELIEVED, boxes_png
 from piggyback_tf.evaluation.segment_pictures import label_png, overlay_png
 from piggyback_tf.files import write_atomically
 from piggyback_tf.foreign_text import printable
@@ -79,6 +80,35 @@ def show_areas(
     return {"size": [height, width], "areas": areas, **files}, lines
 
 
+def show_boxes(
+    pack: TaskPack, answer: np.ndarray, asked: AskedImage, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns all boxes as COCO's results have them, and of those that are believed lines, and the picture."""
+    size = asked.pixels.shape[:2]
+    found = answer[answer[:, 4] != NO_BOX]
+    edges = boxes_at_own_size(found[:, :4], asked.operations, size)
+    boxes, lines, labels = [], [], []
+    for (top, left, bottom, right), number, score in zip(
+        edges.tolist(), found[:, 4].astype(int).tolist(), found[:, 5].tolist(), strict=True
+    ):
+        name = pack.class_names[number]
+        # The ids of COCO's categories begin with 1.
+        told = {"image_id": Path(asked.path).name, "category_id": number + 1, "class": name}
+        boxes.append({**told, "bbox": [left, top, right - left, bottom - top], "score": score})
+        if score >= BELIEVED:
+            place = f"{left:.0f}, {top:.0f} to {right:.0f}, {bottom:.0f}"
+            lines.append(f"  {100 * score:6.2f} %  {printable(name)}  ({place})")
+            labels.append(f"{name} {100 * score:.0f} %")
+    path = None
+    if options.output_dir:
+        path = picture_path(options.output_dir, asked.path, "boxes")
+        drawn = len(labels)
+        numbers = found[:drawn, 4].astype(int).tolist()
+        write_atomically(path, boxes_png(asked.pixels, edges[:drawn], numbers, labels))
+    values = {"size": list(size), "boxes": boxes, "drawn": None if path is None else str(path)}
+    return values, lines or [f"  no box with a score of {100 * BELIEVED:.0f} % or more"]
+
+
 def picture_path(folder: str, image: str, kind: str) -> Path:
     """Returns the file of a picture of an image."""
     return Path(folder) / f"{Path(image).name}.{kind}.png"
@@ -87,3 +117,4 @@ def picture_path(folder: str, image: str, kind: str) -> Path:
 SHOWN.register("class")(Shown(show_classes))
 SHOWN.register("multilabel")(Shown(show_classes))
 SHOWN.register("map")(Shown(show_areas, draws=True))
+SHOWN.register("boxes")(Shown(show_boxes, draws=True))

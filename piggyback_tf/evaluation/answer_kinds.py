@@ -8,11 +8,14 @@ import numpy as np
 from piggyback_tf.confusion import intersection_over_union
 from piggyback_tf.data import at_own_size
 from piggyback_tf.evaluation.answers import ANSWERS, AnswerBatch, AnswerKind, Answers, Columns, demand
+from piggyback_tf.evaluation.box_pictures import BELIEVED
 from piggyback_tf.evaluation.segment_pictures import map_to_text, small_map, small_size
 from piggyback_tf.top_k import best_classes
 
 # So many wrong classes of an image are noted, and so many of the worst and of the best answers for pixels.
 _WRONG, _ENDS = 10, 500
+# No image has as many pixels in a row.
+_FARTHEST = 1e6
 
 
 # ---------------------------------------------------------------------------------------------------------------- class
@@ -113,6 +116,58 @@ def check_segments(answers: Answers) -> None:
 
 
 ANSWERS.register("map")(AnswerKind(note_segments, check_segments, only_ends))
+
+
+# ---------------------------------------------------------------------------------------------------------------- boxes
+
+
+def note_boxes(batch: AnswerBatch) -> Columns:
+    """Returns the boxes of each image that are there and that were found, in its pixels, and which are mistakes.
+
+    Of those found, only such with a score that is believed. A row of `"truth"` is class, ymin, xmin, ymax, xmax, and
+    whether it is to be ignored; one of `"found"` has the score, and whether it is right: 1, 0, or -1 if it does not
+    count. `"missed"` is how many were not found.
+    """
+    assert batch.counts is not None, "boxes are counted before they are noted"
+    columns: Columns = {"truth": [], "found": [], "missed": []}
+    for own in batch.counts:
+        truth = [[int(row[4]), *_edges(row), int(row[5])] for row in own.truth]
+        believed = own.found[:, 5] >= BELIEVED
+        columns["truth"].append(truth)
+        columns["found"].append(
+            [
+                [int(row[4]), *_edges(row), *_rounded(row[5:]), int(right)]
+                for row, right in zip(own.found[believed], own.right[believed], strict=True)
+            ]
+        )
+        columns["missed"].append(int((own.truth[:, 5] == 0).sum() - (own.right[believed] == 1).sum()))
+    return columns
+
+
+def check_boxes(answers: Answers) -> None:
+    """Raises an error if columns are not those of `note_boxes`."""
+    classes = range(len(answers.class_names))
+    for row in (row for rows in (*answers.columns["truth"], *answers.columns["found"]) for row in rows):
+        number, *edges = row[:5]
+        demand(type(number) is int and number in classes and len(edges) == 4, "a box is of none of its classes")
+        demand(all(type(edge) in (int, float) and abs(edge) < _FARTHEST for edge in edges), "a box is none")
+        demand(edges[0] <= edges[2] and edges[1] <= edges[3], "a box ends before it begins")
+    demand(
+        all(len(row) == 6 and row[5] in (0, 1) for rows in answers.columns["truth"] for row in rows), "truth: no box"
+    )
+    for row in (row for rows in answers.columns["found"] for row in rows):
+        demand(len(row) == 7 and _is_share(row[5]) and row[6] in (-1, 0, 1), "found: one is no box")
+    demand(all(type(count) is int and count >= 0 for count in answers.columns["missed"]), "missed: one is no number")
+
+
+def _edges(row: np.ndarray) -> list[float]:
+    return [round(float(edge), 1) for edge in row[:4]]
+
+
+ANSWERS.register("boxes")(AnswerKind(note_boxes, check_boxes))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _is_share(value: Any) -> bool:

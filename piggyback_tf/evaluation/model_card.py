@@ -32,6 +32,7 @@ _METRICS = {
     "top1_error": ("accuracy", "Top-1 accuracy"),
     "mean_iou_error": ("mean_iou", "Mean IoU"),
     "mean_precision_error": ("mean_average_precision", "Mean average precision"),
+    "ap_error": ("mean_average_precision", "AP of COCO"),
 }
 _ABOUT = (
     "Tasks for pretrained networks that stay as they are, learned with `piggyback_tf`. A task pack holds what a task "

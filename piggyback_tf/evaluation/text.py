@@ -11,9 +11,17 @@ ERROR_TITLES = {
     "top5_error": "top-5 error %",
     "mean_iou_error": "100 less mean IoU %",
     "mean_precision_error": "100 less mean average precision %",
+    "ap_error": "100 less AP %",
 }
 # What else a problem measures in percent, one number or one of each class.
-MEASURE_TITLES = {"pixel_accuracy": "pixel accuracy %", "iou": "IoU %", "average_precision": "average precision %"}
+MEASURE_TITLES = {
+    "pixel_accuracy": "pixel accuracy %",
+    "iou": "IoU %",
+    "average_precision": "average precision %",
+    "mean_ap50": "AP50 %",
+    "ap": "AP %",
+    "ap50": "AP50 %",
+}
 
 
 def interval_kind(errors: Mapping[str, Any]) -> str:

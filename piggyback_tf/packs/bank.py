@@ -151,12 +151,12 @@ class TaskBank:
         return compare_bits(first.arrays().masks, second.arrays().masks)
 
     def predict(self, images: Any, task: str | Sequence[str], batch_size: int = 32) -> "np.ndarray | list[np.ndarray]":
-        """Returns the answers of a task: the probabilities of its classes, or the class of each pixel.
+        """Returns the answers of a task: the probabilities of its classes, the class of each pixel, or boxes.
 
         Args:
             images: Array `[N, H, W, 3]` of RGB images of the task's size, which is that of the base but for tasks of
-                pixels; values in [0, 255], integer or floating point. Floating point numbers that end at 1 are refused,
-                as they look scaled to [0, 1].
+                pixels and of boxes; values in [0, 255], integer or floating point. Floating point numbers that end at 1
+                are refused, as they look scaled to [0, 1].
             task: The name of the task, or N names, one for each image. Images of one task then go through the network
                 together, in their order.
             batch_size: Images that go through the network at once.
@@ -164,7 +164,9 @@ class TaskBank:
         Returns:
             Softmax over the classes of the task, float32: an array `[N, C]` for one name; for N names a list of N
             arrays, each `[C]` with C of the image's task, in the order of the images. Of a task of pixels label maps,
-            uint8 `[N, H, W]` or `[H, W]`; `data.at_own_size` makes those of the images before they were prepared.
+            uint8 `[N, H, W]` or `[H, W]`; `data.at_own_size` makes those of the images before they were prepared. Of a
+            task of boxes float32 `[N, 100, 6]` or `[100, 6]`, the surest first: ymin, xmin, ymax, xmax, the number of
+            the class, -1 where there is no box, and the score; `data.boxes_at_own_size` is for them.
 
         Raises:
             ValueError: If the bank has no such task, there is not one name for each image, the tasks take images of
@@ -211,8 +213,9 @@ class TaskBank:
 
         Returns:
             A functional model with weights of its own, dropped ones being 0, from images `[B, S, S, 3]` in [0, 255]
-            (scaling is a part of it) to float32 probabilities `[B, C]`, or `[B, H, W, C]` of a task of pixels. It is
-            made of the base's kinds of layers, and those of the head; those of `keras` load anywhere.
+            (scaling is a part of it) to float32 probabilities `[B, C]`, or `[B, H, W, C]` of a task of pixels; of boxes
+            to what their head says, `[B, h, w, C + 4]`. It is made of the base's kinds of layers, and those of the
+            head; those of `keras` load anywhere.
 
         Raises:
             ValueError: If the bank has no such task.

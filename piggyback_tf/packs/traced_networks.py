@@ -64,7 +64,7 @@ class TracedNetworks:
             check_head_shapes(dict(task.layout.head), expected, f"The head of {name[0].lower()}{name[1:]}")
 
     def answer(self, task: HeldTask, tensors: TaskTensors, images: tf.Tensor) -> tf.Tensor:
-        """Returns the first of what the task's problem answers.
+        """Returns what the task's problem makes of its answers for `TaskBank.predict`.
 
         Args:
             task: The task.
@@ -98,7 +98,7 @@ class TracedNetworks:
         shapes = head.head_shapes or {"kernel": (self._backbone.feature_dim, None), "bias": (None,)}
 
         def answer(weights: Sequence[tf.Tensor], own: dict[str, tf.Tensor], images: tf.Tensor) -> tf.Tensor:
-            return next(iter(problem.answer(head.logits(weights, own, images)).values()))
+            return problem.predicted(problem.answer(head.logits(weights, own, images)))
 
         return tf.function(
             answer,

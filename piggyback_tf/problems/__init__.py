@@ -1,6 +1,7 @@
 """Problems: what is to be found in an image, and all that depends on it; one file each."""
 
 from piggyback_tf.problems import classification as _classification  # noqa: F401  (it registers itself)
+from piggyback_tf.problems import detection as _detection  # noqa: F401
 from piggyback_tf.problems import multilabel as _multilabel  # noqa: F401
 from piggyback_tf.problems import segmentation as _segmentation  # noqa: F401
 from piggyback_tf.problems.base import PNG, PROBLEMS, AnswerSpec, Problem, WayBack, image_shape_of, problem_of

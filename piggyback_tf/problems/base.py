@@ -161,11 +161,19 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns what is answered to users, by name; the first is what `TaskBank.predict` returns.
+        """Returns what is answered to users, by name.
 
         Args:
             logits: What the task's network ends in; it is traced.
         """
+
+    def predicted(self, answers: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns what `TaskBank.predict` returns, the first of the answers by default.
+
+        Args:
+            answers: What `answer` returns.
+        """
+        return next(iter(answers.values()))
 
     def file_answer(self, answers: Mapping[str, tf.Tensor], way: WayBack) -> dict[str, tf.Tensor]:
         """Returns what is answered of an image that comes as a file, by name: at the size of that image.
@@ -185,7 +193,7 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def count(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Returns the numbers of each image that its error is made of, `[B, ...]`.
+        """Returns the numbers of each image that its error is made of, `[B, ...]`, or objects `[B]` that hold them.
 
         Args:
             answers: Logits or probabilities of a batch, or what `TaskBank.predict` returns.

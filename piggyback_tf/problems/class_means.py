@@ -13,13 +13,17 @@ _PART = 100
 
 
 def measured_by_class(
-    name: str, measure: Callable[[np.ndarray], np.ndarray], images: int, class_names: Sequence[str]
+    name: str,
+    measure: Callable[[np.ndarray], np.ndarray],
+    images: int,
+    class_names: Sequence[str],
+    draws: int = _DRAWS,
 ) -> tuple[dict[str, Any], dict[str, float | None]]:
     """Returns what `Problem.measured` tells of an error that is 100 % less the mean of a measure over classes.
 
     A class that does not occur is no part of the mean; if none occurs, the error is 100 %. The interval is the middle
-    95 % of what images drawn with replacement give (percentile bootstrap, 1,000 draws of a fixed seed); it takes images
-    to be independent, which those of one video are not.
+    95 % of what images drawn with replacement give (percentile bootstrap, draws of a fixed seed); it takes images to be
+    independent, which those of one video are not.
 
     Args:
         name: The error's name.
@@ -27,6 +31,7 @@ def measured_by_class(
             of float64, NaN for a class that does not occur.
         images: How many images there are, `N`.
         class_names: The classes.
+        draws: How often images are drawn, a multiple of 100.
 
     Returns:
         The error with the ends of its interval and `"images"`, and the measure of each class in percent, None for one
@@ -39,7 +44,7 @@ def measured_by_class(
         raise ValueError("There are no images to measure an error on.")
     rng, even = np.random.default_rng(0), np.full(images, 1 / images)
     (by_class,) = measure(np.ones([1, images], np.int64))
-    drawn = [measure(rng.multinomial(images, even, _PART)) for _ in range(_DRAWS // _PART)]
+    drawn = [measure(rng.multinomial(images, even, _PART)) for _ in range(draws // _PART)]
     low, high = np.percentile([_mean_error(row) for part in drawn for row in part], [2.5, 97.5])
     errors = {name: _mean_error(by_class), f"{name}_low": float(low), f"{name}_high": float(high), "images": images}
     values = zip(class_names, by_class.tolist(), strict=True)

@@ -32,6 +32,7 @@ from piggyback_tf.sequences.init_from import with_start
 from piggyback_tf.sequences.measure import measure, measure_task_agnostic, measured_batches, multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, Store
 from piggyback_tf.settings.methods import CONFIGS, check_learns
+from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 
 
@@ -97,7 +98,7 @@ def run_sequence(
         A sequence; see `piggyback_tf.evaluation.results`.
 
     Raises:
-        ValueError: If one of several tasks has no test split, a task less than two classes, or a method cannot learn
+        ValueError: If one of several tasks has no test split, a task too few classes, or a method cannot learn
             what there is to find, on this base, or not so many tasks.
         TrainingError: As `train_task`, and if the base was changed.
         ResultsError: If the result of a task is damaged.
@@ -105,8 +106,8 @@ def run_sequence(
     for task, data in tasks.items():
         if data.test is None and len(tasks) > 1:
             raise ValueError(f"Task {task!r} has no test split, on which a sequence measures all tasks.")
-        if len(data.class_names) < 2:
-            raise ValueError(f"Task {task!r} has the classes {list(data.class_names)}; a task needs at least 2.")
+        if len(data.class_names) < (fewest := TARGETS[data.target].fewest_classes):
+            raise ValueError(f"Task {task!r} has the classes {list(data.class_names)}; a task needs at least {fewest}.")
         check_learns(settings.method, CONFIGS[settings.method], data.target, f"Task {task!r}")
     method = METHODS[settings.method](settings.config)
     method.check_room(backbone, len(tasks))

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
-from piggyback_tf.data import TaskData
+from piggyback_tf.data import BoxTable, TaskData
 from piggyback_tf.data.geometry import VOID
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskBank, TaskPack
@@ -30,16 +30,24 @@ PAIRS = [(method, problem) for problem in OTHERS for method in METHODS.names()]
 LEARNED = [pair for pair in PAIRS if pair[1] in CONFIGS[pair[0]].problems]
 # Of those that learn, these run every time.
 QUICK = ("piggyback",)
-SOMETIMES = [
-    pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] not in QUICK), id="-".join(pair)) for pair in LEARNED
-]
+
+
+def params(quick):
+    """Returns the pairs that learn; those that are not quick are slow tests."""
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (not quick(*pair)), id="-".join(pair)) for pair in LEARNED]
+
+
+SOMETIMES = params(lambda method, problem: method in QUICK)
+# This trains twice more, and boxes take longest.
+RESUMED = params(lambda method, problem: method in QUICK and problem != "boxes")
 
 
 class Pictures(PatternSource):
     """Grey noise; its left half may be brighter, all of it may be red, and a patch may be bright.
 
     Args:
-        target: What there is to find: which is the case, whether the left is bright, or where the patch is.
+        target: What there is to find: which is the case, whether the left is bright, or where the patch is. A box
+            around it is of the class of red images.
         images: How many there are.
         seed: Of the noise.
     """
@@ -47,8 +55,8 @@ class Pictures(PatternSource):
     def __init__(self, target: str, images: int, seed: int):
         rng, places = np.random.default_rng(seed), np.arange(images)
         self._target, self._seed, self._facts = target, seed, np.stack([places % 2, places // 2 % 2], axis=1)
-        self.has_maps = TARGETS[target].own_size
-        self.image_size = SHAPE if self.has_maps else (SIZE, SIZE)
+        self.has_maps, self.has_boxes, boxes = target == "map", target == "boxes", []
+        self.image_size = SHAPE if TARGETS[target].own_size else (SIZE, SIZE)
         height, width = self.image_size
         self._images = rng.integers(0, 60, (images, height, width, 3))
         self._maps = np.zeros((images, height, width), np.int64)
@@ -57,7 +65,9 @@ class Pictures(PatternSource):
             self._images[place, ..., 0] += 80 * self._facts[place, 1]
             top, left = rng.integers(1, 8, 2)
             self._maps[place, top : top + 7, left : left + 8] = 1
-        if self.has_maps:
+            boxes.append(np.array([[top, left, top + 7, left + 8, self._facts[place, 1], 0]]))
+        self._boxes = BoxTable.of_images(boxes, [self.image_size] * images)
+        if self.moves_targets:
             self._images += 110 * self._maps[..., None]
             self._maps[:, 0] = VOID
 
@@ -66,8 +76,14 @@ class Pictures(PatternSource):
 
     @property
     def labels(self) -> np.ndarray:
+        if self.has_boxes:
+            return self._boxes.by_class(2)
         kinds = {"class": self._facts[:, 0], "multilabel": self._facts, "map": np.zeros(len(self))}
         return kinds[self._target].astype(np.int32)
+
+    @property
+    def boxes(self) -> BoxTable:
+        return self._boxes
 
     def read(self, index: int) -> np.ndarray:
         image = np.minimum(self._images[index], 255).astype(np.uint8)
@@ -105,8 +121,8 @@ def small_backbone(method: str) -> Backbone:
 
 
 def settings_of(method: str, problem: str) -> TrainConfig:
-    # A head of pixels gives each of them the same class for a while.
-    epochs = 12 if problem == "map" else 6
+    # A head of pixels gives each of them the same class for a while, and one of boxes no box.
+    epochs = {"map": 12, "boxes": 16}.get(problem, 6)
     recipe = {**METHODS[method].Config.recipe, "head_lr": 0.03, "chance_epochs": 0, "warmup_steps": 1}
     return TrainConfig(**{**recipe, "epochs": epochs, "batch_size": 8})
 
@@ -150,7 +166,10 @@ def test_it_learns_and_leaves_the_base_alone(method, problem):
     counts = found.problem.count(answers_of(found, images_of(problem)), targets_of(problem))
     measured = found.problem.measured(counts)
     error = next(iter(measured.values()))
-    assert error == pytest.approx(found.history["val_error"][found.best_epoch], abs=0.1)
+    # Of eight images, boxes whose scores differ by less than a training tells apart make some tenths of a percent.
+    tolerance = 0.5 if problem == "boxes" else 0.1
+    assert error == pytest.approx(found.history["val_error"][found.best_epoch], abs=tolerance)
+    assert error < 90
 
 
 def images_of(problem: str) -> np.ndarray:
@@ -160,13 +179,15 @@ def images_of(problem: str) -> np.ndarray:
 
 def targets_of(problem: str) -> np.ndarray:
     source = data_of(problem).validation
+    if source.has_boxes:
+        return np.stack([source.boxes.of(place) for place in range(len(source))])
     return np.stack([source.read(i)[..., 3] for i in range(len(source))]) if source.has_maps else source.labels
 
 
 def answers_of(found, images) -> np.ndarray:
     """Returns what users are answered, from the model that was trained."""
     logits = found.model(images.astype(np.float32), training=False)
-    return next(iter(found.problem.answer(logits).values())).numpy()
+    return found.problem.predicted(found.problem.answer(logits)).numpy()
 
 
 @pytest.mark.parametrize(("method", "problem"), LEARNED)
@@ -218,7 +239,7 @@ def test_what_is_kept_answers_as_the_trained_model(method, problem, tmp_path):
     assert errors[0] == pytest.approx(errors[1])
 
 
-@pytest.mark.parametrize(("method", "problem"), SOMETIMES)
+@pytest.mark.parametrize(("method", "problem"), RESUMED)
 def test_broken_off_and_started_again(method, problem, tmp_path, monkeypatch):
     _, _, whole = trained(method, problem)
     save, saves = BackupAndRestore._save, []

@@ -6,6 +6,7 @@ import numpy as np
 
 from piggyback_tf.evaluation.answer_kinds import in_order
 from piggyback_tf.evaluation.answers import Answers
+from piggyback_tf.evaluation.box_pictures import BELIEVED, with_boxes
 from piggyback_tf.evaluation.page.markup import Markup, element, joined, table
 from piggyback_tf.evaluation.page.pictures import PICTURES, PictureKind, alternative_text, figure, png, thumbnail
 from piggyback_tf.evaluation.segment_pictures import (
@@ -131,12 +132,12 @@ def _several_figure(answers: Answers, place: int, picture: Markup | None) -> Mar
     return figure(picture, lines, answers.images[place])
 
 
-def measures_by_class(name: str, *, coloured: bool = False) -> Callable[[str, Answers], Markup | None]:
+def measures_by_class(name: str, *, first_colour: int | None = None) -> Callable[[str, Answers], Markup | None]:
     """Returns what makes a table of a measure of each class out of the errors that were measured with answers.
 
     Args:
         name: The measure, as results call it.
-        coloured: Whether classes have colours in the pictures.
+        first_colour: The number of the first class's colour in the pictures; None if they have none.
     """
     title = MEASURE_TITLES[name]
 
@@ -146,12 +147,13 @@ def measures_by_class(name: str, *, coloured: bool = False) -> Callable[[str, An
             return None
         rows = []
         for number, (one, value) in enumerate(found.items()):
-            colour = png(swatch_png(number), "", class_="swatch") if coloured and number < 256 else None
+            has_colour = first_colour is not None and first_colour + number < 256
+            colour = png(swatch_png((first_colour or 0) + number), "", class_="swatch") if has_colour else None
             # The file may be anybody's.
             told = f"{value:.2f}" if type(value) in (int, float) else "-"
             rows.append([joined(colour, one), told])
         body = table(f"{title} of each class, {label}", ["class", title], rows)
-        return element("details", element("summary", f"{title} by class"), body, open=coloured)
+        return element("details", element("summary", f"{title} by class"), body, open=first_colour is not None)
 
     return below
 
@@ -203,6 +205,52 @@ PICTURES.register("map")(
         told="not right in every pixel",
         note="Of tasks of pixels each picture is the image, the truth over it, and the answer over it; the worst come "
         "first, and the last are the best. IoU is the mean over the classes in the image and in its answer.",
-        below=measures_by_class("iou", coloured=True),
+        below=measures_by_class("iou", first_colour=0),
+    )
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- boxes
+
+
+def _mistakes(answers: Answers, place: int) -> tuple[int, int]:
+    """Returns how many boxes of an image were missed, and how many found where there is none."""
+    return answers.columns["missed"][place], sum(row[6] == 0 for row in answers.columns["found"][place])
+
+
+def _wrong_boxes(answers: Answers) -> list[int]:
+    """Returns the images with a mistake, those with most first."""
+    counts = [sum(_mistakes(answers, place)) for place in range(len(answers.images))]
+    return sorted((place for place, count in enumerate(counts) if count), key=lambda place: -counts[place])
+
+
+def _draw_boxes(answers: Answers, place: int, pixels: np.ndarray) -> Markup:
+    """Returns an image with the boxes that are there, and with those that were found."""
+    size, name = small_size(pixels.shape[:2]), alternative_text(answers, place)
+    image, scale = small_image(pixels[..., :3], size), np.array([*size] * 2) / [*pixels.shape[:2], *pixels.shape[:2]]
+    shown = []
+    for kind, told in (("truth", "truth"), ("found", "answer")):
+        rows = answers.columns[kind][place]
+        edges = np.array([row[1:5] for row in rows], np.float64).reshape(-1, 4) * scale
+        shown.append(thumbnail(with_boxes(image, edges, [row[0] for row in rows]), f"{name}: {told}"))
+    return joined(shown)
+
+
+def _box_figure(answers: Answers, place: int, picture: Markup | None) -> Markup:
+    missed, added = _mistakes(answers, place)
+    return figure(picture, [f"{missed} missed, {added} wrong"], answers.images[place])
+
+
+PICTURES.register("boxes")(
+    PictureKind(
+        _wrong_boxes,
+        _box_figure,
+        _draw_boxes,
+        wide=True,
+        told="with a box that was missed or is wrong",
+        note="Of tasks of boxes each picture is the image with the boxes that are there, and with those that were "
+        f"found with a score of {BELIEVED} or more. Right is one that covers the same as a box of its class that no "
+        "surer one has: half of what both cover. The images with most mistakes come first.",
+        below=measures_by_class("ap", first_colour=1),
     )
 )

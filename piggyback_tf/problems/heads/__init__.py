@@ -3,6 +3,7 @@
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.heads import dense as _dense  # noqa: F401  (it registers itself)
 from piggyback_tf.problems.heads import fcn as _fcn  # noqa: F401
+from piggyback_tf.problems.heads import fcos as _fcos  # noqa: F401
 from piggyback_tf.problems.heads import fpn as _fpn  # noqa: F401
 from piggyback_tf.problems.heads.dense import head_logits
 from piggyback_tf.problems.heads.forward import HeadNetwork

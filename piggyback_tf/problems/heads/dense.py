@@ -27,8 +27,9 @@ def dense(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart
     return layer(outputs)
 
 
-def read_dense(layer: keras.Layer) -> HeadSpec | None:
+def read_dense(layer: keras.Layer, image_shape: tuple[int, int]) -> HeadSpec | None:
     """Returns the spec of a Dense layer."""
+    del image_shape
     return HeadSpec.of(layer.units) if isinstance(layer, keras.layers.Dense) else None
 
 

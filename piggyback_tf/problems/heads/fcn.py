@@ -95,14 +95,14 @@ def fcn_network(backbone: Backbone, spec: HeadSpec) -> tuple[keras.Model, tuple[
     return model, endpoints
 
 
-def read_fcn(layer: keras.Layer) -> HeadSpec | None:
+def read_fcn(layer: keras.Layer, image_shape: tuple[int, int]) -> HeadSpec | None:
     """Returns the spec of a model that `fcn` has made."""
     if not is_container(layer):
         return None
     names = {own.name for own in layer.layers}
     for kind, skips in reversed(SKIPS.items()):
         if {"logits", *(f"{name}_logits" for name, _ in skips)} <= names and "lateral_0" not in names:
-            return HeadSpec(kind, layer.get_layer("logits").filters, 0, tuple(layer.output_shape[1:3]))
+            return HeadSpec(kind, layer.get_layer("logits").filters, 0, image_shape)
     return None
 
 

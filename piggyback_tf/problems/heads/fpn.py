@@ -6,7 +6,7 @@ finest map gives the logits (Kirillov et al., CVPR 2019). Here the 3x3 convoluti
 batch norm follows each, which folds into the convolution where a model is exported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 
@@ -30,12 +30,24 @@ def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) 
         tensors: Endpoints `[B, h, w, c]`, the finest first.
         start: How it starts.
     """
-    layers, inputs = keras.layers, [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in tensors]
-    seeds = iter(range(3 * len(inputs)))
+    inputs = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in tensors]
+    found, layers = pyramid(spec, inputs, start), keras.layers
+    if start.dropout:
+        found = layers.SpatialDropout2D(start.dropout, seed=start.seed, name="dropout")(found)
+    logits = layers.Conv2D(spec.classes, 1, kernel_initializer=start.of_logits, dtype="float32", name="logits")(found)
+    logits = cropped(_enlarged(logits, spec.padded_shape), spec)
+    return keras.Model(inputs, logits, name=HEAD_NAME)(list(tensors))
 
-    def normed(x: keras.KerasTensor, layer: keras.layers.Layer) -> keras.KerasTensor:
-        x = layers.BatchNormalization(momentum=_MOMENTUM, name=f"{layer.name}_norm")(layer(x))
-        return layers.ReLU(name=f"{layer.name}_relu")(x)
+
+def pyramid(spec: HeadSpec, inputs: Sequence[keras.KerasTensor], start: HeadStart) -> keras.KerasTensor:
+    """Returns the finest map of a pyramid, `[B, h, w, width]` of the size of the finest endpoint.
+
+    Args:
+        spec: Which head; its `width` counts.
+        inputs: Endpoints `[B, h, w, c]`, the finest first.
+        start: How it starts. Its layers take the numbers below `3 * len(inputs)`.
+    """
+    layers, seeds = keras.layers, iter(range(3 * len(inputs)))
 
     def initializers(*names: str) -> dict[str, keras.initializers.Initializer]:
         return {f"{name}_initializer": start.of_layer(next(seeds)) for name in names}
@@ -48,21 +60,23 @@ def fpn(spec: HeadSpec, tensors: Sequence[keras.KerasTensor], start: HeadStart) 
             # Sizes need not halve: the coarser map gets that of the finer one.
             found = _enlarged(found, finer.shape[1:3])
             found = layers.Add(name=f"sum_{level}")([finer, found])
-            smooth = layers.SeparableConv2D(
-                spec.width,
-                3,
-                padding="same",
-                use_bias=False,
-                name=f"smooth_{level}",
-                **initializers("depthwise", "pointwise"),
-            )
-            finer = normed(found, smooth)
+            kernels = initializers("depthwise", "pointwise")
+            finer = normed(found, separable(spec.width, f"smooth_{level}", kernels))
         found = finer
-    if start.dropout:
-        found = layers.SpatialDropout2D(start.dropout, seed=start.seed, name="dropout")(found)
-    logits = layers.Conv2D(spec.classes, 1, kernel_initializer=start.of_logits, dtype="float32", name="logits")(found)
-    logits = cropped(_enlarged(logits, spec.padded_shape), spec)
-    return keras.Model(inputs, logits, name=HEAD_NAME)(list(tensors))
+    return found
+
+
+def separable(
+    width: int, name: str, initializers: Mapping[str, keras.initializers.Initializer]
+) -> keras.layers.SeparableConv2D:
+    """Returns a separable 3x3 convolution without a bias, for batch norm to follow."""
+    return keras.layers.SeparableConv2D(width, 3, padding="same", use_bias=False, name=name, **initializers)
+
+
+def normed(x: keras.KerasTensor, layer: keras.layers.Layer) -> keras.KerasTensor:
+    """Returns what a layer, batch norm and a ReLU make of a feature map."""
+    x = keras.layers.BatchNormalization(momentum=_MOMENTUM, name=f"{layer.name}_norm")(layer(x))
+    return keras.layers.ReLU(name=f"{layer.name}_relu")(x)
 
 
 def _enlarged(tensor: keras.KerasTensor, shape: tuple[int, int]) -> keras.KerasTensor:
@@ -92,12 +106,12 @@ def fpn_network(backbone: Backbone, spec: HeadSpec) -> tuple[keras.Model, tuple[
     return model, endpoints
 
 
-def read_fpn(layer: keras.Layer) -> HeadSpec | None:
+def read_fpn(layer: keras.Layer, image_shape: tuple[int, int]) -> HeadSpec | None:
     """Returns the spec of a model that `fpn` has made."""
     if not is_container(layer) or not {"logits", "lateral_0"} <= {own.name for own in layer.layers}:
         return None
     lateral, logits = layer.get_layer("lateral_0"), layer.get_layer("logits")
-    return HeadSpec("fpn", logits.filters, lateral.filters, tuple(layer.output_shape[1:3]))
+    return HeadSpec("fpn", logits.filters, lateral.filters, image_shape)
 
 
 HEADS.register("fpn")(Head(fpn, read_fpn, fpn_network))

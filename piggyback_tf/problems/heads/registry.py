@@ -26,15 +26,17 @@ class Head:
 
     Attributes:
         build: Returns logits of a spec, tensors of a network, and how the head starts.
-        read: Returns the spec of a layer that is a head of this kind, None of any other.
+        read: Returns the spec of a layer that is a head of this kind for images of a size, None of any other.
         network: Returns the network of a backbone for the images of a spec, over the same variables, and what the head
             builds on, the finest first; None where it builds on the features of the backbone as it is. It raises
             `ValueError` where there is nothing to build on.
+        fewest_classes: How many classes it needs.
     """
 
     build: Callable[[HeadSpec, Sequence[keras.KerasTensor], HeadStart], keras.KerasTensor]
-    read: Callable[[keras.Layer], HeadSpec | None]
+    read: Callable[[keras.Layer, tuple[int, int]], HeadSpec | None]
     network: Callable[[Backbone, HeadSpec], tuple[keras.Model, tuple[Endpoint, ...]]] | None = None
+    fewest_classes: int = 2
 
 
 HEADS: Registry[Head] = Registry("head")
@@ -69,7 +71,8 @@ def read_spec(model: keras.Model) -> HeadSpec:
         ValueError: If it has none of these.
     """
     found = [layer for layer in model.layers if layer.name == HEAD_NAME]
-    specs = [spec for layer in found for name in HEADS.names() if (spec := HEADS[name].read(layer)) is not None]
+    shape, kinds = tuple(model.input_shape[1:3]), [HEADS[name] for name in HEADS.names()]
+    specs = [spec for layer in found for kind in kinds if (spec := kind.read(layer, shape)) is not None]
     if not specs:
         raise ValueError(f"Model {model.name!r} has no head of a task.")
     return specs[0]
@@ -103,14 +106,14 @@ def add_head(
 
     Returns:
         A functional model from images to float32 logits, whatever the dtype policy: `[B, C]`, or `[B, H, W, C]` of a
-        head with an answer for each pixel.
+        head with an answer for each pixel, and `[B, h, w, C + 4]` of one for boxes.
 
     Raises:
-        ValueError: If there are fewer than two classes, the network has a layer of the head's name, or lacks what the
+        ValueError: If there are too few classes, the network has a layer of the head's name, or lacks what the
             head builds on.
     """
-    if spec.classes < 2:
-        raise ValueError(f"A head needs at least 2 classes. Received: {spec.classes}.")
+    if spec.classes < (fewest := HEADS[spec.kind].fewest_classes):
+        raise ValueError(f"A head of kind {spec.kind!r} needs at least {fewest} classes. Received: {spec.classes}.")
     taken = {layer.name for layer in features.layers} & {HEAD_NAME, f"{HEAD_NAME}_dropout"}
     if taken:
         raise ValueError(

@@ -11,4 +11,4 @@ class ClassifierOnlyConfig(MethodConfig):
     """Settings of the classifier."""
 
     trains = ("head",)
-    problems = ("class", "multilabel", "map")
+    problems = ("class", "multilabel", "map", "boxes")

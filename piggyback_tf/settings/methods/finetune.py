@@ -11,7 +11,7 @@ from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
-    problems = ("class", "multilabel", "map")
+    problems = ("class", "multilabel", "map", "boxes")
 
 
 @CONFIGS.register("finetune_sequential")
@@ -20,4 +20,6 @@ class FinetuneSequentialConfig(TrainedNetworkConfig):
     """Settings of fine-tuning one network on task after task."""
 
     problems = ("class", "multilabel")
-    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
+    )

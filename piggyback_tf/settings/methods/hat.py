@@ -16,7 +16,9 @@ class HATConfig(MethodConfig):
 
     trains = ("adapter", "weights", "head")
     problems = ("class", "multilabel")
-    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
+    )
     recipe = MappingProxyType(
         {
             "sgd_momentum": 0.0,

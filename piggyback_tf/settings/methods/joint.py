@@ -13,5 +13,7 @@ class JointConfig(TrainedNetworkConfig):
 
     at_once = True
     why_not = MappingProxyType(
-        dict.fromkeys(("multilabel", "map"), "it puts the classes of all tasks side by side, of which an image has one")
+        dict.fromkeys(
+            ("multilabel", "map", "boxes"), "it puts the classes of all tasks side by side, of which an image has one"
+        )
     )

@@ -16,7 +16,9 @@ class PackNetConfig(NormConfig):
 
     trains = ("weights", "norm", "head")
     problems = ("class", "multilabel")
-    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
+    )
     recipe = MappingProxyType(
         {
             "schedule": "step",

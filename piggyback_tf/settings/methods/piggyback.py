@@ -15,7 +15,7 @@ class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):  # typ
     """Settings of the masks, those of `MaskConfig` too; the defaults are the paper's, but for `norm_statistics`."""
 
     trains = ("mask", "norm", "head")
-    problems = ("class", "multilabel", "map")
+    problems = ("class", "multilabel", "map", "boxes")
 
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")

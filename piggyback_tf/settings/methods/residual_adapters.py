@@ -15,7 +15,7 @@ class ResidualAdaptersConfig(NormConfig):
     """Settings of residual adapters."""
 
     trains = ("adapter", "norm", "head")
-    problems = ("class", "multilabel", "map")
+    problems = ("class", "multilabel", "map", "boxes")
     recipe = MappingProxyType(
         {
             **{f"{group}_optimizer": "sgd" for group in trains},
