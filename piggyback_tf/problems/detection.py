@@ -109,6 +109,8 @@ class Detection(Problem):
     """
 
     judges_originals = True
+    head_first = 0.5
+    mask_trust = 0.1
     activation = "linear"
     answers: ClassVar[Mapping[str, AnswerSpec]] = {
         "boxes": AnswerSpec("float32", (MOST, 4)),

@@ -36,7 +36,7 @@ class TrainConfig:
     )
     mask_trust: float = option(
         0.1,
-        "Part of the loss that the flips of a step may promise, of which label maps take a tenth; 0: no limit.",
+        "Part of the loss that the flips of a step may promise; a tenth of it with label maps and boxes; 0: no limit.",
         before=0.0,
     )
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
