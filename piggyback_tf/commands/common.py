@@ -9,8 +9,8 @@ from piggyback_tf.commands.answers import UsageError, program_name
 from piggyback_tf.files import check_target, check_writable, is_empty, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
-from piggyback_tf.packs.remote import is_url, local_input, read_bytes
 from piggyback_tf.quiet import load_tensorflow
+from piggyback_tf.remote import is_url, local_input, read_bytes
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
