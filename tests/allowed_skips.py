@@ -47,6 +47,7 @@ ALLOWED_SKIPS = (
         "No package of pip has it; the server of the tests is asked in its place.",
         True,
     ),
+    AllowedSkip("backbones/test_timm.py", "needs torch and timm", "PyTorch is large, and for one comparison.", True),
     AllowedSkip("packs/test_spare_memory.py", "reads /proc", "Only Linux has it.", False),
     AllowedSkip("commands/test_report_browser.py", "needs chromium", "No package of pip has it.", True),
     AllowedSkip("", "no time left", "Slow tests end when CI's hour does, and those left out are printed.", True),

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from piggyback_tf.__main__ import main
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.packs.compare import MaskOverlap, compare_masks
-from piggyback_tf.packs.remote import read_bytes, write_bytes
+from piggyback_tf.remote import read_bytes, write_bytes
 from tests.packs.helpers import make_pack, pack_of, renamed, trained_model, with_arrays
 from tests.run_command import run_command
 

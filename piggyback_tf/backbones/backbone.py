@@ -10,13 +10,14 @@ from pathlib import Path
 
 import keras
 
-from piggyback_tf.backbones import own
+from piggyback_tf.backbones import own, tensor_weights
 from piggyback_tf.backbones import weights as weight_files
 from piggyback_tf.backbones.errors import WeightsError
 from piggyback_tf.backbones.paths import is_container, rename_layers
 from piggyback_tf.backbones.registry import FILE_KINDS, BackboneEntry, check_file, check_request
 from piggyback_tf.backbones.structure_record import Structure
 from piggyback_tf.backbones.structure_text import model_structure
+from piggyback_tf.backbones.tensor_files import TensorFile
 from piggyback_tf.backbones.weights_hash import model_hash
 from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.foreign_text import one_line
@@ -32,7 +33,8 @@ class Backbone:
         name: Name in the registry, the one given to `from_model`, or that of a `.keras` file.
         model: Functional model from float32 images `[B, S, S, 3]` in [0, 255] (uint8 is cast) to features `[B, F]`.
         image_size: Height and width S of the images.
-        weights: Where the weights come from: `"imagenet"`, `"random"`, `"shipped"`, the name of a file, or `"given"`.
+        weights: Where the weights come from: `"imagenet"`, `"random"`, `"shipped"`, the name of a file, a repository
+            with its commit, as `"hf://OWNER/NAME@COMMIT"`, or `"given"`.
         preprocessing: How images are scaled inside the model, in one line.
         endpoints: Layers on which a head for pixels builds, of a network in which paths go around all tensors of their
             stride; see `find_endpoints`.
@@ -114,8 +116,10 @@ def load_backbone(
         name: One of `list_backbones()`, or the path of a `.keras` file: a network of one's own, with its weights, from
             RGB images in [0, 255] to features `[B, F]`. The backbone is then called as the file is.
         weights: `"imagenet"` (downloaded by Keras on first use), `"random"`, `"shipped"` (networks that come with the
-            package), or the path of a file: `.weights.h5` or `.h5` of the plain `keras.applications` network, or a
-            `.keras` model that contains the network under the same layer names. The network's own default if None.
+            package), `"hf://OWNER/NAME"` (or `"hf://OWNER/NAME@REVISION"`), a repository on the Hugging Face Hub as
+            timm's are, or the path of a file: `.weights.h5` or `.h5` of the plain `keras.applications` network, a
+            `.keras` model that contains the network under the same layer names, or a `.safetensors` file of tensors as
+            PyTorch names them, with a `config.json` beside it. The network's own default if None.
             MobileNet and MobileNetV2 have ImageNet weights of their own for some image sizes; Keras picks them.
         image_size: Height and width of the images; the network's own default if None. Needed for a `.keras` file whose
             model leaves it open.
@@ -128,19 +132,24 @@ def load_backbone(
         ValueError: If there is no such network, or it cannot take images of this size.
         WeightsError: If the weights cannot be had. Random weights are never taken instead.
     """
-    entry, weights, image_size = check_request(name, weights, image_size)
+    entry, chosen, image_size = check_request(name, weights, image_size)
     if keras.config.image_data_format() != "channels_last":
         raise ValueError("Backbones need Keras' image_data_format 'channels_last'; see keras.config.")
+    preprocessing = entry.preprocessing
     with _seeded(seed):
-        if weights in entry.weights:
-            model = _load_named(name, entry, weights, image_size)
-            provenance = str(weights)
+        if isinstance(chosen, TensorFile):
+            model = entry.build(image_size, chosen.statistics)
+            tensor_weights.load_tensors(model, chosen, name)
+            provenance, preprocessing = chosen.provenance, chosen.statistics.description
+        elif chosen in entry.weights:
+            model = _load_named(name, entry, str(chosen), image_size)
+            provenance = str(chosen)
         else:
-            model = _load_file(name, entry, weights, image_size)
-            provenance = Path(weights).name
+            model = _load_file(name, entry, chosen, image_size)
+            provenance = Path(chosen).name
     rename_layers(model)
     shown = Path(name).name if own.is_model_file(name) else name
-    return Backbone(shown, model, image_size, provenance, entry.preprocessing, entry.endpoints)
+    return Backbone(shown, model, image_size, provenance, preprocessing, entry.endpoints)
 
 
 def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) -> keras.Model:

@@ -3,14 +3,17 @@
 Made of Keras' own layers: a model that is saved from a backbone loads wherever Keras is.
 """
 
+from typing import Any
+
 import keras
 
+from piggyback_tf.backbones.scaling import IMAGENET, PixelStatistics
 from piggyback_tf.registry import unknown_name_message
 
 # x * scale + offset; ImageNet's mean and standard deviation for "torch", its mean in BGR for "caffe".
-_RESCALING = {
+_RESCALING: dict[str, tuple[Any, Any]] = {
     "tf": (1 / 127.5, -1.0),
-    "torch": ([1 / (255 * std) for std in (0.229, 0.224, 0.225)], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]),
+    "torch": IMAGENET.rescaling,
     "caffe": (1.0, [-103.939, -116.779, -123.68]),
 }
 
@@ -36,5 +39,21 @@ def preprocess_images(images: keras.KerasTensor, mode: str) -> keras.KerasTensor
         raise ValueError(unknown_name_message("preprocessing mode", mode, list(_RESCALING)))
     if mode == "caffe":
         images = keras.ops.flip(images, axis=-1)
-    scale, offset = _RESCALING[mode]
+    return _rescale(images, *_RESCALING[mode])
+
+
+def normalize_images(images: keras.KerasTensor, statistics: PixelStatistics) -> keras.KerasTensor:
+    """Scales RGB images in [0, 255] by a mean and a standard deviation, as mode `"torch"` does by ImageNet's.
+
+    Args:
+        images: Symbolic images `[B, H, W, 3]`.
+        statistics: Mean and standard deviation.
+
+    Returns:
+        The scaled images, float32, in the same shape.
+    """
+    return _rescale(images, *statistics.rescaling)
+
+
+def _rescale(images: keras.KerasTensor, scale: Any, offset: Any) -> keras.KerasTensor:
     return keras.layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")(images)

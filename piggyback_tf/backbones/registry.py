@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from piggyback_tf.backbones import own
+from piggyback_tf.backbones import own, tensor_files
 from piggyback_tf.backbones.errors import WeightsError
+from piggyback_tf.backbones.tensor_files import TensorFile, TensorLayout
 from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.files import with_home
 from piggyback_tf.registry import Registry, import_modules
@@ -17,7 +18,7 @@ from piggyback_tf.registry import Registry, import_modules
 if TYPE_CHECKING:
     import keras
 
-FILE_KINDS = f".weights.h5, .h5 (as keras.applications publishes them) or {NETWORK_SUFFIX}"
+FILE_KINDS = f".weights.h5, .h5 (as keras.applications publishes them), {NETWORK_SUFFIX} or {tensor_files.SUFFIX}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +29,19 @@ class BackboneEntry:
         build: Called as `build(image_size)`, returns an untrained functional model from float32 images `[B, S, S, 3]`
             in [0, 255] to features `[B, F]`. If `weights` has `"imagenet"`, it is also called as
             `build(image_size, published)`, with `"imagenet"` or the path of an `.h5` file in the layout in which
-            `keras.applications` publishes its weights, and returns the network with those.
+            `keras.applications` publishes its weights, and returns the network with those. If there is a `layout`, it
+            is also called as `build(image_size, statistics)`, with the `PixelStatistics` of weights.
         family: Networks of one family are built by the same code; tests take one of each.
         image_size: Default height and width of the images; None if there is none.
         min_size: Smallest image size the network can take.
         preprocessing: How images are scaled inside the model, in one line.
         weights: The named weights that exist; the first is the default. `"random"` is among them, or `"given"` is the
-            only one.
+            only one. Those that begin with `hf://` are a repository of tensors.
         max_size: Largest image size the network can take, if there is one.
         size_hint: What to use at other image sizes, as the end of an error message.
         shipped: Path of the weights file inside the package, for `"shipped"`.
         endpoints: As of `Backbone`.
+        layout: How files of tensors, as torchvision and timm write them, name the network; None if there are none.
     """
 
     build: "Callable[..., keras.Model]"
@@ -51,6 +54,7 @@ class BackboneEntry:
     size_hint: str = ""
     shipped: str | None = None
     endpoints: tuple[str, ...] = ()
+    layout: TensorLayout | None = None
 
 
 _BACKBONES: Registry[BackboneEntry] = Registry("backbone")
@@ -117,8 +121,8 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 def check_request(
     name: str, weights: str | os.PathLike | None, image_size: int | None
-) -> tuple[BackboneEntry, str | os.PathLike, int]:
-    """Checks what is asked of a backbone, as far as that goes without building it.
+) -> tuple[BackboneEntry, str | os.PathLike | TensorFile, int]:
+    """Checks what is asked of a backbone, as far as that goes without building it. Tensors are downloaded for that.
 
     Args:
         name: As for `load_backbone`.
@@ -126,7 +130,8 @@ def check_request(
         image_size: As for `load_backbone`.
 
     Returns:
-        The backbone's entry, and weights and image size with its defaults filled in.
+        The backbone's entry, and weights and image size with its defaults filled in; weights that are tensors as the
+        file that has them.
 
     Raises:
         ValueError: If there is no such network, or it cannot take images of this size.
@@ -143,9 +148,13 @@ def check_request(
     _check_size(name, entry, image_size)
     if own.is_model_file(name) and weights != own.GIVEN:
         raise WeightsError(f"{name!r} holds the weights of its network; leave weights={os.fspath(weights)} out.")
+    if tensor_files.is_repository(weights):
+        return entry, tensor_files.in_repository(os.fspath(weights), name, _layout(name, entry, weights)), image_size
     if weights not in entry.weights:
         _check_not_a_name(name, entry, weights)
-        check_file(weights)
+        path = check_file(weights)
+        if path.suffix == tensor_files.SUFFIX:
+            return entry, tensor_files.in_file(path, name, _layout(name, entry, weights)), image_size
     return entry, weights, image_size
 
 
@@ -162,6 +171,10 @@ def check_file(path: str | os.PathLike) -> Path:
         )
     if not path.is_file():
         raise WeightsError(f"{str(path)!r} is not a file. Pass the path of a file that ends in {FILE_KINDS}.")
+    if path.suffix in tensor_files.PICKLES:
+        raise WeightsError(tensor_files.pickle_sentence(path))
+    if path.suffix == tensor_files.SUFFIX:
+        return path
     if path.suffix not in (".h5", NETWORK_SUFFIX):
         raise WeightsError(f"Weights file {str(path)!r} must end in {FILE_KINDS}.")
     if path.suffix == NETWORK_SUFFIX:
@@ -177,6 +190,21 @@ def check_file(path: str | os.PathLike) -> Path:
                 f"Weights file {str(path)!r} is not an HDF5 file, or it is truncated: {error}."
             ) from error
     return path
+
+
+def _layout(name: str, entry: BackboneEntry, weights: str | os.PathLike) -> TensorLayout:
+    """Returns how files of tensors name a network.
+
+    Raises:
+        WeightsError: If no file does; the message names the networks that have some.
+    """
+    if entry.layout is not None:
+        return entry.layout
+    names = [other for other in list_backbones() if get_entry(other).layout]
+    raise WeightsError(
+        f"Backbone {name!r} takes no weights from tensors, as {os.fspath(weights)!r} holds them. Networks as PyTorch "
+        f"has them do: {', '.join(names)}."
+    )
 
 
 def _check_size(name: str, entry: BackboneEntry, image_size: int) -> None:

@@ -1,6 +1,7 @@
 """What several commands need: errors, arguments, and the base that a pack belongs to."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,8 @@ from piggyback_tf.commands.answers import UsageError, program_name
 from piggyback_tf.files import check_target, check_writable, is_empty, with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
-from piggyback_tf.packs.remote import is_url, local_input, read_bytes
 from piggyback_tf.quiet import load_tensorflow
+from piggyback_tf.remote import is_url, local_input, read_bytes
 
 if TYPE_CHECKING:
     from piggyback_tf.backbones import Backbone
@@ -72,8 +73,8 @@ def add_base_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--weights",
         metavar="WEIGHTS",
-        help="the base's weights: imagenet, random, shipped, or a file or URL; needed if the pack's base came from a "
-        "file, whose folder a pack does not know; default: those that the pack names",
+        help="the base's weights: imagenet, random, shipped, hf://OWNER/NAME, or a file or URL; needed if the pack's "
+        "base came from a file, whose folder a pack does not know; default: those that the pack names",
     )
 
 
@@ -118,7 +119,8 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
         UsageError: If the base, or its weights, cannot be found.
     """
     from piggyback_tf.backbones.own import GIVEN, is_model_file
-    from piggyback_tf.backbones.registry import check_file, check_request, get_entry, list_backbones
+    from piggyback_tf.backbones.registry import check_request, get_entry, list_backbones
+    from piggyback_tf.backbones.tensor_files import is_repository
 
     name = backbone or pack.base_name
     if backbone is None and name not in list_backbones():
@@ -142,7 +144,7 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
     weights = None if weights is None else with_home(weights)
     if weights is None:
         weights = pack.base_weights
-        if weights not in entry.weights:
+        if weights not in entry.weights and not is_repository(weights):
             raise UsageError(
                 f"Task {pack.task!r} was trained on weights from the file {weights!r}; say where it is: --weights=PATH."
             )
@@ -151,9 +153,9 @@ def choose_base(pack: TaskPack, backbone: str | None, weights: str | None) -> tu
             f"--weights={weights}: there is no such file, and {name!r} has no weights of this name. "
             f"Valid: {', '.join(entry.weights)}, or the path of a file."
         )
-    elif weights not in entry.weights and not is_url(weights):
+    if is_repository(weights) or (weights not in entry.weights and not is_url(weights)):
         try:
-            check_file(weights)
+            check_request(name, weights, pack.image_size)
         except ValueError as error:
             raise UsageError(str(error)) from error
     return name, weights
@@ -180,11 +182,16 @@ def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
     """
     load_tensorflow()
     from piggyback_tf.backbones import load_backbone
+    from piggyback_tf.backbones.tensor_files import is_repository
 
     name, weights = base
     # Random weights are those of a training with the same seed.
     seed = seed_of(pack) if weights == "random" else 0
-    with local_input(weights) as local, local_input(name) as network:
+    # A repository is no file, and its files have a cache.
+    found: contextlib.AbstractContextManager[str] = (
+        contextlib.nullcontext(weights) if is_repository(weights) else local_input(weights)
+    )
+    with found as local, local_input(name) as network:
         try:
             return load_backbone(network, weights=local, image_size=pack.image_size, seed=seed)
         except ValueError as error:

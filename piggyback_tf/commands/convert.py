@@ -8,7 +8,7 @@ from piggyback_tf.commands.common import PACK_HELP, check_output, load_pack
 from piggyback_tf.files import with_home
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import CODECS
-from piggyback_tf.packs.remote import write_bytes
+from piggyback_tf.remote import write_bytes
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from piggyback_tf.file_names import answers_name
 from piggyback_tf.files import check_target, same_look
 from piggyback_tf.foreign_text import some
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.packs.remote import is_url
+from piggyback_tf.remote import is_url
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from piggyback_tf.commands.common import (
 from piggyback_tf.file_names import NETWORK_SUFFIX
 from piggyback_tf.files import with_home
 from piggyback_tf.foreign_text import counted
-from piggyback_tf.packs.remote import is_url, local_output
+from piggyback_tf.remote import is_url, local_output
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:

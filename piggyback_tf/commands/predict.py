@@ -19,7 +19,7 @@ from piggyback_tf.commands.common import (
 from piggyback_tf.foreign_text import some
 from piggyback_tf.junk import JUNK, find_files
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.packs.remote import RemoteError, is_url, read_bytes
+from piggyback_tf.remote import RemoteError, is_url, read_bytes
 from piggyback_tf.targets import TARGETS
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import local_path, make_folder
 from piggyback_tf.foreign_text import printable
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.packs.remote import is_url, write_bytes
 from piggyback_tf.registry import unknown_name_message
+from piggyback_tf.remote import is_url, write_bytes
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -39,13 +39,13 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    from piggyback_tf.packs.hub import HubRepository
+    from piggyback_tf.packs.hub import PackRepository
 
     remote = is_url(options.output_dir)
     folder = options.output_dir.rstrip("/") if remote else local_path(options.output_dir, "--output_dir=")
     if isinstance(folder, Path) and folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir={options.output_dir}: this is no folder.")
-    repository = HubRepository(options.repo, options.revision)
+    repository = PackRepository(options.repo, options.revision)
     files = repository.pack_files()
     if not files:
         raise UsageError(

@@ -34,7 +34,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> Answer:
     from piggyback_tf.evaluation.model_card import CardError, PackFile, model_card
-    from piggyback_tf.packs.hub import HubRepository, check_repository_name, pack_file
+    from piggyback_tf.hub import check_repository_name
+    from piggyback_tf.packs.hub import PackRepository, pack_file
 
     check_repository_name(options.repo)
     packs: dict[str, tuple[TaskPack, bytes]] = {}
@@ -44,7 +45,7 @@ def _run(options: argparse.Namespace) -> Answer:
         if name in packs:
             raise UsageError(f"Two of the packs are of a task named {pack.task!r}; a repository holds one of a name.")
         packs[name] = pack, data
-    repository = HubRepository.create(options.repo, options.revision, options.private)
+    repository = PackRepository.create(options.repo, options.revision, options.private)
     files = {name: PackFile(name, len(data), pack) for name, (pack, data) in packs.items()}
     for name in repository.pack_files().values():
         if name not in files:

@@ -7,7 +7,7 @@ from typing import Any
 from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
 from piggyback_tf.commands.common import PACK_HELP, check_output, complain, load_pack, prepare_for
 from piggyback_tf.files import with_home
-from piggyback_tf.packs.remote import is_url
+from piggyback_tf.remote import is_url
 
 _IMAGES = 24
 _MOST_IMAGES = 1000

@@ -16,7 +16,8 @@ from piggyback_tf.foreign_text import printable
 _LAYOUTS_HELP = (
     "paper2: errors by task and method on one network, models and size; paper3: the same with joint training and top-5 "
     "errors; paper4: the same as paper2 for several networks; paper5: masks by initialisation; paper6: zeros in masks; "
-    "paper7: fixed against trained batch norm; survey: a row a method with errors, forgetting, transfer, bytes, cost"
+    "paper7: fixed against trained batch norm; paper8: the Visual Decathlon, accuracies and score; survey: a row a "
+    "method with errors, forgetting, transfer, bytes, cost"
 )
 
 

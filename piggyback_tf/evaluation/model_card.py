@@ -193,13 +193,14 @@ def _example(file: str, pack: TaskPack) -> list[str]:
     """Returns the lines that load one of the packs in Python."""
     from piggyback_tf.backbones.own import is_model_file
     from piggyback_tf.backbones.registry import get_entry, list_backbones
+    from piggyback_tf.backbones.tensor_files import is_repository
 
     name, size = pack.base_name, pack.image_size
     if is_model_file(name):
         backbone = f"pb.load_backbone({f'FOLDER/{name}'!r}, image_size={size})"
     elif name not in list_backbones():
         backbone = f"pb.Backbone.from_model(model)  # {escaped(name)}, as the task's author has it"
-    elif pack.base_weights in get_entry(name).weights:
+    elif pack.base_weights in get_entry(name).weights or is_repository(pack.base_weights):
         seed = f", seed={pack.settings.get('seed', 0)!r}" if pack.base_weights == "random" else ""
         backbone = f"pb.load_backbone({name!r}, weights={pack.base_weights!r}, image_size={size}{seed})"
     else:

@@ -9,7 +9,7 @@ from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import with_home
 from piggyback_tf.junk import JUNK, is_junk
 from piggyback_tf.packs.container import PackError
-from piggyback_tf.packs.remote import is_url
+from piggyback_tf.remote import is_url
 
 
 def find_packs(sources: Sequence[str], option: str = "--packs=") -> list[str]:

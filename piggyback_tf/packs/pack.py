@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from piggyback_tf import remote
 from piggyback_tf.head_spec import DENSE, HeadSpec
-from piggyback_tf.packs import bits, container, format1, format2_to_5, remote
+from piggyback_tf.packs import bits, container, format1, format2_to_5
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits

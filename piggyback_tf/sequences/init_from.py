@@ -21,7 +21,7 @@ from piggyback_tf.methods.base import AUTO, Method
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.packs.parts import parts_in_words
-from piggyback_tf.packs.remote import is_url
+from piggyback_tf.remote import is_url
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainingError, check_settings
 from piggyback_tf.training.run_folder import damaged

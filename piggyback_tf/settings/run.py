@@ -38,7 +38,9 @@ class RunConfig:
     val_fraction: float = option(0.1, "Part of train for validation, if there is no such split.")
     skip_broken_images: bool = option(False, "Leave out files that cannot be used.")
     backbone: str = option("mobilenet_v2", "The frozen network: a name, as `backbones` lists them, or PATH.keras.")
-    weights: str | None = option(None, "imagenet, random, or a .weights.h5 or .keras file.")
+    weights: str | None = option(
+        None, "imagenet, random, hf://OWNER/NAME, or a .weights.h5, .keras or .safetensors file."
+    )
     image_size: int | None = option(None, "Height and width in pixels; by default the backbone's own.")
     method: str = option(
         "piggyback",

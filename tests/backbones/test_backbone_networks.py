@@ -32,7 +32,10 @@ FAMILIES = {
     "resnet": ("resnet50", "resnet", 2048),
     "resnet_v2": ("resnet50_v2", "resnet_v2", 2048),
     "shapesnet": ("shapesnet", None, 96),
+    "torch_densenet": ("densenet121_torch", None, 1024),
+    "torch_resnet": ("resnet50_torch", None, 2048),
     "vgg_notop": ("vgg16_notop", "vgg16", 512),
+    "wide_resnet": ("wrn28_4", None, 256),
     "xception": ("xception", "xception", 2048),
 }
 # Networks whose layers Keras names by what was built before in the process.
@@ -45,11 +48,21 @@ def some_images(size: int, count: int = 2) -> np.ndarray:
 
 def test_every_family_is_tested():
     families = {get_entry(name).family for name in list_backbones()}
-    assert families == {*FAMILIES, "vgg"}
+    # At 224 px only; narrow ones are tested in their place (test_tensor_weights.py).
+    assert families == {*FAMILIES, "vgg", "torch_vgg", "torch_vgg_bn"}
 
 
 # Built elsewhere in the tests, too, and slow to build.
-SLOW = ("convnext", "densenet", "efficientnet_v2", "inception_resnet_v2", "inception_v3", "nasnet")
+SLOW = (
+    "convnext",
+    "densenet",
+    "efficientnet_v2",
+    "inception_resnet_v2",
+    "inception_v3",
+    "nasnet",
+    "torch_densenet",
+    "torch_resnet",
+)
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
@@ -151,7 +164,7 @@ def test_each_family_names_the_mode_of_its_module(family):
     name, module, _ = FAMILIES[family]
     preprocessing = get_entry(name).preprocessing
     if module is None:
-        assert preprocessing == DESCRIPTIONS["tf"]
+        assert preprocessing == DESCRIPTIONS["tf" if family == "shapesnet" else "torch"]
         return
     images = some_images(4).astype("float32")
     expected = importlib.import_module(f"keras.applications.{module}").preprocess_input(images.copy())

@@ -59,9 +59,9 @@ def test_default_and_smallest_sizes_are_those_of_keras(monkeypatch):
 
 def test_list_matches_patterns_and_is_sorted():
     assert list_backbones("resnet*") == [
-        "resnet101", "resnet101_v2", "resnet152", "resnet152_v2", "resnet50", "resnet50_v2",
+        "resnet101", "resnet101_v2", "resnet152", "resnet152_v2", "resnet50", "resnet50_torch", "resnet50_v2",
     ]  # fmt: skip
-    assert list_backbones("vgg*") == ["vgg16", "vgg16_notop", "vgg19", "vgg19_notop"]
+    assert list_backbones("vgg*") == ["vgg16", "vgg16_bn", "vgg16_notop", "vgg16_torch", "vgg19", "vgg19_notop"]
     assert list_backbones("shapesnet") == ["shapesnet"]
     assert list_backbones("no such*") == []
 
@@ -94,6 +94,9 @@ def test_a_name_is_registered_once():
         ("vgg16_notop", 31, "at least 32 x 32"),
         ("resnet50", 0, "at least 32 x 32"),
         ("vgg16", 96, "of 224 x 224 pixels only.*'vgg16_notop'"),
+        ("vgg16_bn", 64, "of 224 x 224 pixels only.*'vgg16_notop'"),
+        ("vgg16_torch", 64, "of 224 x 224 pixels only.*'vgg16_notop'"),
+        ("wrn28_4", 31, "at least 32 x 32"),
         ("vgg19", 256, "of 224 x 224 pixels only.*'vgg19_notop'"),
         ("shapesnet", 16, "of 24 to 64 pixels"),
         ("shapesnet", 96, "of 24 to 64 pixels.*larger network"),

@@ -68,6 +68,10 @@ def test_a_new_card():
             {"base_name": "resnet50", "base_weights": "random", "settings": {"seed": 7}},
             "pb.load_backbone('resnet50', weights='random', image_size=8, seed=7)",
         ),
+        (
+            {"base_name": "resnet50_torch", "base_weights": "hf://timm/resnet50.tv_in1k@ab12"},
+            "pb.load_backbone('resnet50_torch', weights='hf://timm/resnet50.tv_in1k@ab12', image_size=8)",
+        ),
     ],
 )
 def test_how_the_base_is_loaded(base, line):

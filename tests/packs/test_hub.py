@@ -11,8 +11,8 @@ import pytest
 
 from piggyback_tf.evaluation.model_card import BEGIN, END
 from piggyback_tf.packs import TaskPack
+from tests.hub_stand_in import TOKEN, running_hub
 from tests.packs.helpers import make_pack
-from tests.packs.hub_stand_in import TOKEN, running_hub
 
 ROOT = Path(__file__).parents[2]
 # huggingface_hub reads its environment when it is imported, hence a process of its own, for several commands at once.

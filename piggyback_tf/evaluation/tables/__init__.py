@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from piggyback_tf.evaluation.tables import paper
 from piggyback_tf.evaluation.tables.cells import Number, Table
+from piggyback_tf.evaluation.tables.decathlon import visual_decathlon
 from piggyback_tf.evaluation.tables.formats import FORMATS, to_csv, to_latex, to_markdown
 from piggyback_tf.evaluation.tables.runs import Record, TableError, read_benchmark, read_runs
 from piggyback_tf.evaluation.tables.survey import survey
@@ -16,6 +17,7 @@ LAYOUTS: Mapping[str, Callable[[Sequence[Record]], Table]] = {
     "paper5": paper.initialisations,
     "paper6": paper.zeros,
     "paper7": paper.batch_norm,
+    "paper8": visual_decathlon,
     "survey": survey,
 }
 

@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from piggyback_tf.packs import PackError, TaskPack
-from piggyback_tf.packs.remote import (
+from piggyback_tf.remote import (
     MissingFileError,
     RemoteError,
     is_url,
@@ -21,7 +21,7 @@ from piggyback_tf.packs.remote import (
 )
 from tests.packs.helpers import make_pack
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class _BrokenFileSystem(MemoryFileSystem):
@@ -167,7 +167,7 @@ def test_errors_of_drivers_are_sentences():
 
 def test_local_files_need_neither_fsspec_nor_tensorflow(tmp_path):
     program = (
-        "import sys; from piggyback_tf.packs import remote; remote.write_bytes(sys.argv[1], b'x'); "
+        "import sys; from piggyback_tf import remote; remote.write_bytes(sys.argv[1], b'x'); "
         "print(remote.read_bytes(sys.argv[1]), [m for m in ('fsspec', 'tensorflow', 'keras') if m in sys.modules])"
     )
     run = subprocess.run(
