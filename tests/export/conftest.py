@@ -13,6 +13,7 @@ from export.saved_model import export_saved_model
 from export.servable.options import ExportOptions
 from export.serving import write_deployment
 from piggyback_tf.packs import TaskBank
+from tests.export.fcn import fcn_tasks
 from tests.export.helpers import BATCH
 from tests.export.segments import base_and_tasks
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
@@ -58,6 +59,12 @@ def _mixed(tmp_path_factory):
     found.packed = export_saved_model(found.backbone, found.packs, folder, ExportOptions(cache="packed"))
     found.loaded = functools.cache(lambda: tf.saved_model.load(str(found.packed)))
     return found
+
+
+@pytest.fixture(scope="session", name="fcn")
+def _fcn():
+    """A narrow VGG with a task for each fully convolutional head."""
+    return fcn_tasks()
 
 
 @pytest.fixture(name="export")
