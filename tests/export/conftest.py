@@ -23,7 +23,7 @@ from tests.packs.helpers import packs_of_all_kinds, small_backbone
 def _small(tmp_path_factory):
     """A base, packs of every kind with two ways of preparing images, a bank with them, and their two exports.
 
-    `packed` takes bytes, `unpacked` floating point numbers.
+    `packed` takes bytes, `unpacked` floating point numbers. `loaded()` is the former, loaded once for all tests.
     """
     backbone = small_backbone()
     packs = packs_of_all_kinds(backbone)
@@ -36,7 +36,8 @@ def _small(tmp_path_factory):
         "unpacked": ExportOptions(cache="unpacked", image_dtype="float32", top_k=9),
     }
     exports = {name: export_saved_model(backbone, packs, folder / name, option) for name, option in options.items()}
-    return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, **exports)
+    loaded = functools.cache(lambda: tf.saved_model.load(str(exports["packed"])))
+    return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, loaded=loaded, **exports)
 
 
 @pytest.fixture(scope="session", name="exports")
