@@ -67,10 +67,10 @@ def check_own_settings(given: Mapping[str, str], targets: Collection[str], shown
     Raises:
         ValueError: With the first such setting.
     """
-    for name, target in TARGETS.items():
-        for setting in target.settings if name not in targets else ():
-            if setting in given:
-                found = " and ".join(str(TARGETS[one]) for one in sorted(targets))
-                raise ValueError(
-                    f"{shown.format(setting, given[setting])} is for tasks that find {target}; these find {found}."
-                )
+    for setting, value in given.items():
+        takers = [str(target) for target in TARGETS.values() if setting in target.settings]
+        if takers and not any(setting in TARGETS[name].settings for name in targets):
+            found = " and ".join(str(TARGETS[name]) for name in sorted(targets))
+            raise ValueError(
+                f"{shown.format(setting, value)} is for tasks that find {' or '.join(takers)}; these find {found}."
+            )

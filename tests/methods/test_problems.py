@@ -293,10 +293,21 @@ def test_tasks_of_several_sizes_share_one_network(method, tmp_path):
             assert not np.allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SHARED)
+def test_a_run_of_tasks_of_all_problems_on_one_network(method, tmp_path):
+    inputs = InputConfig(augment_train=f"resize({SIZE},{SIZE})", augment_eval=f"resize({SIZE},{SIZE})")
+    config = dataclasses.replace(settings_of(method, "class"), epochs=2)
+    tasks = {problem: data_of(problem) for problem in sorted(PROBLEMS, reverse=True)}
+    settings = SequenceSettings(method, CONFIGS[method](head_init="glorot"), config, inputs)
+    found = run_sequence(tmp_path, small_backbone(method), tasks, settings)
+    assert found["measures"]["old_answers_identical"] == METHODS[method].keeps_old_tasks
+
+
 @pytest.mark.parametrize("method", SHARED)
 def test_a_head_without_a_part_of_a_shared_network_is_refused(method):
     with pytest.raises(ValueError, match="'fpn' does without 'fc1/kernel' and what follows it, and this method trains"):
-        METHODS[method](CONFIGS[method]()).build(narrow_vgg(), HeadSpec("fpn", 2, 4, (64, 64)))
+        METHODS[method](CONFIGS[method]()).build(narrow_vgg(), HeadSpec("fpn", 2, 4, (96, 96)))
 
 
 def test_gates_of_hat_are_in_front_of_the_head():
