@@ -52,9 +52,9 @@ class PbTags(tfds.core.GeneratorBasedBuilder):
                     "image": stream,
                     "tags": [name for name, bit in zip(CLASSES, found, strict=True) if bit],
                     "vector": found.astype(bool),
-                    "sequence": found,
+                    "sequence": found.astype(np.int64),
                     "scores": found.astype(np.float32),
-                    "ratings": 5 * found,
+                    "ratings": 5 * found.astype(np.int64),
                     "numbers": np.flatnonzero(found),
                 },
             )
