@@ -52,6 +52,7 @@ from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
 from piggyback_tf.surgery import (
     PACKAGE,
     DerivedKernels,
+    all_arrays,
     assign_arrays,
     copy_layers,
     derived_layers,
@@ -254,7 +255,7 @@ class HAT(Method):
             return HELD_LAYERS.get(type(layer), type(layer)), {"trainable": type(layer) in HELD_LAYERS}
 
         model, _ = copy_layers(backbone.model, settings_of, GateInsertion(gates))
-        arrays = dict(self.memory.shared if self.memory.tasks else own_arrays(backbone.model))
+        arrays = dict(self.memory.shared if self.memory.tasks else all_arrays(backbone.model))
         for path, units in graph.units.items():
             name = f"{_gates_of(path)}/embedding"
             start = self.config.hat_mean + generator(seed, name).standard_normal(units)

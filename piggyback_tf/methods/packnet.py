@@ -39,6 +39,7 @@ from piggyback_tf.settings.methods.packnet import PackNetConfig
 from piggyback_tf.surgery import (
     KERNELS,
     DerivedKernels,
+    all_arrays,
     assign_arrays,
     copy_layers,
     derived_layers,
@@ -155,7 +156,7 @@ class PackNet(Method):
         if first:
             weights = owned_weights(model).items()
             owners = {_owner_of(path): np.zeros(weight.owner.shape, np.uint8) for path, weight in weights}
-            assign_arrays(model, self._take_free({**own_arrays(backbone.model), **owners}))
+            assign_arrays(model, self._take_free({**all_arrays(backbone.model), **owners}))
         else:
             assign_arrays(model, self._take_free(self.memory.shared))
         return model
