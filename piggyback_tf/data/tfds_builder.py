@@ -47,6 +47,15 @@ class Fields:
     parse: Callable[[bytes], tuple[bytes, int | bytes | np.ndarray]]
     several: bool = False
 
+    @property
+    def target(self) -> str:
+        """What is to be found in an image, a key of `TARGETS`."""
+        if self.boxes is not None:
+            return "boxes"
+        if self.maps is not None:
+            return "map"
+        return "multilabel" if self.several else "class"
+
 
 def parse_options(query: str, spec: str) -> dict[str, str]:
     """Returns what stands behind the `?` of a data spec, by name.

@@ -219,8 +219,8 @@ class TfdsSource(Source):
 class _Record:
     """What a scan finds out about a record: where it is, its bytes and their CRC-32, its image's bytes, its label.
 
-    Beside these numbers are its boxes, relative to the `(height, width)` of the image as it is stored, or 0 or 1 for each
-    class, where an image may be of any number of them.
+    Beside these numbers are its boxes, relative to the `(height, width)` of the image as it is stored, or 0 or 1 for
+    each class, where an image may be of any number of them.
     """
 
     place: int
@@ -323,7 +323,7 @@ def load_tfds(request: DataRequest) -> TaskData:
     for one, first, second, other in held_out:
         if first and second and (shared := _overlap(first, second)):
             raise DataError(f"In {request.spec!r} the {one} and the {other} splits share {shared} images.")
-    target = "boxes" if fields.boxes is not None else "multilabel" if fields.several else "class" if fields.maps is None else "map"
+    target = fields.target
     if fields.boxes is not None:
         whole = [found for found in (pool, validation, test) if isinstance(found, TfdsSource)]
         most = max(found.boxes.most for found in whole)

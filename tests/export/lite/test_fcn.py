@@ -93,7 +93,7 @@ def assert_within_noise(found, logits, noise):
     """
     first, second = np.sort(logits, axis=-1)[..., :-3:-1].transpose(3, 0, 1, 2)
     differs, margin = found != logits.argmax(axis=-1), (first - second) / (noise * logits.std())
-    assert differs.mean() <= (margin < 2).mean() < 0.1
+    assert differs.mean() <= (margin < 2).mean() < 0.5
     assert margin[differs].max(initial=0) <= 10
 
 

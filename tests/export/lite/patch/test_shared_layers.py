@@ -39,5 +39,5 @@ def test_a_task_changes_the_constants_of_both_calls(tmp_path, monkeypatch):
     model.install(task)
     content = bytes(model.data)
     expected = TaskBank(backbone).add(pack).predict(images, task="own")
-    # 4e-4 is what integers cost; with the constant of one call alone it was 3e-2.
+    # With the constant of one call alone it was 0.1.
     assert np.abs(task.probabilities(run_model(content, images), content) - expected).max() < 3e-3
