@@ -198,7 +198,7 @@ class TfdsSource(Source):
                 image, label = self._fields.parse(record)
                 # A label map, boxes and any number of classes are no number.
                 found = _Record(place, len(record), zlib.crc32(record), len(image), label if type(label) is int else 0)
-                if self.has_boxes:
+                if isinstance(label, np.ndarray) and self.has_boxes:
                     found = dataclasses.replace(found, boxes=label, boxes_for=_stored_size(image))
                 elif isinstance(label, np.ndarray):
                     found = dataclasses.replace(found, classes=label)
