@@ -30,6 +30,7 @@ from piggyback_tf.junk import find_files
 from piggyback_tf.packs import BaseSpec, TaskPack
 from piggyback_tf.packs.find import find_packs
 from piggyback_tf.quiet import filtered_stderr
+from piggyback_tf.targets import TARGETS
 
 from .edge.piggyback_edge import EdgeError
 from .shared.errors import ExportError
@@ -143,7 +144,6 @@ def _verify_saved_model(folder: Path, bank: "TaskBank", images: Sequence[Path]) 
     from .servable.compare import compare
     from .servable.compare_answers import SHARE, compare_answers
     from .servable.folder import find_version, read_description
-    from .servable.task_tables import CLASSES
 
     folder = find_version(folder)
     known = {entry["task"] for entry in read_description(folder)["tasks"]}
@@ -154,7 +154,7 @@ def _verify_saved_model(folder: Path, bank: "TaskBank", images: Sequence[Path]) 
     loading, tasks = time.perf_counter() - started, []
     print(f"{folder}: {counted(len(known), 'task')}, {counted(len(images), 'image')}; loaded in {loading:.1f} s")
     for task in bank.names:
-        of_classes = bank.info(task)["problem"] == CLASSES.problem
+        of_classes = TARGETS[bank.info(task)["problem"]].served_first
         found = (compare if of_classes else compare_answers)(model, bank, task, images)
         print(f"  {found.text}")
         tasks.append({**dataclasses.asdict(found), "good": found.good})

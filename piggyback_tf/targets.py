@@ -5,6 +5,7 @@ said there.
 """
 
 import dataclasses
+from collections.abc import Collection, Mapping
 
 # What tasks find where nothing says otherwise.
 USUAL = "class"
@@ -20,6 +21,8 @@ class Target:
             of others have the size that the base was built for.
         answer: What `TaskBank.predict` returns, in a word, for examples of code.
         hub_task: What the Hugging Face Hub calls such tasks.
+        served_first: Whether servers answer its tasks by the signatures that were there before those of other problems:
+            `serving_default`, `by_name` and `encoded`; and by `with_mask`, which takes a task with the request.
         settings: Settings of methods that are for its tasks alone.
         fewest_classes: How many classes a task needs.
     """
@@ -28,6 +31,7 @@ class Target:
     own_size: bool = False
     answer: str = "probabilities"
     hub_task: str = "image-classification"
+    served_first: bool = False
     settings: tuple[str, ...] = ()
     fewest_classes: int = 2
 
@@ -37,7 +41,7 @@ class Target:
 
 # By the name that data and packs hold.
 TARGETS = {
-    USUAL: Target("a class for each image"),
+    USUAL: Target("a class for each image", served_first=True),
     "multilabel": Target("any number of classes for each image"),
     "map": Target(
         "a class for each pixel",
@@ -50,3 +54,23 @@ TARGETS = {
         "a box around each object", own_size=True, answer="boxes", hub_task="object-detection", fewest_classes=1
     ),
 }
+
+
+def check_own_settings(given: Mapping[str, str], targets: Collection[str], shown: str) -> None:
+    """Refuses a setting that is for tasks of other targets alone, and would do nothing.
+
+    Args:
+        given: The values of settings that are not their defaults, as text, by name.
+        targets: The targets of the tasks.
+        shown: How a setting and its value are written, such as `"--{}={}"`.
+
+    Raises:
+        ValueError: With the first such setting.
+    """
+    for setting, value in given.items():
+        takers = [str(target) for target in TARGETS.values() if setting in target.settings]
+        if takers and not any(setting in TARGETS[name].settings for name in targets):
+            found = " and ".join(str(TARGETS[name]) for name in sorted(targets))
+            raise ValueError(
+                f"{shown.format(setting, value)} is for tasks that find {' or '.join(takers)}; these find {found}."
+            )

@@ -14,7 +14,7 @@ from piggyback_tf.top_k import best_classes
 
 from ..servable.folder import DESCRIPTION, described_base
 from ..servable.layout import WeightLayout
-from ..servable.task_tables import CLASSES, family_of
+from ..servable.task_tables import family_of
 from ..shared.prepare_image import prepare_image
 
 
@@ -54,7 +54,7 @@ class SentPack:
             self._shape = (int(base.image_size),) * 2 + (3,)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SentPackError(f"{str(file)!r} is not the description of an export: {error!r}.") from error
-        if family_of(pack) != CLASSES:
+        if not family_of(pack).of_classes:
             raise SentPackError(
                 f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}; the signature with_mask takes "
                 "tasks with a class for each image. Add this one to the export: export saved_model --add_to."

@@ -28,7 +28,7 @@ from piggyback_tf.files import scratch_folder
 from ..servable.layout import WeightLayout
 from ..servable.preparation import parse_preparation
 from ..servable.problem_signatures import file_signature, shape_of_images, signature_for
-from ..servable.task_tables import CLASSES, Family, family_in
+from ..servable.task_tables import Family, family_in
 from ..shared.errors import ExportError
 
 # A server reads no more.
@@ -61,18 +61,19 @@ def warm_up_requests(content: dict[str, Any], batch_size: int) -> Iterator[tuple
     families = [family_in(entry) for entry in content["tasks"]]
     groups: dict[tuple[str, tuple[int, int]], list[int]] = {}
     for place, family in enumerate(families):
-        groups.setdefault((family.problem, shape_of_images(family, size)), []).append(place)
-    for (problem, shape), members in groups.items():
+        shape = shape_of_images(family, size)
+        groups.setdefault(("" if family.of_classes else signature_for(family.problem, shape), shape), []).append(place)
+    for (signature, shape), members in groups.items():
         # Tasks from the whole list, in one batch: every row goes through the network by itself.
         mixed = [members[index * len(members) // batch_size] for index in range(batch_size)]
         for count, tasks in ((1, members[:1]), (batch_size, members[:1]), (batch_size, mixed)):
             images = filled(dtype, (count, *shape, 3), [_GREY])
             named = filled(tf.string, (count,), [names[task] for task in tasks])
-            if problem == CLASSES.problem:
+            if signature:
+                yield signature, {"images": images, "task": named}
+            else:
                 yield "serving_default", {"images": images, "task": filled(tf.int32, (count,), tasks)}
                 yield "by_name", {"images": images, "task": named}
-            else:
-                yield signature_for(problem, shape), {"images": images, "task": named}
     for signature in dict.fromkeys(map(file_signature, families)):
         pairs = zip(content["tasks"], families, strict=True)
         chosen = [(entry, family) for entry, family in pairs if file_signature(family) == signature]

@@ -23,7 +23,7 @@ from .options import ExportOptions
 from .preparation import parse_preparation, way_back
 from .requests import check_images_and_tasks, check_same_length
 from .served_tasks import ServedTasks
-from .task_tables import CLASSES, Family, TaskTables, family_of
+from .task_tables import Family, TaskTables, family_of
 
 Outputs = dict[str, tf.Tensor]
 Signatures = dict[str, tuple[Callable[..., Outputs], list[tf.TensorSpec]]]
@@ -36,7 +36,7 @@ def by_problem(families: Collection[Family]) -> dict[str, list[Family]]:
     """Returns the families of each problem but that of classes."""
     found: dict[str, list[Family]] = {}
     for family in families:
-        if family != CLASSES:
+        if not family.of_classes:
             found.setdefault(family.problem, []).append(family)
     return found
 
@@ -47,12 +47,13 @@ def check_is_served(pack: TaskPack) -> None:
     Raises:
         ExportError: If its problem has no signature.
     """
-    served = [name for name in PROBLEMS.names() if name == CLASSES.problem or PROBLEMS[name].signature is not None]
-    if pack.problem not in served or (pack.problem == CLASSES.problem and family_of(pack) != CLASSES):
+    named = [name for name in PROBLEMS.names() if PROBLEMS[name].signature is not None]
+    first = [name for name in PROBLEMS.names() if TARGETS[name].served_first]
+    if pack.problem not in named and not (pack.problem in first and family_of(pack).of_classes):
         raise ExportError(
             f"Task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)} with a head {head_of(pack).kind!r}, "
-            f"and SavedModels have no signature for that. They hold tasks of the problems {', '.join(served)}; a "
-            "TaskBank takes this one."
+            "and SavedModels have no signature for that. They hold tasks of the problems "
+            f"{', '.join([*first, *named])}; a TaskBank takes this one."
         )
 
 
@@ -68,7 +69,7 @@ def shape_of_images(family: Family, image_size: int) -> tuple[int, int]:
 
 def file_signature(family: Family) -> str:
     """Returns the name of the signature that answers image files for the tasks of a family."""
-    return ENCODED if family == CLASSES else str(PROBLEMS[family.problem].signature)
+    return ENCODED if family.of_classes else str(PROBLEMS[family.problem].signature)
 
 
 def signature_for(problem: str, image_shape: tuple[int, int]) -> str:

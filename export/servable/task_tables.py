@@ -9,7 +9,7 @@ import numpy as np
 
 from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.targets import USUAL
+from piggyback_tf.targets import TARGETS, USUAL
 
 from ..shared.packs import head_of
 from .layout import WeightLayout
@@ -42,6 +42,11 @@ class Family:
 
     problem: str
     spec: HeadSpec
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether its tasks are answered by the signatures of tasks of classes."""
+        return self.problem in TARGETS and TARGETS[self.problem].served_first and self.spec.is_dense
 
 
 # Tasks of classes. An export that holds no other is as it was when there were no others, to the names of its arrays.
@@ -110,7 +115,7 @@ class TaskTables:
     def families(self) -> tuple[Family, ...]:
         """The families of the tasks, each once: that of tasks of classes first, others in the order of their tasks."""
         found = dict.fromkeys(self.family_of)
-        return tuple(sorted(found, key=lambda family: family != CLASSES))
+        return tuple(sorted(found, key=lambda family: not family.of_classes))
 
     @property
     def head_specs(self) -> tuple[HeadSpec, ...]:
@@ -120,7 +125,7 @@ class TaskTables:
     @property
     def only_classes(self) -> bool:
         """Whether all tasks are of classes."""
-        return set(self.families) <= {CLASSES}
+        return all(family.of_classes for family in self.families)
 
     def most_classes(self, families: Collection[Family]) -> int:
         """Returns how many classes the task has that has the most of some families; 0 if there is none."""
@@ -203,7 +208,7 @@ def _details(pack: TaskPack) -> dict[str, Any]:
         "eval_augment": pack.eval_augment,
         "content_digest": pack.content_digest(),
         "created": pack.created,
-        **({} if family_of(pack) == CLASSES else {"problem": pack.problem, "head": head_of(pack).to_json()}),
+        **({} if family_of(pack).of_classes else {"problem": pack.problem, "head": head_of(pack).to_json()}),
     }
 
 

@@ -19,6 +19,7 @@ from piggyback_tf.packs import check_task_name
 from piggyback_tf.sequences import folders_of, parse_tasks
 from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig
 from piggyback_tf.settings.methods import check_learns
+from piggyback_tf.targets import check_own_settings
 from piggyback_tf.training import check_file_name, folders_of_methods
 from piggyback_tf.training.sizes import check_image_size
 
@@ -131,13 +132,12 @@ def read_tasks(folder: Path, request: TrainRequest) -> dict[str, TaskData]:
 
 def _check_own_settings(targets: Collection[str]) -> None:
     """Raises an error if a setting is given that is for tasks of other targets alone, which would do nothing."""
-    for name, target in TARGETS.items():
-        for setting in target.settings if name not in targets else ():
-            if FLAGS[setting].value != FLAGS[setting].default:
-                found = " and ".join(str(TARGETS[one]) for one in sorted(targets))
-                raise flags.IllegalFlagValueError(
-                    f"--{setting}={FLAGS[setting].value} is for tasks that find {target}; these find {found}."
-                )
+    names = [name for target in TARGETS.values() for name in target.settings]
+    given = {name: str(FLAGS[name].value) for name in names if FLAGS[name].value != FLAGS[name].default}
+    try:
+        check_own_settings(given, targets, "--{}={}")
+    except ValueError as error:
+        raise flags.IllegalFlagValueError(str(error)) from None
 
 
 def _check_target(data: TaskData, request: TrainRequest) -> None:

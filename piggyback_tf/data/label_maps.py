@@ -174,12 +174,13 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     return tuple(name for _, name in sorted(named))
 
 
-def class_names_of(options: Mapping[str, str], spec: str) -> tuple[str, ...]:
-    """Returns the classes of label maps that have no names themselves: what `classes=` of a data spec says.
+def class_names_of(options: Mapping[str, str], spec: str, labels: str = "label maps") -> tuple[str, ...]:
+    """Returns the classes of labels that have no names themselves: what `classes=` of a data spec says.
 
     Args:
         options: What stands behind the `?` of the spec; of these `classes`, names or a file of them.
         spec: The spec, for errors.
+        labels: What the labels are, for errors.
 
     Raises:
         DataError: If it says nothing, or names fewer than two.
@@ -187,7 +188,7 @@ def class_names_of(options: Mapping[str, str], spec: str) -> tuple[str, ...]:
     text = options.get("classes")
     if text is None:
         raise DataError(
-            f"{spec!r} has label maps, whose classes have no names. Give them: ?classes=NAME,NAME,... or "
+            f"{spec!r} has {labels}, whose classes have no names. Give them: ?classes=NAME,NAME,... or "
             "?classes=FILE, a text file with a class in each line."
         )
     is_file = "," not in text

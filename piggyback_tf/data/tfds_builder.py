@@ -11,6 +11,7 @@ from absl import logging
 
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.label_maps import LabelReader, class_names_of, reader_of
+from piggyback_tf.data.tfds_labels import LabelError, several_classes
 from piggyback_tf.foreign_text import reason
 from piggyback_tf.registry import unknown_name_message
 
@@ -32,8 +33,9 @@ class Fields:
         image_size: `(height, width)` if all images have it, otherwise `None`.
         maps: How label maps are read; None where a label is the class of the whole image.
         boxes: Name of the feature of boxes; None where there are none.
-        parse: Returns the encoded image of a record and its label: the number of a class, an encoded label map, or
-            boxes, float32 `[n, 6]`, whose edges are parts of the height and width.
+        parse: Returns the encoded image of a record and its label: the number of a class, an encoded label map, 0 or 1
+            for each class, or boxes, float32 `[n, 6]`, whose edges are parts of the height and width.
+        several: Whether an image may be of any number of classes.
     """
 
     image: str
@@ -43,6 +45,16 @@ class Fields:
     maps: LabelReader | None
     boxes: str | None
     parse: Callable[[bytes], tuple[bytes, int | bytes | np.ndarray]]
+    several: bool = False
+
+    @property
+    def target(self) -> str:
+        """What is to be found in an image, a key of `TARGETS`."""
+        if self.boxes is not None:
+            return "boxes"
+        if self.maps is not None:
+            return "map"
+        return "multilabel" if self.several else "class"
 
 
 def parse_options(query: str, spec: str) -> dict[str, str]:
@@ -138,15 +150,21 @@ def find_fields(builder: Any, options: dict[str, str], spec: str) -> Fields:
     # A label map may be one channel of an image, as in `annotation[0]`.
     label_name, channel = re.fullmatch(r"(.*?)(?:\[([012])\])?", label_name).groups()
     image, label = there.get(image_name), there.get(label_name)
-    if not isinstance(image, tfds.features.Image) or not isinstance(
-        label, tfds.features.ClassLabel | tfds.features.Image
-    ):
+    several = several_classes(label, label_name, options, spec) if channel is None else None
+    known = several is not None or isinstance(label, tfds.features.ClassLabel | tfds.features.Image)
+    if not isinstance(image, tfds.features.Image) or not known:
         raise DataError(
             f"{spec!r} must have the features {image_name!r} (Image) and {label_name!r} (ClassLabel, or Image for "
-            f"label maps), but has {_listed(there)}. Name others with ?image=FEATURE&label=FEATURE."
+            "label maps, or a sequence of ClassLabel or a vector of 0 and 1 for any number of classes), but has "
+            f"{_listed(there)}. Name others with ?image=FEATURE&label=FEATURE."
         )
     size = _image_size(image, spec)
-    parse = _parser(features, image_name, label_name)
+    if several is not None:
+        names, hot = several
+        parse = _parser(features, image_name, label_name, hot)
+        return Fields(image_name, label_name, names, size, None, None, parse, several=True)
+    read: Callable[[Any], int | bytes] = bytes if isinstance(label, tfds.features.Image) else int
+    parse = _parser(features, image_name, label_name, read)
     if isinstance(label, tfds.features.ClassLabel):
         if wrong := [name for name in ("values", "classes") if name in options] + ["[]"] * (channel is not None):
             raise DataError(f"{wrong[0]} in {spec!r} is for label maps, but {label_name!r} is the class of an image.")
@@ -212,19 +230,27 @@ def _box_fields(features: Any, there: dict[str, Any], options: dict[str, str], s
     return Fields(image_name, label_name, tuple(label.names), _image_size(image, spec), None, name, parse)
 
 
-def _parser(features: Any, image: str, label: str) -> Callable[[bytes], tuple[bytes, int | bytes]]:
-    """Returns a function from a record to its encoded image and its label, as the data set's features read them."""
+def _parser(features: Any, image: str, label: str, read: Callable[[Any], Any]) -> Callable[[bytes], tuple[bytes, Any]]:
+    """Returns a function from a record to its encoded image and its label, as the data set's features read them.
+
+    Args:
+        features: The features.
+        image: Name of the feature of images.
+        label: Name of the feature of labels.
+        read: Returns a label as it is learned, from what the feature gives.
+    """
     import tensorflow_datasets as tfds
 
     is_map = isinstance(features[label], tfds.features.Image)
     wanted = tfds.decode.PartialDecoding({image: True, label: True}).extract_features(features)
     decoders = {name: tfds.decode.SkipDecoding() for name in ([image, label] if is_map else [image])}
 
-    def parse(record: bytes) -> tuple[bytes, int | bytes]:
+    def parse(record: bytes) -> tuple[bytes, Any]:
         try:
             example = wanted.deserialize_example_np(record, decoders=decoders)
-            found = example[label]
-            return bytes(example[image]), bytes(found) if is_map else int(found)
+            return bytes(example[image]), read(example[label])
+        except LabelError:
+            raise
         except Exception as error:
             # Records of other features come as KeyError, AttributeError, ValueError or an error of protobuf.
             raise ValueError(f"a record in it holds no {image} and {label}: {reason(error, 200)}") from error

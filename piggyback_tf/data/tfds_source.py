@@ -19,7 +19,7 @@ from piggyback_tf.data.cache import compute_once
 from piggyback_tf.data.images import DataError, decode_image
 from piggyback_tf.data.label_maps import check_size
 from piggyback_tf.data.record_files import READERS, Shard, shared_records
-from piggyback_tf.data.sources import Source, TaskData, carve_validation, digest
+from piggyback_tf.data.sources import Source, TaskData, carve_validation, class_counts, digest
 from piggyback_tf.data.specs import DataRequest, register_data
 from piggyback_tf.data.split_folders import file_state
 from piggyback_tf.data.tfds_builder import HINT, Fields, find_fields, make_prepared, open_builder, parse_options
@@ -79,10 +79,13 @@ class TfdsSource(Source):
                 found["box_sizes"] = np.array([record.boxes_for for record in records], np.int32).reshape(-1, 2)
                 found["box_counts"] = np.array([len(record.boxes) for record in records], np.int64)
                 found["box_rows"] = np.concatenate([np.zeros([0, COLUMNS], np.float32), *(r.boxes for r in records)])
+            if self._fields.several:
+                rows = [record.classes for record in records]
+                found["classes"] = np.array(rows, np.uint8).reshape(-1, len(self._fields.class_names))
             return found
 
         # The number goes up when a scan finds other things: what is in the cache was found by an older one.
-        version = "boxes 1" if self.has_boxes else "records 2"
+        version = "boxes 1" if self.has_boxes else "classes 1" if self._fields.several else "records 2"
         return compute_once("records", digest(version, self.fingerprint()), scan, self._cache_dir)
 
     @property
@@ -107,6 +110,8 @@ class TfdsSource(Source):
     def labels(self) -> np.ndarray:
         if self.has_boxes:
             return self.boxes.by_class(len(self._fields.class_names))
+        if self._fields.several:
+            return self._index["classes"].astype(np.int32)
         labels = self._index["label"].astype(np.int32)
         if (labels < 0).any():
             raise DataError(
@@ -191,10 +196,12 @@ class TfdsSource(Source):
         with self._errors_of(shard):
             for place, record in self._reader.scan(shard):
                 image, label = self._fields.parse(record)
-                # A label map and boxes say nothing of the whole image.
+                # A label map, boxes and any number of classes are no number.
                 found = _Record(place, len(record), zlib.crc32(record), len(image), label if type(label) is int else 0)
-                if isinstance(label, np.ndarray):
+                if isinstance(label, np.ndarray) and self.has_boxes:
                     found = dataclasses.replace(found, boxes=label, boxes_for=_stored_size(image))
+                elif isinstance(label, np.ndarray):
+                    found = dataclasses.replace(found, classes=label)
                 yield found
 
     @contextlib.contextmanager
@@ -212,7 +219,8 @@ class TfdsSource(Source):
 class _Record:
     """What a scan finds out about a record: where it is, its bytes and their CRC-32, its image's bytes, its label.
 
-    Beside these numbers are its boxes, relative to the `(height, width)` of the image as it is stored.
+    Beside these numbers are its boxes, relative to the `(height, width)` of the image as it is stored, or 0 or 1 for
+    each class, where an image may be of any number of them.
     """
 
     place: int
@@ -222,6 +230,7 @@ class _Record:
     label: int
     boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros([0, COLUMNS], np.float32))
     boxes_for: tuple[int, int] = (0, 0)
+    classes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint8))
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -238,14 +247,16 @@ def _stored_size(encoded: bytes) -> tuple[int, int]:
         return 0, 0
 
 
-@register_data("tfds", targets=("class", "map", "boxes"))
+@register_data("tfds", targets=("class", "multilabel", "map", "boxes"))
 def load_tfds(request: DataRequest) -> TaskData:
     """Answers `tfds:NAME`, with `NAME[/CONFIG][:VERSION][?train=SPLITS&validation=SPLITS&test=SPLITS]`.
 
     `image=` and `label=` name other features than these two. A label that is an image is a label map, or one of its
     channels as in `label=annotation[0]`; `classes=` names its classes, separated by commas or in a file, a line each,
-    and `values=1:0,2:1,*:255` says which class each of its values stands for. `boxes=objects` names a feature of boxes,
-    each with a `bbox` and a `label`; those that are `is_crowd` or `is_difficult` are ignored.
+    and `values=1:0,2:1,*:255` says which class each of its values stands for. A label that is a sequence of classes, or
+    0 or 1 for each of the classes that `classes=` names, says that an image may be of any number of classes.
+    `boxes=objects` names a feature of boxes, each with a `bbox` and a `label`; those that are `is_crowd` or
+    `is_difficult` are ignored.
 
     Splits are written as TensorFlow Datasets does: `train`, `train+validation`, `train[:80%]`.
     Without them `train`, `validation` and `test` are used. Where there is no test split with
@@ -277,8 +288,8 @@ def load_tfds(request: DataRequest) -> TaskData:
         if not len(pool.boxes.rows):
             raise DataError(f"The training images of {request.spec!r} have no boxes.")
     elif fields.maps is None:
-        counts = np.bincount(pool.labels, minlength=len(fields.class_names))
-        if (counts > 0).sum() < 2:
+        counts = class_counts(pool.labels, len(fields.class_names))
+        if (counts > 0).sum() < 2 and not fields.several:
             raise DataError(f"The training images of {request.spec!r} are all of one class; a task needs two.")
         if not counts.all():
             logging.warning("%d class(es) of %s have no training images.", (counts == 0).sum(), request.spec)
@@ -312,7 +323,7 @@ def load_tfds(request: DataRequest) -> TaskData:
     for one, first, second, other in held_out:
         if first and second and (shared := _overlap(first, second)):
             raise DataError(f"In {request.spec!r} the {one} and the {other} splits share {shared} images.")
-    target = "boxes" if fields.boxes is not None else "class" if fields.maps is None else "map"
+    target = fields.target
     if fields.boxes is not None:
         whole = [found for found in (pool, validation, test) if isinstance(found, TfdsSource)]
         most = max(found.boxes.most for found in whole)

@@ -1,7 +1,7 @@
 """What a method is: how a task is learned on top of a backbone."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -12,6 +12,7 @@ from piggyback_tf.backbones import (
     named_layers,
     named_variables,
 )
+from piggyback_tf.backbones.endpoints import Endpoint
 from piggyback_tf.data import TaskData
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.masking import MaskedLayer, MaskStart
@@ -20,7 +21,7 @@ from piggyback_tf.methods.parts.memory import Arrays, Memory
 from piggyback_tf.problems import HeadStart, add_head, is_head, network_for, read_spec
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.methods import CONFIGS, MethodConfig, NormConfig
-from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, own_arrays
+from piggyback_tf.surgery import TrainedNorm, assign_arrays, bake_kernels, copy_of_base, own_arrays
 from piggyback_tf.targets import TARGETS
 
 
@@ -130,11 +131,24 @@ class Method(abc.ABC):
         if not spec.is_dense and not any(TARGETS[name].own_size for name in self.Config.problems):
             raise ValueError(f"{type(self).__name__} learns the classes of images, with a dense head on the features.")
         network, endpoints = network_for(backbone, spec)
-        model = add_head(self.feature_model(network, seed), spec, self.head_start(seed), endpoints)
+        features = self.feature_model(network, seed)
+        model = add_head(features, spec, self.head_start(seed), self.head_endpoints(network, endpoints))
+        if self.replaces_base:
+            _check_whole(model, features, spec)
         term = self.added_loss(model, backbone)
         if term is None:
             return model
         return ExtendedModel(inputs=model.input, outputs=model.output, name=model.name, added_loss=term)
+
+    def head_endpoints(self, network: Backbone, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        """Returns what a head for pixels builds on in `feature_model`: the endpoints of the network, for most.
+
+        Args:
+            network: The backbone for the images of the head.
+            endpoints: Its endpoints, the finest first; none for a dense head.
+        """
+        del network
+        return endpoints
 
     def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
         """Returns what a training step adds to the loss of the labels; None, nothing, for most.
@@ -270,19 +284,27 @@ class Method(abc.ABC):
         assign_arrays(model, self.memory.of(task))
         return bake_kernels(model)
 
-    def recalled(self, network: keras.Model, task: str, arrays: Arrays) -> keras.Model:
+    def recalled(
+        self,
+        backbone: Backbone,
+        task: str,
+        arrays: Arrays,
+        copied: Callable[[keras.Model], keras.Model] = copy_of_base,
+    ) -> keras.Model:
         """Returns the network of a learned task, for a `recall` that needs no `build`.
 
         Args:
-            network: From images to features; it becomes a part of the result.
+            backbone: The network the task was learned on; not changed.
             task: The task's name.
             arrays: Values of the network's variables by canonical path; what belongs to the task alone comes on top.
+            copied: Returns a copy of the network for the task's images, whose layers become a part of the result.
 
         Raises:
             ValueError: If the task was not learned.
         """
-        own = self.memory.of(task)
-        model = add_head(network, HeadSpec.of(self.memory.classes(task)))
+        own, spec = self.memory.of(task), self.memory.head(task)
+        network, endpoints = network_for(backbone, spec)
+        model = add_head(copied(network.model), spec, None, self.head_endpoints(network, endpoints))
         assign_arrays(model, {**arrays, **own})
         return model
 
@@ -318,6 +340,21 @@ class Method(abc.ABC):
                 f"{', '.join(self.Config.trains)}. Name the group in `trains`, or its settings would not be recorded."
             )
         return groups
+
+
+def _check_whole(model: keras.Model, features: keras.Model, spec: HeadSpec) -> None:
+    """Refuses a head without a part of the network, of a method whose tasks share the weights of all of it.
+
+    Raises:
+        ValueError: With the first weight that the head does without.
+    """
+    kept = named_variables(model)
+    if left_out := [path for path in named_variables(features) if path not in kept]:
+        raise ValueError(
+            f"The head {spec.kind!r} does without {left_out[0]!r} and what follows it, and this method trains weights "
+            "that later tasks need whole. Use a head that takes all of the network (for vgg16 and vgg19 --head=fcn8), "
+            "another backbone, or another method, such as piggyback."
+        )
 
 
 def trained_norm(config: NormConfig) -> TrainedNorm:

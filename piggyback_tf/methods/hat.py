@@ -34,7 +34,8 @@ paper trains from random weights. From a pretrained base, gates that are half cl
 knows; `hat_mean` above 0 starts with more of them open.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -42,13 +43,16 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers
+from piggyback_tf.backbones.endpoints import Endpoint
 from piggyback_tf.methods.base import METHODS, Method
 from piggyback_tf.methods.parts.memory import Arrays, Memory, split_off_head
 from piggyback_tf.methods.parts.units import GATED_LAYERS, UnitGraph
+from piggyback_tf.problems import read_spec
 from piggyback_tf.settings.methods.hat import LARGEST_EMBEDDING, HATConfig
 from piggyback_tf.surgery import (
     PACKAGE,
     DerivedKernels,
+    all_arrays,
     assign_arrays,
     copy_layers,
     derived_layers,
@@ -251,7 +255,7 @@ class HAT(Method):
             return HELD_LAYERS.get(type(layer), type(layer)), {"trainable": type(layer) in HELD_LAYERS}
 
         model, _ = copy_layers(backbone.model, settings_of, GateInsertion(gates))
-        arrays = dict(self.memory.shared if self.memory.tasks else own_arrays(backbone.model))
+        arrays = dict(self.memory.shared if self.memory.tasks else all_arrays(backbone.model))
         for path, units in graph.units.items():
             name = f"{_gates_of(path)}/embedding"
             start = self.config.hat_mean + generator(seed, name).standard_normal(units)
@@ -274,12 +278,25 @@ class HAT(Method):
             own[f"{_gates_of(path)}/open"] = arrays.pop(f"{_gates_of(path)}/embedding") > 0
         if self.memory.tasks:
             self._check_held(arrays, held_layers(model))
-        return self.memory.with_task(task, own, shared=arrays)
+        return self.memory.with_task(task, own, shared=arrays, head=read_spec(model))
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        gates = {last: Gates(name=_gates_of(path)) for last, path in UnitGraph(backbone.model).gate_of.items()}
-        network, _ = copy_layers(backbone.model, lambda layer: (type(layer), {}), GateInsertion(gates))
-        return self.recalled(network, task, self.memory.shared)
+        def copied(model: keras.Model) -> keras.Model:
+            gates = {last: Gates(name=_gates_of(path)) for last, path in UnitGraph(model).gate_of.items()}
+            return copy_layers(model, lambda layer: (type(layer), {}), GateInsertion(gates))[0]
+
+        return self.recalled(backbone, task, self.memory.shared, copied)
+
+    def head_endpoints(self, network: Backbone, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        # Behind the gates: what is in front of them changes with later tasks.
+        graph = UnitGraph(network.model)
+        if inside := [endpoint.layer for endpoint in endpoints if endpoint.layer in graph.inside_of_chains]:
+            raise ValueError(
+                f"The head builds on the output of layer {inside[0]!r}, whose units HAT gates further on; name the "
+                "layer behind which the gates stand as the endpoint, or use another method, such as piggyback."
+            )
+        gates = {last: _gates_of(path) for last, path in graph.gate_of.items()}
+        return [dataclasses.replace(each, layer=gates.get(each.layer, each.layer)) for each in endpoints]
 
     def variable_group(self, path: str, layer: keras.Layer) -> str:
         return "adapter" if isinstance(layer, LearnedGates) else super().variable_group(path, layer)

@@ -34,13 +34,14 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.methods.base import METHODS, Method, trained_norm
 from piggyback_tf.methods.parts.memory import Arrays, Memory, split_off_head
+from piggyback_tf.problems import read_spec
 from piggyback_tf.settings.methods.packnet import PackNetConfig
 from piggyback_tf.surgery import (
     KERNELS,
     DerivedKernels,
+    all_arrays,
     assign_arrays,
     copy_layers,
-    copy_of_base,
     derived_layers,
     foreign_kernels,
     own_arrays,
@@ -155,7 +156,7 @@ class PackNet(Method):
         if first:
             weights = owned_weights(model).items()
             owners = {_owner_of(path): np.zeros(weight.owner.shape, np.uint8) for path, weight in weights}
-            assign_arrays(model, self._take_free({**own_arrays(backbone.model), **owners}))
+            assign_arrays(model, self._take_free({**all_arrays(backbone.model), **owners}))
         else:
             assign_arrays(model, self._take_free(self.memory.shared))
         return model
@@ -203,7 +204,7 @@ class PackNet(Method):
         for path, owner in owners.items():
             arrays[path][owner == 0] = 0
         self._check_kept(arrays, owners)
-        return self.memory.with_task(task, head, shared=arrays)
+        return self.memory.with_task(task, head, shared=arrays, head=read_spec(model))
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
         self.memory.of(task)  # It says so if the task was not learned.
@@ -211,7 +212,7 @@ class PackNet(Method):
         for path in owned_kernels(arrays):
             owner = arrays.pop(_owner_of(path))
             arrays[path] = np.where((owner > 0) & (owner <= number), arrays[path], 0)
-        return self.recalled(copy_of_base(backbone.model), task, arrays)
+        return self.recalled(backbone, task, arrays)
 
     @property
     def _task(self) -> int:

@@ -31,7 +31,7 @@ from piggyback_tf.problems import PROBLEMS, Problem, problem_of
 from piggyback_tf.sequences.init_from import with_start
 from piggyback_tf.sequences.measure import measure, measure_task_agnostic, measured_batches, multiply_adds
 from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, Store
-from piggyback_tf.settings.methods import CONFIGS, check_learns
+from piggyback_tf.settings.methods import CONFIGS, check_is_for, check_learns
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 
@@ -99,7 +99,7 @@ def run_sequence(
 
     Raises:
         ValueError: If one of several tasks has no test split, a task too few classes, or a method cannot learn
-            what there is to find, on this base, or not so many tasks.
+            what there is to find, on this base, or not so many tasks, or a setting is for tasks of other problems.
         TrainingError: As `train_task`, and if the base was changed.
         ResultsError: If the result of a task is damaged.
     """
@@ -109,6 +109,7 @@ def run_sequence(
         if len(data.class_names) < (fewest := TARGETS[data.target].fewest_classes):
             raise ValueError(f"Task {task!r} has the classes {list(data.class_names)}; a task needs at least {fewest}.")
         check_learns(settings.method, CONFIGS[settings.method], data.target, f"Task {task!r}")
+    check_is_for(settings.config, {data.target for data in tasks.values()})
     method = METHODS[settings.method](settings.config)
     method.check_room(backbone, len(tasks))
     sequence = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
@@ -224,6 +225,7 @@ class _Learner:
             tensorboard_dir=folder / TENSORBOARD_FOLDER if settings.tensorboard else None,
             verbose=settings.verbose,
             title=title,
+            targets={each.target for each in self.tasks.values()},
         )
         started = time.perf_counter()
         provenance = method.provenance

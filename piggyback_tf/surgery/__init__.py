@@ -22,7 +22,7 @@ from piggyback_tf.surgery.kernels import (
     generator,
 )
 from piggyback_tf.surgery.sharing import BaseVariable, share_variables
-from piggyback_tf.surgery.variables import assign_arrays, own_arrays
+from piggyback_tf.surgery.variables import all_arrays, assign_arrays, own_arrays
 
 __all__ = [
     "KERNELS",
@@ -34,6 +34,7 @@ __all__ = [
     "OwnBias",
     "PartlyTrainedBatchNormalization",
     "TrainedNorm",
+    "all_arrays",
     "assign_arrays",
     "bake_kernels",
     "check_has_batch_norm",

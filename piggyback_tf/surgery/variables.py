@@ -1,4 +1,4 @@
-"""What a network has beside the variables of its base: read out, and put back."""
+"""What a network has, and what it has beside the variables of its base: read out, and put back."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,17 @@ from piggyback_tf.surgery.sharing import BaseVariable
 
 def own_arrays(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns a copy of every variable of a model that is not a base's, by canonical path."""
-    return {
-        path: np.array(keras.ops.convert_to_numpy(variable))
-        for path, variable in named_variables(model).items()
-        if not isinstance(variable, BaseVariable)
-    }
+    variables = named_variables(model).items()
+    return {path: _array(variable) for path, variable in variables if not isinstance(variable, BaseVariable)}
+
+
+def all_arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns a copy of every variable of a model, a base's or not, by canonical path."""
+    return {path: _array(variable) for path, variable in named_variables(model).items()}
+
+
+def _array(variable: keras.Variable) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable))
 
 
 def assign_arrays(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -14,7 +14,7 @@ from piggyback_tf.data import DataError, TaskData, make_dataset, surface_data_er
 from piggyback_tf.methods import Method
 from piggyback_tf.problems import Problem, image_shape_of, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
-from piggyback_tf.settings.methods import check_learns
+from piggyback_tf.settings.methods import check_is_for, check_learns
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.class_weights import class_weights
 from piggyback_tf.training.completed_epochs import history_in_percent
@@ -60,6 +60,7 @@ def train_task(
     tensorboard_dir: Path | None = None,
     verbose: int = 0,
     title: str = "",
+    targets: Collection[str] = (),
 ) -> TrainedTask:
     """Trains one task and returns the model of its best epoch on the validation split.
 
@@ -79,14 +80,16 @@ def train_task(
         verbose: 0 prints nothing; 1 what is trained, the time that it takes, a line an epoch, and one that counts the
             steps; 2 the same without the last.
         title: What is trained, for what is printed; the method by default.
+        targets: What is found by other tasks of a run, whose settings these are, too.
 
     Raises:
         TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another
             training.
         DataError: If images cannot be read or do not have the backbone's size.
-        ValueError: If the method does not learn what is to be found in them.
+        ValueError: If the method does not learn what is to be found in them, or a setting is for none of the tasks.
     """
     check_learns(type(method).__name__, method.Config, data.target, f"Task {data.name!r}")
+    check_is_for(method.config, {data.target, *targets})
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
     keras.utils.set_random_seed(config.seed)
     inputs = inputs.for_size(backbone.image_size)

@@ -153,8 +153,8 @@ def test_settings_that_would_do_nothing_are_refused(tmp_path):
 
 
 def test_what_cannot_be_learned_is_said_before_the_training(rectangles, tmp_path):
-    found = train(rectangles, tmp_path / "run", "--method=packnet")
-    assert found.returncode == 2 and "which method packnet does not learn: the weights that tasks share" in found.stderr
+    found = train(rectangles, tmp_path / "run", "--method=ewc")
+    assert found.returncode == 2 and "which method ewc does not learn: its Fisher information" in found.stderr
     found = train(rectangles, tmp_path / "run", "--augment_train=resize(32,56)")
     assert found.returncode == 2 and "size 32x56 by --augment_train and those of evaluation 40x56" in found.stderr
 

@@ -13,6 +13,7 @@ from export.saved_model import export_saved_model
 from export.servable.options import ExportOptions
 from export.serving import write_deployment
 from piggyback_tf.packs import TaskBank
+from tests.export.fcn import fcn_tasks
 from tests.export.helpers import BATCH
 from tests.export.segments import base_and_tasks
 from tests.packs.helpers import packs_of_all_kinds, small_backbone
@@ -22,7 +23,7 @@ from tests.packs.helpers import packs_of_all_kinds, small_backbone
 def _small(tmp_path_factory):
     """A base, packs of every kind with two ways of preparing images, a bank with them, and their two exports.
 
-    `packed` takes bytes, `unpacked` floating point numbers.
+    `packed` takes bytes, `unpacked` floating point numbers. `loaded()` is the former, loaded once for all tests.
     """
     backbone = small_backbone()
     packs = packs_of_all_kinds(backbone)
@@ -35,7 +36,8 @@ def _small(tmp_path_factory):
         "unpacked": ExportOptions(cache="unpacked", image_dtype="float32", top_k=9),
     }
     exports = {name: export_saved_model(backbone, packs, folder / name, option) for name, option in options.items()}
-    return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, **exports)
+    loaded = functools.cache(lambda: tf.saved_model.load(str(exports["packed"])))
+    return types.SimpleNamespace(backbone=backbone, packs=packs, bank=bank, loaded=loaded, **exports)
 
 
 @pytest.fixture(scope="session", name="exports")
@@ -58,6 +60,12 @@ def _mixed(tmp_path_factory):
     found.packed = export_saved_model(found.backbone, found.packs, folder, ExportOptions(cache="packed"))
     found.loaded = functools.cache(lambda: tf.saved_model.load(str(found.packed)))
     return found
+
+
+@pytest.fixture(scope="session", name="fcn")
+def _fcn():
+    """A narrow VGG with a task for each fully convolutional head."""
+    return fcn_tasks()
 
 
 @pytest.fixture(name="export")

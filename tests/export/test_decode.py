@@ -54,14 +54,30 @@ def _decode(files):
     return headers.kind, headers.orientation, *decode_files(files, headers, tf.range(tf.size(files)))
 
 
-def _decode_batch(files, augment):
-    """Returns what `decode_batch` does in a graph, as it is exported: eagerly many files take three times as long."""
+AUGMENTS = (
+    "",
+    "resize(48,48)",
+    "resize(53)|central_crop(48)",
+    "resize(200)|resize(48,48)",
+    "resize(300)|central_crop(48)",
+)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def decode(files):
-        return decode_batch(files, tf.zeros(tf.shape(files), tf.int32), (augment,), (48, 48))
 
-    return decode(tf.constant(files))
+def _graph():
+    """Returns `decode_batch` as it is exported, with all ways of preparing images in one graph: tracing takes long."""
+    specs = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int32)]
+    return tf.function(lambda files, ways: decode_batch(files, ways, AUGMENTS, (48, 48)), specs, autograph=False)
+
+
+@pytest.fixture(scope="module", name="graph")
+def _whole_graph():
+    return _graph()
+
+
+def _prepared(graph, files, *augments):
+    """Returns images and which are good, of files prepared in one way, or each in its own."""
+    ways = [AUGMENTS.index(augment) for augment in augments]
+    return graph(tf.constant(files), tf.constant(ways * (len(files) // len(ways))))
 
 
 def test_files_are_decoded_to_the_same_bytes():
@@ -73,16 +89,9 @@ def test_files_are_decoded_to_the_same_bytes():
         np.testing.assert_array_equal(found, decode_image(data, name), err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "augment",
-    [
-        pytest.param("resize(48,48)", marks=pytest.mark.slow),
-        "resize(53)|central_crop(48)",
-        pytest.param("resize(200)|resize(48,48)", marks=pytest.mark.slow),
-    ],
-)
-def test_images_are_prepared_to_the_same_bytes(augment):
-    images, good = _decode_batch(list(FILES.values()), augment)
+@pytest.mark.parametrize("augment", ["resize(48,48)", "resize(53)|central_crop(48)", "resize(200)|resize(48,48)"])
+def test_images_are_prepared_to_the_same_bytes(graph, augment):
+    images, good = _prepared(graph, list(FILES.values()), augment)
     assert good.numpy().all()
     for name, data, found in zip(FILES, FILES.values(), images.numpy(), strict=True):
         image = decode_image(data, name)
@@ -91,34 +100,42 @@ def test_images_are_prepared_to_the_same_bytes(augment):
         np.testing.assert_array_equal(found, image, err_msg=name)
 
 
-@pytest.mark.parametrize(("files", "pixels"), [(32, 50_000_000), (32, 12_000), (5, 50_000_000)])
-def test_more_files_than_are_decoded_at_a_time(files, pixels, monkeypatch):
+@pytest.mark.parametrize("limited", [False, True])
+def test_more_files_than_are_decoded_at_a_time(graph, limited, monkeypatch):
     """Each is at its place, whichever chunk it is in; a broken one flags itself only."""
-    monkeypatch.setattr(decode, "_FILES", files)
-    monkeypatch.setattr(decode, "_PIXELS", pixels)
-    images = np.random.default_rng(3).integers(0, 256, (71, 48, 48, 3), dtype=np.uint8)
-    contents = [encode(image, "PNG") for image in images]
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (71, 48, 48, 3), dtype=np.uint8)
+    augments = [AUGMENTS[0]] * 71
+    if limited:
+        # Five of these have as many pixels as are decoded at a time, and of small ones eight are as many files.
+        monkeypatch.setattr(decode, "_FILES", 8)
+        monkeypatch.setattr(decode, "_PIXELS", 12_000)
+        graph = _graph()
+        augments[30:60] = [AUGMENTS[1]] * 30
+    small = {row: rng.integers(0, 256, (9, 9, 3), dtype=np.uint8) for row in range(71) if augments[row]}
+    contents = [encode(small.get(row, image), "PNG") for row, image in enumerate(images)]
+    for row, image in small.items():
+        images[row] = parse_augment(augments[row])[0].apply(image)
     for broken in (3, 33, 70):
         contents[broken] = contents[broken][:100]
-    found, good = _decode_batch(contents, "")
+    found, good = _prepared(graph, contents, *augments)
     assert np.flatnonzero(~good.numpy()).tolist() == [3, 33, 70]
     images[[3, 33, 70]] = 0
     np.testing.assert_array_equal(found, images)
 
 
-def test_each_image_is_prepared_in_its_own_way_and_must_have_the_size():
+def test_each_image_is_prepared_in_its_own_way_and_must_have_the_size(graph):
     files = [encode(picture(48, 48), "PNG"), encode(picture(60, 80), "PNG")] * 2
-    images, good = decode_batch(tf.constant(files), tf.constant([0, 0, 1, 1]), ("", "resize(48,48)"), (48, 48))
+    images, good = _prepared(graph, files, "", "", "resize(48,48)", "resize(48,48)")
     assert good.numpy().tolist() == [True, False, True, True]
     np.testing.assert_array_equal(images[0], picture(48, 48))
     assert not images[1].numpy().any()
 
 
-def test_an_image_that_would_become_too_large_is_flagged():
+def test_an_image_that_would_become_too_large_is_flagged(graph):
     # Of 200 bytes as a file; 17 GB if the shorter side became 300 pixels.
     strip = encode(np.zeros((1, 65000, 3), np.uint8), "PNG")
-    augment = ("resize(300)|central_crop(48)",)
-    images, good = decode_batch(tf.constant([strip, FILES["PNG"]]), tf.zeros([2], tf.int32), augment, (48, 48))
+    images, good = _prepared(graph, [strip, FILES["PNG"]], "resize(300)|central_crop(48)")
     assert good.numpy().tolist() == [False, True]
     assert not images[0].numpy().any()
 

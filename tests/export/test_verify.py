@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import tensorflow as tf
 
 from export.servable.compare import Comparison, compare
 from piggyback_tf.backbones import load_backbone
@@ -63,7 +62,7 @@ def test_an_export_is_written_added_to_and_verified(files, tmp_path):
 def test_a_difference_is_found(small, tmp_path):
     image = tmp_path / "image.png"
     image.write_bytes(encode(picture(12, 12), "PNG"))
-    model = tf.saved_model.load(str(small.packed))
+    model = small.loaded()
     wide = tmp_path / "wide.png"
     wide.write_bytes(encode(picture(12, 12), "PNG", icc_profile=profile()))
     found = compare(model, small.bank, "binary", [image, wide])

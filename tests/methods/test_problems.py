@@ -14,6 +14,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import BoxTable, TaskData
 from piggyback_tf.data.geometry import VOID
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.problems import PROBLEMS, image_shape_of, problem_of
@@ -23,6 +24,7 @@ from piggyback_tf.targets import TARGETS, USUAL
 from piggyback_tf.training import InputConfig, TrainConfig, train_task
 from piggyback_tf.training.backup import BackupAndRestore
 from tests.methods.toy import PatternSource
+from tests.problems.narrow_vgg import narrow_vgg
 
 SIZE, SHAPE = 16, (16, 24)
 OTHERS = [name for name in PROBLEMS if name != USUAL]
@@ -261,6 +263,68 @@ def test_broken_off_and_started_again(method, problem, tmp_path, monkeypatch):
     first, second = (named_variables(one.model) for one in (whole, found))
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[path].numpy(), second[path].numpy()) for path in first)
+
+
+SHARED = [name for name in METHODS.names() if METHODS[name].replaces_base and "map" in CONFIGS[name].problems]
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "packnet" else pytest.mark.slow) for name in SHARED]
+)
+def test_tasks_of_several_sizes_share_one_network(method, tmp_path):
+    """Weights have the same names and shapes for images of every size."""
+    assert {"packnet", "hat", "finetune_sequential"} == set(SHARED)
+    backbone, kind, memory, answers = small_backbone(method), METHODS[method], None, {}
+    images = {problem: images_of(problem).astype(np.float32) for problem in ("map", "class")}
+    for place, problem in enumerate(("map", "class", "map")):
+        # Half of the gates of HAT are closed at the start, which leaves this small network nothing.
+        config = CONFIGS[method](**{"head_init": "glorot"} | ({"hat_mean": 1.0} if method == "hat" else {}))
+        learner, settings = kind(config, memory), dataclasses.replace(settings_of(method, problem), epochs=2)
+        found = train_task(learner, backbone, data_of(problem), settings, inputs_of(problem))
+        memory = learner.remember(found.model, backbone, f"{problem}{place}", [(images[problem], None)])
+        memory.save(tmp_path / "memory")
+        memory = type(memory).load(tmp_path / "memory")
+        answers[f"{problem}{place}"] = found.model(images[problem], training=False).numpy()
+    assert memory.head("map0").kind == "fpn" and memory.head("class1").is_dense
+    for task, expected in answers.items():
+        found = kind(config, memory).recall(backbone, task)(images[task[:-1]], training=False).numpy()
+        if kind.keeps_old_tasks or task == "map2":
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert found.std() > 0
+        else:
+            assert not np.allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SHARED)
+def test_a_run_of_tasks_of_all_problems_on_one_network(method, tmp_path):
+    inputs = InputConfig(augment_train=f"resize({SIZE},{SIZE})", augment_eval=f"resize({SIZE},{SIZE})")
+    config = dataclasses.replace(settings_of(method, "class"), epochs=2)
+    tasks = {problem: data_of(problem) for problem in sorted(PROBLEMS, reverse=True)}
+    settings = SequenceSettings(method, CONFIGS[method](head_init="glorot"), config, inputs)
+    found = run_sequence(tmp_path, small_backbone(method), tasks, settings)
+    assert found["measures"]["old_answers_identical"] == METHODS[method].keeps_old_tasks
+
+
+@pytest.mark.parametrize("method", SHARED)
+def test_a_head_without_a_part_of_a_shared_network_is_refused(method):
+    with pytest.raises(ValueError, match="'fpn' does without 'fc1/kernel' and what follows it, and this method trains"):
+        METHODS[method](CONFIGS[method]()).build(narrow_vgg(), HeadSpec("fpn", 2, 4, (96, 96)))
+
+
+def test_gates_of_hat_are_in_front_of_the_head():
+    """What a task has closed later tasks may change, so that its head must not see it."""
+    backbone = small_backbone("hat")
+    model = METHODS["hat"](CONFIGS["hat"]()).build(backbone, HeadSpec("fpn", 2, 4, SHAPE))
+    images = images_of("map").astype(np.float32)
+    for layer in model.layers:
+        if layer.name.endswith("_gates"):
+            layer.embedding.assign(-np.ones(layer.embedding.shape))
+    closed = model(images, training=False).numpy()
+    for layer in model.layers:
+        if layer.name in ("conv_0", "conv_1", "conv_2"):
+            layer._kernel.assign(layer._kernel + 1.0)
+    assert np.array_equal(model(images, training=False).numpy(), closed)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """FCN-32s, FCN-16s and FCN-8s: VGG's own dense layers as convolutions; paths, masks and the base's hash stay."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -25,6 +27,13 @@ SHAPE = (64, 128)
 @pytest.fixture(scope="module", name="backbone")
 def _backbone():
     return narrow_vgg()
+
+
+@pytest.fixture(scope="module", name="masked")
+def _masked(backbone):
+    """A function of a head and a size of images that returns a task's model, which no test changes."""
+    make = functools.cache(functools.partial(masked_model, backbone))
+    return lambda kind, shape=SHAPE: make(kind, shape)
 
 
 def images_of(shape, count=2, seed=0):
@@ -107,8 +116,8 @@ def test_scores_are_enlarged_by_the_kernel_of_the_paper(factor):
 
 
 @pytest.mark.parametrize(("kind", "numbers"), [("fcn32", 55), ("fcn16", 55 + 45), ("fcn8", 55 + 45 + 35)])
-def test_a_head_is_its_scores_alone(backbone, kind, numbers):
-    model = masked_model(backbone, kind)
+def test_a_head_is_its_scores_alone(backbone, masked, kind, numbers):
+    model = masked(kind)
     assert model.output_shape == (None, *SHAPE, 5) and model.output.dtype == "float32"
     assert read_spec(model) == HeadSpec(kind, 5, 0, SHAPE)
     own = {path: v for path, v in named_variables(model).items() if path.startswith("head/")}
@@ -120,8 +129,8 @@ def test_a_head_is_its_scores_alone(backbone, kind, numbers):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skips_are_added_as_in_the_paper(backbone, kind):
-    model = masked_model(backbone, kind)
+def test_skips_are_added_as_in_the_paper(masked, kind):
+    model = masked(kind)
     images = images_of(SHAPE)
     names = ["block3_pool", "block4_pool", "fc2_dropout"]
     maps = keras.Model(model.input, [model.get_layer(name).output for name in names])(images, training=False)
@@ -146,9 +155,9 @@ def test_skips_are_added_as_in_the_paper(backbone, kind):
     )
 
 
-def test_masks_get_the_gradient_of_the_convolutions(backbone):
+def test_masks_get_the_gradient_of_the_convolutions(masked):
     """That of `mask_real` is dE/dW' * W, with dE/dW' of a convolution `[H, W, C, F]`."""
-    model = masked_model(backbone, "fcn32")
+    model = masked("fcn32")
     images, target = images_of(SHAPE), tf.random.stateless_normal((2, *SHAPE, 5), (1, 2))
     weights = masked_weights(model)
     variables = {path: variable.value for path, variable in named_variables(model).items()}
@@ -176,8 +185,8 @@ def test_masks_get_the_gradient_of_the_convolutions(backbone):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [SHAPE, (40, 70)])
-def test_a_bank_gives_the_label_maps_of_the_trained_model(backbone, kind, shape, tmp_path):
-    model = masked_model(backbone, kind, shape)
+def test_a_bank_gives_the_label_maps_of_the_trained_model(backbone, masked, kind, shape, tmp_path):
+    model = masked(kind, shape)
     file = tmp_path / "roads.task.safetensors"
     pack_of(model, backbone, shape).save(file)
     images = images_of(shape, 3).astype(np.uint8)
@@ -187,8 +196,8 @@ def test_a_bank_gives_the_label_maps_of_the_trained_model(backbone, kind, shape,
     assert np.array_equal(labels, expected)
 
 
-def test_it_goes_on_as_a_plain_keras_model(backbone, tmp_path):
-    model = masked_model(backbone, "fcn8", (40, 70))
+def test_it_goes_on_as_a_plain_keras_model(backbone, masked, tmp_path):
+    model = masked("fcn8", (40, 70))
     plain = TaskBank(backbone).add(pack_of(model, backbone, (40, 70))).to_keras("roads")
     plain.save(tmp_path / "roads.keras")
     assert not any(type(layer).__module__.startswith("piggyback_tf") for layer in plain._flatten_layers())

@@ -1,5 +1,6 @@
 """Weights of classes in the loss: by the median frequency, computed once, recorded, the same in a resumed training."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems.segmentation import PixelCrossEntropy, Segmentation
 from piggyback_tf.sequences import SequenceSettings, run_sequence
+from piggyback_tf.settings.methods import check_is_for
 from piggyback_tf.settings.methods.base import CLASS_WEIGHTS
 from piggyback_tf.training import TrainConfig, TrainingError, backup, train_task
 from piggyback_tf.training.class_weights import class_weights, median_frequency
@@ -115,6 +117,21 @@ def test_they_are_recorded_in_the_pack_and_the_result(tmp_path):
     weights = found["steps"][0]["weight_of_class"]
     assert list(weights) == list(CLASSES) and weights["ground"] < weights["rectangle"]
     assert TaskPack.load(tmp_path / pack_name("roads")).settings["weight_of_class"] == weights
+
+
+@pytest.mark.parametrize(("setting", "value"), [("class_weights", "median_frequency"), ("head", "fcn8")])
+def test_settings_that_would_do_nothing_are_refused(setting, value, tmp_path):
+    config = METHODS["classifier_only"].Config(**{setting: value})
+    data = dataclasses.replace(rectangles(), target="class")
+    words = f"`{setting}='{value}'` is for tasks that find a class for each pixel; these find a class for each image"
+    with pytest.raises(ValueError, match=words):
+        train_task(METHODS["classifier_only"](config), load_backbone("shapesnet"), data, TrainConfig(), INPUTS)
+    settings = SequenceSettings("classifier_only", config, TrainConfig(), INPUTS)
+    with pytest.raises(ValueError, match=words):
+        run_sequence(tmp_path, load_backbone("shapesnet"), {"shapes": data}, settings)
+    assert not list(tmp_path.iterdir())
+    # Beside a task that they are for.
+    check_is_for(config, ("class", "map"))
 
 
 def test_settings_name_what_there_is():

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "piggyback_edge.h"
+#include "piggyback_label_maps.h"
 #include "posix_files.h"
 
 namespace {
@@ -200,11 +201,20 @@ Status RunClassify(const Arguments& arguments) {
   return Status();
 }
 
-// Writes the label map of an output, both files of nothing but numbers: float32 in, a byte for each place out.
+// Writes the label map of an output, both files of nothing but numbers: float32 in, a byte for each place out. With a
+// height and a width it is that of an image of this size.
 Status RunLabels(const Arguments& arguments) {
   OpenManifest manifest;
   OpenTask task;
   Content model, content;
+  uint32_t sides[2] = {};
+  for (size_t i = 5; i < arguments.size(); ++i) {
+    char* end = nullptr;
+    const unsigned long side = strtoul(arguments[i].c_str(), &end, 10);
+    if (arguments.size() != 7 || side < 1 || side > 65535 || *end != '\0')
+      return Status(std::string("The size of an image is two numbers of 1 to 65535: its height and its width."));
+    sides[i - 5] = static_cast<uint32_t>(side);
+  }
   if (Status status = piggyback::CheckTarget(arguments[4], {arguments[0], arguments[1], arguments[2], arguments[3]});
       !status.ok())
     return status;
@@ -215,7 +225,12 @@ Status RunLabels(const Arguments& arguments) {
   std::vector<float> output(content.size() / sizeof(float));
   if (!output.empty()) memcpy(output.data(), content.data(), output.size() * sizeof(float));
   Content labels(task.task.signature().places);
-  const Status status = task.task.Labels(BytesOf(model), output.data(), output.size(), labels.data());
+  Status status = task.task.Labels(BytesOf(model), output.data(), output.size(), labels.data());
+  if (status.ok() && sides[0] > 0) {
+    Content own(size_t{sides[0]} * sides[1]);
+    status = piggyback::AtOwnSize(task.task, labels.data(), sides[0], sides[1], own.data());
+    labels.swap(own);
+  }
   return status.ok() ? piggyback::WriteFile(arguments[4], BytesOf(labels)) : status;
 }
 
@@ -265,7 +280,7 @@ constexpr Command kCommands[] = {
     {"inspect", "manifest.bin task.edge", 2, 2, RunInspect},
     {"installed", "manifest.bin model.tflite [task.edge ...]", 2, kAny, RunInstalled},
     {"classify", "manifest.bin task.edge model.tflite number ...", 3, kAny, RunClassify},
-    {"labels", "manifest.bin task.edge model.tflite output.f32 labels.u8", 5, 5, RunLabels},
+    {"labels", "manifest.bin task.edge model.tflite output.f32 labels.u8 [height width]", 5, 7, RunLabels},
     {"time", "base.tflite manifest.bin task.edge", 3, 3, RunTime},
 };
 

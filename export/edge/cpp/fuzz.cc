@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "piggyback_edge.h"
+#include "piggyback_label_maps.h"
 #include "posix_files.h"
 
 namespace {
@@ -253,6 +254,9 @@ void Install(const Manifest& manifest, const Task& task, const Content& base) {
   };
   Require(!answer(), "a task does not answer");
   Require(!task.finds_labels() || labels.back() < task.classes(), "a label is of no class");
+  std::vector<uint8_t> own(7 * 11, 255);
+  const Error unprepared = piggyback::AtOwnSize(task, labels.data(), 7, 11, own.data());
+  Require(unprepared || *std::max_element(own.begin(), own.end()) < task.classes(), "a pixel is of no class");
   if (const uint8_t* digest = manifest.Installed(model)) {
     Require(std::equal(digest, digest + kDigest, task.digest().data()), "a model does not say what is on it");
     fresh[static_cast<size_t>(digest - fresh.get())] ^= 1u;

@@ -135,27 +135,31 @@ def quantise(data: bytes, ranges: Ranges) -> bytes:
     return mlir_quantize(pack_objects(model))
 
 
-def corresponding(old: LiteFile, new: LiteFile) -> dict[int, int]:
+def corresponding(old: LiteFile, new: LiteFile) -> dict[int, tuple[int, ...]]:
     """Returns, for tensors of a file, those of the same file with other types, by their operators.
+
+    A constant of several operators can have become several, each with the scales that its operator needs: two layers
+    with equal biases have one in float32, but not in integers.
 
     Raises:
         ValueError: If the operators are others.
     """
-    pairs = {}
+    pairs: dict[int, dict[int, None]] = {}
     first, second = old.computing(), new.computing()
     if [op.code for op in first] != [op.code for op in second]:
         raise ValueError("Quantisation changes the operators of this network, so that it cannot be patched in int8.")
     for a, b in zip(first, second, strict=True):
-        pairs |= dict(zip(a.inputs, b.inputs, strict=True)) | dict(zip(a.outputs, b.outputs, strict=True))
-    return pairs
+        for index, other in (*zip(a.inputs, b.inputs, strict=True), *zip(a.outputs, b.outputs, strict=True)):
+            pairs.setdefault(index, {})[other] = None
+    return {index: tuple(others) for index, others in pairs.items()}
 
 
-def move_constants(constants: Sequence[Constant], pairs: Mapping[int, int]) -> list[Constant]:
-    """Returns the constants with the numbers of their tensors in another file."""
-    return [dataclasses.replace(constant, tensor=pairs[constant.tensor]) for constant in constants]
+def move_constants(constants: Sequence[Constant], pairs: Mapping[int, Sequence[int]]) -> list[Constant]:
+    """Returns the constants with the numbers of their tensors in another file, each as often as it is there."""
+    return [dataclasses.replace(constant, tensor=index) for constant in constants for index in pairs[constant.tensor]]
 
 
-def find_saturation(file: LiteFile, pairs: Mapping[int, int], ranges: Ranges) -> list[Saturation]:
+def find_saturation(file: LiteFile, pairs: Mapping[int, Sequence[int]], ranges: Ranges) -> list[Saturation]:
     """Returns the activations of an int8 base whose range is too small by more than a step.
 
     Args:
@@ -165,11 +169,11 @@ def find_saturation(file: LiteFile, pairs: Mapping[int, int], ranges: Ranges) ->
     """
     found = []
     for index, (low, high) in ranges.items():
-        tensor = file.tensors[pairs[index]] if index in pairs else None
-        if tensor is None or tensor.scales is None or tensor.type != schema.TensorType.INT8:
-            continue
-        scale, zero = float(file.read(tensor.scales)[0]), int(file.read(tensor.zeros)[0])
-        limits = (-128 - zero) * scale, (127 - zero) * scale
-        if low < limits[0] - scale or high > limits[1] + scale:
-            found.append(Saturation(tensor.name, (low, high), limits))
+        for tensor in (file.tensors[number] for number in pairs.get(index, ())):
+            if tensor.scales is None or tensor.type != schema.TensorType.INT8:
+                continue
+            scale, zero = float(file.read(tensor.scales)[0]), int(file.read(tensor.zeros)[0])
+            limits = (-128 - zero) * scale, (127 - zero) * scale
+            if low < limits[0] - scale or high > limits[1] + scale:
+                found.append(Saturation(tensor.name, (low, high), limits))
     return found

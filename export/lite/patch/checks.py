@@ -11,13 +11,13 @@ from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images
 from ..flatbuffer import LiteFile
 from ..weights import own_weights
 from .constants import FACTOR, OFFSET
-from .elements import describe_constant, float16_tolerance
+from .elements import describe_constant, filter_inputs, float16_tolerance
 from .patchable import Patchable
 
 # By how many steps a quantised constant may differ from its weight: rounding, and a second one of the zero point.
 _STEPS, _STEPS_WITH_ZERO = 0.501, 1.01
-# What float32 adds, as a share of the weight.
-_ROUNDING = 2e-5
+# What float32 adds, as a share of the weight, and of a scale that is a product of two.
+_ROUNDING, _BIAS_ROUNDING = 2e-5, 1e-5
 
 
 def check_base(base: Patchable, backbone: Backbone) -> None:
@@ -79,4 +79,25 @@ def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) ->
             raise ExportError(
                 f"{describe_constant(constant)} of task {pack.task!r} is another one on the converted base: weight "
                 f"{int(np.argmax(distance - allowed))} differs by {distance.max():.2g}."
+            )
+    _check_biases(file, pack)
+
+
+def _check_biases(file: LiteFile, pack: TaskPack) -> None:
+    """Checks that integers of biases are in the multiples that LiteRT takes them in, whatever their scales say.
+
+    These are those of the operator's input times those of its filter.
+
+    Raises:
+        ExportError: With the first one that is not.
+    """
+    for data, kernel, bias in map(filter_inputs, file.operators):
+        tensor = file.tensors[bias] if bias >= 0 else None
+        if tensor is None or tensor.data is None or tensor.data.dtype != np.int32:
+            continue
+        taken, of_filter = file.steps(file.tensors[data]), file.read(file.tensors[kernel].scales)
+        if not np.allclose(file.steps(tensor), taken * of_filter, rtol=_BIAS_ROUNDING, atol=0):
+            raise ExportError(
+                f"The bias {tensor.name!r} of task {pack.task!r} is in other multiples than those that its input and "
+                "its filter give on the converted base."
             )

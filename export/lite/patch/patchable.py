@@ -272,14 +272,14 @@ def _quantised(graph: Graph, marked: bytes, ranges: Ranges, backbone: Backbone) 
     pairs = corresponding(file, new)
     moved = Graph.of(graph.network, new, move_constants(list(graph.constants.values()), pairs))
     encoder = moved.encoder
-    for operator in file.computing():
-        _, kernel, bias = filter_inputs(operator)
-        target = new.tensors[pairs[bias]] if bias >= 0 else None
+    for operator, quantised in zip(file.computing(), new.computing(), strict=True):
+        _, kernel, bias = filter_inputs(quantised)
+        target = new.tensors[bias] if bias >= 0 else None
         # The converter chose the scales of biases by marked filters.
         fixed = target is not None and target.data is not None and target.index not in encoder.constants
-        if fixed and pairs[kernel] in encoder.constants and target.data.dtype == np.int32:
-            scales = encoder.bias_scales(target.index, graph.network.weights)
-            write_elements(new, target, bias_elements(file.floats(file.tensors[bias]), scales))
+        if fixed and kernel in encoder.constants and target.data.dtype == np.int32:
+            value = file.floats(file.tensors[filter_inputs(operator)[2]])
+            write_elements(new, target, bias_elements(value, encoder.bias_scales(bias, graph.network.weights)))
     return moved
 
 

@@ -25,8 +25,8 @@ class Memory:
     """All that a method needs besides the base to answer for the tasks it has learned, and to learn the next one.
 
     Attributes:
-        own: What belongs to one task alone, arrays by name, by task in the order of learning. `"head/kernel"`,
-            `[F, C]`, and `"head/bias"`, `[C]`, are always there.
+        own: What belongs to one task alone, arrays by name, by task in the order of learning. Of a dense head
+            `"head/kernel"`, `[F, C]`, and `"head/bias"`, `[C]`, are there.
         shared: What all tasks use, such as weights that replace the base's.
         learning: What is needed only to learn further tasks, such as the Fisher information.
         heads: Which head each task has, where it is not a dense one.

@@ -8,6 +8,7 @@ import keras
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.methods.base import Method, trained_norm
 from piggyback_tf.methods.parts.memory import Memory, split_off_head
+from piggyback_tf.problems import read_spec
 from piggyback_tf.settings.methods import TrainedNetworkConfig
 from piggyback_tf.surgery import assign_arrays, check_has_batch_norm, copy_of_base, own_arrays
 
@@ -44,9 +45,8 @@ class SharedNetwork(Method):
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         del images
         head, arrays = split_off_head(own_arrays(model))
-        return self.memory.with_task(
-            task, head, shared={path: arrays[path] for path in named_variables(backbone.model)}
-        )
+        shared = {path: arrays[path] for path in named_variables(backbone.model)}
+        return self.memory.with_task(task, head, shared=shared, head=read_spec(model))
 
     def recall(self, backbone: Backbone, task: str) -> keras.Model:
-        return self.recalled(copy_of_base(backbone.model), task, self.memory.shared)
+        return self.recalled(backbone, task, self.memory.shared)

@@ -54,6 +54,7 @@ class UnitGraph:
     Attributes:
         units: The number of units of each layer with a kernel, by canonical path.
         gate_of: By the path of the layer behind which a gate stands, that of the layer whose units it opens.
+        inside_of_chains: The paths of the layers from one with a kernel on, up to the one in front of the gate's.
 
     Raises:
         ValueError: If the network cannot have gates; the sentence says where and why.
@@ -70,6 +71,7 @@ class UnitGraph:
         self._results = {id(tensor) for tensor in model.outputs}
         self.units: dict[str, int] = {}
         self.gate_of: dict[str, str] = {}
+        self.inside_of_chains: set[str] = set()
         for node in self._nodes:
             if type(node.operation) in GATED_LAYERS:
                 path = self._paths[id(node.operation)]
@@ -105,6 +107,7 @@ class UnitGraph:
             readers = self._readers.get(id(tensor), [])
             if id(tensor) in self._results or len(readers) != 1 or not _is_channelwise(readers[0].operation, tensor):
                 return self._paths[id(node.operation)]
+            self.inside_of_chains.add(self._paths[id(node.operation)])
             node = readers[0]
 
     def _check(self, model: keras.Model) -> None:

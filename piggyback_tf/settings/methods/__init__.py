@@ -8,6 +8,7 @@ from piggyback_tf.settings.methods.base import (
     NormConfig,
     OptionalNormConfig,
     TrainedNetworkConfig,
+    check_is_for,
     check_learns,
 )
 
@@ -20,5 +21,6 @@ __all__ = [
     "NormConfig",
     "OptionalNormConfig",
     "TrainedNetworkConfig",
+    "check_is_for",
     "check_learns",
 ]

@@ -1,13 +1,13 @@
 """What the settings of methods share. A method's settings say what is known of it before Keras is loaded."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from piggyback_tf.registry import Registry
 from piggyback_tf.settings.records import check_choice, check_finite, option
-from piggyback_tf.targets import TARGETS, USUAL
+from piggyback_tf.targets import TARGETS, USUAL, check_own_settings
 
 CONFIGS: Registry[type["MethodConfig"]] = Registry("method")
 VARIABLE_GROUPS = ("mask", "head", "norm", "weights", "adapter")
@@ -104,6 +104,24 @@ def check_learns(name: str, config: type[MethodConfig], target: str, whose: str)
         f"{whose} has {TARGETS[target]}, which method {name} does not learn: {reason}. Methods that do: "
         f"{', '.join(able)}."
     )
+
+
+def check_is_for(config: MethodConfig, targets: Collection[str]) -> None:
+    """Refuses a setting that is for tasks of other targets alone, and would do nothing.
+
+    Args:
+        config: The settings of a method.
+        targets: What the tasks find that are learned with them.
+
+    Raises:
+        ValueError: With the first such setting.
+    """
+    given = {
+        field.name: repr(value)
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    }
+    check_own_settings(given, targets, "`{}={}`")
 
 
 def check_norm(norm: str) -> None:

@@ -1,7 +1,6 @@
 """Settings of fine-tuning."""
 
 import dataclasses
-from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 
@@ -19,7 +18,4 @@ class FinetuneConfig(TrainedNetworkConfig):
 class FinetuneSequentialConfig(TrainedNetworkConfig):
     """Settings of fine-tuning one network on task after task."""
 
-    problems = ("class", "multilabel")
-    why_not = MappingProxyType(
-        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
-    )
+    problems = ("class", "multilabel", "map")

@@ -15,10 +15,7 @@ class HATConfig(MethodConfig):
     """Settings of hard attention to the task; the defaults are the paper's."""
 
     trains = ("adapter", "weights", "head")
-    problems = ("class", "multilabel")
-    why_not = MappingProxyType(
-        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
-    )
+    problems = ("class", "multilabel", "map")
     recipe = MappingProxyType(
         {
             "sgd_momentum": 0.0,

@@ -15,10 +15,7 @@ class PackNetConfig(NormConfig):
     """Settings of PackNet; the defaults are the paper's, but for `norm_statistics`."""
 
     trains = ("weights", "norm", "head")
-    problems = ("class", "multilabel")
-    why_not = MappingProxyType(
-        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
-    )
+    problems = ("class", "multilabel", "map")
     recipe = MappingProxyType(
         {
             "schedule": "step",

@@ -33,17 +33,17 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize(
-    "augment",
-    [
-        "",
-        "resize(40,56)",
-        "resize(33)",
-        "resize(31)|central_crop(24)",
-        "central_crop(20)",
-        "resize(50,41)|resize(20,9)",
-    ],
-)
+AUGMENTS = [
+    "",
+    "resize(40,56)",
+    "resize(33)",
+    "resize(31)|central_crop(24)",
+    "central_crop(20)",
+    "resize(50,41)|resize(20,9)",
+]
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
 def test_a_label_map_goes_back_to_the_size_of_the_image(augment):
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -153,6 +153,64 @@ def test_both_patchers_find_the_same_labels(device, plain, tmp_path):
     (tmp_path / "output").write_bytes(output.tobytes()[4:])
     refused = run(program, "labels", manifest, edge, target, tmp_path / "output", tmp_path / "labels")
     assert "not as many finite numbers" in refused.stderr
+
+
+def labels_at_own_size(folder, program, device, augment, shape, size=()):
+    """Returns what the C++ patcher says of a random output, and Python's labels of it, in the size of the model."""
+    graphs = (GRAPHS[0], Signature("map", shape, ROOM, 0, shape[0] * shape[1]))
+    base = Base(device.data, Manifest(**{**vars(device.manifest), "graphs": graphs}))
+    task, data = make_task(base, augment=augment)
+    model = Model(base)
+    model.install(task)
+    output = np.random.default_rng(sum(shape)).standard_normal((1, *shape, ROOM)).astype("f4")
+    contents = {"manifest": manifest_bytes(base.manifest), "task": data, "model": model.data, "output": output}
+    for name, content in contents.items():
+        (folder / name).write_bytes(bytes(content))
+    files = [folder / name for name in (*contents, "labels")]
+    return run(program / "piggyback_edge", "labels", *files, *size), task.label_maps(output, model.data)[0]
+
+
+@pytest.mark.parametrize(
+    "augment", [*AUGMENTS, " resize( size = 40,width=56 ) ", "resize(40, width=56)|central_crop(size=31)"]
+)
+def test_both_patchers_give_a_label_map_the_size_of_the_image(device, plain, tmp_path, augment):
+    rng = np.random.default_rng(1)
+    # The second is rounded where the middle is between two numbers; the others are any.
+    for size in ((24, 200), (40, 60), *(tuple(map(int, rng.integers(24, 200, 2))) for _ in range(8))):
+        operations = parse_augment(augment) if augment else []
+        shape = apply_operations(operations, np.zeros((*size, 3), np.uint8)).shape[:2]
+        found, labels = labels_at_own_size(tmp_path, plain, device, augment, shape, size)
+        assert found.returncode == 0, found.stderr
+        expected = at_own_size(labels, augment, size)
+        assert np.array_equal(np.fromfile(tmp_path / "labels", np.uint8).reshape(size), expected)
+        assert len(np.unique(expected)) == 3
+
+
+@pytest.mark.parametrize(
+    ("augment", "size", "words"),
+    [
+        ("resize(10,12)", (30,), "two numbers"),
+        ("resize(10,12)", (30, 0), "two numbers"),
+        ("resize(10,12)", (30, 65536), "two numbers"),
+        ("resize(10)", (30, 40), "to another one than that of its label maps"),
+        ("central_crop(12)", (11, 40), "or not at all"),
+        ("pad(10,12)", (10, 12), "by other steps than"),
+        ("resize(10,12)|flip", (30, 40), "by other steps than"),
+        ("resize(10,12)resize(10,12)", (30, 40), "by other steps than"),
+        ("resize(10,12)|", (30, 40), "by other steps than"),
+        ("resize(width=12)", (30, 40), "by other steps than"),
+        ("resize(width=12, 10)", (30, 40), "by other steps than"),
+        ("resize(10,12,3)", (30, 40), "by other steps than"),
+        ("resize(10,size=12)", (30, 40), "by other steps than"),
+        ("resize(8193,12)|resize(10,12)", (30, 40), "by other steps than"),
+        ("resize(0,12)", (30, 40), "by other steps than"),
+        ("central_crop(10,12)", (30, 40), "by other steps than"),
+    ],
+)
+def test_a_size_or_steps_that_cannot_be_are_refused(device, plain, tmp_path, augment, size, words):
+    found, _ = labels_at_own_size(tmp_path, plain, device, augment, (10, 12), size)
+    assert found.returncode == 2 and words in found.stderr and found.stderr.count("\n") == 1
+    assert not (tmp_path / "labels").exists()
 
 
 def test_both_patchers_take_each_class_by_itself(device, plain, tmp_path):

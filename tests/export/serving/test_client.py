@@ -107,18 +107,24 @@ def test_a_request_failed_by_another_is_asked_again_soon(monkeypatch, message, l
     assert longest / 2 <= max(pauses) <= longest
 
 
-@pytest.mark.parametrize("protocol", ["rest", "grpc"])
-def test_a_server_that_comes_up_late_is_waited_for(served, protocol, expected):
+def test_a_server_that_comes_up_late_is_waited_for(served, expected):
+    """By a client over each protocol."""
     ports = [f"--{kind}_port={free_port()}" for kind in ("rest", "grpc")]
     address = dict(zip(("rest", "grpc"), (port.partition("=")[2] for port in ports), strict=True))
-    late = type("Server", (), address)
-    found = []
-    ask = threading.Thread(target=lambda: found.append(client_of(late, protocol).classify(IMAGES, NAMES)))
-    ask.start()
+    late, found = type("Server", (), address), {}
+
+    def ask(protocol):
+        found[protocol] = client_of(late, protocol).classify(IMAGES, NAMES)
+
+    threads = [threading.Thread(target=ask, args=[protocol]) for protocol in address]
+    for thread in threads:
+        thread.start()
     time.sleep(0.5)
     with running_server(f"--model=piggyback={served['piggyback']}", *ports):
-        ask.join()
-    np.testing.assert_allclose(found[0]["probabilities"], expected, rtol=0, atol=1e-5)
+        for thread in threads:
+            thread.join()
+    for protocol in address:
+        np.testing.assert_allclose(found[protocol]["probabilities"], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"url": "http://127.0.0.1:{port}"}, {"grpc": "127.0.0.1:{port}"}])

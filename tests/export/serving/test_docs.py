@@ -48,7 +48,7 @@ def _code(language, containing):
 @pytest.fixture(scope="module", name="best")
 def _best(small):
     """The best label of the photo for the second task."""
-    signature = tf.saved_model.load(str(small.packed)).signatures["encoded"]
+    signature = small.loaded().signatures["encoded"]
     found = signature(image_bytes=tf.constant(FILES[1:2]), task=tf.constant([small.packs[1].task]))
     return found["labels"].numpy()[0, 0].decode()
 
