@@ -93,6 +93,8 @@ class Method(abc.ABC):
     # Whether a training can make the features the same for all images. They are then looked at after each epoch, beside
     # those of the base, as which the network starts.
     watches_features: bool = False
+    # What `build` makes of a model with an `added_loss`.
+    extended_model: ClassVar[type[ExtendedModel]] = ExtendedModel
     # How the head starts where the config leaves it to the method, one of `HEAD_INITS`.
     own_head_init: ClassVar[str] = "zeros"
 
@@ -134,7 +136,7 @@ class Method(abc.ABC):
         term = self.added_loss(model, backbone)
         if term is None:
             return model
-        return ExtendedModel(inputs=model.input, outputs=model.output, name=model.name, added_loss=term)
+        return self.extended_model(inputs=model.input, outputs=model.output, name=model.name, added_loss=term)
 
     def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
         """Returns what a training step adds to the loss of the labels; None, nothing, for most.
