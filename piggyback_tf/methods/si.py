@@ -85,11 +85,12 @@ class GatheringModel(SeparateGradientsModel):
             for variable, gradient in zip(variables, own, strict=True)
             if paths[id(variable)] in omega
         ]
+        # In half precision the optimiser scales losses, and may change by how much after each step.
+        scale = tf.identity(self.optimizer.scale_loss(tf.ones([])))
         super().take_step(variables, own, added)
         gradients = summed([gradient for *_, gradient in steps])
-        scale = self.optimizer.scale_loss(tf.ones([]))
         for (total, variable, before, _), gradient in zip(steps, gradients, strict=True):
-            # In half precision a step with infinite gradients is not taken.
+            # A step with infinite gradients is then not taken.
             total.assign_sub(tf.math.multiply_no_nan(gradient / scale, variable.value - before))
 
 

@@ -23,6 +23,7 @@ from piggyback_tf.sequences.store import MemoryStore, PackStore
 from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainingError
 from piggyback_tf.training.backup import BackupAndRestore
+from piggyback_tf.training.guards import StopOnNaN
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()
@@ -231,6 +232,35 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
     assert found["steps"][-1]["answers"] == expected["steps"][-1]["answers"]
     assert found["steps"][-1]["history"] == expected["steps"][-1]["history"]
     assert not (tmp_path / "2_spots" / STATE_FILE).exists()
+
+
+# What these do in a step depends on more than the images of the task.
+STEPPING = ("agem", "derpp", "er", "hat", "si")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", STEPPING)
+def test_killed_within_an_epoch_and_started_again(method, sequences, tmp_path, monkeypatch):
+    _, _, expected = sequences(method)
+    steps, end_step = [0], StopOnNaN.on_train_batch_end
+
+    def break_off(self, batch, logs=None):
+        end_step(self, batch, logs)
+        steps[0] += 1
+        # Four epochs of two steps for the first task; then the first step of the third epoch of the second.
+        if steps[0] == 8 + 5:
+            raise BrokenOffError
+
+    monkeypatch.setattr(StopOnNaN, "on_train_batch_end", break_off)
+    with pytest.raises(BrokenOffError):
+        run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
+    found = run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
+    assert steps[0] == 8 + 5 + 4, "the epoch was done again"
+    assert found["steps"][-1]["history"] == expected["steps"][-1]["history"]
+    ours, theirs = (Memory.load(path / "2_spots" / MEMORY_FILE) for path in (tmp_path, sequences(method)[0]))
+    for one, two in ((ours.shared, theirs.shared), (ours.learning, theirs.learning)):
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")

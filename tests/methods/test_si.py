@@ -57,6 +57,23 @@ def test_steps_gather_the_labels_gradient_times_the_step_that_was_taken(first):
     assert sum(float(total.sum()) for total in expected.values()) > 0
 
 
+@pytest.mark.slow
+def test_the_scale_of_losses_in_half_precision_is_not_gathered(first):
+    found = []
+    for optimizer in (
+        keras.optimizers.SGD(0.1),
+        # The scale doubles after each second step.
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1024.0, dynamic_growth_steps=2),
+    ):
+        model = _compiled(SI(SIConfig(si_strength=50.0, head_init="glorot"), first), optimizer)
+        for _ in range(3):
+            model.train_on_batch(IMAGES, LABELS)
+        found.append(_omega(model))
+    for path in found[0]:
+        assert np.any(found[0][path] != 0)
+        np.testing.assert_allclose(found[1][path], found[0][path], rtol=1e-3, atol=1e-6, err_msg=path)
+
+
 def test_importance_is_what_the_paper_says_and_is_summed():
     config, memory, expected = SIConfig(si_damping=0.5), Memory(), 0.0
     start = toy_backbone().model.get_layer("dense").kernel.numpy()
