@@ -18,6 +18,7 @@ and Adam take steps of which nothing is promised. The loss that is reported is t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -26,17 +27,21 @@ from piggyback_tf.backbones import named_variables
 from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.parts.many_heads import OLD_HEADS_NAME, OldHeadsModel
 from piggyback_tf.methods.parts.replay import ReplayNetwork
-from piggyback_tf.methods.parts.separate_gradients import SeparateGradientsModel, summed
+from piggyback_tf.methods.parts.separate_gradients import separate_step, summed
 from piggyback_tf.problems import is_head
 from piggyback_tf.settings.methods.replay import AGEMConfig
 
 
-class ProjectedModel(SeparateGradientsModel, OldHeadsModel):
+class ProjectedModel(OldHeadsModel):
     """A functional model whose steps do not follow its labels where that would raise its added loss."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return separate_step(self, data, self.take_step)
 
     def take_step(
         self, variables: Sequence[keras.Variable], own: Sequence[tf.Tensor], added: Sequence[tf.Tensor] | None
     ) -> None:
+        """Steps along the projected gradient; see `TakeStep`."""
         assert added is not None
         own, added = summed(own), summed(added)
         shared = [place for place, variable in enumerate(variables) if id(variable) in self._shared_ids()]

@@ -31,11 +31,11 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.parts.added_loss import AddedLoss, no_term
+from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel, no_term
 from piggyback_tf.methods.parts.held_network import HeldNetwork
 from piggyback_tf.methods.parts.importance import penalised_variables
 from piggyback_tf.methods.parts.memory import Arrays
-from piggyback_tf.methods.parts.separate_gradients import PassingLayer, SeparateGradientsModel, summed
+from piggyback_tf.methods.parts.separate_gradients import PassingLayer, separate_step, summed
 from piggyback_tf.settings.methods.si import SIConfig
 
 GATHERED_NAME = "gathered"
@@ -72,12 +72,16 @@ class Gathered(PassingLayer):
             )
 
 
-class GatheringModel(SeparateGradientsModel):
+class GatheringModel(ExtendedModel):
     """A functional model with a layer `Gathered`, in which each training step adds what it lowered the loss by."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return separate_step(self, data, self.take_step)
 
     def take_step(
         self, variables: Sequence[keras.Variable], own: Sequence[tf.Tensor], added: Sequence[tf.Tensor] | None
     ) -> None:
+        """Steps as ever, and gathers; see `TakeStep`."""
         omega = self.get_layer(GATHERED_NAME).omega
         paths = {id(variable): path for path, variable in named_variables(self).items()}
         steps = [
@@ -87,7 +91,8 @@ class GatheringModel(SeparateGradientsModel):
         ]
         # In half precision the optimiser scales losses, and may change by how much after each step.
         scale = tf.identity(self.optimizer.scale_loss(tf.ones([])))
-        super().take_step(variables, own, added)
+        gradients = own if added is None else [one + other for one, other in zip(own, added, strict=True)]
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         gradients = summed([gradient for *_, gradient in steps])
         for (total, variable, before, _), gradient in zip(steps, gradients, strict=True):
             # A step with infinite gradients is then not taken.

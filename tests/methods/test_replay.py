@@ -90,9 +90,11 @@ def test_every_image_is_as_likely_to_be_kept_after_later_tasks():
         memory = method.remember(model, toy_backbone(), task, [(images, labels)])
         kept[task] = memory.learning["0/labels"]
     assert 400 < kept["a"].mean() < 600
-    # After a second task a half of it is left, after ten a tenth.
-    for part in (200, 40):
-        assert 380 < kept["a"][:part].mean() < 620
+    # After a second task a half of it is left, after ten a tenth. Images that were early in the stream, but not among
+    # as many as are left, are in it as often as others are.
+    for left in (200, 40):
+        found = kept["a"][:left]
+        assert ((left <= found) & (found < 400)).mean() > 0.5 * (400 - left) / 1000
     assert np.array_equal(kept["a"], kept["b"]), "always the same"
 
 
@@ -165,7 +167,8 @@ def test_each_image_is_judged_by_its_own_tasks_head(memory):
     assert np.mean(distances) > 1e-3
     expected = 0.3 * np.mean(distances) + 0.7 * np.mean(losses)
     np.testing.assert_allclose(model.added_loss(None, None), expected, rtol=1e-4)
-    np.testing.assert_allclose(KeptImages(memory, model).cross_entropy(1), np.mean(losses), rtol=1e-4)
+    kept = KeptImages(memory, keras.Model(model.input, model.output))
+    np.testing.assert_allclose(kept.cross_entropy(1), np.mean(losses), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(ER, marks=pytest.mark.slow), DERPP])
@@ -184,6 +187,7 @@ def test_kept_images_leave_statistics_alone(kind, memory):
 # -------------------------------------------------------------------------------------------------- what it does
 
 
+@pytest.mark.slow
 def test_derpp_without_weights_is_finetuning_in_sequence():
     first = train_and_remember(DERPP(), toy_backbone(), "stripes", toy_tasks()["stripes"], CONFIG)
     config = DERPPConfig(derpp_alpha=0.0, derpp_beta=0.0)
@@ -217,7 +221,8 @@ def test_no_step_of_agem_raises_the_loss_of_kept_images(against, memory):
         with tf.GradientTape() as tape:
             replayed = model.added_loss(None, None)
         (towards,) = tape.gradient(replayed, [model.get_layer("dense").bias.value])
-        head.kernel.assign(np.outer(towards, [8.0, -4.0, -4.0]) + 0.1 * RNG.normal(size=head.kernel.shape))
+        # Small, so that all classes are about as likely.
+        head.kernel.assign(np.outer(towards / np.linalg.norm(towards), [0.05, -0.05, 0.0]))
         images, labels = IMAGES, np.zeros(6, int)
     else:
         images = memory.learning["1/images"][:6].astype(np.float32)
@@ -237,7 +242,8 @@ def test_no_step_of_agem_raises_the_loss_of_kept_images(against, memory):
         return sum(float(tf.reduce_sum(one[place] * two[place])) for place in shared)
 
     asked, got, square = product(own, added), product(given, added), product(added, added)
-    assert (asked < -1e-3 * square) == against, (asked, square)
+    cosine = asked / np.sqrt(square * product(own, own))
+    assert cosine < -0.1 if against else cosine > 0.1, cosine
     assert got > -1e-5 * square
     factor = min(asked / square, 0.0)
     for variable, found, one, other in zip(variables, given, own, added, strict=True):

@@ -12,7 +12,6 @@ from piggyback_tf.methods.si import GATHERED_NAME, SI, SIConfig
 from piggyback_tf.training import TrainConfig, train_task
 from piggyback_tf.training.backup import BackupAndRestore
 from tests.methods.learning import check_drift_falls, check_same_as_finetuning
-from tests.methods.real_training import train_and_remember
 from tests.methods.toy import CLASSES, INPUTS, SIZE, toy_backbone, toy_tasks
 
 CONFIG = TrainConfig(epochs=2, batch_size=10, chance_epochs=0, warmup_steps=0, weights_lr=1e-3, head_lr=1e-2)
@@ -22,7 +21,14 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 @pytest.fixture(scope="module", name="first")
 def _first() -> Memory:
-    return train_and_remember(SI(), toy_backbone(), "stripes", toy_tasks()["stripes"], CONFIG)
+    """A task of which each weight has gathered something, on a way of its own."""
+    method, rng = SI(), np.random.default_rng(5)
+    model = method.build(toy_backbone(), CLASSES["stripes"])
+    for variable in model.trainable_variables:
+        variable.assign_add(rng.normal(scale=0.01, size=variable.shape))
+    for total in model.get_layer(GATHERED_NAME).omega.values():
+        total.assign(rng.uniform(0, 1e-3, total.shape))
+    return method.remember(model, toy_backbone(), "stripes", [])
 
 
 def _omega(model):
@@ -94,6 +100,7 @@ def test_importance_is_what_the_paper_says_and_is_summed():
     assert all((array >= 0).all() for array in memory.learning.values())
 
 
+@pytest.mark.slow
 def test_the_best_epoch_has_its_own(monkeypatch):
     """Where a training gets worse, what is gathered is that of the epoch whose weights are kept."""
     seen, end_epoch = [], BackupAndRestore.on_epoch_end
@@ -110,6 +117,7 @@ def test_the_best_epoch_has_its_own(monkeypatch):
     assert not any(np.array_equal(seen[1], other) for other in (seen[0], seen[2]))
 
 
+@pytest.mark.slow
 def test_weight_0_is_finetuning_in_sequence(first):
     check_same_as_finetuning(SI(SIConfig(si_strength=0.0), first), toy_tasks()["spots"], CONFIG)
 
