@@ -64,7 +64,7 @@ class Method(abc.ABC):
     2. `training_data`: which images are learned from;
     3. `start_source` and `starting_from`: whether the task starts from the pack of another;
     4. `build`, which asks for `feature_model` and `added_loss`: what a step adds to the loss of the labels, such as
-       what other targets ask for;
+       what other targets ask for; with the latter it makes an `extended_model`, which may have a step of its own;
     5. `phases`, `begin_training`, and for each phase `begin_phase`, `groups` and `callbacks`;
     6. `remember` and `recall`, of a method that makes no packs.
 
@@ -142,7 +142,8 @@ class Method(abc.ABC):
         """Returns what a training step adds to the loss of the labels; None, nothing, for most.
 
         It is a price for weights, or what other targets ask for: it gets the images as they are augmented, and what
-        the model answered to them, and may compare that with anything it knows of them.
+        the model answered to them, and may compare that with anything it knows of them. It may also ask the model
+        about other images.
 
         Args:
             model: The task's model, from images to logits.
@@ -154,7 +155,7 @@ class Method(abc.ABC):
     def training_data(self, tasks: Mapping[str, TaskData]) -> TaskData:
         """Returns what a training learns from: the images of the task that is learned, for most.
 
-        Here other images come in, such as those of other tasks or remembered ones, with the classes that the model has.
+        Here other images come in, such as those of other tasks, with the classes that the model has.
 
         Args:
             tasks: The data of the tasks that are learned in this training, in order: one, or all, of a method that

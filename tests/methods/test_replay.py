@@ -279,6 +279,8 @@ def test_forgets_less_than_finetuning_in_sequence(name):
         errors[other] = {
             task: error_of(recalled.recall(backbone, task), data) for task, data in (("old", old), ("new", new))
         }
+        old_head = learned.of("old")["head/kernel"]
+        assert np.array_equal(old_head, memory.of("old")["head/kernel"]) == (other == "finetune_sequential")
     forgotten = {other: found["old"] - start for other, found in errors.items()}
     assert forgotten["finetune_sequential"] > 3, (start, errors)
     assert forgotten[name] < 0.67 * forgotten["finetune_sequential"], (start, errors)
