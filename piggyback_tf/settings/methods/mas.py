@@ -13,7 +13,9 @@ class MASConfig(TrainedNetworkConfig):
     """Settings of memory aware synapses."""
 
     problems = ("class", "multilabel")
-    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
+    )
 
     mas_lambda: float = option(1.0, "Weight of what earlier tasks need, against the new task; 0: none.")
     mas_images: int = option(500, "Training images, drawn at random, for what weights matter; 0: all.")

@@ -12,7 +12,9 @@ class ReplayConfig(TrainedNetworkConfig):
     """Settings of a memory of images."""
 
     why_not = MappingProxyType(
-        dict.fromkeys(("multilabel", "map"), "of each remembered image it keeps one class, with that of its task")
+        dict.fromkeys(
+            ("multilabel", "map", "boxes"), "of each remembered image it keeps one class, with that of its task"
+        )
     )
 
     replay_images: int = option(200, "Training images that are kept of all tasks together, in equal shares.")

@@ -13,7 +13,9 @@ class SIConfig(TrainedNetworkConfig):
     """Settings of synaptic intelligence."""
 
     problems = ("class", "multilabel")
-    why_not = MappingProxyType({"map": "the weights that tasks share are kept for images of the base's own size"})
+    why_not = MappingProxyType(
+        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
+    )
 
     si_strength: float = option(1.0, "c: weight of what earlier tasks need, against the new task; 0: none.")
     si_damping: float = option(1e-5, "xi: the smaller, the more weights matter that hardly moved.")
