@@ -263,13 +263,11 @@ def test_the_recipe_of_agem_steps_along_its_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["er", "agem", "derpp"])
+@pytest.mark.parametrize("name", ["er", "derpp"])
 def test_forgets_less_than_finetuning_in_sequence(name):
     backbone, old, new = load_backbone("shapesnet"), digits_task(0, 4, 200), digits_task(5, 9, 200)
-    recipe = {**METHODS[name].Config.recipe}
-    # In so few steps plain SGD forgets nothing at a usual rate.
-    rates = {"weights_lr": 0.3, "norm_lr": 0.3, "head_lr": 0.3} if recipe else {"weights_lr": 3e-3, "head_lr": 1e-2}
-    config = TrainConfig(**{**recipe, **rates, "epochs": 4, "chance_epochs": 0, "warmup_steps": 3})
+    config = TrainConfig(epochs=4, chance_epochs=0, warmup_steps=3, weights_lr=3e-3, head_lr=1e-2)
+    # In so few steps a higher price of old answers leaves the new task less.
     settings = {"derpp_alpha": 0.1} if name == "derpp" else {}
     method = METHODS[name](METHODS[name].Config(replay_images=50, **settings))
     memory = train_and_remember(method, backbone, "old", old, config)
