@@ -4,12 +4,14 @@
 
 MobileNetV2 at 96 px with ImageNet weights; the same epochs, optimisers, schedule, images and augmentation for every
 method: the defaults of `train.py`, but for half of the epochs with half of the batch size, which are as many steps.
-Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Three have
+Methods whose tasks depend on those before run in both orders: sketch, art, textures, and the reverse. Some have
 settings of their own: HAT starts with most of its gates open, since half of them closed leave little of a
 pretrained network. Residual adapters, on this network batch norm and little else, train that at ten times the default
 rate. PackNet trains weights at ten times the default rate, and lets the statistics of batch norm follow, since those of
-the base are of a network that pruning has changed. The best epoch is chosen on a tenth of the training images. An
-interrupted run goes on where it was; a run that is in results/methods.json is not done again.
+the base are of a network that pruning has changed. Methods that keep images draw as many of them in a step as there are
+new ones. A-GEM has its own recipe, SGD without momentum, since it promises nothing of Adam's steps. The best epoch is
+chosen on a tenth of the training images. An interrupted run goes on where it was; a run that is in results/methods.json
+is not done again.
 
 `python -m piggyback_tf table --layout=survey benchmarks/results/methods.json` prints the same table, and draws plots.
 """
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common import Results, parser, realdata
-from tasks import INPUTS, MASKS, SETS, Recipe, mobilenet, state_folder
+from tasks import INPUTS, MASKS, SCHEDULE, SETS, Recipe, mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
@@ -27,13 +29,17 @@ from piggyback_tf.evaluation.results import FORMAT
 from piggyback_tf.evaluation.tables import make_table, read_benchmark, to_markdown
 from piggyback_tf.methods import METHODS
 from piggyback_tf.sequences import SequenceSettings, run_sequence
+from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainingError
 
+# They keep images of the tasks before.
+REPLAY = ("er", "agem", "derpp")
 ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
 
 
 VARIANTS: dict[str, Recipe] = {
     **{name: Recipe(name) for name in METHODS.names()},
+    **{name: Recipe(name, {"replay_batch": SCHEDULE.batch_size}, CONFIGS[name].recipe) for name in REPLAY},
     "hat": Recipe("hat", {"hat_mean": 2.0}),
     "packnet": Recipe("packnet", {"norm_statistics": "task"}, {"weights_lr": 1e-3}),
     "residual_adapters": Recipe("residual_adapters", train={"norm_lr": 1e-2}),

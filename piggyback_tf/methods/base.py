@@ -65,7 +65,7 @@ class Method(abc.ABC):
     2. `training_data`: which images are learned from;
     3. `start_source` and `starting_from`: whether the task starts from the pack of another;
     4. `build`, which asks for `feature_model` and `added_loss`: what a step adds to the loss of the labels, such as
-       what other targets ask for;
+       what other targets ask for; with the latter it makes an `extended_model`, which may have a step of its own;
     5. `phases`, `begin_training`, and for each phase `begin_phase`, `groups` and `callbacks`;
     6. `remember` and `recall`, of a method that makes no packs.
 
@@ -94,6 +94,8 @@ class Method(abc.ABC):
     # Whether a training can make the features the same for all images. They are then looked at after each epoch, beside
     # those of the base, as which the network starts.
     watches_features: bool = False
+    # What `build` makes of a model with an `added_loss`.
+    extended_model: ClassVar[type[ExtendedModel]] = ExtendedModel
     # How the head starts where the config leaves it to the method, one of `HEAD_INITS`.
     own_head_init: ClassVar[str] = "zeros"
 
@@ -138,7 +140,7 @@ class Method(abc.ABC):
         term = self.added_loss(model, backbone)
         if term is None:
             return model
-        return ExtendedModel(inputs=model.input, outputs=model.output, name=model.name, added_loss=term)
+        return self.extended_model(inputs=model.input, outputs=model.output, name=model.name, added_loss=term)
 
     def head_endpoints(self, network: Backbone, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
         """Returns what a head for pixels builds on in `feature_model`: the endpoints of the network, for most.
@@ -154,7 +156,8 @@ class Method(abc.ABC):
         """Returns what a training step adds to the loss of the labels; None, nothing, for most.
 
         It is a price for weights, or what other targets ask for: it gets the images as they are augmented, and what
-        the model answered to them, and may compare that with anything it knows of them.
+        the model answered to them, and may compare that with anything it knows of them. It may also ask the model
+        about other images.
 
         Args:
             model: The task's model, from images to logits.
@@ -166,7 +169,7 @@ class Method(abc.ABC):
     def training_data(self, tasks: Mapping[str, TaskData]) -> TaskData:
         """Returns what a training learns from: the images of the task that is learned, for most.
 
-        Here other images come in, such as those of other tasks or remembered ones, with the classes that the model has.
+        Here other images come in, such as those of other tasks, with the classes that the model has.
 
         Args:
             tasks: The data of the tasks that are learned in this training, in order: one, or all, of a method that

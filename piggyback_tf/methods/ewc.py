@@ -25,13 +25,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, named_variables
+from piggyback_tf.backbones import Backbone
 from piggyback_tf.methods.base import METHODS
 from piggyback_tf.methods.parts.added_loss import AddedLoss
-from piggyback_tf.methods.parts.fisher import diagonal_fisher, sample_images
+from piggyback_tf.methods.parts.importance import (
+    check_remembered,
+    mean_over_images,
+    penalised_variables,
+    quadratic_penalty,
+    sample_images,
+)
 from piggyback_tf.methods.parts.memory import Memory
 from piggyback_tf.methods.parts.shared_network import SharedNetwork
-from piggyback_tf.problems import is_head
 from piggyback_tf.settings.methods.ewc import EWCConfig
 
 
@@ -43,9 +48,10 @@ class EWC(SharedNetwork):
     config: EWCConfig
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
-        variables = penalised_variables(model)
-        fisher = diagonal_fisher(model, variables, sample_images(images, self.config.ewc_fisher_images))
-        memory = super().remember(model, backbone, task, images)
+        sample = sample_images(images, self.config.ewc_fisher_images)
+        # The empirical Fisher information, with the labels of the data in place of labels that the network draws.
+        fisher = mean_over_images(model, penalised_variables(model), sample, _cross_entropy, tf.square)
+        memory = super().remember(model, backbone, task, [])
         kept, number = dict(self.memory.learning), len(self.memory.tasks)
         if self.config.ewc_online:
             number = 0
@@ -63,31 +69,14 @@ class EWC(SharedNetwork):
         variables, learning = penalised_variables(model), self.memory.learning
         numbers = range(1 if self.config.ewc_online else len(self.memory.tasks))
         keys = {f"{number}/{part}/{path}" for number in numbers for part in ("fisher", "weights") for path in variables}
-        if different := sorted(keys ^ learning.keys()):
-            raise ValueError(
-                f"What is remembered does not fit the settings: {different[0]!r} is in one of them only. Keep --norm "
-                "and --ewc_online as they were for the first task."
-            )
-        terms = []
-        for number in numbers:
-            for path, variable in variables.items():
-                # Tensors, since the graph of a training step would hold a copy of an array.
-                fisher, old = (tf.constant(learning[f"{number}/{part}/{path}"]) for part in ("fisher", "weights"))
-                terms.append((variable, fisher, old))
-
-        def penalty(images: tf.Tensor, answers: tf.Tensor) -> tf.Tensor:
-            del images, answers
-            moved = [tf.reduce_sum(fisher * tf.square(variable.value - old)) for variable, fisher, old in terms]
-            return 0.5 * self.config.ewc_lambda * tf.add_n(moved)
-
-        return penalty
+        check_remembered(keys, learning, "--norm and --ewc_online")
+        terms = [
+            (variable, learning[f"{number}/fisher/{path}"], learning[f"{number}/weights/{path}"])
+            for number in numbers
+            for path, variable in variables.items()
+        ]
+        return quadratic_penalty(0.5 * self.config.ewc_lambda, terms)
 
 
-def penalised_variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Returns the trainable variables of a model by canonical path, those of the head left out."""
-    trainable = {id(variable) for variable in model.trainable_variables}
-    return {
-        path: variable
-        for path, variable in named_variables(model).items()
-        if id(variable) in trainable and not is_head(path)
-    }
+def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)

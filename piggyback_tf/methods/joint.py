@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import TaskData
 from piggyback_tf.data.joined import join_tasks
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.parts.many_heads import split_heads
+from piggyback_tf.methods.parts.many_heads import own_logits, split_heads
 from piggyback_tf.methods.parts.memory import Memory
 from piggyback_tf.methods.parts.shared_network import SharedNetwork
 from piggyback_tf.problems import HEAD_NAME, HeadSpec
@@ -42,25 +41,13 @@ class JointModel(keras.Model):
         super().__init__(*args, **kwargs)
         self.classes = tuple(classes)
 
-    def own_logits(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        """Returns the logits `[B, C]` with the lowest number there is wherever a class is of another head.
-
-        Args:
-            labels: Whole numbers `[B]` in `[0, C)`, of any dtype: with several devices Keras has floats.
-            logits: `[B, C]`.
-        """
-        head_of = tf.constant(np.repeat(np.arange(len(self.classes)), self.classes))
-        own = tf.gather(head_of, tf.cast(tf.reshape(labels, [-1]), tf.int32))[:, None] == head_of
-        # Its exponential is exactly 0, so that neither the loss nor a gradient knows of these classes.
-        return tf.where(own, logits, logits.dtype.min)
-
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:
-        return super().compute_loss(x, y, self.own_logits(y, y_pred), sample_weight, training)
+        return super().compute_loss(x, y, own_logits(y, y_pred, self.classes), sample_weight, training)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        return super().compute_metrics(x, y, self.own_logits(y, y_pred), sample_weight)
+        return super().compute_metrics(x, y, own_logits(y, y_pred, self.classes), sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "classes": list(self.classes)}

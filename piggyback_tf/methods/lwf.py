@@ -18,8 +18,7 @@ follows the usual practice of fine-tuning; its weight decay is left out.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -27,15 +26,10 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
 from piggyback_tf.masking import share
 from piggyback_tf.methods.base import METHODS
-from piggyback_tf.methods.parts.added_loss import AddedLoss, ExtendedModel
-from piggyback_tf.methods.parts.many_heads import join_heads, split_heads
-from piggyback_tf.methods.parts.memory import Memory
-from piggyback_tf.methods.parts.shared_network import SharedNetwork
+from piggyback_tf.methods.parts.added_loss import AddedLoss
+from piggyback_tf.methods.parts.many_heads import OLD_HEADS_NAME, OldHeadsNetwork, join_heads
 from piggyback_tf.problems import HEAD_NAME, HeadSpec, add_head
 from piggyback_tf.settings.methods.lwf import LwFConfig
-from piggyback_tf.surgery import own_arrays
-
-OLD_HEADS_NAME = "old_heads"
 
 
 class Distillation:
@@ -73,58 +67,12 @@ class Distillation:
         return self.config.lwf_weight * tf.add_n(divergences)
 
 
-class DistilledModel(ExtendedModel):
-    """A functional model that in training also answers with old heads.
-
-    Its graph ends in the logits of the new head and, behind them, those of the old heads, `[B, C + O]`. Outside of
-    training it answers with the new head's alone, `[B, C]`. Labels are those of the new task.
-
-    Args:
-        *args: As for a functional `keras.Model`.
-        new_classes: The number of classes of the new head, `C`.
-        **kwargs: As for `ExtendedModel`.
-    """
-
-    def __init__(self, *args: Any, new_classes: int, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.new_classes = new_classes
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> tf.Tensor:
-        logits = super().call(inputs, training=training, mask=mask)
-        return logits if training else logits[:, : self.new_classes]
-
-    def answers_to_labels(self, answers: tf.Tensor) -> tf.Tensor:
-        return answers[:, : self.new_classes]
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        return super().compute_metrics(x, y, self.answers_to_labels(y_pred), sample_weight)
-
-
 @METHODS.register("lwf")
-class LwF(SharedNetwork):
+class LwF(OldHeadsNetwork):
     """Trains one network on task after task, and keeps the old heads' answers to the new task's images."""
 
     Config = LwFConfig
     config: LwFConfig
-
-    def build(self, backbone: Backbone, head: HeadSpec | int, seed: int = 0) -> keras.Model:
-        if not self.memory.tasks:
-            return super().build(backbone, head, seed)
-        spec = HeadSpec.of(head)
-        features = self.feature_model(backbone, seed)
-        model = add_head(features, spec, self.head_start(seed))
-        weights = join_heads(self.memory)
-        old_heads = keras.layers.Dense(len(weights[1]), dtype="float32", name=OLD_HEADS_NAME)
-        logits = keras.layers.Concatenate(name="all_heads", dtype="float32")([model.output, old_heads(features.output)])
-        old_heads.set_weights(weights)
-        model = keras.Model(model.input, logits, name=model.name)
-        return DistilledModel(
-            inputs=model.input,
-            outputs=logits,
-            name=model.name,
-            new_classes=spec.classes,
-            added_loss=self.added_loss(model, backbone),
-        )
 
     def added_loss(self, model: keras.Model, backbone: Backbone) -> AddedLoss | None:
         if not self.memory.tasks:
@@ -155,12 +103,3 @@ class LwF(SharedNetwork):
             else:
                 layer.trainable = self.config.norm == "task" or not is_batch_norm(layer)
         return model
-
-    def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
-        memory = super().remember(model, backbone, task, images)
-        if not self.memory.tasks:
-            return memory
-        arrays = own_arrays(model)
-        classes = {name: self.memory.classes(name) for name in self.memory.tasks}
-        kernel, bias = (arrays[f"{OLD_HEADS_NAME}/{name}"] for name in ("kernel", "bias"))
-        return memory.with_changed(split_heads(kernel, bias, classes))

@@ -44,8 +44,8 @@ class RunConfig:
     image_size: int | None = option(None, "Height and width in pixels; by default the backbone's own.")
     method: str = option(
         "piggyback",
-        f"How the task is learned. {', '.join(n for n in CONFIGS if CONFIGS[n].recipe)} have optimisers and rates of "
-        "their own.",
+        f"How the task is learned. {', '.join(n for n in CONFIGS.names() if CONFIGS[n].recipe)} have optimisers and "
+        "rates of their own.",
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
     strategy: str = option("auto", "Devices to train on; auto: mirrored if there are several.")

@@ -61,7 +61,9 @@ def write_single(folder: Path, task, results, *, classes=("x", "y"), base_hash="
     return str(folder)
 
 
-def sequence(method, steps, *, base_hash="ab" * 32, added=5000, compressed=1000, replaces=False, cost=100, **more):
+def sequence(
+    method, steps, *, base_hash="ab" * 32, added=5000, compressed=1000, learning=0, replaces=False, cost=100, **more
+):
     """Returns what `run_sequence` does.
 
     Args:
@@ -70,6 +72,7 @@ def sequence(method, steps, *, base_hash="ab" * 32, added=5000, compressed=1000,
         base_hash: Hash of the base.
         added: Bytes.
         compressed: Bytes.
+        learning: Bytes.
         replaces: Whether the base is no longer needed.
         cost: Multiply-adds of each task's network.
         **more: Further entries of the metrics and measures.
@@ -86,7 +89,7 @@ def sequence(method, steps, *, base_hash="ab" * 32, added=5000, compressed=1000,
                 "system": added if replaces else BASE + added,
                 "added": added,
                 "compressed": compressed,
-                "learning": 0,
+                "learning": learning,
             },
         }
         if step

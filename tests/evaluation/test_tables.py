@@ -164,6 +164,7 @@ def _survey_rows():
             {a: {a: 9}, b: {a: 19, b: 30}},
             replaces=True,
             added=BASE + 50,
+            learning=52_600_000,
             cost=250,
             measures={"forgetting": 10.0},
         ),
@@ -190,12 +191,14 @@ def test_the_survey():
         "added": "5.0 kB",
         "compressed": "1.0 kB",
         "system": "1.0 MB",
+        "learning": "0 bytes",
         "trained parameters": "140",
         "multiply-adds": "1.00",
         "time": "20 s",
     }
     assert cells["lwf/↓"]["forgetting"] == "10.00"
     assert cells["lwf/↓"]["multiply-adds"] == "2.50"
+    assert cells["lwf/↓"]["learning"] == "52.6 MB"
     # The base is replaced: the compressed network is smaller than the base.
     assert (cells["lwf/↑"]["added"], cells["lwf/↑"]["compressed"]) == ("50 bytes", "-999.0 kB")
     assert set(cells["dan/↓"].values()) == {""}

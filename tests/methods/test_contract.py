@@ -23,9 +23,18 @@ from piggyback_tf.sequences.store import MemoryStore, PackStore
 from piggyback_tf.settings import CONFIGS
 from piggyback_tf.training import TrainingError
 from piggyback_tf.training.backup import BackupAndRestore
+from piggyback_tf.training.guards import StopOnNaN
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()
+# Each shares all that is tested here, but for its formula, with one that is tested every time: `si`, or `agem`.
+LIKE_OTHERS = ("derpp", "er", "mas")
+
+
+def _params(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name in names]
+
+
 IMAGES = np.random.default_rng(1).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.float32)
 
 
@@ -62,7 +71,7 @@ def _store(method, folder, backbone):
     return (PackStore if METHODS[method].makes_pack else MemoryStore)(backbone, folders)
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_learns_and_leaves_the_base_alone(method, sequences):
     _, backbone, metrics = sequences(method)
     assert backbone.hash == _backbone(method).hash == metrics["base_hash"]
@@ -73,7 +82,7 @@ def test_learns_and_leaves_the_base_alone(method, sequences):
     assert metrics["steps"][-1]["bytes"]["added"] > 0
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
     folder, backbone, _ = sequences(method)
     kind, heads = METHODS[method], CLASSES if METHODS[method].Config.at_once else None
@@ -91,7 +100,7 @@ def test_the_loss_has_a_gradient_for_all_that_is_trained(method, sequences):
         assert not without
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_it_says_which_groups_of_variables_it_trains(method, sequences):
     folder, backbone, _ = sequences(method)
     kind, heads = METHODS[method], CLASSES if METHODS[method].Config.at_once else None
@@ -122,7 +131,7 @@ def test_a_group_that_a_method_does_not_name_is_refused():
         Silent().groups(Silent().build(toy_backbone(), 3))
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_old_answers_stay_where_that_is_promised(method, sequences):
     _, _, metrics = sequences(method)
     if METHODS[method].Config.at_once:
@@ -138,7 +147,7 @@ def test_what_is_learned_alone_keeps_old_tasks():
         assert method.sequential or method.Config.at_once or method.keeps_old_tasks
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_networks_come_back_from_files(method, sequences, tmp_path):
     folder, backbone, metrics = sequences(method)
     store, kind = _store(method, folder, backbone), METHODS[method]
@@ -178,7 +187,7 @@ def test_a_task_goes_from_its_pack_through_bank_and_merged_network(method, seque
         assert bool(changed) == (method != "classifier_only")
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_sequential_backbones_are_learned_on(method):
     layers = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.ReLU(), keras.layers.GlobalAveragePooling2D()]
     if method == "norm_only":
@@ -191,7 +200,7 @@ def test_sequential_backbones_are_learned_on(method):
     assert backbone.hash == model_hash(model)
 
 
-@pytest.mark.parametrize("method", [name for name in NAMES if not METHODS[name].makes_pack])
+@pytest.mark.parametrize("method", _params(name for name in NAMES if not METHODS[name].makes_pack))
 def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
     folder, backbone, _ = sequences(method)
     memory = Memory.load(folder / "2_spots" / MEMORY_FILE)
@@ -233,6 +242,35 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
     assert not (tmp_path / "2_spots" / STATE_FILE).exists()
 
 
+# What these do in a step depends on more than the images of the task.
+STEPPING = ("agem", "derpp", "er", "hat", "si")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", STEPPING)
+def test_killed_within_an_epoch_and_started_again(method, sequences, tmp_path, monkeypatch):
+    _, _, expected = sequences(method)
+    steps, end_step = [0], StopOnNaN.on_train_batch_end
+
+    def break_off(self, batch, logs=None):
+        end_step(self, batch, logs)
+        steps[0] += 1
+        # Four epochs of two steps for the first task; then the first step of the third epoch of the second.
+        if steps[0] == 8 + 5:
+            raise BrokenOffError
+
+    monkeypatch.setattr(StopOnNaN, "on_train_batch_end", break_off)
+    with pytest.raises(BrokenOffError):
+        run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
+    found = run_sequence(tmp_path, _backbone(method), toy_tasks(), _settings(method))
+    assert steps[0] == 8 + 5 + 4, "the epoch was done again"
+    assert found["steps"][-1]["history"] == expected["steps"][-1]["history"]
+    ours, theirs = (Memory.load(path / "2_spots" / MEMORY_FILE) for path in (tmp_path, sequences(method)[0]))
+    for one, two in ((ours.shared, theirs.shared), (ours.learning, theirs.learning)):
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     """Returns a function that gives the state of a training of `stripes` by a method, which is done once."""
@@ -254,7 +292,7 @@ def states(tmp_path_factory):
     return train
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_refuses_the_state_of_another_method(method, states, tmp_path):
     other = "classifier_only" if method == "piggyback" else "piggyback"
     own = tmp_path / ("2_spots" if METHODS[method].Config.at_once else "1_stripes")
@@ -283,7 +321,7 @@ def test_a_finished_task_is_not_learned_again(sequences):
     assert again["steps"][1] == metrics["steps"][1]
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_hooks_keep_their_word(method):
     backbone, tasks, kind = _backbone(method), toy_tasks(), METHODS[method]
     heads = CLASSES if kind.Config.at_once else None
@@ -325,7 +363,7 @@ def test_hooks_keep_their_word(method):
             assert tuple(term.shape) in ((), (4,)) and np.isfinite(term).all()
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_settings_are_finite(method):
     config = METHODS[method].Config
     for field in dataclasses.fields(config):
@@ -335,7 +373,7 @@ def test_settings_are_finite(method):
                     config(**{field.name: value})
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", _params(NAMES))
 def test_a_layer_that_is_called_like_the_head_is_refused(method):
     images = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, name="head")(images)

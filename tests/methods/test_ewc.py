@@ -9,7 +9,7 @@ import pytest
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.methods import METHODS, Memory
 from piggyback_tf.methods.ewc import EWC, EWCConfig
-from piggyback_tf.methods.parts.fisher import sample_images
+from piggyback_tf.methods.parts.importance import sample_images
 from piggyback_tf.training import TrainConfig
 from tests.methods.real_training import train_and_remember
 from tests.methods.toy import toy_backbone, toy_tasks

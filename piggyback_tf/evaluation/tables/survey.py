@@ -20,7 +20,8 @@ _LEGEND = (
     "p (100 - p) / images) / tasks. All seeds are measured on the same images, and do not narrow it.",
     "Forgetting, backward and forward transfer are in points of accuracy. Added: bytes besides the base, with packs of "
     "a bit for each weight of a mask, and compressed; below 0 where a network that replaces the base is smaller than "
-    "it. System: base and all that was added, uncompressed.",
+    "it. System: base and all that was added, uncompressed. Learning: what only the learning of further tasks needs, "
+    "such as kept images.",
     "Trained parameters and time are sums over all trainings; multiply-adds are relative to those of classifier_only.",
 )
 _AGNOSTIC = (
@@ -76,6 +77,13 @@ class Outcome:
         """The bytes of base and tasks."""
         added = self.added("system")
         return None if added is None else self.records[0].sizes["base"] + added
+
+    @property
+    def learning(self) -> int | None:
+        """The bytes that only learning further tasks needs, after the last one."""
+        sequences = [record.sequence for record in self.records]
+        sizes = [found["steps"][-1].get("bytes", {}).get("learning") if found else None for found in sequences]
+        return None if None in sizes else sum(sizes)
 
     @property
     def trained_parameters(self) -> int | None:
@@ -239,6 +247,7 @@ def _columns(tasks: Sequence[str], rows: Sequence[Row]) -> dict[str, Callable[[R
         "added": over_seeds(lambda one: one.added("system"), "bytes"),
         "compressed": over_seeds(lambda one: one.added("compressed"), "bytes"),
         "system": over_seeds(lambda one: one.system, "bytes"),
+        "learning": over_seeds(lambda one: one.learning, "bytes"),
         "trained parameters": over_seeds(lambda one: one.trained_parameters, "count"),
         "multiply-adds": over_seeds(cost, "ratio"),
         "time": over_seeds(lambda one: one.seconds, "seconds"),

@@ -11,6 +11,11 @@ import tensorflow as tf
 AddedLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor | None]
 
 
+def no_term(images: tf.Tensor, answers: tf.Tensor) -> None:
+    """The `AddedLoss` of a model that needs one and has no term."""
+    del images, answers
+
+
 class ExtendedModel(keras.Model):
     """A functional model whose loss in training has one more term.
 
@@ -27,15 +32,26 @@ class ExtendedModel(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:
-        loss = super().compute_loss(x, y, self.answers_to_labels(y_pred), sample_weight, training)
-        term = self.added_loss(x, y_pred) if training else None
+        loss = self.labels_loss(x, y, y_pred, sample_weight, training)
+        term = self.added_term(x, y_pred, sample_weight) if training else None
+        return loss if term is None else loss + term
+
+    def labels_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor:
+        """Returns the loss without the term; arguments are those of `compute_loss`."""
+        return super().compute_loss(x, y, self.answers_to_labels(y_pred), sample_weight, training)
+
+    def added_term(self, x: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor | None:
+        """Returns the term, or what is a part of it on one of several devices, as a number; None if there is none."""
+        term = self.added_loss(x, y_pred)
         if term is None:
-            return loss
+            return None
         if term.shape.rank:
             # As the loss of the labels: a mean over a batch, or what is a part of it on one of several devices.
-            return loss + AsGiven(reduction=self.loss.reduction)(term, term, sample_weight=sample_weight)
+            return AsGiven(reduction=self.loss.reduction)(term, term, sample_weight=sample_weight)
         # The losses of several devices are summed, and each of them adds the term.
-        return loss + term / tf.distribute.get_strategy().num_replicas_in_sync
+        return term / tf.distribute.get_strategy().num_replicas_in_sync
 
     def answers_to_labels(self, answers: tf.Tensor) -> tf.Tensor:
         """Returns the logits that labels are compared with, of all that the model answers in training."""

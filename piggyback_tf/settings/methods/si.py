@@ -1,0 +1,28 @@
+"""Settings of synaptic intelligence."""
+
+import dataclasses
+from types import MappingProxyType
+
+from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
+from piggyback_tf.settings.records import option
+
+
+@CONFIGS.register("si")
+@dataclasses.dataclass(frozen=True)
+class SIConfig(TrainedNetworkConfig):
+    """Settings of synaptic intelligence."""
+
+    problems = ("class", "multilabel")
+    why_not = MappingProxyType(
+        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
+    )
+
+    si_strength: float = option(1.0, "c: weight of what earlier tasks need, against the new task; 0: none.")
+    si_damping: float = option(1e-5, "xi: the smaller, the more weights matter that hardly moved.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.si_strength >= 0:
+            raise ValueError(f"`si_strength` must not be negative. Received: si_strength={self.si_strength}.")
+        if not self.si_damping > 0:
+            raise ValueError(f"`si_damping` must be above 0. Received: si_damping={self.si_damping}.")
