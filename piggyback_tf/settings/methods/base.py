@@ -36,7 +36,7 @@ class MethodConfig:
 
     head: str = option(
         "fpn",
-        "Head of tasks of label maps. fpn: a light pyramid, on any network; fcn32, fcn16, fcn8: on vgg16 and vgg19.",
+        "Head of tasks of label maps. fpn: a light pyramid, on any network; fcn32, fcn16, fcn8: on the VGG networks.",
         before="fpn",
     )
     class_weights: str = option(
