@@ -116,6 +116,14 @@ def write_weight(arrays: TaskArrays, path: str, roles: Set[str], weights: np.nda
     out[: weights.size] = _as_words(value.astype(weights.dtype))
 
 
+def task_weight(arrays: TaskArrays, path: str, weights: np.ndarray) -> np.ndarray:
+    """Returns what a weight of the base is for a task, as an array of its shape and dtype; see `write_weight`."""
+    roles = changed_weights(arrays.parts).get(path, frozenset())
+    out = np.empty(weights.size + 8, f"int{8 * weights.itemsize}")
+    write_weight(arrays, path, roles, np.ascontiguousarray(weights), out)
+    return out[: weights.size].view(weights.dtype).reshape(weights.shape)
+
+
 def apply_mask(weights: np.ndarray, packed: np.ndarray, out: np.ndarray) -> None:
     """Writes masked weights: +0.0 where the mask drops, else the weight's own bits, with the sign flipped if negated.
 

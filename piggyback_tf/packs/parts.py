@@ -1,8 +1,8 @@
 """What a task has of a weight beside a mask, and the one rule by which a base's weight and a task make a weight.
 
 A kernel is `W' = s (k0 W + k1 + (k2 + k3 W) M) + A B`, where M is a mask, the k are numbers of the whole kernel, s
-scales channels, and A B has a low rank. What a task does not have is left out: without the k there is M W, and without a
-mask W. Any other vector of the base, such as a bias, is replaced as a whole. The arrays are named ROLE/PATH:
+scales channels, and A B has a low rank. What a task does not have is left out: without the k there is M W, and without
+a mask W. Any other vector of the base, such as a bias, is replaced as a whole. The arrays are named ROLE/PATH:
 
 | role | array |
 | --- | --- |
@@ -25,6 +25,8 @@ from piggyback_tf.packs.container import PackError, check_path
 
 SCALE, DOWN, UP, VECTOR, AFFINE = "scale", "down", "up", "vector", "affine"
 ROLES = (SCALE, DOWN, UP, VECTOR, AFFINE)
+# With one of these a kernel is more than the base's numbers, each of which is dropped, negated or scaled.
+MIXED = frozenset((AFFINE, DOWN))
 Shape = tuple[int, ...]
 
 

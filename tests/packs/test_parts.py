@@ -6,8 +6,6 @@ import keras
 import numpy as np
 import pytest
 
-from export.saved_model import export_saved_model
-from export.shared.errors import ExportError
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import PackError, TaskBank, TaskPack
 from piggyback_tf.packs.held_task import HeldTask
@@ -285,17 +283,6 @@ def test_a_bank_has_them_beside_tasks_with_masks(backbone, kind, hold):
     np.testing.assert_array_equal(values["fc/bias"], pack.parts["vector/fc/bias"])
     without = TaskBank(backbone).add(with_arrays(pack, parts={})).predict(IMAGES, "birds")
     assert np.abs(without - bank.predict(IMAGES, "birds")).max() > 1e-3
-
-
-def test_exports_say_that_they_do_not_hold_them(backbone, tmp_path):
-    sentence = (
-        "Task 'birds', learned by 'piggyback', has low rank and scales of channels and vectors of its own, and exports "
-        "hold masks, batch norm and heads. A TaskBank, evaluate, predict and merge take it."
-    )
-    with pytest.raises(ExportError) as error:
-        export_saved_model(backbone, [_changed(backbone)], tmp_path / "served")
-    assert str(error.value) == sentence
-    assert not (tmp_path / "served").exists()
 
 
 def test_a_vector_that_a_loop_of_ones_own_changed_is_held(backbone):
