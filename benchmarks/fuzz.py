@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from common import Results, markdown, parser
 
-from piggyback_tf.packs import BaseSpec, MaskBits, format2_to_5
+from piggyback_tf.packs import BaseSpec, MaskBits, format2_to_6
 from piggyback_tf.packs.bits import pack_bits
 from tests.packs.forgeries import FORGERIES, forge_file
 from tests.packs.helpers import base_of, channel_mask, forge, make_pack, rates_of, structured_pack
@@ -183,7 +183,7 @@ def open_claims() -> dict[str, Any]:
     row: dict[str, Any] = {"files": 0, "identical": 0, "other": 0, "refused": 0, "seconds": 0.0, "faults": []}
     most = 0
     for name, data in claims():
-        result = try_apart(data, None, None, BYTES_A_WEIGHT * format2_to_5.MAX_WEIGHTS + BYTES_BESIDE, False)
+        result = try_apart(data, None, None, BYTES_A_WEIGHT * format2_to_6.MAX_WEIGHTS + BYTES_BESIDE, False)
         row["files"] += 1
         row[result.outcome] += 1
         row["seconds"] = max(row["seconds"], result.seconds)
@@ -200,7 +200,7 @@ def claims() -> Iterator[tuple[str, bytes]]:
     for kind in ("binary", "ternary"):
         for classes in (1, 16):
             for rate in (1, 200):
-                shape = [format2_to_5.MAX_WEIGHTS // width, width]
+                shape = [format2_to_6.MAX_WEIGHTS // width, width]
                 lines = _lines(1, shape, classes)
                 name = f"one layer, {kind}, {classes} x {classes} classes, rate {rate}"
                 yield name, _claim(kind, lines, rate)

@@ -10,6 +10,7 @@ import numpy as np
 from piggyback_tf.data import TARGETS, DataError, parse_augment
 from piggyback_tf.packs import PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
+from piggyback_tf.packs.parts import parts_in_words
 from piggyback_tf.top_k import best_classes
 
 from ..servable.folder import DESCRIPTION, described_base
@@ -64,7 +65,11 @@ class SentPack:
         except PackError as error:
             raise SentPackError(f"{error} The base here is that of the export {str(file)!r}.") from error
         if pack.parts:
-            raise SentPackError(f"Task {pack.task!r} changes its base by more than a mask and batch norm.")
+            raise SentPackError(
+                f"Task {pack.task!r} changes its base by more than a mask and batch norm: by "
+                f"{parts_in_words(pack.parts)}. The signature with_mask does not take that. Add the task to the "
+                "export: export saved_model --add_to."
+            )
         try:
             self.inputs = {
                 "mask": layout.pack_mask(pack).reshape(-1),

@@ -51,7 +51,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-TASK_VERSIONS = (1, 2)
+TASK_VERSIONS = (1, 2, 3)
 MANIFEST_VERSIONS = (1, 2, 3)
 FILTER = 1
 KINDS = {1: "filter", 2: "bias", 3: "factor", 4: "offset", 5: "scales", 6: "zeros", 7: "head kernel", 8: "head bias"}
@@ -73,7 +73,10 @@ SIGNATURE = struct.Struct("<64sIIIII44s")
 TASK_HEADER = struct.Struct("<8sIIQIIII32s32s32s12QIII12s")
 # Of the graph with a dense head, which has been there in all versions.
 FIRST_SIGNATURE = "serving_default"
-RATIOS, NEW_BYTES = 1, 2
+COMPOSITION = struct.Struct("<4I6f")
+RATIOS, NEW_BYTES, COMPOSED = 1, 2, 3
+# What a composition has beside its numbers.
+HAS_RATIOS, HAS_OFFSETS, HAS_FACTORS = 1, 2, 4
 DIGEST = 32
 _MAX_FILE, _MAX_BASE, _MAX_COUNT, _MAX_TEXT = 1 << 30, (1 << 31) - 1, 1 << 20, 65535
 _MAX_SIGNATURES, _MAX_SIDE, _MAX_OUTPUT, _MAX_LABELS = 256, 1 << 15, 1 << 28, 256
@@ -284,6 +287,32 @@ def _entry(place: int, fields: tuple[int, ...], begin: int, base_size: int, grap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Composition:
+    """What a task makes of a filter that it changes otherwise than by dropping, negating and scaling; see
+    docs/edge-format.md.
+
+    Attributes:
+        factors: By what a weight is multiplied where the mask is 0, 1 and -1, float32 `[3]`.
+        added: What is added then, float32 `[3]`.
+        scales: The scales of the new filter, float32 `[scale_count]`; none if it is not quantised.
+        ratios: By what the products of each channel are multiplied, float32 `[channels]`; None if by nothing.
+        offsets: The same of what is added; None likewise.
+        down: A matrix A, float32 `[rows, rank]`; None if no product of matrices is added.
+        up: A matrix B, float32 `[rank, columns]`; None likewise.
+        inner: How many elements of a column of A B lie side by side.
+    """
+
+    factors: np.ndarray
+    added: np.ndarray
+    scales: np.ndarray
+    ratios: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+    down: np.ndarray | None = None
+    up: np.ndarray | None = None
+    inner: int = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What a task changes.
 
@@ -306,6 +335,7 @@ class Task:
         answer: What is made of logits, one of `ANSWERS`.
         problem: What it finds, as its pack says: `"class"`, or `"map"` for the class of each pixel.
         head_spec: Its head as its pack says, as JSON; empty in version 1, where all heads are dense.
+        compositions: For the place of a filter that is made in another way what it is made of.
     """
 
     name: str
@@ -326,10 +356,14 @@ class Task:
     answer: str = "softmax"
     problem: str = "class"
     head_spec: str = ""
+    compositions: dict[int, Composition] = dataclasses.field(default_factory=dict)
 
     @property
     def version(self) -> int:
-        """The version of its file: 1 is of probabilities by a dense head, on bases without other heads."""
+        """The version of its file: 1 is of probabilities by a dense head, on bases without other heads, and before 3
+        filters are dropped, negated and scaled alone."""
+        if self.compositions:
+            return 3
         return 1 if not self.manifest.graphs and (self.answer, self.problem) == ("softmax", "class") else 2
 
     @property
@@ -358,11 +392,11 @@ class Task:
                 raise EdgeError("it is for another base.tflite")
             _check(flags < 16 and not any(zero), "bytes that must be zero are not")
             _check(count == len(manifest.entries), f"it is for {count} entries")
-            _check(version == 2 or not (width or graph or answer), "bytes that must be zero are not")
-            _check(version == 2 or not manifest.graphs, "it is of version 1, and the base has several kinds of tasks")
+            _check(version > 1 or not (width or graph or answer), "bytes that must be zero are not")
+            _check(version > 1 or not manifest.graphs, "it is of version 1, and the base has several kinds of tasks")
             _check(graph < len(manifest.signatures), "it is for a signature that the base does not have")
             signature = manifest.signatures[graph]
-            shape = (size, width if version == 2 else size)
+            shape = (size, width if version > 1 else size)
             good = features == signature.features and shape == signature.image_shape
             _check(good, "it is for other images or features")
             good = answer < len(ANSWERS) and (ANSWERS[answer] == "argmax" or signature.places == 1)
@@ -380,10 +414,11 @@ class Task:
                 masks = decode_masks(masks, rates, counts, planes)
             _check(flags & COMPRESSED or not rates, "it has rates and is not compressed")
             _check(hashlib.sha256(masks).digest() == digests[2], "its masks are not those that were written")
-            ratios, new_bytes = _corrections(corrections, manifest, flags)
+            ratios, new_bytes, compositions = _corrections(corrections, manifest, flags)
+            _check((version == 3) == bool(compositions), "it is of version 3 if filters are composed, and then alone")
             kernel, bias = (None, None) if inside else _head(head, features, classes)
             _check(not (inside and head), "it has two heads")
-            own = 2 if version == 2 else 0
+            own = 2 if version > 1 else 0
             name, augment, base_name, preprocessing, *labels = _strings(text, 4 + own + classes)
             problem, head_spec = labels[:own] or ("class", "")
             parts = [hashlib.sha256(part).digest() for part in (masked, head, corrections, text)]
@@ -392,6 +427,7 @@ class Task:
             return cls(
                 name, tuple(labels[own:]), augment, base_name, preprocessing, flags, found, ratios, new_bytes, kernel,
                 bias, len(data), digest, manifest, graph, ANSWERS[answer], problem, head_spec,
+                compositions,
             )  # fmt: skip
 
     def probabilities(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap) -> np.ndarray:
@@ -484,9 +520,11 @@ def _head(data: bytes, features: int, classes: int) -> tuple[np.ndarray, np.ndar
     return values[:-classes].reshape(features, classes), values[-classes:]
 
 
-def _corrections(data: bytes, manifest: Manifest, flags: int) -> tuple[dict[int, np.ndarray], dict[int, bytes]]:
-    """Returns ratios and new bytes by the place of their entry."""
-    ratios, new_bytes = {}, {}
+def _corrections(
+    data: bytes, manifest: Manifest, flags: int
+) -> tuple[dict[int, np.ndarray], dict[int, bytes], dict[int, Composition]]:
+    """Returns ratios, new bytes and compositions by the place of their entry."""
+    ratios, new_bytes, compositions = {}, {}, {}
     start, last, seen = 0, -1, 0
     while start < len(data):
         _check(len(data) - start > 16, "its corrections end early")
@@ -505,12 +543,39 @@ def _corrections(data: bytes, manifest: Manifest, flags: int) -> tuple[dict[int,
             good = np.isin(ratio, (1, -1)) if entry.dtype.kind == "i" else np.isfinite(ratio)
             _check(bool(good.all()), "ratios are impossible")
             ratios[place] = ratio
+        elif kind == COMPOSED:
+            _check(entry.kind == FILTER, "a composition is for what is no filter")
+            compositions[place] = _composition(content, entry)
         else:
             _check(kind == NEW_BYTES and entry.kind != FILTER, "a correction is of an unknown kind")
             _check(length <= entry.nbytes and length % entry.dtype.itemsize == 0, "new bytes have the wrong length")
             new_bytes[place] = content
     _check(seen == flags & (OWN_NORM | HEAD_INSIDE), "its corrections are not those that its flags say")
-    return ratios, new_bytes
+    return ratios, new_bytes, compositions
+
+
+def _composition(data: bytes, entry: Entry) -> Composition:
+    """Returns what a filter is made of, from its correction."""
+    _check(len(data) >= COMPOSITION.size, "a composition ends early")
+    has, rank, columns, inner, *numbers = COMPOSITION.unpack_from(data)
+    _check(has < 8, "a composition has what is not known")
+    low_rank = bool(has & HAS_FACTORS)
+    _check(low_rank == bool(rank) == bool(columns) == bool(inner), "the factors of a composition are impossible")
+    good = not low_rank or (rank <= _MAX_COUNT and entry.size % (columns * inner) == 0)
+    _check(good, "the factors of a composition are impossible")
+    rows = entry.size // columns if low_rank else 0
+    counts = [entry.scale_count, entry.channels * bool(has & HAS_RATIOS), entry.channels * bool(has & HAS_OFFSETS)]
+    counts += [rows * rank, rank * columns]
+    _check(len(data) == COMPOSITION.size + 4 * sum(counts), "a composition has another length than its numbers")
+    values = np.frombuffer(data, _RATIO_DTYPE, sum(counts), COMPOSITION.size)
+    _check(bool(np.isfinite(values).all() and np.isfinite(numbers).all()), "a composition is not finite")
+    scales, ratios, offsets, down, up = np.split(values, np.cumsum(counts)[:-1])
+    _check(bool((scales > 0).all()), "the scales of a composition are not above zero")
+    first = np.array(numbers, np.float32)
+    return Composition(
+        first[:3], first[3:], scales, ratios if has & HAS_RATIOS else None, offsets if has & HAS_OFFSETS else None,
+        down.reshape(rows, rank) if low_rank else None, up.reshape(rank, columns) if low_rank else None, inner or 1,
+    )  # fmt: skip
 
 
 def _strings(data: bytes, count: int) -> list[str]:
@@ -684,6 +749,9 @@ def _put(entry: Entry, place: int, task: Task, base: bytes, out: bytearray) -> N
     part = slice(entry.offset, entry.offset + entry.nbytes)
     if place in task.new_bytes:
         out[part] = task.new_bytes[place].ljust(entry.nbytes, b"\0")
+    elif place in task.compositions:
+        target = np.frombuffer(out, entry.dtype, entry.size, entry.offset)
+        target[:] = _composed(entry, task.compositions[place], task.masks.get(place), base)
     elif place in task.ratios or place in task.masks:
         source = np.frombuffer(base, entry.dtype, entry.size, entry.offset)
         target = np.frombuffer(out, entry.dtype, entry.size, entry.offset)
@@ -702,11 +770,48 @@ def _scaled(weights: np.ndarray, ratios: np.ndarray, entry: Entry) -> np.ndarray
         return (weights.reshape(shape) * factors.astype(np.int8)).reshape(-1)
     with np.errstate(over="ignore", under="ignore"):
         product = (weights.reshape(shape).astype(np.float32) * factors).reshape(-1)
-        rounded = product.astype(entry.dtype)
+        return _rounded(product, entry)
+
+
+def _rounded(values: np.ndarray, entry: Entry) -> np.ndarray:
+    """Returns float32 numbers in the floating point type of a filter; what becomes infinite in float16 is 65504."""
+    rounded = values.astype(entry.dtype)
     if entry.dtype.itemsize == 2:
         infinite = np.isinf(rounded)
-        rounded[infinite] = np.copysign(np.float16(65504), product[infinite])
+        rounded[infinite] = np.copysign(np.float16(65504), values[infinite])
     return rounded
+
+
+def _composed(entry: Entry, made_of: Composition, mask: np.ndarray | None, base: bytes) -> np.ndarray:
+    """Returns a filter that a task makes of the base's: each product and each sum in float32, one after another."""
+    shape = (-1, entry.channels, entry.inner)
+    values = np.frombuffer(base, entry.dtype, entry.size, entry.offset).astype(np.float32).reshape(shape)
+    quantised = entry.dtype.kind == "i"
+    with np.errstate(all="ignore"):
+        if quantised:
+            values = values * np.frombuffer(base, _RATIO_DTYPE, entry.scale_count, entry.scale_offset)[:, None]
+        # 0, 1, or 2 where a weight is negated.
+        places = np.ones(entry.size, np.intp)
+        if mask is not None:
+            places = np.unpackbits(mask, axis=1, count=entry.size, bitorder="little").sum(axis=0, dtype=np.intp)
+        values = values * made_of.factors[places].reshape(shape)
+        added = made_of.added[places].reshape(shape)
+        if made_of.ratios is not None:
+            values = values * made_of.ratios[:, None]
+        if made_of.offsets is not None:
+            added = added * made_of.offsets[:, None]
+        values = values + added
+        if made_of.down is not None and made_of.up is not None:
+            down = made_of.down.reshape(-1, 1, made_of.inner, len(made_of.up))
+            product = down[..., 0] * made_of.up[0][:, None]
+            for rank in range(1, len(made_of.up)):
+                product = product + down[..., rank] * made_of.up[rank][:, None]
+            values = values + product.reshape(shape)
+        if not quantised:
+            return _rounded(values.reshape(-1), entry)
+        numbers = np.rint(values / made_of.scales[:, None])
+        # What is no number is the smallest.
+        return np.where(numbers > -127, np.minimum(numbers, 127), -127).astype(np.int8).reshape(-1)
 
 
 def _apply_mask(weights: np.ndarray, mask: np.ndarray | None, out: np.ndarray) -> None:
@@ -1046,14 +1151,19 @@ def _inspect(options: argparse.Namespace) -> None:
     for path in options.tasks:
         task = Task.load(path, manifest)
         kind = "ternary" if task.flags & TERNARY else "binary"
-        extras = [
-            name for flag, name in ((COMPRESSED, "compressed"), (OWN_NORM, "own batch norm")) if task.flags & flag
-        ]
+        extras = [name for flag, name in ((COMPRESSED, "compressed"), (OWN_NORM, _own_norm(task))) if task.flags & flag]
         print(f"{path}: {task.nbytes:,} bytes, task {_printable(task.name)}, {', '.join([kind, *extras])}")
         if task.version > 1:
             print(f"  problem {_printable(task.problem)}, signature {task.signature.name}")
         print(f"  preparation: {_printable(task.augment)}")
         print(f"  {len(task.labels)} classes: {', '.join(map(_printable, task.labels))}")
+
+
+def _own_norm(task: Task) -> str:
+    """Returns what a task changes beside masks and head, as far as its file says."""
+    if task.compositions:
+        return f"own batch norm or vectors, {len(task.compositions)} filters made in other ways than by masks"
+    return "own batch norm or vectors"
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -103,7 +103,7 @@ class PatchedExport:
 
     def check(self, pack: TaskPack) -> None:
         if self.quantize in _INTEGERS:
-            check_constants(self._base, self._model.data, pack)
+            check_constants(self._base, self._model.data, pack, self._task.compositions)
 
     def answer(self, image: np.ndarray) -> JudgedAnswer:
         output = self._run(image)

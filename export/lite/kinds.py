@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.parts import parts_in_words
 from piggyback_tf.problems import PROBLEMS
 
 from ..edge.piggyback_edge import ANSWERS, FIRST_SIGNATURE
@@ -126,6 +127,12 @@ def check_is_dense(pack: TaskPack) -> None:
         ExportError: If not.
     """
     check_answer(pack)
+    if pack.parts:
+        raise ExportError(
+            f"Task {pack.task!r}, learned by {pack.method!r}, has {parts_in_words(pack.parts)} of its own. The designs "
+            "switch and input take masks and batch norm as inputs of the model, and filters that are computed from "
+            "them alone. Use --design=patch or --design=plain."
+        )
     if not head_of(pack).is_dense or answer_of(pack.problem) != "softmax":
         raise ExportError(
             f"Task {pack.task!r} of the problem {pack.problem!r} has a head of kind {head_of(pack).kind!r}. The "

@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import keras
 import numpy as np
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.materialise import task_weight
+from piggyback_tf.packs.parts import MIXED, SCALE, changed_weights, composed_kernel, part_name
 from piggyback_tf.problems import HEAD_NAME, HeadNetwork, is_head
 
+from ..shared.errors import ExportError
 from ..shared.task_weights import TaskWeights
 from .kinds import GraphKind, dense_kind
 
@@ -81,18 +84,31 @@ class Network:
         kernels: Kernels by path.
         norms: Batch norm by the layer's path.
         weights: All weights by path, float32 or of their own dtype.
+        used: The paths of those of the base that the graph computes with.
+        vectors: The paths of the vectors of the base, not of batch norm, that tasks can replace in it.
+        rescaled: The paths of the kernels whose quantised filters can have scales of a task's own without batch norm.
     """
 
     kind: GraphKind
     kernels: dict[str, Kernel]
     norms: dict[str, Norm]
     weights: dict[str, np.ndarray]
+    used: frozenset[str]
+    vectors: tuple[str, ...] = ()
+    rescaled: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, backbone: Backbone, kind: GraphKind | None = None) -> "Network":
+    def of(
+        cls,
+        backbone: Backbone,
+        kind: GraphKind | None = None,
+        vectors: Collection[str] = (),
+        rescaled: Collection[str] = (),
+    ) -> "Network":
         """Returns what a graph computes with: all of a base for a dense head, else what leads to the head.
 
-        The head's variables are zeros, with room for the classes of the kind; if that is None, there is no head.
+        Of `vectors` and `rescaled` those are taken that the graph computes with. The head's variables are zeros, with
+        room for the classes of the kind; if that is None, there is no head.
 
         Raises:
             ValueError: If a kernel or a variable of batch norm is not float32, or a layer computes with more than its
@@ -102,13 +118,14 @@ class Network:
         found = TaskWeights.of(backbone)
         layers, norm_layers = dict(found.kernels), dict(found.norms)
         weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
+        used = frozenset(weights)
         if kind.head.is_dense:
             shapes = {"kernel": (backbone.feature_dim, kind.room), "bias": (kind.room,)} if kind.room else {}
         else:
             graph = HeadNetwork(backbone, kind.head)
             assert graph.head is not None and graph.head_shapes is not None, "heads that are not dense are networks"
             own, shapes = TaskWeights.in_model(graph.head, f"the head {kind.head.kind!r}"), graph.head_shapes
-            used = graph.used_paths
+            used = frozenset(graph.used_paths)
             layers = {path: layer for path, layer in layers.items() if path in used} | own.kernels
             inner = {path.rpartition("/")[0] for path in used}
             norm_layers = {path: layer for path, layer in norm_layers.items() if path in inner} | own.norms
@@ -120,7 +137,8 @@ class Network:
             # Without these a layer of somebody's own computes something else, and is a part of the frozen network.
             if {"moving_mean", "moving_variance"} <= names:
                 norms[path] = Norm(path, layer.epsilon, names)
-        return cls(kind, kernels, norms, weights)
+        replaced = tuple(path for path in weights if path in used and path in vectors)
+        return cls(kind, kernels, norms, weights, used, replaced, used & frozenset(rescaled))
 
     @property
     def head(self) -> dict[str, np.ndarray]:
@@ -142,7 +160,7 @@ class Network:
                 shape = self.weights[path].shape
                 marks[path] = rng.uniform(0.5, 1.5, shape) if positive else rng.standard_normal(shape)
         for path, value in self.weights.items():
-            if is_head(path) and path not in marks:
+            if (is_head(path) or path in self.vectors) and path not in marks:
                 marks[path] = rng.standard_normal(value.shape)
         return {path: value.astype(np.float32) for path, value in marks.items()}
 
@@ -153,18 +171,39 @@ def own_weights(network: Network, pack: TaskPack, *, masked: bool = True) -> dic
     Args:
         network: The base.
         pack: The task.
-        masked: Whether kernels are masked.
+        masked: Whether kernels are masked. Those that are more than masked and scaled are what they are in any case.
     """
-    weights = {**network.weights, **pack.norm}
-    if masked:
-        for path in pack.masks:
-            weights[path] = np.where(pack.mask(path) == 0, np.float32(0), network.weights[path] * pack.mask(path))
+    weights, roles = {**network.weights, **pack.norm}, changed_weights(pack.parts)
+    for path in pack.arrays.changed:
+        if masked or path not in pack.masks or MIXED & roles.get(path, frozenset()):
+            weights[path] = task_weight(pack.arrays, path, network.weights[path])
+        elif path in roles:
+            weights[path] = composed_kernel(network.weights[path], pack.parts, path)
     for name, room in network.head.items():
         # Only what has a place for each class is smaller than its room.
         value, padded = pack.head[name], np.zeros_like(room)
         padded[tuple(map(slice, value.shape))] = value
         weights[f"{HEAD_NAME}/{name}"] = padded
     return weights
+
+
+def channel_scales(network: Network, pack: TaskPack, path: str) -> np.ndarray | None:
+    """Returns by what a task multiplies the output channels of a kernel, float32 `[channels]`; None if by nothing.
+
+    Raises:
+        ExportError: If it multiplies others.
+    """
+    scale = pack.parts.get(part_name(SCALE, path))
+    if scale is None:
+        return None
+    kernel = network.kernels[path]
+    if any(side > 1 and axis not in kernel.outputs for axis, side in enumerate(scale.shape)):
+        raise ExportError(
+            f"Task {pack.task!r} scales {path!r} by other channels than those of its output, and the filters of a "
+            "device are changed by these; use --design=plain."
+        )
+    sides = [side if axis in kernel.outputs else 1 for axis, side in enumerate(kernel.shape)]
+    return np.broadcast_to(scale, sides).reshape(-1)
 
 
 def _kernel(path: str, layer: keras.Layer, weights: Weights) -> Kernel:

@@ -20,8 +20,9 @@ from ..shared.folders import new_folders
 from .layout import WeightLayout
 from .task_tables import TaskTables
 
-# Of exports that hold more than tasks of classes: earlier versions of this package would drop these tasks' signatures.
-FORMAT, FORMAT_OF_CLASSES = 2, 1
+# Earlier versions of this package would drop the signatures of tasks of other answers than classes, which are held from
+# format 2 on, and what tasks change beside masks and batch norm, which is held in format 3.
+FORMAT_OF_CLASSES, FORMAT_OF_ALL_ANSWERS, FORMAT = 1, 2, 3
 SECOND = "with_mask"
 # Beside a SavedModel's variables: what is needed to add a task, without weights or images.
 DESCRIPTION, NETWORK = Path("assets/export.json"), Path("assets/network")
@@ -116,7 +117,8 @@ def write_description(
     base = {name: getattr(spec, name) for name in ("name", "weights", "hash", "image_size", "features")}
     # Beside "base" and not in it, so that earlier versions read the export, too.
     structure = {} if spec.structure is None else spec.structure.to_json()
-    number = FORMAT_OF_CLASSES if tables.only_classes else FORMAT
+    number = FORMAT_OF_CLASSES if tables.only_classes else FORMAT_OF_ALL_ANSWERS
+    number = number if tables.parts is None else FORMAT
     content = {"format": number, "base": base, **structure, "options": options, "kernels": kernels}
     content |= tables.to_json() | ({"heads": list(heads)} if heads else {})
     content["layout"] = layout.to_json()
@@ -133,10 +135,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if content["format"] not in (FORMAT_OF_CLASSES, FORMAT):
+        if content["format"] not in range(FORMAT_OF_CLASSES, FORMAT + 1):
             raise ExportError(
                 f"{str(folder)!r} is an export of format {content['format']}; this package reads {FORMAT_OF_CLASSES} "
-                f"and {FORMAT}."
+                f"to {FORMAT}."
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{str(folder)!r} is no export, or is damaged: {error}.") from error

@@ -52,6 +52,10 @@ class Section:
         for (path, shape), start in zip(self.shapes.items(), starts, strict=False):
             yield path, shape, start * self.row
 
+    def split(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the weights in a vector by path."""
+        return {path: flat[start : start + math.prod(shape)].reshape(shape) for path, shape, start in self.items()}
+
     def flatten(self, arrays: Mapping[str, np.ndarray], otherwise: np.ndarray | None = None) -> np.ndarray:
         """Returns the vector, float32 `[length]`.
 
@@ -113,6 +117,11 @@ class WeightLayout:
         """Returns path and shape of every weight by section, in order."""
         sections = {"kernels": self.kernels, "norm": self.norm, "rest": self.rest}
         return {name: {path: list(shape) for path, shape in part.shapes.items()} for name, part in sections.items()}
+
+    @functools.cached_property
+    def vectors(self) -> Section:
+        """The vectors among `rest`, which a task can replace."""
+        return Section({path: shape for path, shape in self.rest.shapes.items() if len(shape) == 1}, self.rest.row)
 
     @property
     def mask_bytes(self) -> int:

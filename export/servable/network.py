@@ -191,11 +191,24 @@ def unpack_vector(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> tf.Te
 
 def _in_shape(section: Section, pieces: list[tf.Tensor]) -> dict[str, tf.Tensor]:
     """Returns weights by path from their rows."""
-    weights = {}
-    for (path, shape), piece in zip(section.shapes.items(), pieces, strict=True):
-        numbers, count = tf.reshape(piece, [-1]), math.prod(shape)
-        weights[path] = tf.reshape(numbers if count % section.row == 0 else numbers[:count], shape)
-    return weights
+    return {path: in_shape(section, path, piece) for path, piece in zip(section.shapes, pieces, strict=True)}
+
+
+def in_shape(section: Section, path: str, piece: tf.Tensor) -> tf.Tensor:
+    """Returns a weight from its rows."""
+    shape = section.shapes[path]
+    numbers, count = tf.reshape(piece, [-1]), math.prod(shape)
+    return tf.reshape(numbers if count % section.row == 0 else numbers[:count], shape)
+
+
+def in_rows(section: Section, weights: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the vector of weights, `[n]`, each filled up to whole rows."""
+    flat = [tf.reshape(weights[path], [-1]) for path in section.shapes]
+    padded = (
+        tf.pad(numbers, [[0, rows * section.row - math.prod(shape)]])
+        for numbers, rows, shape in zip(flat, section.rows, section.shapes.values(), strict=True)
+    )
+    return tf.concat(list(padded), axis=0)
 
 
 def _unpack_pieces(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> list[tf.Tensor]:
@@ -211,9 +224,35 @@ def _unpack_pieces(section: Section, flat: tf.Tensor, planes: tf.Tensor) -> list
                 pieces.append(mask(flat, planes, tf.constant(start), tf.constant(start + rows * section.row)))
         return pieces
 
+    return _by_planes(planes, lambda: unpack(_mask_ternary), lambda: unpack(_mask_binary))
+
+
+def mask_piece(flat: tf.Tensor, planes: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers of a vector of kernels from start to end, masked; see `unpack_kernels`."""
+    arguments = flat, planes, start, end
+    return _by_planes(planes, lambda: _mask_ternary(*arguments), lambda: _mask_binary(*arguments))
+
+
+def affine_piece(flat: tf.Tensor, planes: tf.Tensor, start: tf.Tensor, end: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Returns the numbers of a vector of kernels from start to end, with an affine mask.
+
+    Args:
+        flat, planes: As for `unpack_kernels`.
+        start, end: The numbers, int32 `[]`.
+        numbers: By what a weight is multiplied where the mask is 0, 1 and -1, and what is added: float32 `[6]`.
+    """
+    bits = planes[:, start // 8 : end // 8]
+    # 0, 1, or 2 where it is negated, for the place in each half of the numbers.
+    places = tf.cast(spread(bits[0]), tf.int32)
+    places = _by_planes(planes, lambda: places + tf.cast(spread(bits[1]), tf.int32), lambda: places)
+    return flat[start:end] * tf.gather(numbers[:3], places) + tf.gather(numbers[3:], places)
+
+
+def _by_planes(planes: tf.Tensor, ternary: Callable[[], Any], binary: Callable[[], Any]) -> Any:
+    """Returns what the one function returns for a mask of two planes, and the other for one of one."""
     if planes.shape[0] is not None:
-        return unpack(_mask_ternary if planes.shape[0] == 2 else _mask_binary)
-    return tf.cond(tf.shape(planes)[0] == 2, lambda: unpack(_mask_ternary), lambda: unpack(_mask_binary))
+        return ternary() if planes.shape[0] == 2 else binary()
+    return tf.cond(tf.shape(planes)[0] == 2, ternary, binary)
 
 
 # A function of the graph for all kernels makes the graph a third of the size.
@@ -235,17 +274,17 @@ def _mask_binary(flat: tf.Tensor, planes: tf.Tensor, start: tf.Tensor, end: tf.T
 def _mask_ternary(flat: tf.Tensor, planes: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.Tensor:
     """Returns the numbers from start to end, masked and some of them negated."""
     bits = planes[:, start // 8 : end // 8]
-    flips = tf.bitwise.left_shift(tf.cast(_spread(bits[1]), tf.int32), tf.constant(31))
+    flips = tf.bitwise.left_shift(tf.cast(spread(bits[1]), tf.int32), tf.constant(31))
     negated = tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(flat[start:end], tf.int32), flips), tf.float32)
     return _drop(negated, bits[0])
 
 
 def _drop(kernel: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
     # Where the mask is 0 the product is +0.0, whatever the weight.
-    return tf.math.multiply_no_nan(kernel, tf.cast(_spread(keep), tf.float32))
+    return tf.math.multiply_no_nan(kernel, tf.cast(spread(keep), tf.float32))
 
 
-def _spread(packed: tf.Tensor) -> tf.Tensor:
+def spread(packed: tf.Tensor) -> tf.Tensor:
     """Returns each bit as a truth value, `[m]`: bit k of byte i at `k m / 8 + i`."""
     places = tf.constant([[1 << k] for k in range(8)], tf.uint8)
     return tf.cast(tf.reshape(tf.bitwise.bitwise_and(packed[None], places), [-1]), tf.bool)

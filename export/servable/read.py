@@ -11,6 +11,7 @@ from .folder import HEADS, NETWORK, described_base, read_description
 from .layout import WeightLayout
 from .network import ServedHead, ServedNetwork
 from .options import ExportOptions
+from .part_tables import PART_ARRAYS
 from .task_tables import ARRAYS, TaskTables
 
 
@@ -27,9 +28,10 @@ def read_export(folder: Path) -> tuple[ServedNetwork, TaskTables, ExportOptions]
         options = ExportOptions(**content["options"])
         # From the file: loading the SavedModel would unpack the kernels of every task.
         reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-        arrays = {
-            name: reader.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE") for name in (*ARRAYS, "kernels", "rest")
-        }
+        names = {name: f"{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in (*ARRAYS, *PART_ARRAYS, "kernels", "rest")}
+        # Which of the arrays of parts are there is asked; of the others each must be.
+        there = [name for name in names if name not in PART_ARRAYS or reader.has_tensor(names[name])]
+        arrays = {name: reader.get_tensor(names[name]) for name in there}
         network = tf.saved_model.load(str(folder / NETWORK))
         heads = {}
         for place, entry in enumerate(content.get("heads", [])):

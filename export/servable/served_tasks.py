@@ -6,7 +6,9 @@ from collections.abc import Collection
 import numpy as np
 import tensorflow as tf
 
-from .network import ServedNetwork, split_section, unpack_kernels, unpack_vector
+from .network import ServedNetwork, in_rows, split_section, unpack_kernels, unpack_vector
+from .part_graph import PartGraph
+from .part_tables import PART_ARRAYS
 from .task_tables import ARRAYS, Family, TaskTables
 from .unpacked_kernels import UnpackedKernels
 
@@ -35,6 +37,10 @@ class ServedTasks(tf.Module):
         if not tables.only_classes:
             self.family = family_variable(tables)
         self._ternary = bool((tables.sign_row >= 0).any())
+        self._parts: PartGraph | None = None
+        if tables.parts is not None:
+            variables = {name: getattr(self, name) for name in PART_ARRAYS}
+            self._parts = PartGraph(tables.parts, variables, base.layout)
         self.unpacked = self._unpack(tables) if unpacked else []
 
     def known(self, task: tf.Tensor, families: Collection[Family]) -> tf.Tensor:
@@ -64,7 +70,8 @@ class ServedTasks(tf.Module):
     def base_weights(self, task: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """Returns what the networks of `network.py` take of the base, for one task, int32 `[]`."""
         norm = tf.gather(self.norms, tf.gather(self.norm_row, task))
-        return list(self._masked_kernels(task).values()), norm, tf.identity(self.rest)
+        kernels, rest = list(self._kernels(task).values()), tf.identity(self.rest)
+        return kernels, norm, rest if self._parts is None else self._parts.rest(task, rest)
 
     def head(self, task: tf.Tensor, length: "tf.Tensor | int") -> tf.Tensor:
         """Returns the numbers of a task's head, float32 `[length]`."""
@@ -78,34 +85,47 @@ class ServedTasks(tf.Module):
         numbers = self.head(task, count + classes)
         return tf.reshape(numbers[:count], [-1, classes]), numbers[count:], classes
 
-    def _masked_kernels(self, task: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _kernels(self, task: tf.Tensor) -> dict[str, tf.Tensor]:
         if self.unpacked:
             return split_section(self._section, tf.switch_case(task, [kernels.read for kernels in self.unpacked]))
+        return self._made_kernels(task)
+
+    def _made_kernels(self, task: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the kernels of a task by path, made of the base's in this call."""
         rows = tf.gather(self.keep_row, task)[None]
         if self._ternary:
             sign = tf.gather(self.sign_row, task)[None]
             rows = tf.concat([rows, tf.boolean_mask(sign, sign >= 0)], axis=0)
-        return unpack_kernels(self._section, tf.identity(self.kernels), tf.gather(self.planes, rows))
+        flat, planes = tf.identity(self.kernels), tf.gather(self.planes, rows)
+
+        def masked() -> dict[str, tf.Tensor]:
+            return unpack_kernels(self._section, flat, planes)
+
+        return masked() if self._parts is None else self._parts.kernels(task, flat, planes, masked)
 
     def _unpack(self, tables: TaskTables) -> list[UnpackedKernels]:
         # Traced once for all tasks.
         unpack = tf.function(
-            lambda rows: unpack_vector(self._section, self.kernels.read_value(), tf.gather(self.planes, rows)),
+            (lambda rows: unpack_vector(self._section, self.kernels.read_value(), tf.gather(self.planes, rows)))
+            if self._parts is None
+            else (lambda task: in_rows(self._section, self._made_kernels(task[0]))),
             [tf.TensorSpec([None], tf.int32)],
             autograph=False,
         )
         # A server holds several versions of an export at a time, and a process several exports.
         name = f"kernels_{uuid.uuid4().hex}"
         rows = zip(tables.keep_row.tolist(), tables.sign_row.tolist(), strict=True)
+        numbers = [[keep] if sign < 0 else [keep, sign] for keep, sign in rows]
+        if self._parts is not None:
+            numbers = [[task] for task in range(self._count)]
         return [
-            UnpackedKernels(f"{name}_{index}", self._section.length, unpack, [keep] if sign < 0 else [keep, sign])
-            for index, (keep, sign) in enumerate(rows)
+            UnpackedKernels(f"{name}_{index}", self._section.length, unpack, own) for index, own in enumerate(numbers)
         ]
 
 
 def table_variable(name: str, array: np.ndarray) -> tf.Variable:
     """Returns the variable for an array of `TaskTables`."""
-    dtype = tf.string if ARRAYS[name] is object else tf.as_dtype(array.dtype)
+    dtype = tf.string if ARRAYS.get(name) is object else tf.as_dtype(array.dtype)
     return tf.Variable(array, trainable=False, dtype=dtype, name=name)
 
 

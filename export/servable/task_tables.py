@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from piggyback_tf.head_spec import DENSE, HeadSpec
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.packs.parts import count_parts
 from piggyback_tf.targets import TARGETS, USUAL
 
 from ..shared.packs import head_of
 from .layout import WeightLayout
+from .part_tables import PartTables, TaskParts
 
-# The arrays that are variables of an export, by their dtype there; texts are UTF-8.
+# The arrays that are variables of every export, by their dtype there; texts are UTF-8.
 ARRAYS = {
     "planes": np.uint8,
     "norms": np.float32,
@@ -73,6 +75,7 @@ class TaskTables:
         labels: The names of all classes of all tasks, one behind another, bytes.
         preparations: The augmentation strings that prepare images, each once.
         details: For each task what else is known of it.
+        parts: What tasks change beside that; None if none does.
     """
 
     planes: np.ndarray
@@ -89,6 +92,7 @@ class TaskTables:
     labels: np.ndarray
     preparations: tuple[str, ...]
     details: tuple[dict[str, Any], ...]
+    parts: PartTables | None = None
 
     @classmethod
     def empty(cls, layout: WeightLayout, base_norm: np.ndarray) -> "TaskTables":
@@ -98,13 +102,13 @@ class TaskTables:
             layout: Where weights are.
             base_norm: Batch norm of the base, `[M]`.
         """
-        arrays = {name: np.zeros(0, dtype) for name, dtype in ARRAYS.items()}
+        arrays: dict[str, Any] = {name: np.zeros(0, dtype) for name, dtype in ARRAYS.items()}
         arrays |= {"planes": np.zeros((0, layout.mask_bytes), np.uint8), "norms": base_norm[None]}
         return cls(**arrays, preparations=(), details=())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays by name."""
-        return {name: getattr(self, name) for name in ARRAYS}
+        return {name: getattr(self, name) for name in ARRAYS} | ({} if self.parts is None else self.parts.arrays())
 
     @functools.cached_property
     def family_of(self) -> tuple[Family, ...]:
@@ -136,17 +140,22 @@ class TaskTables:
         """Returns the place of each task's family in `families`, int32 `[T]`."""
         return np.array([self.families.index(family) for family in self.family_of], np.int32)
 
-    def with_tasks(self, packs: Iterable[TaskPack], layout: WeightLayout) -> "TaskTables":
+    def with_tasks(self, packs: Iterable[TaskPack], layout: WeightLayout, base_rest: np.ndarray) -> "TaskTables":
         """Returns the tables with more tasks behind those that are there, which stay as they are.
 
         Args:
             packs: Packs that fit the base, of other names than those that are there.
             layout: Where weights are.
+            base_rest: The weights of the base that are neither kernels nor batch norm, as a vector.
 
         Raises:
             PackError: If a mask cannot be exported.
+            ExportError: If another change of the base cannot be.
         """
-        old, new = self.arrays(), {name: [] for name in ARRAYS}
+        old = {name: getattr(self, name) for name in ARRAYS}
+        new: dict[str, list] = {name: [] for name in ARRAYS}
+        parts: list[TaskParts] = []
+        unmasked = self._row_of_ones()
         lengths = {name: len(array) for name, array in old.items()}
         preparations, details = list(self.preparations), list(self.details)
 
@@ -158,8 +167,13 @@ class TaskTables:
             return start
 
         for pack in packs:
+            parts.append(TaskParts.of(pack, layout))
             planes = layout.pack_mask(pack)
-            keep = append("planes", planes)
+            if pack.masks or not pack.parts:
+                keep = append("planes", planes)
+            else:
+                # A row that keeps all weights serves every such task.
+                keep = unmasked = append("planes", planes) if unmasked is None else unmasked
             append("keep_row", [keep])
             append("sign_row", [keep + 1 if len(planes) > 1 else -1])
             own_norm = [layout.norm.flatten(pack.norm, otherwise=self.norms[0])] if pack.norm else []
@@ -177,7 +191,21 @@ class TaskTables:
             **{name: np.concatenate([old[name], *new[name]]) for name in ARRAYS},
             preparations=tuple(preparations),
             details=tuple(details),
+            parts=self._parts_with(parts, layout, base_rest),
         )
+
+    def _parts_with(self, tasks: Sequence[TaskParts], layout: WeightLayout, base_rest: np.ndarray) -> PartTables | None:
+        """Returns the parts of the tasks that are there and of more; None if none has any."""
+        if self.parts is None and not any(tasks):
+            return None
+        return (self.parts or PartTables.empty(layout, base_rest, len(self.names))).with_tasks(tasks, layout)
+
+    def _row_of_ones(self) -> int | None:
+        """Returns the row of the masks of a task with parts and no masks; None if there is no such task."""
+        for entry, row in zip(self.details, self.keep_row.tolist(), strict=True):
+            if "parts" in entry and entry["mask_kind"] == "none":
+                return row
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Returns what is no array."""
@@ -190,6 +218,7 @@ class TaskTables:
             **{name: np.asarray(arrays[name], dtype) for name, dtype in ARRAYS.items()},
             preparations=tuple(description["preparations"]),
             details=tuple(description["tasks"]),
+            parts=PartTables.restore(arrays),
         )
 
 
@@ -205,6 +234,7 @@ def _details(pack: TaskPack) -> dict[str, Any]:
         "method": pack.method,
         "mask_kind": pack.mask_kind,
         "own_batch_norm": bool(pack.norm),
+        **({"parts": {kind: numbers for kind, (_, numbers) in count_parts(pack.parts).items()}} if pack.parts else {}),
         "eval_augment": pack.eval_augment,
         "content_digest": pack.content_digest(),
         "created": pack.created,

@@ -20,14 +20,15 @@ class UnpackedKernels(tf.saved_model.experimental.TrackableResource):
     Args:
         name: What no other resource of a process is called.
         length: Length n of the vector of kernels.
-        unpack: Makes the vector, float32 `[n]`, of a mask's rows in the packed masks, int32 `[1 or 2]`.
-        rows: The rows of the task.
+        unpack: Makes the vector, float32 `[n]`, of numbers, int32: of the rows of a mask in the packed masks, or of the
+            number of a task.
+        numbers: Those of the task.
     """
 
-    def __init__(self, name: str, length: int, unpack: Callable[[tf.Tensor], tf.Tensor], rows: Sequence[int]):
+    def __init__(self, name: str, length: int, unpack: Callable[[tf.Tensor], tf.Tensor], numbers: Sequence[int]):
         super().__init__()
         self._shared_name = name
-        self._length, self._unpack, self._rows = length, unpack, rows
+        self._length, self._unpack, self._numbers = length, unpack, numbers
         # Made here, outside of any function that would keep the handle to itself.
         self.resource_handle  # noqa: B018
 
@@ -35,7 +36,7 @@ class UnpackedKernels(tf.saved_model.experimental.TrackableResource):
         return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[self._length], shared_name=self._shared_name)
 
     def _initialize(self) -> None:
-        kernels = self._unpack(tf.constant(self._rows, tf.int32))
+        kernels = self._unpack(tf.constant(self._numbers, tf.int32))
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=kernels)
 
     def read(self) -> tf.Tensor:

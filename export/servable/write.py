@@ -76,7 +76,7 @@ def export_saved_model(
         return ServedNetwork(spec, layout, features, kernels, rest, written)
 
     tables, heads = TaskTables.empty(layout, norm), HeadNetworks(spec, lambda _: backbone)
-    tables = tables.with_tasks(_checked(packs, spec, tables, heads), layout)
+    tables = tables.with_tasks(_checked(packs, spec, tables, heads), layout, rest)
     return _write(write_network, spec, layout, tables, Path(output), options or ExportOptions(), version)
 
 
@@ -127,7 +127,7 @@ def add_tasks(
 
     find = backbone if backbone is None or not isinstance(backbone, Backbone) else lambda _: backbone
     heads = HeadNetworks(base.spec, find, base.heads)
-    tables = tables.with_tasks(_checked(packs, base.spec, tables, heads), base.layout)
+    tables = tables.with_tasks(_checked(packs, base.spec, tables, heads), base.layout, base.rest)
     options = dataclasses.replace(options, **changes)
     return _write(copy_network, base.spec, base.layout, tables, output, options, version, source)
 

@@ -7,7 +7,6 @@ from piggyback_tf.commands.common import choose_base
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
-from piggyback_tf.packs.parts import parts_in_words
 
 from .errors import ExportError
 
@@ -65,11 +64,6 @@ def fitting_packs(
         pack.check()
         check_fits(pack.claims, spec)
         check(pack)
-        if pack.parts:
-            raise ExportError(
-                f"Task {pack.task!r}, learned by {pack.method!r}, has {parts_in_words(pack.parts)} of its own, "
-                "and exports hold masks, batch norm and heads. A TaskBank, evaluate, predict and merge take it."
-            )
         if pack.task in names:
             raise PackError(f"There are two tasks named {pack.task!r}; each task of an export has its own name.")
         names.add(pack.task)

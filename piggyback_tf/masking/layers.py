@@ -10,9 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.masking.threshold import binarise, masked_kernel, ternarise
+from piggyback_tf.masking.threshold import affine_kernel, binarise, masked_kernel, ternarise
 from piggyback_tf.settings.masks import MaskConfig
 from piggyback_tf.surgery import KERNELS, PACKAGE, FrozenKernels, derived_kernel, generator
+
+# k0, k1, k2 and k3 of a mask that is not affine.
+_AFFINE_START = np.array([0, 0, 0, 1], np.float32)
 
 
 def mask_variable_name(weight: str) -> str:
@@ -20,11 +23,17 @@ def mask_variable_name(weight: str) -> str:
     return weight.replace("kernel", "mask_real")
 
 
+def affine_variable_name(weight: str) -> str:
+    """Returns the name of what makes the mask of a weight affine: `affine`, `depthwise_affine`, `pointwise_affine`."""
+    return weight.replace("kernel", "affine")
+
+
 class MaskedLayer(FrozenKernels):
     """What all masked layers share; comes before the Keras layer in the bases of a class.
 
     The layer's own weights (kernel, bias) are not trainable; `mask_real`, float32 and of the kernel's shape whatever
-    the dtype policy, is.
+    the dtype policy, is. So is `affine`, `[4]`, if masks are: by how much k0, k1, k2 and k3 differ from 0, 0, 0 and 1,
+    where k1 and k2 are in units of the kernel's mean |W|, so that one rate goes with all.
 
     Args:
         *args: As for the Keras layer.
@@ -44,6 +53,12 @@ class MaskedLayer(FrozenKernels):
         names = {weight: f"_{mask_variable_name(weight)}" for weight in self.MASKED_WEIGHTS}
         return {weight: getattr(self, name) for weight, name in names.items() if hasattr(self, name)}
 
+    @property
+    def affine_variables(self) -> dict[str, keras.Variable]:
+        """What makes masks affine by the name of the weight; empty if they are not, and before the layer is built."""
+        names = {weight: f"_{affine_variable_name(weight)}" for weight in self.MASKED_WEIGHTS}
+        return {weight: getattr(self, name) for weight, name in names.items() if hasattr(self, name)}
+
     def frozen_weight(self, weight: str) -> keras.Variable:
         """Returns the variable that holds the unmasked weights, for example of `"kernel"`."""
         if weight not in self.MASKED_WEIGHTS:
@@ -59,23 +74,40 @@ class MaskedLayer(FrozenKernels):
         }
 
     def derive(self, weight: str, kernel: tf.Tensor) -> tf.Tensor:
-        """Returns the masked weights: the frozen ones where the mask is not 0, else 0."""
+        """Returns the masked weights: the frozen ones where the mask is not 0, else 0, unless the mask is affine."""
         mask_real = self.mask_variables.get(weight)
         if mask_real is None:  # Keras' `build` may look at the kernel before the mask is there.
             return kernel
-        return masked_kernel(
-            kernel,
-            tf.convert_to_tensor(mask_real.value),
-            threshold=self.mask_config.threshold,
-            kind=self.mask_config.kind,
-            gradient_scaling=self.mask_config.gradient_scaling,
-        )
+        settings = {name: getattr(self.mask_config, name) for name in ("threshold", "kind", "gradient_scaling")}
+        mask = tf.convert_to_tensor(mask_real.value)
+        if self.mask_config.affine == "none":
+            return masked_kernel(kernel, mask, **settings)
+        affine = self.affine_variables.get(weight)
+        if affine is None:
+            return kernel
+        unit = tf.reduce_mean(tf.abs(tf.cast(kernel, tf.float32)))
+        numbers = _AFFINE_START + tf.convert_to_tensor(affine.value) * tf.stack([1.0, unit, unit, 1.0])
+        return affine_kernel(kernel, mask, numbers, **settings)
+
+    def learned_parts(self) -> dict[str, np.ndarray]:
+        found = {}
+        for weight, affine in self.affine_variables.items():
+            unit = np.abs(keras.ops.convert_to_numpy(self.frozen_weight(weight)).astype(np.float32)).mean()
+            found[f"affine/{weight}"] = _AFFINE_START + affine.numpy() * np.array([1, unit, unit, 1], np.float32)
+        return found
+
+    @property
+    def part_variables(self) -> list[keras.Variable]:
+        return list(self.affine_variables.values())
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         for weight in self.MASKED_WEIGHTS:
             mask_real = self.add_learned_weight(mask_variable_name(weight), self.frozen_weight(weight).shape)
             setattr(self, f"_{mask_variable_name(weight)}", mask_real)
+            if self.mask_config.affine == "layer":
+                affine = self.add_learned_weight(affine_variable_name(weight), (4,))
+                setattr(self, f"_{affine_variable_name(weight)}", affine)
         self.initialise_masks()
 
     def initialise_masks(self, path: str | None = None) -> None:

@@ -3,6 +3,9 @@
 Piggyback (Mallya, Davis, Lazebnik, ECCV 2018), section 3: the mask `m` is the thresholded `mask_real`
 (equation 4), the layer computes with `W' = W * m`, and the gradient of the loss passes the threshold as if
 it were not there, so that `dE/dmask_real = dE/dW' * W` (equations 5 to 7).
+
+An affine mask makes `W' = k0 W + k1 + (k2 + k3 W) m` of it, with four numbers for each kernel (Mancini, Ricci, Caputo,
+Rota Bulò, ECCV 2018 workshops, arXiv 1805.11119; arXiv 2103.13894). A mask alone is the case 0, 0, 0, 1.
 """
 
 import tensorflow as tf
@@ -47,6 +50,8 @@ def count_dropped(mask_real: tf.Tensor, threshold: float, scale: float) -> tf.Te
 
 def promise_factor(kernel: tf.Tensor, gradient_scaling: str) -> tf.Tensor | float:
     """Returns by what to multiply the gradient that `masked_kernel` gives to get `dE/dm = dE/dW' * W`.
+
+    Multiplied by the same, that of `affine_kernel` becomes `dE/dm = dE/dW' * (k2 + k3 W)`.
 
     Args:
         kernel: The weights `W`, or some of them; the mean is over these.
@@ -103,3 +108,53 @@ def masked_kernel(
         return masked, gradient
 
     return straight_through(mask_real)
+
+
+def affine_kernel(
+    kernel: tf.Tensor,
+    mask_real: tf.Tensor,
+    numbers: tf.Tensor,
+    *,
+    threshold: float,
+    kind: str = "binary",
+    gradient_scaling: str = "none",
+) -> tf.Tensor:
+    """Returns `W' = k0 W + k1 + (k2 + k3 W) m`, and passes the gradient straight through to `mask_real`.
+
+    It is computed as `(k0 + k3 m) W + (k1 + k2 m)` in float32, as `packs/parts.py` does it.
+
+    Args:
+        kernel: The frozen weights `W`, floating point, of any shape; no gradient flows into them.
+        mask_real: The real-valued mask, float32, of the kernel's shape.
+        numbers: k0, k1, k2 and k3, float32 `[4]`; their gradients are exact.
+        threshold: As for `masked_kernel`.
+        kind: As for `masked_kernel`.
+        gradient_scaling: `"none"` gives `dE/dW' * (k2 + k3 W)`; the others divide that by the same as for
+            `masked_kernel`.
+
+    Returns:
+        The kernel that is computed with, in the kernel's shape and dtype.
+    """
+    weights = tf.cast(kernel, tf.float32)
+    size = tf.abs(weights)
+
+    @tf.custom_gradient
+    def straight_through(mask_real, numbers):
+        k0, k1, k2, k3 = tf.unstack(numbers)
+        mask = (
+            tf.cast(binarise(mask_real, threshold), tf.float32) if kind == "binary" else ternarise(mask_real, threshold)
+        )
+        made = (k0 + k3 * mask) * weights + (k1 + k2 * mask)
+
+        def gradient(upstream):
+            of_mask = upstream * (k2 + k3 * weights)
+            if gradient_scaling == "individual":
+                of_mask = tf.math.divide_no_nan(of_mask, size)
+            elif gradient_scaling == "average":
+                of_mask = tf.math.divide_no_nan(of_mask, tf.reduce_mean(size))
+            parts = (upstream * weights, upstream, upstream * mask, upstream * weights * mask)
+            return of_mask, tf.stack([tf.reduce_sum(part) for part in parts])
+
+        return made, gradient
+
+    return tf.cast(straight_through(mask_real, numbers), kernel.dtype)

@@ -321,7 +321,9 @@ class Method(abc.ABC):
         if is_head(path):
             return "head"
         if isinstance(layer, MaskedLayer):
-            return "mask"
+            # Numbers that scale and shift kernels, as batch norm does features.
+            affine = {variable.name for variable in layer.affine_variables.values()}
+            return "norm" if path.rpartition("/")[2] in affine else "mask"
         return "norm" if is_batch_norm(layer) else "weights"
 
     def groups(self, model: keras.Model) -> dict[str, list[keras.Variable]]:

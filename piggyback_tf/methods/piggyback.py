@@ -7,6 +7,8 @@ Beyond the paper, masks can start as those of another task (`init_from`), and we
 
 whose gradient passes the threshold like that of the loss itself. A weight is then only dropped for good if that lowers
 the loss by more than `sparsity_weight / N`, as far as its gradient tells.
+
+Masks can be affine (`mask_affine`), with four learned numbers for each kernel; see `masking/threshold.py`.
 """
 
 import math

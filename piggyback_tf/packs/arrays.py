@@ -95,6 +95,8 @@ class TaskArrays:
         for path, roles in parts.changed_weights(self.parts).items():
             if path in self.norm or (parts.VECTOR in roles and path in self.masks):
                 raise PackError(f"{path!r} is changed in two ways that exclude each other.")
+            if parts.AFFINE in roles and path not in self.masks:
+                raise PackError(f"{path!r} has what makes a mask affine, and no mask.")
         for path, mask in self.masks.items():
             try:
                 check_shape(mask.shape)

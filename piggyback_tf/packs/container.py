@@ -1,6 +1,6 @@
 """The container of a task pack, of any version: a safetensors file with one JSON document as metadata.
 
-What the versions hold in it is in `format1.py` and `format2_to_5.py`. safetensors writes several metadata entries in
+What the versions hold in it is in `format1.py` and `format2_to_6.py`. safetensors writes several metadata entries in
 an order that changes from run to run, hence the single entry. Every check that a header allows is made before the
 tensors are read.
 """
@@ -18,7 +18,7 @@ from safetensors.numpy import save as serialize
 from piggyback_tf.foreign_text import shown
 
 METADATA_KEY = "piggyback_tf.task_pack"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 # Longer files are not read, whatever they say: a pack of every weight of the largest network has a tenth of that.
 LARGEST_FILE = 1 << 31
 # A header this long describes 20,000 classes and a thousand layers, and takes little memory when it is parsed.

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from piggyback_tf.packs.arrays import TaskArrays
+from piggyback_tf.packs.bits import unpack_bits
 from piggyback_tf.packs.held_task import HeldTask
-from piggyback_tf.packs.parts import VECTOR, changed_weights, composed_kernel, part_name
+from piggyback_tf.packs.parts import AFFINE, VECTOR, changed_weights, composed_kernel, part_name
 from piggyback_tf.packs.spare_memory import SpareMemory
 
 # TensorFlow takes memory over without a copy if it begins at a multiple of this. It is also room for eight weights of
@@ -98,7 +99,10 @@ def write_weight(arrays: TaskArrays, path: str, roles: Set[str], weights: np.nda
         weights: The weight of the base, contiguous, of any shape and floating dtype.
         out: Integers as wide as a weight, with room for eight more behind the last.
     """
-    if path in arrays.masks:
+    if path in arrays.masks and AFFINE in roles:
+        bits = arrays.masks[path]
+        value = composed_kernel(weights, arrays.parts, path, unpack_bits(bits.packed, bits.shape, arrays.mask_kind))
+    elif path in arrays.masks:
         apply_mask(weights, arrays.masks[path].packed, out)
         if not roles:
             return
@@ -110,6 +114,14 @@ def write_weight(arrays: TaskArrays, path: str, roles: Set[str], weights: np.nda
     else:
         value = composed_kernel(weights, arrays.parts, path)
     out[: weights.size] = _as_words(value.astype(weights.dtype))
+
+
+def task_weight(arrays: TaskArrays, path: str, weights: np.ndarray) -> np.ndarray:
+    """Returns what a weight of the base is for a task, as an array of its shape and dtype; see `write_weight`."""
+    roles = changed_weights(arrays.parts).get(path, frozenset())
+    out = np.empty(weights.size + 8, f"int{8 * weights.itemsize}")
+    write_weight(arrays, path, roles, np.ascontiguousarray(weights), out)
+    return out[: weights.size].view(weights.dtype).reshape(weights.shape)
 
 
 def apply_mask(weights: np.ndarray, packed: np.ndarray, out: np.ndarray) -> None:

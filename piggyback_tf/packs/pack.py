@@ -17,7 +17,7 @@ import numpy as np
 
 from piggyback_tf import remote
 from piggyback_tf.head_spec import DENSE, HeadSpec
-from piggyback_tf.packs import bits, container, format1, format2_to_5
+from piggyback_tf.packs import bits, container, format1, format2_to_6
 from piggyback_tf.packs.arrays import TaskArrays
 from piggyback_tf.packs.base_fit import BaseSpec, Claims, MisfitError
 from piggyback_tf.packs.bits import MaskBits
@@ -193,7 +193,7 @@ class TaskPack:
     @property
     def saved_version(self) -> int:
         """The version of the file that it is saved in: the oldest that can hold it, of those that are written."""
-        return format2_to_5.version_of(self.arrays)
+        return format2_to_6.version_of(self.arrays)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -274,7 +274,7 @@ class TaskPack:
             ValueError: If there is no such codec.
         """
         self.check()
-        return format2_to_5.write(self.arrays, self._plain(), self.content_digest(), codec)
+        return format2_to_6.write(self.arrays, self._plain(), self.content_digest(), codec)
 
     def save(self, path: str | os.PathLike, codec: str = "best") -> None:
         """Writes the pack to a file, whole or not at all.
@@ -321,7 +321,7 @@ class TaskPack:
         try:
             if reader.version == 1:
                 return cls(**format1.read(reader, _PLAIN_FIELDS, base))
-            fields, checksum = format2_to_5.read(reader, _PLAIN_FIELDS, base)
+            fields, checksum = format2_to_6.read(reader, _PLAIN_FIELDS, base)
             pack = cls(**fields)
             if pack.content_digest() != checksum:
                 raise PackError("its checksum is not that of its content.")

@@ -9,6 +9,7 @@ from piggyback_tf.settings.records import check_choice, option
 MASK_KINDS = ("binary", "ternary")
 GRADIENT_SCALINGS = ("none", "average", "individual")
 MASK_INITS = ("constant", "magnitude", "uniform")
+AFFINE = ("none", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class MaskConfig:
             `"uniform"`: uniform in [-`scale`, `scale`].
         scale: Size of the initial values.
         gradient_scaling: `"none"`, `"average"` or `"individual"`; see `threshold.masked_kernel`.
+        affine: `"none"`: a kernel W with mask m is `W m`. `"layer"`: it is `k0 W + k1 + (k2 + k3 W) m` with four
+            trained numbers for each kernel, which start as 0, 0, 0 and 1.
         seed: Seed of the uniform init.
 
     Raises:
@@ -39,6 +42,11 @@ class MaskConfig:
     scale: float = option(1e-2, "Size of mask_real at the start.")
     gradient_scaling: str = option(
         "none", "none: dE/dW' * W; average: divided by the layer's mean |W|; individual: divided by each |W|."
+    )
+    affine: str = option(
+        "none",
+        "none: a kernel is W m; layer: k0 W + k1 + (k2 + k3 W) m, with numbers that are learned at --norm_lr.",
+        before="none",
     )
     seed: int = 0
 
@@ -61,7 +69,8 @@ def check_masks(settings: Mapping[str, Any], prefix: str = "") -> None:
     Raises:
         ValueError: If a value is none of the valid ones.
     """
-    for name, valid in (("kind", MASK_KINDS), ("init", MASK_INITS), ("gradient_scaling", GRADIENT_SCALINGS)):
+    choices = {"kind": MASK_KINDS, "init": MASK_INITS, "gradient_scaling": GRADIENT_SCALINGS, "affine": AFFINE}
+    for name, valid in choices.items():
         check_choice(f"{prefix}{name}", settings[name], valid)
     scale, threshold = settings["scale"], settings["threshold"]
     if settings["kind"] == "ternary" and threshold <= 0:

@@ -252,8 +252,8 @@ def test_a_damaged_export_is_refused(small, tmp_path):
     variables.write_bytes(variables.read_bytes()[:1000])
     with pytest.raises(ExportError, match="is no whole export"):
         read_export(copy)
-    (copy / "assets/export.json").write_text('{"format": 3}')
-    with pytest.raises(ExportError, match="format 3"):
+    (copy / "assets/export.json").write_text('{"format": 4}')
+    with pytest.raises(ExportError, match="format 4"):
         read_export(copy)
 
 

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 from safetensors import safe_open
 
+from export.saved_model import export_saved_model
+from export.servable.options import ExportOptions
 from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.file_names import MEMORY_FILE, STATE_FILE, pack_name
 from piggyback_tf.masking import MaskStart
@@ -185,6 +187,27 @@ def test_a_task_goes_from_its_pack_through_bank_and_merged_network(method, seque
         }
         assert changed <= {*TaskPack.load(folder / f"{place + 1}_{task}" / pack_name(task)).arrays.changed}
         assert bool(changed) == (method != "classifier_only")
+
+
+# Of one base; tasks of different methods are served beside one another.
+SERVED = [name for name in NAMES if METHODS[name].makes_pack]
+
+
+@pytest.mark.parametrize("methods", [[name for name in SERVED if name != "ssf"], ["ssf"]], ids=["norm", "no norm"])
+def test_tasks_of_all_methods_are_in_one_bank_and_on_one_server(methods, sequences, tmp_path):
+    backbone, packs = _backbone(methods[0]), []
+    bank = TaskBank(backbone)
+    for method in methods:
+        folder, _, _ = sequences(method)
+        packs.append(TaskPack.load(folder / "2_spots" / pack_name("spots"), BaseSpec.of(backbone)))
+        packs[-1].task = method
+        bank.add(packs[-1])
+    folder = export_saved_model(backbone, packs, tmp_path, ExportOptions(cache="packed", image_dtype="float32"))
+    answer = tf.saved_model.load(str(folder)).signatures["by_name"]
+    asked = [(method, image) for method in methods for image in IMAGES]
+    found = answer(images=tf.stack([image for _, image in asked]), task=tf.constant([method for method, _ in asked]))
+    expected = bank.predict(np.stack([image for _, image in asked]), task=[method for method, _ in asked])
+    np.testing.assert_allclose(found["probabilities"], np.stack(expected), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", _params(NAMES))

@@ -70,6 +70,12 @@ def parts_of_all_roles(seed=0):
     return {name: rng.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
 
 
+def affine_parts(seed=0):
+    """Returns what makes a mask of the base of `make_pack` affine, beside arrays of each other role."""
+    numbers = np.random.default_rng(seed).standard_normal(4).astype("float32")
+    return parts_of_all_roles(seed) | {"affine/block/dense/kernel": numbers}
+
+
 def with_arrays(pack, **changes):
     """Returns a pack with other arrays."""
     return dataclasses.replace(pack, arrays=dataclasses.replace(pack.arrays, **changes))

@@ -8,7 +8,7 @@ from typing import Any
 
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import MisfitError, check_fits
-from tests.packs.helpers import GOLDEN, base_of, make_pack, parts_of_all_roles, structured_pack
+from tests.packs.helpers import GOLDEN, affine_parts, base_of, make_pack, parts_of_all_roles, structured_pack
 
 # What opening a wrong file may take: seconds, and times the memory that the good one takes.
 MOST_SECONDS, MOST_MEMORY = 5.0, 4.0
@@ -45,6 +45,7 @@ def samples() -> list[Sample]:
     answers = [None, *(0.1 * number for number in range(15))]
     packs["structure"] = (make_pack(base_structure="0f" * 32, base_answers=answers), "best")
     packs["parts"] = (make_pack(parts=parts_of_all_roles()), "best")
+    packs["affine"] = (make_pack("ternary", parts=affine_parts()), "best")
     packs["parts alone"] = (make_pack("none", norm={}, parts=parts_of_all_roles()).astype("float16"), "best")
     packs["no masks"] = (make_pack("none"), "best")
     packs["no batch norm"] = (structured_pack(norm={}), "static")

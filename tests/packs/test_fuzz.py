@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piggyback_tf.packs import PackError, TaskPack, format2_to_5
+from piggyback_tf.packs import PackError, TaskPack, format2_to_6
 from tests.packs.forgeries import FORGERIES, Parts, forge_file
 from tests.packs.helpers import base_of, forge, rates_of, structured_pack
 from tests.packs.mutate import EDITS, MOST_MEMORY, damage, find_fault, honest_memory, open_file, samples
@@ -94,7 +94,7 @@ def test_a_signed_forgery_that_agrees_with_itself_is_a_pack():
     assert find_fault(opening, {sample.digest}, sample.base, 0) == "opens to other content"
 
 
-@pytest.mark.parametrize("weights", [10**12, format2_to_5.MAX_WEIGHTS + 1])
+@pytest.mark.parametrize("weights", [10**12, format2_to_6.MAX_WEIGHTS + 1])
 @pytest.mark.parametrize("codec", ["ans", "bits"])
 def test_a_small_file_with_a_large_claim_is_refused_at_once(weights, codec):
     def claim(index):

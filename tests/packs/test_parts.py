@@ -6,14 +6,13 @@ import keras
 import numpy as np
 import pytest
 
-from export.saved_model import export_saved_model
-from export.shared.errors import ExportError
 from piggyback_tf.backbones import named_variables
 from piggyback_tf.packs import PackError, TaskBank, TaskPack
 from piggyback_tf.packs.held_task import HeldTask
 from piggyback_tf.packs.materialise import BaseTensors
 from piggyback_tf.packs.parts import composed_kernel, count_parts, split_name
 from tests.packs.helpers import (
+    affine_parts,
     base_of,
     forge,
     make_pack,
@@ -32,9 +31,13 @@ def _pack(kind="binary", **changes):
     return make_pack(kind, **{"parts": parts_of_all_roles()} | changes)
 
 
-def _expected(kernel, parts, path):
+def _expected(kernel, parts, path, mask=None):
     """Returns the kernel of a task, as the format says it: one product after another, in float32."""
     rows = kernel.reshape(-1, kernel.shape[-1]).astype(np.float32)
+    if f"affine/{path}" in parts:
+        k0, k1, k2, k3 = parts[f"affine/{path}"]
+        m = mask.reshape(rows.shape).astype(np.float32)
+        rows = rows * (k0 + k3 * m) + (k1 + k2 * m)
     if f"scale/{path}" in parts:
         rows = rows * np.broadcast_to(parts[f"scale/{path}"], kernel.shape).reshape(rows.shape)
     if f"down/{path}" in parts:
@@ -66,11 +69,27 @@ def test_a_kernel_is_made_in_a_fixed_order(rank):
     assert composed_kernel(kernel, parts, "c/kernel").tobytes() == kernel.tobytes()
 
 
+@pytest.mark.parametrize("kind", ["binary", "ternary"])
+def test_an_affine_mask_is_a_sum_of_four(kind):
+    pack = _pack(kind, parts=affine_parts())
+    rng, path = np.random.default_rng(0), "block/dense/kernel"
+    kernel = rng.standard_normal((7, 4)).astype("float32")
+    mask, parts = pack.mask(path), {f"affine/{path}": pack.parts[f"affine/{path}"]}
+    k0, k1, k2, k3 = parts[f"affine/{path}"].astype(np.float64)
+    found = composed_kernel(kernel, parts, path, mask)
+    np.testing.assert_allclose(found, k0 * kernel + k1 + (k2 + k3 * kernel) * mask, rtol=1e-5, atol=1e-6)
+    # With the numbers that they start with, the mask is the plain one.
+    plain = {f"affine/{path}": np.array([0, 0, 0, 1], "float32")}
+    np.testing.assert_array_equal(composed_kernel(kernel, plain, path, mask), kernel * mask)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 @pytest.mark.parametrize("hold", ["packed", "compressed"])
-@pytest.mark.parametrize("kind", ["binary", "ternary", "none"])
-def test_a_task_on_variables_of_any_dtype(kind, hold, dtype):
-    rng, pack = np.random.default_rng(0), _pack(kind)
+@pytest.mark.parametrize(
+    ("kind", "affine"), [("binary", False), ("ternary", False), ("none", False), ("binary", True), ("ternary", True)]
+)
+def test_a_task_on_variables_of_any_dtype(kind, hold, dtype, affine):
+    rng, pack = np.random.default_rng(0), _pack(kind, parts=affine_parts() if affine else parts_of_all_roles())
     shapes = {"conv/kernel": (3, 3, 3, 5), "conv/bias": (5,), "block/dense/kernel": (7, 4), "other/kernel": (3, 3)}
     shapes |= {path: value.shape for path, value in pack.norm.items()}
     variables = {path: keras.Variable(rng.standard_normal(shape), dtype=dtype) for path, shape in shapes.items()}
@@ -79,12 +98,14 @@ def test_a_task_on_variables_of_any_dtype(kind, hold, dtype):
         own = np.asarray(variable.value)
         expected = own
         if path.endswith("kernel"):
-            masked = np.where(pack.mask(path) == 0, 0, pack.mask(path) * own) if path in pack.masks else own
-            wide = masked.astype(np.float64 if dtype == "float64" else np.float32)
+            mask = pack.mask(path) if path in pack.masks else None
+            plain = mask is None or f"affine/{path}" in pack.parts
+            masked = own if plain else np.where(mask == 0, 0, mask * own)
+            wide = _expected(masked.astype(np.float64 if dtype == "float64" else np.float32), pack.parts, path, mask)
             if dtype == "float64":
-                np.testing.assert_allclose(np.asarray(tensor), _expected(wide, pack.parts, path), rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(np.asarray(tensor), wide, rtol=1e-4, atol=1e-5)
                 continue
-            expected = _expected(wide, pack.parts, path).astype(own.dtype)
+            expected = wide.astype(own.dtype)
         elif path == "conv/bias":
             expected = pack.parts["vector/conv/bias"].astype(own.dtype)
         else:
@@ -102,6 +123,11 @@ def test_a_file_gives_back_the_parts():
         assert list(loaded.parts) == list(pack.parts)
         for name, value in pack.parts.items():
             np.testing.assert_array_equal(loaded.parts[name], value)
+    affine = _pack(parts=affine_parts())
+    data = affine.to_bytes()
+    loaded = TaskPack.from_bytes(data, base=base_of(affine))
+    assert loaded.format_version == affine.saved_version == 6
+    assert loaded.to_bytes() == data and list(loaded.parts) == list(affine.parts)
     # Without parts, it is what older programs read; and its digest is that of before.
     plain = with_arrays(_pack(), parts={})
     assert plain.saved_version == make_pack().format_version == 4
@@ -132,6 +158,8 @@ def _without(name):
         ({"vector/../x": np.ones(3, "float32")}, "no path of a weight"),
         (_without("up/block/dense/kernel"), "has one factor of what is added to it"),
         (_without("down/block/dense/kernel"), "has one factor of what is added to it"),
+        ({"affine/fc/kernel": np.ones(4, "float32")}, "'fc/kernel' has what makes a mask affine, and no mask"),
+        ({"affine/conv/kernel": np.ones(3, "float32")}, r"'conv/kernel' affine must be four numbers. Received: .3."),
         ({"vector/conv/bias": np.ones((5, 1), "float32")}, "must be a vector"),
         ({"vector/conv/kernel": np.ones(5, "float32")}, "changed in two ways"),
         ({"vector/bn/gamma": np.ones(5, "float32")}, "'bn/gamma' is changed in two ways"),
@@ -165,6 +193,8 @@ def _line(place, **changes):
         ({"index": lambda index: index.__delitem__("parts")}, "does not list masks and batch norm, and parts"),
         ({"index": lambda index: index.update(parts=[])}, "lists no parts"),
         ({"index": lambda index: index.update(parts={})}, "does not list masks and batch norm, and parts"),
+        ({"format_version": 6}, "makes masks affine if it is of version 6, and then alone"),
+        ({"index": _line(0, role="affine", shape=[4])}, "makes masks affine if it is of version 6, and then alone"),
         ({"format_version": 4}, "should not hold the tensor 'parts'|does not list masks and batch norm"),
         ({"index": _line(0, role="tilt")}, "a part of the role 'tilt'"),
         ({"index": _line(0, role="scale/conv", path="kernel")}, "a part of the role 'scale/conv'"),
@@ -253,17 +283,6 @@ def test_a_bank_has_them_beside_tasks_with_masks(backbone, kind, hold):
     np.testing.assert_array_equal(values["fc/bias"], pack.parts["vector/fc/bias"])
     without = TaskBank(backbone).add(with_arrays(pack, parts={})).predict(IMAGES, "birds")
     assert np.abs(without - bank.predict(IMAGES, "birds")).max() > 1e-3
-
-
-def test_exports_say_that_they_do_not_hold_them(backbone, tmp_path):
-    sentence = (
-        "Task 'birds', learned by 'piggyback', has low rank and scales of channels and vectors of its own, and exports "
-        "hold masks, batch norm and heads. A TaskBank, evaluate, predict and merge take it."
-    )
-    with pytest.raises(ExportError) as error:
-        export_saved_model(backbone, [_changed(backbone)], tmp_path / "served")
-    assert str(error.value) == sentence
-    assert not (tmp_path / "served").exists()
 
 
 def test_a_vector_that_a_loop_of_ones_own_changed_is_held(backbone):

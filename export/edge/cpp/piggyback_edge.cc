@@ -119,6 +119,11 @@ uint16_t HalfOfFloat(float value) {
   if (size >= 0x477ff000) half = size > 0x7f800000 ? 0x7e00 : 0x7bff;  // It would round to infinity, or is no number.
   return static_cast<uint16_t>((bits >> 16 & 0x8000) | half);
 }
+// Rounded, and in no register that a sum is fused with: the bytes have to be those of every other machine.
+float Exact(float value) {
+  const volatile float rounded = value;
+  return rounded;
+}
 uint32_t Multiply(uint32_t weight, float ratio) { return BitsOf(FloatOf(weight) * ratio); }
 uint16_t Multiply(uint16_t weight, float ratio) { return HalfOfFloat(FloatOfHalf(weight) * ratio); }
 uint8_t Multiply(uint8_t weight, float ratio) { return static_cast<uint8_t>(ratio < 0 ? 0u - weight : weight); }
@@ -140,6 +145,77 @@ void Patch(const Entry& entry, const uint8_t* from, uint8_t* to, const uint8_t* 
     if (kept != nullptr) bits &= 0u - (kept[i / 8] >> i % 8 & 1u);
     const Word word = static_cast<Word>(bits);
     memcpy(to + i * sizeof(Word), &word, sizeof word);
+  }
+}
+// What a filter is made of that is not its base's alone: the content of a correction of kind 3.
+struct Composition {
+  uint32_t has = 0, rank = 0, columns = 0, inner = 0;
+  const uint8_t *numbers = nullptr, *scales = nullptr, *ratios = nullptr, *offsets = nullptr, *down = nullptr,
+                *up = nullptr;
+  // Returns whether the content is one for this filter, with so many scales, whose numbers are then where they are.
+  bool Read(const Entry& entry, uint32_t scale_count, const uint8_t* content, uint64_t length) {
+    if (length < 40) return false;
+    has = Load32(content), rank = Load32(content + 4), columns = Load32(content + 8), inner = Load32(content + 12);
+    const bool product = (has & 4) != 0;
+    const uint64_t group = uint64_t{columns} * inner;
+    if (has > 7 || (rank > 0) != product || (columns > 0) != product || (inner > 0) != product || rank > kMost ||
+        (product && entry.elements % group != 0))
+      return false;
+    const uint64_t channels = entry.channels, rows = product ? entry.elements / columns : 0;
+    const uint64_t factors = uint64_t{rank} * columns;
+    const uint64_t counts[] = {6, scale_count, has & 1 ? channels : 0, has & 2 ? channels : 0, rows * rank, factors};
+    const uint8_t** const places[] = {&numbers, &scales, &ratios, &offsets, &down, &up};
+    uint64_t at = 16;
+    for (size_t i = 0; i < 6; ++i) {
+      *places[i] = counts[i] > 0 ? content + at : nullptr;
+      if (counts[i] > (length - at) / 4) return false;
+      at += 4 * counts[i];
+    }
+    if (at != length || !AreFinite(content + 16, length - 16)) return false;
+    for (uint32_t i = 0; i < scale_count; ++i)
+      if (!(Load<float>(scales + 4 * i) > 0)) return false;
+    return true;
+  }
+};
+// Makes a filter by a composition; `base_scales` are those of a filter of integers.
+template <class Word>
+void Compose(const Entry& entry, const uint8_t* base_scales, const Composition& made_of, uint32_t scale_count,
+             const uint8_t* from, uint8_t* to, const uint8_t* kept, const uint8_t* negated) {
+  const auto at = [](const uint8_t* numbers, size_t index) { return Load<float>(numbers + 4 * index); };
+  for (size_t i = 0, channel = 0, left = entry.inner; i < entry.elements; ++i) {
+    const size_t scale = scale_count > 1 ? channel : 0;
+    const Word word = Load<Word>(from + i * sizeof(Word));
+    float value;
+    if (sizeof(Word) == 1)
+      value = Exact(static_cast<float>(static_cast<int8_t>(word)) * at(base_scales, scale));
+    else
+      value = sizeof(Word) == 2 ? FloatOfHalf(static_cast<uint16_t>(word)) : FloatOf(static_cast<uint32_t>(word));
+    size_t place = kept == nullptr ? 1 : kept[i / 8] >> i % 8 & 1u;
+    if (negated != nullptr) place += negated[i / 8] >> i % 8 & 1u;
+    value = Exact(value * at(made_of.numbers, place));
+    float added = at(made_of.numbers, 3 + place);
+    if (made_of.ratios != nullptr) value = Exact(value * at(made_of.ratios, channel));
+    if (made_of.offsets != nullptr) added = Exact(added * at(made_of.offsets, channel));
+    value = Exact(value + added);
+    if (made_of.down != nullptr) {
+      const size_t column = i / made_of.inner % made_of.columns;
+      const size_t row = i / (size_t{made_of.inner} * made_of.columns) * made_of.inner + i % made_of.inner;
+      const uint8_t *a = made_of.down + 4 * row * made_of.rank, *b = made_of.up + 4 * column;
+      float sum = Exact(at(a, 0) * at(b, 0));
+      for (size_t k = 1; k < made_of.rank; ++k)
+        sum = Exact(sum + Exact(at(a, k) * at(b, k * made_of.columns)));
+      value = Exact(value + sum);
+    }
+    Word result;
+    if (sizeof(Word) == 1) {
+      const float number = nearbyintf(Exact(value / at(made_of.scales, scale)));
+      const int clipped = number > -127 ? static_cast<int>(number < 127 ? number : 127.0f) : -127;
+      result = static_cast<Word>(clipped);
+    } else {
+      result = static_cast<Word>(sizeof(Word) == 2 ? HalfOfFloat(value) : BitsOf(value));
+    }
+    memcpy(to + i * sizeof(Word), &result, sizeof result);
+    if (--left == 0) left = entry.inner, channel = channel + 1 < entry.channels ? channel + 1 : 0;
   }
 }
 }  // namespace
@@ -242,6 +318,8 @@ Entry Manifest::entry(uint32_t index) const {
   const uint8_t* p = bytes_.data + kManifestHeader + kEntry * index;  // Sizes are below 2^31, as was checked.
   return {Load32(p), Load32(p + 4), Load32(p + 8), Load32(p + 16), Load32(p + 24), Load32(p + 32), Load32(p + 36)};
 }
+uint32_t Manifest::scale_offset(uint32_t index) const { return Field(kManifestHeader + kEntry * index + 48); }
+uint32_t Manifest::scale_count(uint32_t index) const { return Field(kManifestHeader + kEntry * index + 56); }
 Error Manifest::CheckSizes(Bytes base, const uint8_t* copy, size_t size) const {
   const bool good = entries() > 0 && base.data != nullptr && copy != nullptr && base.size == base_size();
   return good && size == base.size ? Error() : "This is not of the size of the manifest's base.";
@@ -277,8 +355,8 @@ Error Task::Open(const Manifest& manifest, Bytes bytes) {
 Error Task::ReadHeader() {
   const uint8_t* p = bytes_.data;
   const size_t size = bytes_.size;
-  if (size < kTaskHeader + kDigest || memcmp(p, "PBEDGETK", 8) != 0 || Load32(p + 8) - 1 > 1)
-    return "This is no task of version 1 or 2.";
+  if (size < kTaskHeader + kDigest || memcmp(p, "PBEDGETK", 8) != 0 || Load32(p + 8) - 1 > 2)
+    return "This is no task of version 1, 2 or 3.";
   if (Load64(p + 16) != size || size > kMostTask || !HasDigest({p, size - kDigest}, p + size - kDigest))
     return "The task is damaged: it has another length or SHA-256 than it says.";
   const bool old = Load32(p + 8) == 1;
@@ -343,7 +421,7 @@ Error Task::ReadMasks() {
 }
 Error Task::ReadCorrections() {
   const Bytes section = Section(kCorrections);
-  uint32_t found = 0, next = 0;
+  uint32_t found = 0, next = 0, composed = 0;
   for (uint64_t at = 0; at < section.size;) {
     const uint8_t *record = section.data + at, *content = record + kRecord;
     const uint32_t index = Load32(record), kind = Load32(record + 4);  // There are 32 bytes behind all sections.
@@ -353,13 +431,17 @@ Error Task::ReadCorrections() {
       return "The task has a correction that is not behind the one before, or longer than its section.";
     const Entry entry = manifest_.entry(index);
     bool good = kind == 2 && length <= entry.size && length % (entry.size / entry.elements) == 0;
-    if (entry.kind == kFilter) good = kind == 1 && length == 4 * uint64_t{entry.channels} && AreFinite(content, length);
+    composed += kind == 3;
+    if (entry.kind == kFilter && kind == 3)
+      good = Composition().Read(entry, manifest_.scale_count(index), content, length);
+    else if (entry.kind == kFilter) good = kind == 1 && length == 4 * uint64_t{entry.channels} && AreFinite(content, length);
     for (size_t i = 0; good && i < length && kind == 1 && entry.type == kInt8; i += 4)
       good = fabsf(Load<float>(content + i)) == 1;
     if (!good) return "The task has a correction that its constant cannot have.";
     found |= entry.kind < kHeadKernel ? kOwnNorm : kHeadInside;
     next = index + 1, at += kRecord + Padded(length);
   }
+  if ((composed > 0) != (Load32(bytes_.data + 8) == 3)) return "A task composes filters if it is of version 3.";
   return found == (flags_ & (kOwnNorm | kHeadInside)) ? Error() : "The task lacks corrections that its flags promise.";
 }
 Error Task::ReadText() {
@@ -388,32 +470,44 @@ std::string_view Task::Text(size_t index) const {
 
 Error Task::Install(Bytes base, uint8_t* copy, size_t size) const {
   if (Error error = manifest_.CheckSizes(base, copy, size)) return error;
-  const uint8_t *masked = Section(kMasked).data, *mask = masks_, *record = Section(kCorrections).data;
-  const uint8_t* const end = record + Section(kCorrections).size;
   fenv_t environment;  // Rounding to nearest and subnormal numbers, whatever the thread was set to for inference.
   fegetenv(&environment), fesetenv(FE_DFL_ENV);
+  // Composed filters first: they read scales of the base, which may be the copy, and are written for others to come.
+  for (const bool composed : {true, false}) WriteEntries(base, copy, composed);
+  fesetenv(&environment);
+  if (manifest_.task_place() > 0) memcpy(copy + manifest_.task_place(), digest_.data(), kDigest);
+  return {};
+}
+void Task::WriteEntries(Bytes base, uint8_t* copy, bool composed_ones) const {
+  const uint8_t *masked = Section(kMasked).data, *mask = masks_, *record = Section(kCorrections).data;
+  const uint8_t* const end = record + Section(kCorrections).size;
   for (uint32_t i = 0; i < manifest_.entries(); ++i) {
     const Entry entry = manifest_.entry(i);
     const uint8_t *from = base.data + entry.offset, *content = nullptr, *kept = nullptr, *negated = nullptr;
     uint8_t* to = copy + entry.offset;
     const size_t plane = masked[i] * ((entry.elements + 7) / 8);
     const size_t length = record < end && Load32(record) == i ? Load32(record + 8) : 0;
+    const bool composed = length > 0 && Load32(record + 4) == 3;
     if (length > 0) content = record + kRecord, record = content + Padded(length);
     if (plane > 0) kept = mask, negated = flags_ & kTernary ? mask + plane : nullptr;
     mask += flags_ & kTernary ? 2 * plane : plane;
+    if (composed != composed_ones) continue;
     if (content == nullptr && kept == nullptr) {
       if (from != to) memcpy(to, from, entry.size);
     } else if (entry.kind != kFilter) {
       memcpy(to, content, length);
       memset(to + length, 0, entry.size - length);
+    } else if (composed) {
+      Composition made_of;
+      const uint32_t scales = manifest_.scale_count(i);
+      made_of.Read(entry, scales, content, length);
+      (entry.type == kInt8 ? Compose<uint8_t> : entry.type == kFloat16 ? Compose<uint16_t> : Compose<uint32_t>)(
+          entry, base.data + manifest_.scale_offset(i), made_of, scales, from, to, kept, negated);
     } else {
       (entry.type == kInt8 ? Patch<uint8_t> : entry.type == kFloat16 ? Patch<uint16_t> : Patch<uint32_t>)(
           entry, from, to, content, kept, negated);
     }
   }
-  fesetenv(&environment);
-  if (manifest_.task_place() > 0) memcpy(copy + manifest_.task_place(), digest_.data(), kDigest);
-  return {};
 }
 Error Task::CheckOutput(bool labels, Bytes model, const float* output, size_t size) const {
   if (labels != finds_labels()) return "The task answers otherwise: see whether it gives probabilities or labels.";

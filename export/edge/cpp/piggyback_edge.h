@@ -62,6 +62,8 @@ class Manifest {
  private:
   friend class Task;
   uint32_t Field(size_t offset) const;
+  uint32_t scale_offset(uint32_t index) const;  // Of a filter of integers; of others 0.
+  uint32_t scale_count(uint32_t index) const;
   uint32_t task_place() const { return Field(112); }  // Of the digest; 0 in version 1.
   Error CheckSizes(Bytes base, const uint8_t* copy, size_t size) const;
   Bytes bytes_;
@@ -86,7 +88,7 @@ class Task {
   const Signature& signature() const { return signature_; }  // The graph to run; it is valid as long as the manifest.
   const Digest& digest() const { return digest_; }  // What a model says that this task is on; the document defines it.
   uint32_t classes() const { return classes_; }
-  uint32_t flags() const { return flags_; }  // 1 ternary, 2 compressed, 4 own batch norm, 8 the model holds the head.
+  uint32_t flags() const { return flags_; }  // 1 ternary, 2 compressed, 4 other constants, 8 the model holds the head.
   // Valid UTF-8 written by strangers: escape it before it is printed. Empty if there is no such label.
   std::string_view name() const { return Text(0); }
   std::string_view augmentation() const { return Text(1); }
@@ -102,6 +104,7 @@ class Task {
   Error ReadText();
   Error CheckOutput(bool labels, Bytes model, const float* output, size_t size) const;
   float Logit(const float* output, size_t c) const;
+  void WriteEntries(Bytes base, uint8_t* copy, bool composed_ones) const;
   Bytes Section(size_t number) const;
   std::string_view Text(size_t index) const;
   Manifest manifest_;

@@ -1,16 +1,19 @@
 """Before files of design `patch` are written: what `lite/checks.py` asks of all, and that constants are the task's."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 
-from ...edge.piggyback_edge import Model, Task
+from ...edge.piggyback_edge import Composition, Model, Task
 from ...shared.errors import ExportError
 from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
 from ..flatbuffer import LiteFile
 from ..weights import own_weights
-from .constants import FACTOR, OFFSET
+from .compositions import composition_error
+from .constants import FACTOR, OFFSET, VECTOR
 from .elements import describe_constant, filter_inputs, float16_tolerance
 from .patchable import Patchable
 
@@ -41,7 +44,7 @@ def check_task(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack) ->
     output = run_model(content, probe_images(pack.image_shape), task.signature.name if task.graph else None)
     check_answers(answer(task, output, content), bank, pack, base.manifest.quantize)
     # Where one class is all but certain, the answers show little.
-    check_constants(base, model.data, pack)
+    check_constants(base, model.data, pack, task.compositions)
 
 
 def answer(task: Task, output: np.ndarray, content: bytes) -> np.ndarray:
@@ -49,7 +52,9 @@ def answer(task: Task, output: np.ndarray, content: bytes) -> np.ndarray:
     return (task.label_maps if task.answer == "argmax" else task.probabilities)(output, content)
 
 
-def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) -> None:
+def check_constants(
+    base: Patchable, data: bytes | bytearray, pack: TaskPack, composed: Mapping[int, Composition] | None = None
+) -> None:
     """Checks that every constant of a patched base is the task's weight, of integers to half a step of its scale.
 
     This is all that an integer type promises of one: what the roundings of all do to the answers, a test set shows.
@@ -58,6 +63,7 @@ def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) ->
         base: The base.
         data: The file with the task installed.
         pack: The task.
+        composed: What filters are made of, by the place of their entry, where they are more than masked and scaled.
 
     Raises:
         ExportError: With the first one that is not.
@@ -65,15 +71,21 @@ def check_constants(base: Patchable, data: bytes | bytearray, pack: TaskPack) ->
     number = base.graph_of(pack)
     graph = base.graphs[number]
     file, network = LiteFile(data, number), graph.network
+    compositions = {base.slots[place].constants[number].tensor: made_of for place, made_of in (composed or {}).items()}
     weights, whole = (own_weights(network, pack, masked=each) for each in (True, False))
     for constant in graph.constants.values():
         tensor = file.tensors[constant.tensor]
         expected = constant.value(network, weights).astype(np.float64)
         distance = np.abs(file.doubles(tensor) - expected)
-        steps = _STEPS_WITH_ZERO if constant.role in (FACTOR, OFFSET) else _STEPS
+        steps = _STEPS_WITH_ZERO if constant.role in (FACTOR, OFFSET, VECTOR) else _STEPS
         allowed = steps * file.steps(tensor) + _ROUNDING * np.abs(expected) + np.finfo(np.float32).tiny
         if tensor.data.dtype == np.float16:
             allowed = float16_tolerance(constant, network, whole)
+        if (made_of := compositions.get(constant.tensor)) is not None:
+            # The device makes it of the base's numbers, which are rounded, too.
+            old, (_, inner) = graph.file.steps(graph.file.tensors[constant.tensor]), constant.channels(network)
+            allowed = allowed + composition_error(made_of, old, inner, expected.size)
+            allowed = allowed + _ROUNDING * np.abs(expected).max()
         # Not "any is greater": NaN is no number that is small enough.
         if not (distance <= allowed).all():
             raise ExportError(
@@ -94,6 +106,9 @@ def _check_biases(file: LiteFile, pack: TaskPack) -> None:
     for data, kernel, bias in map(filter_inputs, file.operators):
         tensor = file.tensors[bias] if bias >= 0 else None
         if tensor is None or tensor.data is None or tensor.data.dtype != np.int32:
+            continue
+        # Conversion gives a layer without a bias one of zeros, which are zeros in any multiples.
+        if not file.read(tensor.data).any():
             continue
         taken, of_filter = file.steps(file.tensors[data]), file.read(file.tensors[kernel].scales)
         if not np.allclose(file.steps(tensor), taken * of_filter, rtol=_BIAS_ROUNDING, atol=0):

@@ -10,13 +10,14 @@ from piggyback_tf.problems import is_head
 from ..flatbuffer import LiteFile, Tensor
 from ..weights import HEAD_BIAS, HEAD_KERNEL, Kernel, Network, Weights
 
-FILTER, BIAS, FACTOR, OFFSET, HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE = (
+FILTER, BIAS, FACTOR, OFFSET, HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE, VECTOR = (
     "filter",
     "bias",
     "factor",
     "offset",
     "head kernel",
     "head bias",
+    "vector",
 )
 # The orders of dimensions that LiteRT keeps kernels in, by what they are made of.
 _ORDERS = {4: ((3, 0, 1, 2), (0, 1, 2, 3), (2, 0, 1, 3)), 2: ((1, 0), (0, 1))}
@@ -35,7 +36,7 @@ class Constant:
         norm: The path of the batch norm layer that is a part of it; None if there is none.
         order: The order of the kernel's dimensions in a filter.
         extra: What a filter is multiplied by besides batch norm.
-        bias: The path of a bias that is a part of it; None if there is none.
+        bias: The path of a bias that is a part of it, or of the vector that it is; None if there is none.
     """
 
     tensor: int
@@ -58,6 +59,8 @@ class Constant:
             return np.ascontiguousarray(weights[HEAD_KERNEL].T).reshape(-1)
         if self.role == HEAD_BIAS_ROLE:
             return weights[self.bias or HEAD_BIAS]
+        if self.role == VECTOR:
+            return weights[self.bias]
         norm = network.norms.get(self.norm)
         if self.role == FACTOR:
             return norm.factor(weights)
@@ -158,6 +161,8 @@ def _vectors(index: int, network: Network, weights: Weights) -> Iterator[tuple[C
         if kernel.bias is not None and is_head(kernel.path):
             constant = Constant(index, HEAD_BIAS_ROLE, bias=kernel.bias)
             yield constant, constant.value(network, weights)
+    for path in network.vectors:
+        yield Constant(index, VECTOR, bias=path), weights[path]
     for norm in network.norms.values():
         biases = {kernel.bias for kernel in network.kernels.values() if kernel.bias is not None}
         for constant in (Constant(index, FACTOR, norm=norm.path), Constant(index, OFFSET, norm=norm.path)):
@@ -191,5 +196,10 @@ def _check_found(found: dict[int, Constant], network: Network) -> None:
     biases = {kernel.bias for kernel in network.kernels.values() if kernel.bias and is_head(kernel.path)}
     if missing := sorted(biases - {constant.bias for constant in found.values() if constant.bias is not None}):
         raise ValueError(f"Conversion leaves no constant that is {missing[0]!r} of the head; use --design=plain.")
+    if missing := [path for path in network.vectors if path not in {each.bias for each in found.values()}]:
+        raise ValueError(
+            f"Conversion mixes {missing[0]!r} with other constants, so that a task's own cannot be put in its place; "
+            "use --design=plain."
+        )
     if HEAD_KERNEL in network.weights and not {HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE} <= {c.role for c in found.values()}:
         raise ValueError("Conversion leaves no constants that are the head alone; export without --max_classes.")

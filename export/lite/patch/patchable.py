@@ -26,6 +26,7 @@ from .constants import (
     HEAD_BIAS_ROLE,
     HEAD_KERNEL_ROLE,
     OFFSET,
+    VECTOR,
     Constant,
     identify,
 )
@@ -255,6 +256,8 @@ def _is_known(constant: Constant, network: Network) -> bool:
         return False
     if constant.role == FILTER:
         return kernel is not None and sorted(constant.order) == list(range(len(kernel.shape)))
+    if constant.role == VECTOR:
+        return constant.bias is not None and constant.bias in network.vectors
     return constant.role in (BIAS, FACTOR, OFFSET, HEAD_KERNEL_ROLE, HEAD_BIAS_ROLE)
 
 
@@ -288,7 +291,8 @@ def _slots(graph: Graph, number: int, constant: Constant) -> Iterator[Slot]:
     tensor = graph.file.tensors[constant.tensor]
     # What a task masks; a filter of its head it brings.
     masked = constant.role == FILTER and not constant.of_head
-    kind = KIND_CODES[constant.role]
+    # For a device there is no difference.
+    kind = KIND_CODES[BIAS if constant.role == VECTOR else constant.role]
     if constant.of_head:
         kind = KIND_CODES[HEAD_KERNEL_ROLE if constant.role in (FILTER, HEAD_KERNEL_ROLE) else HEAD_BIAS_ROLE]
     channels, inner = constant.channels(graph.network) if masked else (1, 1)
@@ -300,11 +304,12 @@ def _slots(graph: Graph, number: int, constant: Constant) -> Iterator[Slot]:
         {},
         "data",
     )
-    # A filter without batch norm of its own keeps its scales under every task.
-    if tensor.scales is None or (masked and constant.norm is None):
+    # A filter that no task changes but by masks keeps its scales under every task.
+    keeps = masked and constant.norm is None and constant.kernel not in graph.network.rescaled
+    if tensor.scales is None or keeps:
         return
     yield Slot(_entry("scales", tensor.scales, tensor.index, number), {}, "scales")
-    if constant.role in (FACTOR, OFFSET) and tensor.data.dtype == np.int8:
+    if constant.role in (FACTOR, OFFSET, VECTOR) and tensor.data.dtype == np.int8:
         yield Slot(_entry("zeros", tensor.zeros, tensor.index, number), {}, "zeros")
 
 

@@ -9,7 +9,12 @@ from piggyback_tf.packs.bits import MaskBits
 
 from ...edge.piggyback_edge import (
     ANSWERS,
+    COMPOSED,
+    COMPOSITION,
     COMPRESSED,
+    HAS_FACTORS,
+    HAS_OFFSETS,
+    HAS_RATIOS,
     HEAD_INSIDE,
     NEW_BYTES,
     OWN_NORM,
@@ -17,6 +22,7 @@ from ...edge.piggyback_edge import (
     TASK_HEADER,
     TASK_MAGIC,
     TERNARY,
+    Composition,
     Manifest,
     Task,
 )
@@ -36,7 +42,7 @@ def task_bytes(task: Task, manifest: Manifest, *, compress: bool = False) -> byt
     raw = b"".join(mask.tobytes() for _, mask in sorted(task.masks.items()))
     masks, rates = _coded(task, manifest, ternary) if compress else (raw, b"")
     corrections = _corrections(task)
-    kinds = {manifest.entries[place].kind for place in (*task.ratios, *task.new_bytes)}
+    kinds = {manifest.entries[place].kind for place in (*task.ratios, *task.new_bytes, *task.compositions)}
     flags = (
         (TERNARY if ternary else 0)
         | (COMPRESSED if compress else 0)
@@ -80,9 +86,21 @@ def _coded(task: Task, manifest: Manifest, ternary: bool) -> tuple[bytes, bytes]
 def _corrections(task: Task) -> bytes:
     records = [(place, RATIOS, ratio.astype("<f4").tobytes()) for place, ratio in task.ratios.items()]
     records += [(place, NEW_BYTES, content) for place, content in task.new_bytes.items()]
+    records += [(place, COMPOSED, _composition(made_of)) for place, made_of in task.compositions.items()]
     return b"".join(
         _padded(struct.pack("<IIQ", place, kind, len(content)) + content) for place, kind, content in sorted(records)
     )
+
+
+def _composition(made_of: Composition) -> bytes:
+    matrices = [each for each in (made_of.down, made_of.up) if each is not None]
+    channels = [each for each in (made_of.ratios, made_of.offsets) if each is not None]
+    has = HAS_RATIOS * (made_of.ratios is not None) + HAS_OFFSETS * (made_of.offsets is not None)
+    sides = (0, 0, 0)
+    if matrices:
+        has, sides = has + HAS_FACTORS, (*made_of.up.shape, made_of.inner)
+    header = COMPOSITION.pack(has, *sides, *made_of.factors, *made_of.added)
+    return header + b"".join(each.astype("<f4").tobytes() for each in (made_of.scales, *channels, *matrices))
 
 
 def _strings(strings: Iterable[str]) -> bytes:

@@ -1,17 +1,20 @@
 """From a task's pack to what it changes in a base."""
 
 import json
+from collections.abc import Set
 
 import numpy as np
 
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.bits import pack_bits
+from piggyback_tf.packs.parts import MIXED, VECTOR, changed_weights
 
 from ...edge.piggyback_edge import DIGEST, TERNARY, Task
 from ...edge.piggyback_edge import FILTER as FILTER_KIND
 from ...shared.errors import ExportError
 from ..kinds import answer_of
-from ..weights import Weights, own_weights
+from ..weights import Weights, channel_scales, own_weights
+from .compositions import compose
 from .constants import FILTER, Constant
 from .elements import describe_constant, float16_tolerance
 from .patchable import Graph, Patchable, Slot
@@ -24,7 +27,7 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
     """Returns what a task changes in a base.
 
     Raises:
-        ExportError: If its batch norm cannot be put into the base's filters, or no graph of the base answers it.
+        ExportError: If what it changes cannot be put into the base's constants, or no graph of the base answers it.
         ElementError: If a number is too large for the type of its constant.
     """
     number = base.graph_of(pack)
@@ -36,8 +39,11 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
         for path, norm in network.norms.items()
         if any(not np.array_equal(weights[f"{path}/{name}"], network.weights[f"{path}/{name}"]) for name in norm.names)
     }
+    roles = changed_weights(pack.parts)
+    vectors = {path for path, own in roles.items() if VECTOR in own}
+    _check_vectors(graph, pack, vectors)
     ternary = pack.mask_kind == "ternary"
-    masks, ratios, new_bytes = {}, {}, {}
+    masks, ratios, new_bytes, compositions = {}, {}, {}, {}
     for place, slot in enumerate(base.slots):
         constant = slot.constants.get(number)
         if constant is None:
@@ -46,11 +52,18 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
             masks[place] = pack_bits(pack.mask(constant.kernel).transpose(constant.order), pack.mask_kind)
         if constant.of_head:
             new_bytes[place] = _head_bytes(graph, slot, constant, weights, len(pack.class_names))
-        elif constant.norm in changed:
-            if slot.entry.kind != FILTER_KIND:
-                new_bytes[place] = _part(graph, slot, constant, weights).tobytes()
-            elif (ratio := _ratios(graph, slot, constant, weights, pack)) is not None:
-                ratios[place] = ratio
+        elif slot.entry.kind == FILTER_KIND:
+            ratio, own = None, roles.get(constant.kernel, frozenset())
+            if constant.norm in changed or own:
+                ratio = _ratios(graph, slot, constant, weights, pack)
+            if MIXED & own:
+                compositions[place] = compose(graph, slot, constant, weights, pack, ratio)
+            elif (kept := _signs(ratio) if slot.entry.dtype == np.int8 else ratio) is not None:
+                ratios[place] = kept
+        elif (
+            constant.norm in changed or constant.bias in vectors or (roles and _differs(graph, slot, constant, weights))
+        ):
+            new_bytes[place] = _part(graph, slot, constant, weights).tobytes()
     inside = bool(network.kind.room)
     return Task(
         name=pack.task,
@@ -71,7 +84,24 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
         answer=answer_of(pack.problem),
         problem=pack.problem,
         head_spec=json.dumps(pack.head_spec.to_json(), sort_keys=True),
+        compositions=compositions,
     )
+
+
+def _check_vectors(graph: Graph, pack: TaskPack, vectors: Set[str]) -> None:
+    """Raises an `ExportError` if the base has no constants of its own for the vectors that a task replaces."""
+    there = {constant.bias for constant in graph.constants.values()}
+    if missing := sorted((vectors & graph.network.used) - there):
+        raise ExportError(
+            f"Task {pack.task!r} has its own {missing[0]!r}, which is the same for all tasks on this base. Export a "
+            "base with this task among others, without --base."
+        )
+
+
+def _differs(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> bool:
+    """Returns whether a constant is another one than the base's, such as a bias whose filter has other scales."""
+    own, old = (_part(graph, slot, constant, each) for each in (weights, graph.network.weights))
+    return own.tobytes() != old.tobytes()
 
 
 def _part(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> np.ndarray:
@@ -82,12 +112,7 @@ def _part(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> np.
 
 
 def _scales_of(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> np.ndarray:
-    """Returns the scales of a quantised filter, which keeps its numbers."""
-    if slot.entry.size != constant.channels(graph.network)[0]:
-        raise ExportError(
-            f"{describe_constant(constant)} has one scale for all channels in this quantisation, so that a "
-            "task cannot have its own batch norm; export with --quantize=none or float16."
-        )
+    """Returns the scales of a quantised filter."""
     return graph.encoder.filter_scales(constant, constant.value(graph.network, weights))
 
 
@@ -100,26 +125,53 @@ def _head_bytes(graph: Graph, slot: Slot, constant: Constant, weights: Weights, 
 
 
 def _ratios(graph: Graph, slot: Slot, constant: Constant, weights: Weights, pack: TaskPack) -> np.ndarray | None:
-    """Returns by what a task's batch norm multiplies the channels of a filter; None if by nothing."""
-    norm = graph.network.norms[constant.norm]
-    own, old = norm.factor(weights), norm.factor(graph.network.weights)
+    """Returns by what a task's batch norm and scales multiply the channels of a filter; None if by nothing."""
+    assert constant.kernel is not None, "a filter is made of a kernel"
+    network, mixed = graph.network, MIXED & changed_weights(pack.parts).get(constant.kernel, frozenset())
+    own = old = np.ones(network.kernels[constant.kernel].channels, np.float32)
+    if constant.norm is not None:
+        own, old = (network.norms[constant.norm].factor(each) for each in (weights, network.weights))
+    scales = channel_scales(network, pack, constant.kernel)
+    own = own if scales is None else own * scales
+    if scales is None and (own == old).all() and mixed:
+        return None
     lost = (np.abs(old) * _LARGEST_RATIO <= np.abs(own)) & (own != old)
     ratios = np.where(own == old, np.float32(1), own / np.where(old == 0, np.float32(1), old)).astype(np.float32)
-    if slot.entry.dtype == np.float16:
+    if slot.entry.dtype == np.float16 and not mixed:
         lost |= _lost_in_float16(graph, slot, constant, ratios, weights)
     if lost.any():
         channel = int(np.flatnonzero(lost)[0])
+        whose = f"gamma of channel {channel} of {constant.norm!r}" if constant.norm else f"channel {channel}"
         raise ExportError(
-            f"Task {pack.task!r} has its own batch norm, and gamma of channel {channel} of {constant.norm!r} is so "
+            f"Task {pack.task!r} has its own batch norm or scales, and {whose} is so "
             f"near zero in the base ({old[channel]:.3g} over the deviation) that the filters, into which it is folded, "
             f"do not hold in {slot.entry.dtype} what the task needs; use --design=switch or --design=input."
         )
-    if slot.entry.dtype == np.int8:
-        signs = np.where(ratios < 0, np.float32(-1), np.float32(1))
-        return signs if (signs < 0).any() else None
-    # Says so if a number is too large for the type.
-    graph.encoder.encode(constant, weights)
+    if slot.entry.dtype == np.int8 and not mixed:
+        _check_scales(graph, slot, constant, pack)
+    elif slot.entry.dtype != np.int8:
+        # Says so if a number is too large for the type.
+        graph.encoder.encode(constant, weights)
     return ratios
+
+
+def _check_scales(graph: Graph, slot: Slot, constant: Constant, pack: TaskPack) -> None:
+    """Raises an `ExportError` if a quantised filter, which keeps its numbers, cannot have scales of a task's own."""
+    if slot.entry.scale_count != slot.entry.channels:
+        raise ExportError(
+            f"{describe_constant(constant)} has one scale for all channels in this quantisation, so that a "
+            "task cannot have its own batch norm or scales; export with --quantize=none or float16."
+        )
+    if constant.norm is None and constant.kernel not in graph.network.rescaled:
+        raise ExportError(
+            f"Task {pack.task!r} scales the kernel {constant.kernel!r}, whose filter on this base keeps its scales. "
+            "Export a base with this task among others, without --base."
+        )
+
+
+def _signs(ratios: np.ndarray | None) -> np.ndarray | None:
+    """Returns what is left of ratios where scales hold their sizes; None if all is left as it is."""
+    return None if ratios is None or not (ratios < 0).any() else np.where(ratios < 0, np.float32(-1), np.float32(1))
 
 
 def _lost_in_float16(graph: Graph, slot: Slot, constant: Constant, ratios: np.ndarray, weights: Weights) -> np.ndarray:

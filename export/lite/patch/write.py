@@ -40,6 +40,7 @@ from .calibrate import Saturation, corresponding, find_ranges, find_saturation
 from .checks import check_base, check_task
 from .manifest import manifest_bytes, manifest_json
 from .patchable import Graph, Patchable, constants_from_json, make_float_file
+from .replaced import described_replaced, replaced_constants
 from .task_file import task_bytes
 from .tasks import make_task
 
@@ -83,7 +84,8 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
     kinds = kinds_of(tasks, backbone, options.max_classes)
     for pack in tasks:
         check_room(pack, kinds)
-    networks = [Network.of(backbone, kind) for kind in kinds]
+    vectors, rescaled = replaced_constants(tasks, options.quantize, backbone)
+    networks = [Network.of(backbone, kind, vectors, rescaled) for kind in kinds]
     with new_folder(Path(output)) as folder:
         images = []
         if options.quantize == "int8":
@@ -179,7 +181,8 @@ def read_base(backbone: Backbone, base_file: Path) -> Patchable:
             raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is of another base.")
         graphs = []
         for number, kind in enumerate(_kinds(document, manifest, backbone)):
-            network, own = Network.of(backbone, kind), file.with_graph(number) if number else file
+            network = Network.of(backbone, kind, *described_replaced(document["constants"]))
+            own = file.with_graph(number) if number else file
             graphs.append(Graph.of(network, own, constants_from_json(document["constants"], own, network, number)))
         structure = Structure.from_json(document)
     except (KeyError, TypeError, ValueError) as error:

@@ -35,6 +35,12 @@ class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):  # typ
                 f"mask_scale={self.mask_scale}, mask_threshold={self.mask_threshold}."
             )
 
+        if self.init_from == "auto" and self.mask_affine != "none":
+            raise ValueError(
+                "`init_from='auto'` starts from masks of the tasks before, which are no masks to start from where they "
+                f"are affine. Use mask_affine='none', or name packs. Received: mask_affine={self.mask_affine!r}."
+            )
+
     def masks(self, seed: int = 0) -> MaskConfig:
         """Returns the settings of the masks.
 

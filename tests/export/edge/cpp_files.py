@@ -12,6 +12,7 @@ from export.edge.piggyback_edge import (
     QUANTIZATIONS,
     TERNARY,
     Base,
+    Composition,
     Entry,
     Manifest,
     Model,
@@ -56,7 +57,8 @@ def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version
     shapes += [(2, 7, 1, 1), (3, 7, 1, 1), (4, 24, 1, 1), (5, 4, 1, 1), (6, 3, 1, 1)]
     if max_classes:
         shapes += [(7, max_classes * FEATURES, max_classes, FEATURES), (8, max_classes, 1, 1)]
-    data, entries = bytearray(rng.bytes(64)), []
+    # With room for the scales of all channels.
+    data, entries = bytearray(rng.bytes(128)), []
     for number, (kind, size, channels, inner) in enumerate(shapes):
         element = {5: 1, 6: 5}.get(kind, _ELEMENT[quantize])
         if quantize == "dynamic" and (kind != 1 or number % 2):
@@ -72,15 +74,17 @@ def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version
     return Device(base, Manifest(len(base), *digests, FEATURES, max_classes, 32, quantize, tuple(entries), place))
 
 
-def make_task(device, ternary=False, norm=False, compress=False, classes=3, seed=0, masked=0.8):
-    """Returns the content of a task's file with random masks, ratios and new bytes."""
+def make_task(device, ternary=False, norm=False, compress=False, classes=3, seed=0, masked=0.8, composed=False):
+    """Returns the content of a task's file with random masks, ratios and new bytes, and perhaps composed filters."""
     rng = np.random.default_rng(seed)
-    masks, ratios, new_bytes = {}, {}, {}
+    masks, ratios, new_bytes, compositions = {}, {}, {}, {}
     for place, entry in enumerate(device.manifest.entries):
         if entry.kind == 1:
             if rng.random() < masked:
                 masks[place] = _mask(entry.size, ternary, rng)
-            if norm and rng.random() < 0.7:
+            if composed and (len(compositions) < 3 or rng.random() < 0.5):
+                compositions[place] = _composition(entry, rng, len(compositions))
+            elif norm and rng.random() < 0.7:
                 pool = np.array([1, -1], np.float32) if entry.dtype.kind == "i" else _RATIOS
                 ratios[place] = rng.choice(pool, entry.channels)
         elif entry.kind < 7 and norm and rng.random() < 0.8:
@@ -95,8 +99,37 @@ def make_task(device, ternary=False, norm=False, compress=False, classes=3, seed
     labels = (*("cat", "Gänsblüme", "\x1b[2Jロボ\U0001f916")[:classes], *map(str, range(classes - 3)))
     flags = (TERNARY if ternary else 0) | (COMPRESSED if compress else 0)
     texts = ("pets", labels, "resize(32)", "net", "tf: x / 127.5 - 1")
-    task = Task(*texts, flags, masks, ratios, new_bytes, kernel, bias, 0, bytes(DIGEST), device.manifest)
+    task = Task(
+        *texts, flags, masks, ratios, new_bytes, kernel, bias, 0, bytes(DIGEST), device.manifest,
+        compositions=compositions,
+    )  # fmt: skip
     return task_bytes(task, device.manifest, compress=compress)
+
+
+def _composition(entry, rng, number):
+    """Returns what a filter is made of: the first with all that there can be, others with some of it."""
+
+    def some(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    down = up = None
+    inner = 1
+    if number == 0 or rng.random() < 0.6:
+        # Columns of a product are the channels, or the elements of one.
+        columns, inner = (entry.channels, entry.inner) if number % 2 == 0 else (entry.inner, 1)
+        rank = int(rng.integers(1, 4))
+        down, up = some(entry.size // columns, rank), some(rank, columns)
+    return Composition(
+        factors=some(3),
+        added=some(3) if number == 0 or rng.random() < 0.6 else np.zeros(3, np.float32),
+        # Small ones, with which numbers are cut off.
+        scales=np.abs(some(entry.scale_count)) * np.float32(0.01),
+        ratios=some(entry.channels) if number == 0 or rng.random() < 0.6 else None,
+        offsets=some(entry.channels) if number == 0 or rng.random() < 0.6 else None,
+        down=down,
+        up=up,
+        inner=inner,
+    )
 
 
 def _numbers(size, dtype, rng):

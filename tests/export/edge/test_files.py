@@ -102,7 +102,7 @@ def test_forged_files_are_refused_or_read_whole(base, make_task, kind):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (8, struct.pack("<I", 3), "version 3"),
+        (8, struct.pack("<I", 4), "version 4"),
         (12, struct.pack("<I", 16), "must be zero"),
         (16, struct.pack("<Q", 1 << 60), "cut off"),
         (28, struct.pack("<I", 0), "0 classes"),

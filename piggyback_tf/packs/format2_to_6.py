@@ -1,7 +1,7 @@
-"""Versions 2 to 5 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
+"""Versions 2 to 6 of a pack's file: entropy-coded masks in one stream, and one index; see `docs/pack-format.md`.
 
-Versions 3 and 4 have more entries in the description than the one before, and 5 has parts. A pack is written in version
-4, which older programs read, and in 5 only if it has parts.
+Versions 3 and 4 have more entries in the description than the one before, 5 has parts, and 6 affine masks among them.
+A pack is written in version 4, which older programs read, in 5 only if it has parts, and in 6 if masks are affine.
 """
 
 import math
@@ -29,15 +29,16 @@ _MAX_INDEX, _MAX_RATES = 1 << 20, 1 << 18
 _SHORT = 1 << 10
 # Characters of a line of the index, but for its path, of which every character may be written as "\\u0000".
 _INDEX_LINE = 256
-# The first version with parts.
-_WITH_PARTS = 5
+# The first version with parts, and the first in which masks can be affine.
+_WITH_PARTS, _WITH_AFFINE = 5, 6
 _UINT8, _UINT32 = np.dtype("uint8"), np.dtype("<u4")
 _FLOAT: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
 def version_of(arrays: TaskArrays) -> int:
     """Returns the format version in which arrays are written."""
-    return _WITH_PARTS if arrays.parts else _WITH_PARTS - 1
+    roles = {parts.split_name(name)[0] for name in arrays.parts}
+    return _WITH_AFFINE if parts.AFFINE in roles else _WITH_PARTS if roles else _WITH_PARTS - 1
 
 
 def write(arrays: TaskArrays, plain: dict[str, Any], checksum: str, codec_name: str) -> bytes:
@@ -203,6 +204,8 @@ def _read_index(compressed: np.ndarray, limit: int, version: int) -> tuple[list[
     if len({layer.path for layer in layers}) != len(layers):
         raise PackError("its index lists a weight twice.")
     parts.check_parts(others)
+    if any(parts.AFFINE in roles for roles in parts.changed_weights(others).values()) != (version >= _WITH_AFFINE):
+        raise PackError(f"its index makes masks affine if it is of version {_WITH_AFFINE}, and then alone.")
     return layers, norm, others
 
 
