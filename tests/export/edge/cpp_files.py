@@ -48,8 +48,11 @@ class Device:
         return bytes(model.data)
 
 
-def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version=2):
-    """Returns a base of random bytes in which the filters are numbers, and its manifest."""
+def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version=2, room=64):
+    """Returns a base of random bytes in which the filters are numbers, and its manifest.
+
+    The constants begin behind `room` bytes; of fewer than 128, scales of filters lie in constants.
+    """
     rng = np.random.default_rng(seed)
     shapes = [(1, *shape) for shape in filters]
     if quantize == "float16":
@@ -57,8 +60,7 @@ def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version
     shapes += [(2, 7, 1, 1), (3, 7, 1, 1), (4, 24, 1, 1), (5, 4, 1, 1), (6, 3, 1, 1)]
     if max_classes:
         shapes += [(7, max_classes * FEATURES, max_classes, FEATURES), (8, max_classes, 1, 1)]
-    # With room for the scales of all channels.
-    data, entries = bytearray(rng.bytes(128)), []
+    data, entries = bytearray(rng.bytes(room)), []
     for number, (kind, size, channels, inner) in enumerate(shapes):
         element = {5: 1, 6: 5}.get(kind, _ELEMENT[quantize])
         if quantize == "dynamic" and (kind != 1 or number % 2):

@@ -92,7 +92,7 @@ def test_bytes_are_those_of_the_python_patcher(quantize, max_classes, plain, tmp
 @pytest.mark.parametrize("quantize", QUANTIZATIONS)
 def test_composed_filters_have_the_bytes_of_the_python_patcher(quantize, plain, sanitized, tmp_path):
     """Sums of products, which a compiler would like to fuse: with all optimisations and with sanitizers."""
-    device = make_device(quantize)
+    device = make_device(quantize, room=128)
     files = [Files(folder, program, device) for folder, program in _folders(tmp_path, plain, sanitized)]
     for number, (ternary, compress) in enumerate(((False, False), (True, True))):
         task = make_task(device, ternary, True, compress, seed=number, composed=True)
@@ -333,7 +333,7 @@ def test_a_base_of_version_1(plain, tmp_path):
     assert files.run(*command).returncode == 0
     # A place in version 1, none in version 2, and places that cannot be.
     new = make_device().content()
-    for change in ({"at8": 1}, {"at112": 0}, {"at112": 2**31}, {"at116": 1}, {"at112": 128}, {"at8": 3}):
+    for change in ({"at8": 1}, {"at112": 0}, {"at112": 2**31}, {"at116": 1}, {"at112": 64}, {"at8": 3}):
         files.manifest.write_bytes(_signed(new, **change))
         message = files.fails("inspect", files.manifest, tmp_path / "task.edge")
         assert message.startswith(("piggyback_edge: The manifest", "piggyback_edge: This is no manifest")), change
