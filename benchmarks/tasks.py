@@ -113,6 +113,8 @@ def train_on(
         trained = train_task(learner, backbone, data, config, inputs, state_dir=folder)
     except TrainingError as error:
         return row | {"stopped": str(error)}
+    if last.loss is None:
+        raise RuntimeError(f"'{folder}' holds a training that had ended, whose last loss is not known. Remove it.")
     row |= {
         "val_error": min(trained.history["val_error"]),
         "last_val_error": trained.history["val_error"][-1],
