@@ -45,7 +45,7 @@ def measured_boxes(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, 
     Raises:
         ValueError: If there are no images.
     """
-    evaluated = _Evaluated(counts, len(class_names))
+    evaluated = EvaluatedBoxes(counts, len(class_names))
     errors, by_class = measured_by_class(
         "ap_error",
         lambda times: np.stack([evaluated.precision(row).mean(axis=0) for row in times]),
@@ -63,7 +63,7 @@ def measured_boxes(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, 
     }
 
 
-class _Evaluated:
+class EvaluatedBoxes:
     """Images whose boxes were compared, to be counted any number of times each.
 
     Args:

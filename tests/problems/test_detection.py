@@ -9,7 +9,7 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import Original, boxes_at_own_size, parse_augment
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems import PROBLEMS, HeadStart, WayBack, add_head, network_for, read_spec
-from piggyback_tf.problems.box_measures import _Evaluated
+from piggyback_tf.problems.box_measures import EvaluatedBoxes
 from piggyback_tf.problems.box_metric import BoxPrecisionError
 from piggyback_tf.problems.detection import MOST, OVERLAP, point_loss, points_of
 from piggyback_tf.problems.heads.fcos import PRIOR
@@ -269,9 +269,9 @@ def test_images_that_count_twice_are_as_twice_the_images():
     one, two, far = [0, 0, 10, 10, 0], [5, 20, 25, 40, 0], [20, 44, 30, 60, 0]
     images = [([[*one, 0.9], [*far, 0.8]], [[*one, 0]]), ([[*far, 0.85]], [[*two, 0], [*one, 0]])]
     counts = np.concatenate([problem().count(found_boxes(*found), targets(*there)) for found, there in images])
-    drawn = _Evaluated(counts, 3).precision(np.array([1, 3]))
-    np.testing.assert_array_equal(drawn, _Evaluated(counts[[0, 1, 1, 1]], 3).precision(np.ones(4, int)))
-    assert not np.array_equal(drawn, _Evaluated(counts, 3).precision(np.ones(2, int)))
+    drawn = EvaluatedBoxes(counts, 3).precision(np.array([1, 3]))
+    np.testing.assert_array_equal(drawn, EvaluatedBoxes(counts[[0, 1, 1, 1]], 3).precision(np.ones(4, int)))
+    assert not np.array_equal(drawn, EvaluatedBoxes(counts, 3).precision(np.ones(2, int)))
 
 
 def many(seed):
