@@ -161,6 +161,6 @@ def test_segments_of_a_method_that_learns_none_are_refused_before_anything_is_lo
             PIL.Image.fromarray(pixels).save(tmp_path / f"roads/train/{kind}/{number}.png")
     (tmp_path / "roads/classes.txt").write_text("ground\nroad\n")
     spec = f"segmentation:{tmp_path / 'roads'}"
-    refused = run_forked("train.py", f"--data={spec}", *QUICK, "--method=packnet", f"--output_dir={tmp_path / 'run'}")
+    refused = run_forked("train.py", f"--data={spec}", *QUICK, "--method=ewc", f"--output_dir={tmp_path / 'run'}")
     assert refused.returncode == 2
-    assert f"{spec!r} has a class for each pixel, which method packnet does not learn" in refused.stderr
+    assert f"{spec!r} has a class for each pixel, which method ewc does not learn" in refused.stderr

@@ -199,7 +199,7 @@ def at_own_size(labels: np.ndarray, operations: Iterable[Operation], size: Size)
     nearest place that was not.
 
     Args:
-        labels: What was found in the prepared image, uint8 `(height, width)`.
+        labels: What was found in the prepared image, integers `[height, width]`.
         operations: How it was prepared.
         size: `(height, width)` of the image before.
 

@@ -43,13 +43,13 @@ def warp_map(labels: np.ndarray, moves: np.ndarray, size: Any, *, nearest: bool 
     class.
 
     Args:
-        labels: uint8 `(height, width)`.
+        labels: Integers `[height, width]`.
         moves: The geometry of a step, `[2, 3]`, or of several, `[S, 2, 3]`.
         size: `(height, width)` after it, or after each of them, `[S, 2]`.
         nearest: Whether a pixel that comes from outside has the nearest label inside, and not `VOID`.
 
     Returns:
-        uint8 of the last size.
+        A label map of the last size, of the same dtype.
     """
     moves, sizes = _steps(moves, size)
     height, width = (int(side) for side in sizes[-1])
@@ -66,7 +66,7 @@ def warp_map(labels: np.ndarray, moves: np.ndarray, size: Any, *, nearest: bool 
     found = labels[np.clip(rows, 0, labels.shape[0] - 1), np.clip(columns, 0, labels.shape[1] - 1)]
     if nearest:
         return found
-    return np.where(inside & _within(rows, columns, labels.shape), found, np.uint8(VOID))
+    return np.where(inside & _within(rows, columns, labels.shape), found, labels.dtype.type(VOID))
 
 
 def move_boxes(

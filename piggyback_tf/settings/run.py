@@ -35,7 +35,7 @@ class RunConfig:
     )
     tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
-    val_fraction: float = option(0.1, "Part of train for validation, if there is no such split.")
+    val_fraction: float = option(0.1, "Part of train for validation without such a split.")
     skip_broken_images: bool = option(False, "Leave out files that cannot be used.")
     backbone: str = option("mobilenet_v2", "The frozen network: a name, as `backbones` lists them, or PATH.keras.")
     weights: str | None = option(
@@ -49,7 +49,7 @@ class RunConfig:
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
     strategy: str = option("auto", "Devices to train on; auto: mirrored if there are several.")
-    mixed_precision: str = option("none", "Compute in half precision.")
+    mixed_precision: str = option("none", "Half precision.")
     deterministic: bool = option(False, "Bit-equal runs on GPUs too (slower there).")
 
 

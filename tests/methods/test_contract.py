@@ -29,8 +29,8 @@ from piggyback_tf.training.guards import StopOnNaN
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()
-# Each shares all that is tested here, but for its formula, with one that is tested every time: `si`, or `agem`.
-LIKE_OTHERS = ("derpp", "er", "mas")
+# Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, or `lora`.
+LIKE_OTHERS = ("bias_only", "derpp", "er", "finetune_sequential", "mas", "norm_only", "si", "ssf")
 
 
 def _params(names):

@@ -269,7 +269,7 @@ SHARED = [name for name in METHODS.names() if METHODS[name].replaces_base and "m
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name == "packnet" else pytest.mark.slow) for name in SHARED]
+    "method", [pytest.param(name, marks=[] if name == "hat" else pytest.mark.slow) for name in SHARED]
 )
 def test_tasks_of_several_sizes_share_one_network(method, tmp_path):
     """Weights have the same names and shapes for images of every size."""

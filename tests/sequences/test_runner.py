@@ -34,7 +34,12 @@ def _forbidden(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("method", "ways"), [("piggyback", ["entropy", "gradient"]), ("classifier_only", ["entropy"]), ("ewc", ["entropy"])]
+    ("method", "ways"),
+    [
+        ("piggyback", ["entropy", "gradient"]),
+        pytest.param("classifier_only", ["entropy"], marks=pytest.mark.slow),
+        pytest.param("ewc", ["entropy"], marks=pytest.mark.slow),
+    ],
 )
 def test_tasks_are_inferred_once(method, ways, tmp_path, monkeypatch):
     metrics = _run(tmp_path, method)
@@ -53,7 +58,7 @@ def test_tasks_are_inferred_once(method, ways, tmp_path, monkeypatch):
     assert _run(tmp_path, method) == metrics
 
 
-@pytest.mark.parametrize("method", ["classifier_only", "ewc"])
+@pytest.mark.parametrize("method", [pytest.param("classifier_only", marks=pytest.mark.slow), "ewc"])
 def test_inferring_tasks_can_be_left_out_and_done_later(method, tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "measure_task_agnostic", _forbidden)
     (tmp_path / "two").mkdir()
@@ -227,7 +232,10 @@ def test_the_command_refuses_flags_that_would_do_nothing(tmp_path):
         assert sentence in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("method", "again"), [("piggyback", False), ("finetune_sequential", False), ("ewc", True)])
+@pytest.mark.parametrize(
+    ("method", "again"),
+    [("piggyback", False), pytest.param("finetune_sequential", False, marks=pytest.mark.slow), ("ewc", True)],
+)
 def test_training_images_are_read_again_only_by_methods_that_need_them(method, again, tmp_path, monkeypatch):
     streamed = []
 

@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_ends_the_training(backbone, data):
     StopOnNaN("Poisoned", ["head"]).on_train_batch_end(0, {"loss": 1.0})
 
 
-@pytest.mark.parametrize("epochs", [4, 2])
+@pytest.mark.parametrize("epochs", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_a_network_that_dies_ends_the_training_and_every_restart_of_it(epochs, backbone, data, tmp_path):
     """Be it in the middle or at its last epoch, the second."""
 

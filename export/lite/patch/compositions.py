@@ -25,7 +25,7 @@ _HALF_STEP = 0.501
 _PLAIN = np.array([0, 1, -1], np.float32), np.zeros(3, np.float32)
 
 
-def compose(
+def composition_of(
     graph: Graph, slot: Slot, constant: Constant, weights: Weights, pack: TaskPack, ratios: np.ndarray | None
 ) -> Composition:
     """Returns what a filter of a task is made of.

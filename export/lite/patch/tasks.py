@@ -14,7 +14,7 @@ from ...edge.piggyback_edge import FILTER as FILTER_KIND
 from ...shared.errors import ExportError
 from ..kinds import answer_of
 from ..weights import Weights, channel_scales, own_weights
-from .compositions import compose
+from .compositions import composition_of
 from .constants import FILTER, Constant
 from .elements import describe_constant, float16_tolerance
 from .patchable import Graph, Patchable, Slot
@@ -57,7 +57,7 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
             if constant.norm in changed or own:
                 ratio = _ratios(graph, slot, constant, weights, pack)
             if MIXED & own:
-                compositions[place] = compose(graph, slot, constant, weights, pack, ratio)
+                compositions[place] = composition_of(graph, slot, constant, weights, pack, ratio)
             elif (kept := _signs(ratio) if slot.entry.dtype == np.int8 else ratio) is not None:
                 ratios[place] = kept
         elif (
