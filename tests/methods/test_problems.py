@@ -297,10 +297,10 @@ def test_tasks_of_several_sizes_share_one_network(method, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SHARED)
-def test_a_run_of_tasks_of_all_problems_on_one_network(method, tmp_path):
+def test_a_run_of_tasks_of_all_its_problems_on_one_network(method, tmp_path):
     inputs = InputConfig(augment_train=f"resize({SIZE},{SIZE})", augment_eval=f"resize({SIZE},{SIZE})")
     config = dataclasses.replace(settings_of(method, "class"), epochs=2)
-    tasks = {problem: data_of(problem) for problem in sorted(PROBLEMS, reverse=True)}
+    tasks = {problem: data_of(problem) for problem in sorted(CONFIGS[method].problems, reverse=True)}
     settings = SequenceSettings(method, CONFIGS[method](head_init="glorot"), config, inputs)
     found = run_sequence(tmp_path, small_backbone(method), tasks, settings)
     assert found["measures"]["old_answers_identical"] == METHODS[method].keeps_old_tasks
