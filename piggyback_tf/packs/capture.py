@@ -40,6 +40,10 @@ def capture(model: keras.Model, backbone: Backbone) -> dict[str, Any]:
         raise PackError(
             f"A task is taken out of a functional or sequential Keras model that is built. Received: {model!r}."
         )
+    if not isinstance(backbone, Backbone):
+        raise PackError(
+            f"backbone must be a Backbone; Backbone.from_model makes one of a Keras model. Received: {backbone!r}."
+        )
     base = backbone.model
     base_variables = named_variables(base)
     whole, model = model, _unwrapped(model, base_variables)

@@ -321,9 +321,25 @@ class TrustRegionAdam(keras.optimizers.Adam):
 
 
 class WatchedOptimizers(keras.optimizers.MultiOptimizer):
-    """A `MultiOptimizer` that tells the loss of each step to those of its optimisers that want to know it."""
+    """A `MultiOptimizer` that tells the loss of each step to those of its optimisers that want to know it.
+
+    Raises:
+        ValueError: By `apply`, if there are such optimisers and `scale_loss` was never called: nothing would flip.
+    """
+
+    _was_told = False
+
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        if not self._was_told and any(isinstance(optimizer, TrustRegionAdam) for optimizer in self.optimizers):
+            raise ValueError(
+                "The masks' optimiser does not know the loss, and without it no weight is ever dropped. In a training "
+                "loop of your own take the gradients of optimizer.scale_loss(loss), in every step; see "
+                "docs/own-loops.md."
+            )
+        super().apply(grads, trainable_variables)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        self._was_told = True
         # Keras calls this in every training step, and only there.
         for optimizer in self.optimizers:
             if isinstance(optimizer, TrustRegionAdam):

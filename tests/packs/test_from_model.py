@@ -121,6 +121,13 @@ def test_another_base_is_said(backbone):
         _pack(model, backbone)
 
 
+@pytest.mark.parametrize("given", ["mine.keras", "model"])
+def test_a_backbone_that_is_none_is_said(given, backbone):
+    model = keras.Sequential([mask(backbone.model), _head()])
+    with pytest.raises(PackError, match="backbone must be a Backbone; Backbone.from_model makes one of a Keras model"):
+        _pack(model, backbone.model if given == "model" else given)
+
+
 @pytest.mark.parametrize(
     ("augment", "sentence"),
     [

@@ -215,3 +215,14 @@ def test_training_tells_the_optimiser_the_loss(policy):
 def test_amsgrad_is_refused():
     with pytest.raises(ValueError, match="AMSGrad"):
         TrustRegionAdam(1e-3, [], trust=0.1, max_flips=0.1, threshold=THRESHOLD, amsgrad=True)
+
+
+def test_a_step_of_ones_own_without_the_loss_is_refused():
+    model = Piggyback().build(toy_backbone(), 3)
+    optimizer = make_optimizer(Piggyback(), model, TrainConfig(), 10)
+    optimizer.build(model.trainable_variables)
+    gradients = [tf.zeros(variable.shape) for variable in model.trainable_variables]
+    with pytest.raises(ValueError, match=r"take the gradients of optimizer\.scale_loss\(loss\)"):
+        optimizer.apply(gradients, model.trainable_variables)
+    optimizer.scale_loss(tf.constant(1.0))
+    optimizer.apply(gradients, model.trainable_variables)
