@@ -55,7 +55,7 @@ class TrainConfig:
     adam_epsilon: float = option(1e-7, "Epsilon of adam, except for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
         3,
-        "Stop after this many epochs with the loss of guessing, or when the network has died; 0: never.",
+        "Stop after this many epochs, and 20 steps, with the loss of guessing, or when the network has died; 0: never.",
         recorded=False,
     )
 

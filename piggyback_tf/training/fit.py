@@ -18,7 +18,7 @@ from piggyback_tf.settings.methods import check_is_for, check_learns
 from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.class_weights import class_weights
 from piggyback_tf.training.completed_epochs import history_in_percent
-from piggyback_tf.training.guards import StopAtChance, StopOnNaN, StopWhenDead
+from piggyback_tf.training.guards import STEPS_TO_JUDGE, StopAtChance, StopOnNaN, StopWhenDead
 from piggyback_tf.training.optimizers import make_optimizer
 from piggyback_tf.training.progress import Progress
 from piggyback_tf.training.schedules import warmup_length
@@ -121,7 +121,8 @@ def train_task(
             losses = backup.completed.history.get("cross_entropy", [])
             chance = problem.chance(data.train.labels, tuple(method.heads.values()))
             if chance is not None:
-                watches.append(StopAtChance(chance, config.chance_epochs, warmup_epochs, losses))
+                window = max(config.chance_epochs, math.ceil(STEPS_TO_JUDGE / steps_per_epoch))
+                watches.append(StopAtChance(chance, window, warmup_epochs, losses))
             if method.watches_features:
                 watches.append(
                     StopWhenDead(_some_images(data, config, inputs, shape, backbone), network.model, endpoints)

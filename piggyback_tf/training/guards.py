@@ -13,6 +13,8 @@ from piggyback_tf.training.errors import TrainingError
 
 # A loss within 2 % of guessing counts as guessing, one within 2 % of an earlier one as no lower.
 _MARGIN = 0.98
+# In fewer steps a loss may stay at that of guessing though all is well: with few images an epoch is one step or two.
+STEPS_TO_JUDGE = 20
 # Features that differ by less than this part of what they did are dead. Of networks that died 2e-4 was the most.
 _DEAD = 0.01
 

@@ -133,7 +133,7 @@ def test_the_check_for_chance_of_joint_training_is_within_the_own_head(tmp_path)
     backbone = toy_backbone()
     for variable in backbone.model.get_layer("dense").weights:
         variable.assign(0.0 * variable)
-    settings = toy_settings("joint", chance_epochs=2, warmup_steps=0)
+    settings = toy_settings("joint", chance_epochs=2, warmup_steps=0, epochs=8)
     with pytest.raises(TrainingError, match=r"guessing gives 0\.693"):
         run_sequence(tmp_path, backbone, {name: _two_classes(name) for name in ("a", "b")}, settings)
 

@@ -149,6 +149,13 @@ def test_a_network_that_dies_ends_the_training_and_every_restart_of_it(epochs, b
     )
 
 
+def test_a_few_steps_at_chance_are_no_reason_to_stop(data):
+    few = dataclasses.replace(data, train=Subset(data.train, range(64)))
+    config = TrainConfig(epochs=5, batch_size=32, head_lr=1e-9, chance_epochs=2, warmup_steps=0)
+    zero = Backbone.from_model(_constant_network(), "constant")
+    assert len(_train("classifier_only", zero, few, config).history["loss"]) == 5
+
+
 @pytest.mark.parametrize("epochs", [5, 3])
 def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(epochs, data, tmp_path):
     """Be it in the middle or at its last epoch, the third."""
