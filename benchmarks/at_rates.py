@@ -12,8 +12,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from common import Results, markdown, measure_all
-from tasks import state_folder
+from common import Results, markdown, measure_all, parser
+from tasks import mobilenet, state_folder
 
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import Source, TaskData
@@ -169,6 +169,12 @@ def chosen_runs(results: Results, row: Callable[[Run], dict[str, Any]], jobs: in
     return chosen
 
 
+def with_interval(value: float, draws: np.ndarray) -> str:
+    """Returns `"47.31 [44.02, 50.80]"`: a number with the middle 95 % of what draws of test images give."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def few(data: TaskData, images: int) -> TaskData:
     """Returns the data with a few images of each split, spread over it."""
     sources = {
@@ -176,3 +182,41 @@ def few(data: TaskData, images: int) -> TaskData:
         for name, source in data.splits.items()
     }
     return dataclasses.replace(data, **sources)
+
+
+def run_benchmark(
+    name: str,
+    doc: str | None,
+    data: TaskData,
+    inputs: InputConfig,
+    schedule: TrainConfig,
+    measure: Callable[[keras.Model, Problem, Source], Mapping[str, Any]],
+    report: Callable[[Mapping[str, Sequence[Mapping[str, Any]]], Sequence[str]], dict[str, Any]],
+    intervals: str,
+) -> None:
+    """Trains what is not in the results yet, prints the tables, and keeps what is asked of masks.
+
+    Args:
+        name: Names results and states.
+        doc: What `--help` says.
+        data: The images.
+        inputs: How they are prepared.
+        schedule: Epochs and batches.
+        measure: As of `train`.
+        report: Prints the tables of the chosen runs, and returns what is asked of masks.
+        intervals: What intervals are of.
+    """
+    arguments = parser(doc)
+    arguments.add_argument("--jobs", type=int, default=1, help="How many processes train at once, a thread each.")
+    arguments.add_argument("--try", dest="trial", action="store_true", help="One epoch, few images, no results.")
+    options = arguments.parse_args()
+    state, results = name, Results(name)
+    if options.trial:
+        data, schedule, state = few(data, 16), dataclasses.replace(schedule, epochs=1), f"{name}_try"
+        results = Results(name, state_folder(state))
+    backbone = mobilenet()
+
+    def row(run: Run) -> dict[str, Any]:
+        return train(run, backbone, data, inputs, schedule, state, measure)
+
+    results.save(verdict=report(chosen_runs(results, row, options.jobs), data.class_names), intervals=intervals)

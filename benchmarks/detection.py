@@ -11,16 +11,14 @@ Some 15 runs of up to 20 minutes on two cores; interrupted, it goes on. `--jobs=
 Writes results/detection.json, a row a run. `--try` trains one epoch on a few images of each split, without results.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-from at_rates import Run, chosen_runs, counts_of, few, train
-from common import Results, markdown, mean_and_spread, parser, realdata
-from tasks import mobilenet, state_folder
+from at_rates import counts_of, run_benchmark, with_interval
+from common import markdown, mean_and_spread, realdata
 
 from piggyback_tf.data import Source, load_data
 from piggyback_tf.problems import Problem
@@ -47,12 +45,6 @@ def measure(model: keras.Model, problem: Problem, source: Source) -> dict[str, A
         "ap_draws": [round(float(np.nanmean(draw)), 3) for draw in draws],
         "ap50_draws": [round(float(np.nanmean(draw[0])), 3) for draw in draws],
     }
-
-
-def with_interval(value: float, draws: np.ndarray) -> str:
-    """Returns `"47.31 [44.02, 50.80]"`: a number with the middle 95 % of what bootstraps give."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def report(chosen: Mapping[str, Sequence[Mapping[str, Any]]], class_names: Sequence[str]) -> dict[str, Any]:
@@ -103,22 +95,9 @@ def report(chosen: Mapping[str, Sequence[Mapping[str, Any]]], class_names: Seque
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--jobs", type=int, default=1, help="How many processes train at once, a thread each.")
-    arguments.add_argument("--try", dest="trial", action="store_true", help="One epoch, few images, no results.")
-    options = arguments.parse_args()
-    data, schedule, state = load_data(f"coco:{realdata() / 'bccd'}"), SCHEDULE, "detection"
-    results = Results("detection")
-    if options.trial:
-        data, schedule, state = few(data, 16), dataclasses.replace(SCHEDULE, epochs=1), "detection_try"
-        results = Results("detection", state_folder(state))
-    backbone = mobilenet()
-
-    def row(run: Run) -> dict[str, Any]:
-        return train(run, backbone, data, INPUTS, schedule, state, measure)
-
-    chosen = chosen_runs(results, row, options.jobs)
-    results.save(verdict=report(chosen, data.class_names), intervals=f"{DRAWS} bootstraps over test images")
+    data = load_data(f"coco:{realdata() / 'bccd'}")
+    intervals = f"{DRAWS} bootstraps over test images"
+    run_benchmark("detection", __doc__, data, INPUTS, SCHEDULE, measure, report, intervals)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Some 15 runs of up to 20 minutes on two cores; interrupted, it goes on. `--jobs=
 Writes results/segmentation.json, a row a run. `--try` trains one epoch on a few images of each split, without results.
 """
 
-import dataclasses
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from at_rates import Run, chosen_runs, counts_of, few, train
-from common import Results, markdown, mean_and_spread, parser, realdata
-from tasks import mobilenet, state_folder
+from at_rates import counts_of, run_benchmark, with_interval
+from common import markdown, mean_and_spread, realdata
 
 from piggyback_tf.confusion import intersection_over_union
 from piggyback_tf.data import Source, load_data
@@ -84,12 +82,6 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.array([statistics.mean(mean_iou(matrix) for matrix in draw) for draw in sums])
 
 
-def with_interval(value: float, draws: np.ndarray) -> str:
-    """Returns `"47.31 [44.02, 50.80]"`: a number with the middle 95 % of what blocks of frames give."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def report(chosen: Mapping[str, Sequence[Mapping[str, Any]]], class_names: Sequence[str]) -> dict[str, Any]:
     """Prints the tables of the chosen runs of each method, and returns what is asked of masks."""
     values = {method: [row["test_mean_iou"] for row in rows] for method, rows in chosen.items()}
@@ -141,25 +133,9 @@ def report(chosen: Mapping[str, Sequence[Mapping[str, Any]]], class_names: Seque
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--jobs", type=int, default=1, help="How many processes train at once, a thread each.")
-    arguments.add_argument("--try", dest="trial", action="store_true", help="One epoch, few images, no results.")
-    options = arguments.parse_args()
-    data, schedule, state = load_data(f"segmentation:{realdata() / 'camvid11'}"), SCHEDULE, "segmentation"
-    results = Results("segmentation")
-    if options.trial:
-        data, schedule, state = few(data, 16), dataclasses.replace(SCHEDULE, epochs=1), "segmentation_try"
-        results = Results("segmentation", state_folder(state))
-    backbone = mobilenet()
-
-    def row(run: Run) -> dict[str, Any]:
-        return train(run, backbone, data, INPUTS, schedule, state, measure)
-
-    chosen = chosen_runs(results, row, options.jobs)
-    verdict = report(chosen, data.class_names)
-    results.save(
-        verdict=verdict, intervals=f"blocks of about {BLOCK} consecutive frames of one video, with replacement"
-    )
+    data = load_data(f"segmentation:{realdata() / 'camvid11'}")
+    intervals = f"blocks of about {BLOCK} consecutive frames of one video, with replacement"
+    run_benchmark("segmentation", __doc__, data, INPUTS, SCHEDULE, measure, report, intervals)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Settings of memory aware synapses."""
 
 import dataclasses
-from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 from piggyback_tf.settings.records import check_integer, option
@@ -13,9 +12,6 @@ class MASConfig(TrainedNetworkConfig):
     """Settings of memory aware synapses."""
 
     problems = ("class", "multilabel")
-    why_not = MappingProxyType(
-        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
-    )
 
     mas_lambda: float = option(1.0, "Weight of what earlier tasks need, against the new task; 0: none.")
     mas_images: int = option(500, "Training images, drawn at random, for what weights matter; 0: all.")

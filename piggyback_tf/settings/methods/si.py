@@ -1,7 +1,6 @@
 """Settings of synaptic intelligence."""
 
 import dataclasses
-from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, TrainedNetworkConfig
 from piggyback_tf.settings.records import option
@@ -13,9 +12,6 @@ class SIConfig(TrainedNetworkConfig):
     """Settings of synaptic intelligence."""
 
     problems = ("class", "multilabel")
-    why_not = MappingProxyType(
-        dict.fromkeys(("map", "boxes"), "the weights that tasks share are kept for images of the base's own size")
-    )
 
     si_strength: float = option(1.0, "c: weight of what earlier tasks need, against the new task; 0: none.")
     si_damping: float = option(1e-5, "xi: the smaller, the more weights matter that hardly moved.")
