@@ -12,6 +12,8 @@ is today, up to 8 minutes. What was left out is printed.
 Durations are seconds of a processor, of the test and the processes that it starts, and so the same on a busy machine.
 One that moved to another file keeps its duration. One with new parameters counts as the longest with others, and any
 other new one as a minute.
+
+After `--seconds` nothing is begun any more. Five minutes later all that still runs is ended, and named.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import watch
 from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,8 +45,12 @@ CHANGED_LIMIT, TURN_LIMIT = 30 * 60, 8 * 60
 UNKNOWN = 60.0
 # With these all may be broken.
 EVERYTHING = ("requirements", "pyproject.toml", ".ci/slow_tests.py")
-# What the processes of the tests are told: when nothing is begun any more, and the file for durations, or nothing.
+# Seconds after the last test may begin, in which it has to end.
+GRACE = 5 * 60
+# What the processes of the tests are told: when nothing is begun any more, the file for durations, or nothing, and the
+# folder in which each says what it is at.
 _DEADLINE, _RECORD = "PIGGYBACK_SLOW_TESTS_DEADLINE", "PIGGYBACK_SLOW_TESTS_RECORD"
+_RUNNING = "PIGGYBACK_SLOW_TESTS_RUNNING"
 _NO_TIME, _SECONDS = "no time left", "processor_seconds"
 _STARTED = pytest.StashKey[float]()
 
@@ -191,9 +198,10 @@ def collect() -> list[str]:
     """Returns the names of all slow tests."""
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--collect-only", "-q", "-m", "slow"]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if out.returncode:
-        sys.exit(out.stdout + out.stderr)
-    return [line for line in out.stdout.splitlines() if "::" in line]
+    tests = [line for line in out.stdout.splitlines() if "::" in line]
+    if out.returncode or not tests:
+        sys.exit(f"{out.stdout}{out.stderr}\npytest lists no slow tests.")
+    return tests
 
 
 def run(tests: Iterable[str], durations: Mapping[str, float], record: bool, deadline: float) -> int:
@@ -203,20 +211,22 @@ def run(tests: Iterable[str], durations: Mapping[str, float], record: bool, dead
         tests: Names of tests.
         durations: Seconds of each of them.
         record: Whether to keep how long each takes, from one to the next, so that nothing is lost if this is stopped.
-        deadline: When nothing is begun any more, in seconds since 1970.
+        deadline: When nothing is begun any more, in seconds since 1970. After `GRACE` all is ended.
 
     Returns:
         pytest's status.
     """
     places = {file: place for place, file in enumerate(seconds_by_file(tests, durations))}
     with tempfile.TemporaryDirectory() as folder:
-        names = Path(folder) / "tests"
+        names, running = Path(folder) / "tests", Path(folder) / "running"
+        running.mkdir()
         names.write_text("\n".join(sorted(tests, key=lambda test: places[test.partition("::")[0]])))
         command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-m", "slow", "-p", "slow_tests"]
         command += ["-n", str(PROCESSES), "--dist=loadfile", "--no-loadscope-reorder", "--durations=20", f"@{names}"]
         environment = os.environ | {_DEADLINE: str(deadline), _RECORD: str(DURATIONS) if record else ""}
+        environment[_RUNNING] = str(running)
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / ".ci"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return subprocess.run(command, cwd=ROOT, env=environment).returncode
+        return watch.run(command, ROOT, environment, running, deadline + GRACE)
 
 
 def read_durations() -> dict[str, float]:
@@ -254,7 +264,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     item.stash[_STARTED] = _processor_seconds()
-    return (yield)
+    with watch.at(item.nodeid, Path(os.environ[_RUNNING])):
+        return (yield)
+
+
+def pytest_handlecrashitem(crashitem: str) -> None:
+    """Says at once in which test a process died. pytest says it in its summary, which may never come."""
+    print(f"\nA process died in {crashitem}.", flush=True)
 
 
 @pytest.hookimpl(wrapper=True)

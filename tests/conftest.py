@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -60,6 +61,15 @@ def pytest_collection_finish() -> None:
     # What TensorFlow and Keras are made of stays; to look at it for garbage again and again takes time.
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Lets go of a test's graphs, which would fill the memory of a process that runs hundreds of tests."""
+    from piggyback_tf.training.graphs import released_graphs
+
+    with released_graphs():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

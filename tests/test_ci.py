@@ -5,6 +5,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ LOOSE_MODULES = 53
 
 
 def _script(name):
+    sys.path.insert(0, str(ROOT / ".ci"))  # One script may import another.
     spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -222,7 +224,8 @@ def test_what_shares_fixtures_goes_to_one_process_and_all_else_by_file():
 def _small_ci(ci, tmp_path, monkeypatch):
     """The script on a folder with three slow tests, one of which is left, in two files."""
     (tmp_path / ".ci").mkdir()
-    (tmp_path / ".ci" / "slow_tests.py").symlink_to(ROOT / ".ci" / "slow_tests.py")
+    for name in ("slow_tests.py", "watch.py"):
+        (tmp_path / ".ci" / name).symlink_to(ROOT / ".ci" / name)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(
@@ -257,11 +260,33 @@ def test_slow_tests_run_and_the_processors_time_is_kept(small_ci, capfd):
 
 @pytest.mark.slow
 def test_after_the_deadline_nothing_is_begun(small_ci, capfd):
-    assert small_ci.run(NAMES, dict.fromkeys(NAMES, 1.0), record=True, deadline=0.0) == 0
+    assert small_ci.run(NAMES, dict.fromkeys(NAMES, 1.0), record=True, deadline=time.time()) == 0
     assert small_ci.read_durations() == {}
     lines = capfd.readouterr().out.splitlines()
     left = sorted(line for line in lines if line.startswith("left out"))
     assert left == [f"left out: {name} (no time left)" for name in NAMES]
+
+
+@pytest.mark.slow
+def test_what_waits_for_ever_is_named_and_ended(small_ci, tmp_path, monkeypatch, capfd):
+    waits = "import pytest, time\n@pytest.mark.slow\ndef test_waits():\n    time.sleep(900)\n"
+    (tmp_path / "tests" / "test_waits.py").write_text(waits)
+    name = "tests/test_waits.py::test_waits"
+    monkeypatch.setattr(small_ci, "GRACE", 0)
+    started = time.time()
+    assert small_ci.run([name], {name: 1.0}, record=False, deadline=started + 15) == 1
+    assert 15 <= time.time() - started < 60
+    out, errors = capfd.readouterr()
+    assert f"Still running: {name}\n" in out and "in test_waits" in errors, "and where it is"
+
+
+@pytest.mark.slow
+def test_a_process_that_died_is_named(small_ci, tmp_path, capfd):
+    dies = "import os, pytest\n@pytest.mark.slow\ndef test_dies():\n    os._exit(9)\n"
+    (tmp_path / "tests" / "test_dies.py").write_text(dies)
+    name = "tests/test_dies.py::test_dies"
+    assert small_ci.run([name], {name: 1.0}, record=False, deadline=float("inf")) == 1
+    assert f"A process died in {name}." in capfd.readouterr().out
 
 
 def test_the_real_graph_knows_who_imports_the_packs(ci):

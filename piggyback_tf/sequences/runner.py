@@ -34,6 +34,7 @@ from piggyback_tf.sequences.store import MemoryStore, NetworkStore, PackStore, S
 from piggyback_tf.settings.methods import CONFIGS, check_is_for, check_learns
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
+from piggyback_tf.training.graphs import released_graphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,8 @@ class _Learner:
                 continue
             if not (own / RESULT_FILE).exists():
                 several = f"{settings.method}, task {place} of {len(names)}, {task}:"
-                step = self._learn(task, several if len(names) > 1 else title or settings.method)
+                with released_graphs():  # Or each task would take memory until the last is learned.
+                    step = self._learn(task, several if len(names) > 1 else title or settings.method)
                 if self.backbone.hash != base_hash:
                     raise TrainingError(
                         f"Method {settings.method} changed the base, which must never happen. Please report this."
