@@ -104,6 +104,19 @@ def test_other_settings_are_refused_by_name(finished):
     assert "cache" not in refused.stderr.split("train.py:")[-1]
 
 
+@pytest.mark.slow
+def test_what_was_finished_before_a_method_broke_off_is_shown(tmp_path):
+    flags = ("--baseline=classifier_only", "--method=finetune", "--weights_optimizer=sgd", "--weights_lr=1e30")
+    done = _train(tmp_path / "run", *flags)
+    assert done.returncode == 2
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert "The loss of finetune became nan" in sentence or "The loss of finetune became inf" in sentence
+    assert "classifier_only is finished, with an error of " in sentence
+    assert "learned from the same network" in sentence
+    assert "| classifier_only |" in (tmp_path / "run" / "report.md").read_text()
+    assert not (tmp_path / "run" / "metrics.json").exists(), "the run is not complete"
+
+
 def test_a_run_that_recorded_all_flags_is_complete_though_flags_came_and_went(finished, tmp_path):
     folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
     recorded = json.loads((folder / "settings.json").read_text())

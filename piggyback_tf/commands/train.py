@@ -12,7 +12,7 @@ from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer
 from piggyback_tf.commands.train_check_images import look_first
 from piggyback_tf.commands.train_request import TrainRequest, read_request, read_tasks
-from piggyback_tf.data import describe_images
+from piggyback_tf.data import TaskData, describe_images
 from piggyback_tf.evaluation import summary, write_report
 from piggyback_tf.evaluation.left_out import count_files, files_left_out
 from piggyback_tf.evaluation.results import read_metrics, write_metrics
@@ -23,6 +23,8 @@ from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig, complete_ru
 from piggyback_tf.training import TrainingError, check_settings, folders_of_methods, run_folder
 
 FLAGS = flags.FLAGS
+# A cross-entropy below this part of that of the first epoch is one of a head that learns.
+_LEARNS = 0.98
 _TEXT = """Learns a task on a frozen network, or several in turn.
 
     {call} --data=folder:PHOTOS --output_dir=runs/photos
@@ -83,19 +85,45 @@ def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
                 FLAGS.task_agnostic,
                 FLAGS.forward_transfer,
             )
-            sequences[name] = run_sequence(own, backbone, tasks, config, in_turn=request.in_turn)
+            try:
+                sequences[name] = run_sequence(own, backbone, tasks, config, in_turn=request.in_turn)
+            except TrainingError as error:
+                if sequences:
+                    write_report(folder, _results(sequences, tasks))
+                raise TrainingError(
+                    " ".join([str(error), *_finished_methods(sequences, folder / REPORT_FILE)])
+                ) from error
 
     # ------------------------------------------------------------------- results
+    metrics = _results(sequences, tasks)
+    write_report(folder, metrics)
+    write_metrics(folder / METRICS_FILE, metrics)
+    return read_metrics(folder / METRICS_FILE)
+
+
+def _results(sequences: dict[str, Any], tasks: dict[str, TaskData]) -> dict[str, Any]:
+    """Returns what `metrics.json` holds of methods that are finished."""
     left_out = {task: files_left_out(data) for task, data in tasks.items()}
-    metrics = {
+    return {
         "methods": sequences,
         "data": {task: data.spec for task, data in tasks.items()},
         "left_out": left_out,
         "skipped_images": {task: count_files(files) for task, files in left_out.items()},
     }
-    write_report(folder, metrics)
-    write_metrics(folder / METRICS_FILE, metrics)
-    return read_metrics(folder / METRICS_FILE)
+
+
+def _finished_methods(sequences: dict[str, Any], report: Path) -> list[str]:
+    """Returns sentences about the methods that were finished before one broke off."""
+    sentences = []
+    for name, sequence in sequences.items():
+        sentences.append(f"{name} is finished, with an error of {sequence['measures']['average_error']:.2f} %.")
+        losses = sequence["steps"][-1].get("history", {}).get("cross_entropy", [0.0])
+        if name == "classifier_only" and losses[-1] < _LEARNS * losses[0]:
+            sentences.append(
+                f"Its head learned from the same network, from a cross-entropy of {losses[0]:.3f} to {losses[-1]:.3f}, "
+                "so that the network is not what is at fault."
+            )
+    return [*sentences, f"{report} shows what is finished."] if sentences else []
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

@@ -133,7 +133,7 @@ def train_task(
                 watch.on_train_begin()  # What was stopped at its last epoch is stopped again.
             continue
         first_epoch = max(done, end - epochs)
-        callbacks = [backup, *watches, *method.callbacks(model)]
+        callbacks: list[keras.callbacks.Callback] = [backup]
         if verbose:
             progress = progress or Progress(
                 title or type(method).__name__,
@@ -146,7 +146,8 @@ def train_task(
                 batch_size=config.batch_size,
                 live=verbose == 1,
             )
-            callbacks.append(progress)
+            callbacks.append(progress)  # An epoch after which a watch ends the training has its line, too.
+        callbacks += [*watches, *method.callbacks(model)]
         if tensorboard_dir:
             callbacks.append(TensorBoard(tensorboard_dir))
         train, validation = _datasets(data, config, inputs, shape, backbone, first_epoch)

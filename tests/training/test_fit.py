@@ -172,6 +172,16 @@ def test_a_loss_at_chance_ends_the_training_and_every_restart_of_it(epochs, data
     assert len(trained.history["loss"]) == epochs
 
 
+def test_the_epoch_after_which_a_training_is_stopped_has_its_line(data, capsys):
+    few = dataclasses.replace(data, train=Subset(data.train, range(640)))
+    config = TrainConfig(epochs=5, batch_size=64, head_lr=1e-9, chance_epochs=2, warmup_steps=0)
+    zero = Backbone.from_model(_constant_network(), "constant")
+    with pytest.raises(TrainingError, match="Nothing is learned"):
+        _train("classifier_only", zero, few, config, verbose=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  epoch ")]
+    assert [line.split(":")[0] for line in lines] == ["  epoch 1/5", "  epoch 2/5"]
+
+
 def test_chance_is_the_entropy_of_the_classes_and_epochs_count_in_a_row():
     labels = np.array([0] * 90 + [1] * 10)
     watch = StopAtChance(Classification("ab", (8, 8)).chance(labels), 2, 0, [0.33])
