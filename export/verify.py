@@ -21,6 +21,7 @@ from piggyback_tf.commands.common import load_base
 from piggyback_tf.data import DataProblems, read_image
 from piggyback_tf.data.check import find_problems
 from piggyback_tf.data.images import has_image_extension
+from piggyback_tf.data.unusable_files import FLAG, describe_problems
 from piggyback_tf.evaluation.text import format_bytes
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
@@ -74,6 +75,8 @@ def define_flags() -> None:
         "float32, 0.995 with float16, 0.9 with dynamic and int8."
     )
     define(flags.DEFINE_float, "min_agreement", None, agreement, "Settings", lower_bound=0.01, upper_bound=1.0)
+    skip = "Leave out images that cannot be used, and name them, instead of an error."
+    define(flags.DEFINE_bool, "skip_broken_images", False, skip, "Settings")
     define_base_flags()
 
 
@@ -90,7 +93,7 @@ def _run(arguments: Sequence[str]) -> Answer:
     if not images:
         raise UsageError(f"--images={folder}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)
-    _check_images(images, f"--images={folder}")
+    images = _usable(images, f"--images={folder}")
     backbone = load_base(*find_base(files[0], FLAGS.backbone, FLAGS.weights))
     from piggyback_tf.packs import TaskBank
 
@@ -108,12 +111,19 @@ def _run(arguments: Sequence[str]) -> Answer:
     return Answer(value, status=DONE if good else NO)
 
 
-def _check_images(paths: Sequence[Path], name: str) -> None:
-    """Decodes images before the base is loaded, and raises `DataProblems` with all that cannot be compared."""
+def _usable(paths: list[Path], name: str) -> list[Path]:
+    """Decodes images before the base is loaded; returns those that can be compared, which may have to be all.
 
+    Raises:
+        DataProblems: If others are not to be left out, or there are only others.
+    """
     found = find_problems(lambda index: read_image(paths[index]), lambda index: shown_path(paths[index]), len(paths))
+    if found and (not FLAGS.skip_broken_images or len(found) == len(paths)):
+        raise DataProblems(found, name, flag="" if FLAGS.skip_broken_images else FLAG)
     if found:
-        raise DataProblems(found, name, flag="")
+        print(describe_problems(found, name, flag=""))
+    broken = {problem.place for problem in found}
+    return [path for path in paths if shown_path(path) not in broken]
 
 
 def _is_lite(path: Path) -> bool:

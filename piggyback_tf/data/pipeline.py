@@ -88,6 +88,11 @@ def make_dataset(
     Raises:
         DataError: If an argument is wrong, or the images cannot be read or do not fit the operations.
     """
+    if not isinstance(source, Source):
+        raise DataError(
+            "make_dataset reads the images of a split, such as `data.train` of `data = load_data(...)`. Received: "
+            f"{type(source).__name__}. Arrays go to Keras' `fit` as they are: RGB images with values from 0 to 255."
+        )
     operations = parse_augment(augment)
     _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch)
     if source.moves_targets:

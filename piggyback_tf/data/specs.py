@@ -197,7 +197,7 @@ def load_data(
     if skip_broken_images:
         return _without_broken(data, cache_dir)
     if raise_problems and (problems := [problem for found in data.problems.values() for problem in found]):
-        raise DataProblems(problems, spec)
+        raise DataProblems(problems, spec, flag="skip_broken_images=True")
     return data
 
 

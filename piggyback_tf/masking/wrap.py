@@ -15,6 +15,9 @@ from piggyback_tf.settings.masks import MaskConfig
 from piggyback_tf.settings.methods.base import check_norm
 from piggyback_tf.surgery import TrainedNorm, check_has_batch_norm, copy_layers, foreign_kernels, share_variables
 
+# So many layers a message names.
+_NAMED = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskedWeight:
@@ -179,7 +182,11 @@ def _choose_layers(model: keras.Model, include: tuple[str, ...], exclude: tuple[
     layers = dict(named_layers(model))
     for pattern in (*include, *exclude):
         if not fnmatch.filter(layers, pattern):
-            raise ValueError(f"No layer of model {model.name!r} matches the pattern {pattern!r}.")
+            maskable = [path for path, layer in layers.items() if type(layer) in MASKED_LAYERS]
+            raise ValueError(
+                f"No layer of model {model.name!r} matches the pattern {pattern!r}. Of the {len(maskable)} that can be "
+                f"masked the first are {maskable[:_NAMED]}; `summary(expand_nested=True)` shows all."
+            )
 
     def matches(path: str, patterns: tuple[str, ...]) -> bool:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

@@ -44,7 +44,7 @@ class TrainConfig:
         1.0, "With --mask_trust above 0: flips of a whole training, as a part of all weights.", before=1.0
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
-    head_lr: float = option(1e-3, "Learning rate of the head.")
+    head_lr: float = option(0.0, "Learning rate of the head; 0: by the number of features.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")
     norm_lr: float = option(1e-3, "Learning rate of trained batch norm.")
     weights_optimizer: str = option("adam", "Optimiser of trained weights: adam or sgd.")
@@ -64,10 +64,10 @@ class TrainConfig:
         least = {"epochs": 1, "batch_size": 1, "step_epochs": 0, "chance_epochs": 0, "seed": 0}
         for name, value in least.items():
             check_integer(name, getattr(self, name), value)
-        for name in ("mask_lr", "mask_trust", "mask_budget"):
+        for name in ("mask_lr", "head_lr", "mask_trust", "mask_budget"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")
-        rates = (f"{group}_lr" for group in VARIABLE_GROUPS if group != "mask")
+        rates = (f"{group}_lr" for group in VARIABLE_GROUPS if group not in ("mask", "head"))
         for name in (*rates, "mask_epsilon", "adam_epsilon", "step_decay"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={getattr(self, name)}.")

@@ -11,7 +11,7 @@ from piggyback_tf.masking import MaskConfig, mask_config, masked_weights
 from piggyback_tf.methods import Method
 from piggyback_tf.problems import Problem
 from piggyback_tf.settings import TrainConfig
-from piggyback_tf.training.schedules import WarmupSchedule, mask_rate, warmup_length
+from piggyback_tf.training.schedules import HEAD_RATE, WarmupSchedule, head_rate, mask_rate, warmup_length
 from piggyback_tf.training.trust_region import TrustRegionAdam, WatchedLossScale, WatchedOptimizers
 
 # Rates above these are doubted. Adam moves each weight by about its rate, and weights are rarely as large as 1.
@@ -86,6 +86,9 @@ def _group_optimizer(
         if kind == "sgd":
             raise ValueError("With mask_optimizer='sgd' set mask_lr, which follows from the steps for Adam alone.")
         peak = mask_rate(masks, total_steps)
+    if group == "head" and not peak:
+        # A step of SGD is in proportion to the features by itself.
+        peak = head_rate(tuple(variable.shape) for variable in variables) if kind == "adam" else HEAD_RATE
     limited = group == "mask" and config.mask_trust > 0
     if kind == "sgd":
         if limited:

@@ -1,6 +1,7 @@
 """Learning rates: over the steps of a training, and how high those of masks are for its number of steps."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -13,6 +14,10 @@ _LONGEST_WARMUP = 3 / 8
 # A weight whose gradient keeps its direction comes to the threshold so many times in a training whose rate falls by a
 # cosine: half of this, as the mean of a cosine is.
 _CROSSINGS = 32
+# Of a head on so many features.
+HEAD_RATE, _HEAD_FEATURES = 1e-3, 1280
+# With fewer the rate is as with these, the fewest that were tried.
+_FEWEST_FEATURES = 32
 
 
 def warmup_length(steps: int, total_steps: int) -> int:
@@ -32,6 +37,23 @@ def mask_rate(masks: MaskConfig, total_steps: int) -> float:
     lets nothing reach the threshold in a short one, and everything in a long one, noise included.
     """
     return _CROSSINGS * masks.distance / total_steps
+
+
+def head_rate(shapes: Iterable[tuple[int, ...]]) -> float:
+    """Returns Adam's learning rate of a head, where none is given.
+
+    A step of Adam moves each weight by about the rate, and so a logit by the rate times the sum of its features. With
+    few features the same rate teaches a head little. So the rate is in inverse proportion to their number, as for the
+    last layer of a network in the maximal update parametrisation (Yang et al., Tensor Programs V, 2022). It is never
+    less than that for 1,280 features, the number of MobileNetV2, with which it was found. Heads of convolutions have
+    that one, too. Nor is it more than for 32 features.
+
+    Args:
+        shapes: Shapes of the head's variables: kernels `(features, classes)` and biases of one or several heads.
+    """
+    kernels = [shape for shape in shapes if len(shape) > 1]
+    features = min((shape[0] if len(shape) == 2 else _HEAD_FEATURES for shape in kernels), default=_HEAD_FEATURES)
+    return HEAD_RATE * max(1.0, _HEAD_FEATURES / max(features, _FEWEST_FEATURES))
 
 
 @keras.saving.register_keras_serializable(package="piggyback_tf")

@@ -320,14 +320,28 @@ class TrustRegionAdam(keras.optimizers.Adam):
         return {**super().get_config(), **settings, "max_flips": max_flips}
 
 
+@keras.saving.register_keras_serializable(package="piggyback_tf")
 class WatchedOptimizers(keras.optimizers.MultiOptimizer):
     """A `MultiOptimizer` that tells the loss of each step to those of its optimisers that want to know it.
+
+    It knows variables and frozen weights of one model, so that a saved model is loaded without it.
 
     Raises:
         ValueError: By `apply`, if there are such optimisers and `scale_loss` was never called: nothing would flip.
     """
 
     _was_told = False
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "WatchedOptimizers":
+        raise ValueError(
+            "The optimiser of this model knows the weights of the model it was made for, and is not loaded with "
+            "another. Load it with keras.models.load_model(path, compile=False). To train on, compile it with "
+            "make_optimizer; see docs/own-loops.md."
+        )
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         if not self._was_told and any(isinstance(optimizer, TrustRegionAdam) for optimizer in self.optimizers):

@@ -78,7 +78,8 @@ def test_names_of_files_may_be_in_any_encoding(make_folder):
     with pytest.raises(DataError, match=r"Every image of folder:.* test is broken, for example '.*/caf\\\\xe9.png'"):
         len(load_data(f"folder:{root}", skip_broken_images=True).test)
     (root / "test/a" / os.fsdecode(b"caf\xe9.png")).rename(root / "test/a" / os.fsdecode(b"caf\xe9.txt"))
-    with pytest.raises(DataError, match="caf.*txt' in a class folder is not an image"):
+    what = r"caf.*txt' in a class folder is not an image.*[^-]skip_broken_images=True leaves it out"
+    with pytest.raises(DataError, match=what):  # In Python it is no flag.
         load_data(f"folder:{root}")
 
 

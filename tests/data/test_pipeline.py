@@ -156,6 +156,11 @@ def test_wrong_arguments(source, arguments, message):
         make_dataset(source, **arguments)
 
 
+def test_arrays_are_no_source(picture):
+    with pytest.raises(DataError, match=r"such as `data\.train`.*Received: tuple\. Arrays go to Keras' `fit`"):
+        make_dataset((np.stack([picture(8, 8)]), [0]), "", batch_size=1, training=True)
+
+
 def test_random_crop_that_a_later_image_is_too_small_for(picture):
     source = ArraySource([picture(32, 32), picture(32, 32), picture(12, 32)])
     with pytest.raises(DataError, match="height 12"):

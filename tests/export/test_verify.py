@@ -1,6 +1,7 @@
 """The commands, as a user runs them."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_an_export_is_written_added_to_and_verified(files, tmp_path):
     assert lines[0].startswith(f"{tmp_path}/2: 2 tasks, 3 images; loaded in ")
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["binary", "ternary"]
     assert lines[-1] == "equal to 1e-5"
+    images = shutil.copytree(files / "images", tmp_path.parent / "some_broken")
+    (images / "cut.png").write_bytes((images / "some" / "1.png").read_bytes()[:90])
+    broken = ("export.verify", tmp_path, f"--packs={files}", f"--images={images}")
+    status, _, errors = _run(*broken)
+    assert status == 2 and "cut.png" in errors and "--skip_broken_images leaves it out" in errors
+    status, printed, errors = _run(*broken, "--skip_broken_images")
+    assert (status, printed.splitlines()[-1]) == (0, "equal to 1e-5"), errors
+    assert "cut.png" in printed and ": 2 tasks, 3 images" in printed
     fewer = ("export.verify", tmp_path, f"--packs={files}", f"--images={files}/images", "--min_agreement=0.9")
     status, _, errors = _run(*fewer)
     assert (status, errors.splitlines()[-1][:53]) == (2, "export.verify: --min_agreement is for a .tflite; what")

@@ -1,6 +1,7 @@
 """Groups of variables, and the optimiser of each."""
 
 import keras
+import numpy as np
 import pytest
 
 from piggyback_tf.backbones import Backbone
@@ -8,6 +9,7 @@ from piggyback_tf.methods import METHODS
 from piggyback_tf.methods.piggyback import Piggyback, PiggybackConfig
 from piggyback_tf.problems import PROBLEMS
 from piggyback_tf.training import TrainConfig, TrustRegionAdam, make_optimizer
+from piggyback_tf.training.schedules import HEAD_RATE, head_rate
 
 
 def _backbone():
@@ -33,6 +35,46 @@ def test_each_group_has_its_optimiser(method, groups):
     optimizer.build(model.trainable_variables)
     peaks = sorted(inner._learning_rate.peak for inner in optimizer.optimizers)
     assert peaks == sorted({"mask": 0.1, "head": 0.2, "weights": 0.3}[name] for name in groups)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "rate"),
+    [
+        ([(1280, 10), (10,)], 1e-3),
+        ([(2048, 10), (10,)], 1e-3),
+        ([(64, 3), (3,)], 2e-2),
+        ([(4, 3), (3,)], 4e-2),
+        ([(640, 3), (3,), (640, 5), (5,)], 2e-3),  # Heads of several tasks.
+        ([(1, 1, 32, 28), (28,)], 1e-3),
+        ([(3,)], 1e-3),
+    ],
+)
+def test_the_fewer_the_features_the_higher_the_rate_of_the_head(shapes, rate):
+    assert head_rate(shapes) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("given", "peak"), [({}, 0.04), ({"head_lr": 1e-3}, 1e-3), ({"head_optimizer": "sgd"}, HEAD_RATE)]
+)
+def test_a_rate_that_is_given_is_the_heads(given, peak):
+    method = METHODS["classifier_only"]()
+    model = method.build(_backbone(), 3)
+    optimizer = make_optimizer(method, model, TrainConfig(**given), 10)
+    optimizer.build(model.trainable_variables)
+    (head,) = optimizer.optimizers
+    assert head._learning_rate.peak == pytest.approx(peak)
+
+
+def test_a_saved_model_is_loaded_without_its_optimiser(tmp_path):
+    method = METHODS["piggyback"]()
+    model = method.build(_backbone(), 3)
+    model.compile(make_optimizer(method, model, TrainConfig(), 10), "sparse_categorical_crossentropy")
+    model.save(tmp_path / "whole.keras")
+    with pytest.raises(ValueError, match=r"load_model\(path, compile=False\).*make_optimizer"):
+        keras.models.load_model(tmp_path / "whole.keras")
+    loaded = keras.models.load_model(tmp_path / "whole.keras", compile=False)
+    images = np.linspace(0, 255, 192, dtype=np.float32).reshape(1, 8, 8, 3)
+    np.testing.assert_array_equal(loaded(images), model(images))
 
 
 @pytest.mark.parametrize("asked, epochs, warmup", [(30, 2, 7), (30, 10, 30), (-1, 10, 10), (-1, 3, 3)])
@@ -134,7 +176,7 @@ def test_rates_out_of_all_proportion_are_doubted(settings, sentence, caplog):
     [
         ({"epochs": 0}, "epochs"),
         ({"mask_lr": -1.0}, "mask_lr"),
-        ({"head_lr": 0.0}, "head_lr"),
+        ({"head_lr": -0.1}, "head_lr"),
         ({"mask_lr": float("nan")}, "mask_lr"),
         ({"schedule": "linear"}, "cosine, step, constant"),
         ({"head_optimizer": "lamb"}, "adam, sgd"),
