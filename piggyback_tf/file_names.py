@@ -91,3 +91,9 @@ def answers_name(task: str) -> str:
 def network_name(task: str) -> str:
     """Returns the name of the file of a task's network."""
     return f"{task}{NETWORK_SUFFIX}"
+
+
+# ------------------------------------------------------------------ what a farm writes
+# The packs of all its tasks, and the folder of each: its run, how that went, and what it printed.
+FARM_PACKS, FARM_TASKS = "packs", "tasks"
+FARM_RUN, FARM_STATE, FARM_LOG = "run", "state.json", "log.txt"

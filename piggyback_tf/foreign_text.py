@@ -59,6 +59,18 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def duration(seconds: float) -> str:
+    """Returns a time as people say it: `"0.4 s"`, `"12 s"`, `"3 min"`, `"2 h 5 min"`."""
+    if seconds < 0.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def some(names: Sequence[str], most: int = 5, form: Callable[[str], str] = printable) -> str:
     """Returns the first names with commas between them, and how many more there are.
 

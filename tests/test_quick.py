@@ -171,8 +171,7 @@ def test_images_that_cannot_be_compared_are_all_told_before_the_base_is_loaded(t
     assert (status, printed, loaded) == (2, "", "[]")
     assert errors.startswith(f"piggyback export verify: 3 files of --images={tmp_path} cannot be used:\n")
     assert all(f"{tmp_path}/{name}" in errors for name in ("empty.jpg", "text.png", "link.png"))
-    # There is no such flag here.
-    assert "skip_broken_images" not in errors
+    assert "--skip_broken_images leaves them out" in errors
 
 
 def test_the_first_lines_are_ones_own_and_stderr_is_empty(tmp_path):

@@ -30,6 +30,11 @@ from piggyback_tf.packs import PackError
 from piggyback_tf.quiet import open_streams, plain_log
 from piggyback_tf.version import __version__
 
+# Commands with flags, each the `PROGRAM` of a module.
+_WITH_FLAGS = {
+    "train": "learn a task, or several in turn, on a frozen network",
+    "farm": "learn a table of tasks, a row each, side by side",
+}
 # The kinds of `export`, each the `PROGRAM` of a module.
 _EXPORTS = {
     "saved_model": "one SavedModel of a base and tasks, for TensorFlow Serving",
@@ -56,8 +61,8 @@ def run_command(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if arguments[:1] == ["train"]:
-        return _run_program("piggyback_tf.commands.train", arguments, 1)
+    if arguments[:1] and arguments[0] in _WITH_FLAGS:
+        return _run_program(f"piggyback_tf.commands.{arguments[0]}", arguments, 1)
     if arguments[:1] == ["export"] and arguments[1:2] and arguments[1] in _EXPORTS:
         return _run_program(f"piggyback_tf.export.{arguments[1]}", arguments, 2)
     parser = _parser()
@@ -95,7 +100,8 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"piggyback_tf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # Listed here; `main` has run them.
-    commands.add_parser("train", help="learn a task, or several in turn, on a frozen network", add_help=False)
+    for name, does in _WITH_FLAGS.items():
+        commands.add_parser(name, help=does, add_help=False)
     export = commands.add_parser("export", help="write what servers and devices run", allow_abbrev=False)
     exports = export.add_subparsers(required=True, metavar="KIND")
     for name, does in _EXPORTS.items():

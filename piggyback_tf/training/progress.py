@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from piggyback_tf.foreign_text import counted
+from piggyback_tf.foreign_text import counted, duration
 
 # The time of a step is known after so many steps and seconds, the first, in which the graph is made, left out.
 _STEPS, _SECONDS = 3, 0.3
@@ -96,18 +96,6 @@ class Progress(keras.callbacks.Callback):
         if self.live:
             text = f"\r{text:<{_WIDTH}}"  # Over the line that counts steps.
         print(text, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Returns a time as people say it: `"0.4 s"`, `"12 s"`, `"3 min"`, `"2 h 5 min"`."""
-    if seconds < 0.95:
-        return f"{seconds:.1f} s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _of_a_step(seconds: float) -> str:

@@ -1,0 +1,142 @@
+"""Rows side by side: what is tried again, what is not, and what ends with what. `train` is a stand-in that obeys."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from piggyback_tf.farm import FarmError, TaskRow, learn_rows, pool, read_state
+from piggyback_tf.farm.pool import Farm
+from piggyback_tf.farm.state import folder_of_row
+
+# Does what --data says, and notes that it ran.
+STAND_IN = """
+import json, os, signal, sys, time
+flags = dict(each[2:].split("=", 1) for each in sys.argv[1:] if "=" in each)
+os.makedirs(flags["output_dir"], exist_ok=True)
+with open(os.path.join(flags["output_dir"], "ran"), "a") as file:
+    file.write(f"{os.getpid()} {os.environ.get('TF_NUM_INTRAOP_THREADS')} {flags.get('epochs')}\\n")
+ran = len(open(os.path.join(flags["output_dir"], "ran")).readlines())
+print("told", file=sys.stderr)
+kind, _, number = flags["data"].partition(":")
+if kind == "wrong":
+    print(json.dumps({"error": "There is no such data."}))
+    sys.exit(2)
+if kind == "fault":
+    sys.exit(70)
+if kind == "dies" and ran <= int(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "waits":
+    time.sleep(float(number))
+"""
+
+
+@pytest.fixture(autouse=True, name="train")
+def _train(tmp_path, monkeypatch):
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(pool, "TRAIN", (str(tmp_path / "stand_in.py"),))
+
+
+def rows_of(*data):
+    return [TaskRow(f"t{place}", place + 2, (f"--task=t{place}", f"--data={each}")) for place, each in enumerate(data)]
+
+
+def ran(folder, task):
+    path = folder_of_row(folder, task).run / "ran"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def learn(folder, rows, jobs=2, **settings):
+    return learn_rows(rows, Farm(folder, **settings), jobs, lambda row, state: None)
+
+
+def test_what_dies_is_tried_again_and_what_is_wrong_is_not(tmp_path):
+    rows = rows_of("fine", "wrong", "dies:2", "dies:9", "fault")
+    states = learn(tmp_path, rows, attempts=3, flags=["--epochs=7"], threads=1)
+    assert [states[row.task].status for row in rows] == ["done", "refused", "done", "failed", "failed"]
+    assert [states[row.task].attempts for row in rows] == [1, 1, 3, 3, 1]
+    assert [len(ran(tmp_path, row.task)) for row in rows] == [1, 1, 3, 3, 1]
+    assert states["t1"].error == "There is no such data."
+    assert states["t3"].error.startswith("The training was ended by SIGKILL") and "t3/log.txt" in states["t3"].error
+    assert "has a fault" in states["t4"].error
+    assert ran(tmp_path, "t0")[0].endswith(" 1 7"), "its threads, and the flags of all rows"
+    assert folder_of_row(tmp_path, "t2").log.read_text() == "told\n" * 3
+    # Once more: what is done is not begun, all else is.
+    states = learn(tmp_path, rows, attempts=1)
+    assert [states[row.task].attempts for row in rows] == [1, 2, 3, 4, 2]
+    assert [len(ran(tmp_path, row.task)) for row in rows] == [1, 2, 3, 4, 2]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_so_many_run_at_once(jobs, tmp_path):
+    began = time.monotonic()
+    states = learn(tmp_path, rows_of("waits:1", "waits:1", "waits:1"), jobs=jobs)
+    assert {state.status for state in states.values()} == {"done"}
+    assert (time.monotonic() - began >= 3) == (jobs == 1)
+
+
+def test_who_ends_the_farm_ends_what_runs(tmp_path):
+    rows, caught = rows_of("fine", "waits:60", "waits:60"), []
+
+    def told(row, state):
+        while len(ran(tmp_path, "t1")) < 1:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    def run():
+        try:
+            learn_rows(rows, Farm(tmp_path), 2, told)
+        except KeyboardInterrupt as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive() and caught
+    process = int(ran(tmp_path, "t1")[0].split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert not ran(tmp_path, "t2"), "and nothing is begun"
+    assert folder_of_row(tmp_path, "t1").read().attempts == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: no other system ends a process with its parent")
+def test_a_farm_that_is_killed_takes_its_trainings_with_it(tmp_path):
+    program = (
+        "import sys; from piggyback_tf.farm import TaskRow, learn_rows, pool; from piggyback_tf.farm.pool import Farm;"
+        "from pathlib import Path; pool.TRAIN = (sys.argv[1],);"
+        "row = TaskRow('t0', 2, ('--data=waits:60',)); learn_rows([row], Farm(Path(sys.argv[2])), 1, print)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "stand_in.py", tmp_path]
+    farm = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    while not ran(tmp_path, "t0"):
+        assert farm.poll() is None
+        time.sleep(0.05)
+    farm.kill()
+    farm.wait()
+    process, end = int(ran(tmp_path, "t0")[0].split()[0]), time.monotonic() + 10
+    while Path(f"/proc/{process}").exists() and "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text():
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.05)
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    state = folder_of_row(tmp_path, "t0")
+    state.folder.mkdir(parents=True)
+    (state.folder / "state.json").write_text(json.dumps({"status": "done", "foo": 1}))
+    with pytest.raises(FarmError, match=r"state\.json' is damaged.*Delete it"):
+        read_state(state.folder / "state.json")
+    with pytest.raises(FarmError, match="is damaged"):
+        learn(tmp_path, rows_of("fine"))
+
+
+def test_signals_have_names():
+    assert pool._cause(-signal.SIGTERM) == "SIGTERM"
+    assert pool._cause(-63) == "signal 63" or pool._cause(-63).startswith("SIG")
+    assert pool._cause(3) == "status 3"
