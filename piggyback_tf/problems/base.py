@@ -97,6 +97,8 @@ class Problem(abc.ABC):
     activation: ClassVar[str] = "softmax"
     # Whether an answer is the most probable class of each place, and not the probabilities of all.
     answers_labels: ClassVar[bool] = False
+    # Whether an answer is a list of boxes, of which some were chosen among all that a head says.
+    answers_boxes: ClassVar[bool] = False
     # How careful masks must be: the part of a training in which the head learns and no weight is dropped, and the part
     # of `TrainConfig.mask_trust` that a step gets. Where each place of an image is judged, little of what dropped
     # weights promise is left in other images; see docs/segmentation.md.
