@@ -157,8 +157,8 @@ class BoxJudge(Judge):
     agrees, error_name = "boxes", "error (100 % less AP)"
 
     def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
-        pair = [boxes_in(each) for each in (answer.found, expected)]
-        strange, _ = strange_boxes(*pair)
+        pair = boxes_in(answer.found), boxes_in(expected)
+        strange, _ = strange_boxes(pair[0], pair[1])
         self.difference += strange
         shared = np.where(pair[0][:, None, 4] == pair[1][None, :, 4], overlaps(pair[0][:, :4], pair[1][:, :4]), 0)
         for own, far in zip(pair, (shared, shared.T), strict=True):

@@ -9,8 +9,6 @@ from ai_edge_litert.interpreter import Interpreter
 
 from piggyback_tf.quiet import filtered_stderr
 
-from ..edge.piggyback_edge import FIRST_SIGNATURE
-
 
 class ImageModel:
     """A model of one input in LiteRT's interpreter, on one thread.
@@ -24,7 +22,7 @@ class ImageModel:
         given = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
         self._interpreter = Interpreter(**given, num_threads=1)
         if signature is None and len(self._interpreter.get_output_details()) > 1:
-            signature = FIRST_SIGNATURE
+            signature = next(iter(self._interpreter.get_signature_list()))
         self._runner = None if signature is None else self._interpreter.get_signature_runner(signature)
         if self._runner is not None:
             return

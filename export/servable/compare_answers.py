@@ -149,8 +149,10 @@ def compare_answers(
             if problem.answers_boxes:
                 # A pixel of the prepared image may be several of the file.
                 pixels = PIXELS * max(1.0, 1 / float(np.min(way.scale)))
-                pair = ({key: found[key][row] for key in own}, own)
-                from_files.add_boxes(*(problem.predicted(each).numpy()[None] for each in pair), pixels)
+                of_file, wanted = (
+                    problem.predicted(each).numpy()[None] for each in ({key: found[key][row] for key in own}, own)
+                )
+                from_files.add_boxes(of_file, wanted, pixels)
                 continue
             for key, value in own.items():
                 from_files.add(*(_numbers(problem, key, each) for each in (found[key][row], value)))

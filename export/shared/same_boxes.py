@@ -53,8 +53,8 @@ def strange_boxes(
     Returns:
         That number, and how many boxes there are in both together.
     """
-    sides = [boxes_in(each).astype(np.float64) for each in (found, expected)]
-    alone = _alone(*sides, pixels, score)
+    sides = boxes_in(found).astype(np.float64), boxes_in(expected).astype(np.float64)
+    alone = _alone(sides[0], sides[1], pixels, score)
     excused: list[list[np.ndarray]] = [[], []]
     # The surest first: only what is surer, or as sure, decides about a box.
     order = sorted(((side, row) for side in (0, 1) for row in alone[side]), key=lambda at: -sides[at[0]][at[1], 5])

@@ -169,6 +169,14 @@ class Problem(abc.ABC):
             logits: What the task's network ends in; it is traced.
         """
 
+    def raw_answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what is answered before anything is chosen of it, by name; by default nothing is chosen.
+
+        Args:
+            logits: As of `answer`.
+        """
+        return self.answer(logits)
+
     def predicted(self, answers: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns what `TaskBank.predict` returns, the first of the answers by default.
 
