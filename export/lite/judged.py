@@ -11,7 +11,7 @@ from piggyback_tf.data.label_maps import LabelReader
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import PROBLEMS
 
-from ..shared.same_boxes import boxes_in, overlaps, strange_boxes
+from ..shared.same_boxes import box_overlaps, boxes_in, strange_boxes
 
 # The least share of answers that must be the bank's, unless another is asked for. What integers cost depends on the
 # task, from nothing to some percent of the images; on a base whose ranges do not hold a task's activations it is far
@@ -160,7 +160,7 @@ class BoxJudge(Judge):
         pair = boxes_in(answer.found), boxes_in(expected)
         strange, _ = strange_boxes(pair[0], pair[1])
         self.difference += strange
-        shared = np.where(pair[0][:, None, 4] == pair[1][None, :, 4], overlaps(pair[0][:, :4], pair[1][:, :4]), 0)
+        shared = np.where(pair[0][:, None, 4] == pair[1][None, :, 4], box_overlaps(pair[0][:, :4], pair[1][:, :4]), 0)
         for own, far in zip(pair, (shared, shared.T), strict=True):
             sure = own[:, 5] >= _SURE
             self._same += int((far[sure].max(axis=1, initial=0) >= _BESIDE).sum())

@@ -14,7 +14,7 @@ NEAR = 1e-4
 MOVED = 1.0
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Returns the intersection over union of boxes, float64 `[n, m]`.
 
     Args:
@@ -63,7 +63,7 @@ def strange_boxes(
         box, others = sides[side][row], sides[1 - side]
         last = others[:, 5].min() if len(others) >= MOST else LEAST_SCORE
         rivals = others[(others[:, 4] == box[4]) & (others[:, 5] >= box[5] - NEAR)]
-        shared = overlaps(box[None, :4], rivals[:, :4])[0]
+        shared = box_overlaps(box[None, :4], rivals[:, :4])[0]
         other = np.abs(rivals[:, :4] - box[:4]).max(axis=1) > MOVED
         tied = other & (shared > OVERLAP - NEAR) & (np.abs(rivals[:, 5] - box[5]) <= NEAR)
         known = [any(np.array_equal(rival, one) for one in excused[1 - side]) for rival in rivals]
