@@ -53,7 +53,9 @@ _TEXT = """Compares an export with the task bank, task by task.
 For a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the
 file itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the
 same, else 1. Of a task with a class for each pixel, `segment_HEIGHTxWIDTH` and `segment` are compared, and at most
-0.01 % of the pixels may differ.
+0.01 % of the pixels may differ. Of a task of boxes these are `detect_HEIGHTxWIDTH` and `detect`; sides may differ by
+0.01 pixels and scores by 1e-5, and at most 0.01 % of the boxes may be in one answer alone, but where a comparison of
+scores or overlaps was close to 1e-4.
 
 For a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from the file beside it. A
 model of one task (plain) is compared with the task of its name. Every image goes through LiteRT. Exit status: 0 if
@@ -62,7 +64,8 @@ int8, else 1. `--min_agreement` sets another share. With dynamic and int8, every
 be the task's weight to half a step of its scale. If images are in folders with the names of classes, the errors of
 both are printed. Of a task that finds the class of each pixel, the same shares of pixels count, with float32 99.99 %,
 and where another class is found there, its logit may exceed the next one by 1e-3; errors are printed if the images are
-in `images/` with label maps in `labels/`.
+in `images/` with label maps in `labels/`. Of a task of boxes the shares are of boxes with a score of 0.3 or more that
+have one of their class beside them; with float32 all boxes must be the same.
 """
 
 
@@ -169,7 +172,9 @@ def _verify_saved_model(folder: Path, bank: "TaskBank", images: Sequence[Path]) 
         print(f"  {found.text}")
         tasks.append({**dataclasses.asdict(found), "good": found.good})
     print(f"memory: {format_bytes(_memory() - before)} more at the most; on disk {format_bytes(bytes_of([folder]))}")
-    limits = "to 1e-5" + (f", whole numbers to {100 * SHARE:.2f} %" if any("whole" in task for task in tasks) else "")
+    limits = "to 1e-5" + (
+        f", whole numbers and boxes to {100 * SHARE:.2f} %" if any("whole" in task for task in tasks) else ""
+    )
     print(f"equal {limits}" if all(task["good"] for task in tasks) else f"NOT equal {limits}")
     return tasks
 

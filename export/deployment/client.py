@@ -4,6 +4,7 @@
     python client.py predict --grpc=localhost:8500 --list=images.txt --batch_size=32 --in_flight=4
     python client.py predict --grpc=localhost:8500 --pack=new.task.safetensors --export=DIR/1 a.jpg
     python client.py segment --url=http://localhost:8501 --task=roads --output_dir=labels street.jpg FOLDER
+    python client.py detect --url=http://localhost:8501 --task=cells --min_score=0.3 a.jpg FOLDER
     python client.py tasks --url=http://localhost:8501
     python client.py status --grpc=localhost:8500 --label=stable
     python client.py status --url=https://models.example.org --ca=ca.pem --header=@secret.txt
@@ -18,6 +19,10 @@ which is said on stderr at once.
 
 `segment` is for tasks that find the class of each pixel. It writes FILE.labels.png into --output_dir, of the size of
 the image: its pixels are the numbers of the classes, shown in colours. `labels` is the path of that file.
+
+`detect` is for tasks that find a box around each object. `boxes` are those with a score of --min_score or more, the
+surest first, as COCO writes results: `bbox` is x, y, width and height in pixels of the file, `category_id` the place of
+the class, from 1 on, `class` its name, and `score` how sure the task is.
 
 Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
 again would not help, or the output cannot be written; 3 the server gave no answer until --deadline; 130 Ctrl-C; 141
@@ -440,6 +445,35 @@ class Client:
         rows = enumerate(found["png_bytes"])
         return [{"png": png, **{name: values[index] for name, values in flags.items()}} for index, png in rows]
 
+    def detect(self, images: np.ndarray, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+        """Finds a box around each object of prepared images.
+
+        Args:
+            images: In [0, 255], `[B, H, W, 3]`, of the export's type and of the size that the tasks take.
+            tasks: For each image the name of its task.
+
+        Returns:
+            `boxes` `[B, K, 4]`: ymin, xmin, ymax and xmax in pixels of the prepared image, the surest first; `scores`
+            and `classes` `[B, K]`; `count` `[B]`, how many of them there are; `task_ok` and `image_ok` `[B]`.
+        """
+        height, width = np.shape(images)[1:3]
+        return self.call(f"detect_{height}x{width}", {"images": images, "task": list(tasks)})
+
+    def detect_files(self, files: Sequence[bytes], tasks: Sequence[str]) -> list[dict[str, Any]]:
+        """Finds a box around each object of the contents of JPEG and PNG files.
+
+        Returns:
+            For each `boxes`, a list of `[ymin, xmin, ymax, xmax]` in pixels of the image, the surest first; `scores`,
+            `classes`, numbers, `task_ok` and `image_ok`.
+        """
+        found = self.call("detect", {"image_bytes": list(files), "task": list(tasks)})
+        columns = {name: values.tolist() for name, values in found.items()}
+        rows = []
+        for index, count in enumerate(columns["count"]):
+            row = {name: columns[name][index][:count] for name in ("boxes", "scores", "classes")}
+            rows.append({**row, **{name: columns[name][index] for name in ("task_ok", "image_ok")}})
+        return rows
+
     def classify_with_mask(
         self, images: np.ndarray, mask: np.ndarray, head: np.ndarray, norm: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
@@ -767,6 +801,26 @@ def _segment(client: Client, options: argparse.Namespace) -> int:
     return _ask_all(client.segment_files, {}, images, options, keep)
 
 
+def _detect(client: Client, options: argparse.Namespace) -> int:
+    images, labels = _find_images(options.images, options.list, options.task), client.tasks()
+
+    def keep(line: dict[str, Any]) -> dict[str, Any]:
+        rows = zip(line["boxes"], line.pop("scores"), line.pop("classes"))
+        line["boxes"] = [
+            {
+                "bbox": [left, top, right - left, bottom - top],
+                "category_id": number + 1,
+                "class": labels[line["task"]][number],
+                "score": score,
+            }
+            for (top, left, bottom, right), score, number in rows
+            if score >= options.min_score
+        ]
+        return line
+
+    return _ask_all(client.detect_files, {"boxes": [], "scores": [], "classes": []}, images, options, keep)
+
+
 def _coloured(png: bytes) -> bytes:
     """Returns a grey PNG of 8 bits with a palette, that of PASCAL VOC; its pixels are the same numbers."""
     head, colours = len(_PNG_START) + 8, bytearray(3 * 256)
@@ -863,6 +917,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--output_dir", required=True, metavar="FOLDER", help="where FILE.labels.png is written")
     segment.set_defaults(run=_segment)
+    detect = commands.add_parser("detect", parents=[server, files], help="find a box around each object of image files")
+    detect.add_argument("--min_score", type=float, default=0.3, help="boxes of a lower score are left out")
+    detect.set_defaults(run=_detect)
     commands.add_parser("tasks", parents=[server], help="list tasks and classes").set_defaults(run=_tasks)
     commands.add_parser("status", parents=[server], help="list versions").set_defaults(run=_status)
     return parser

@@ -11,7 +11,7 @@
 or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime. It takes prepared images
 as .npy files, and with Pillow and `piggyback_images.py` beside this file any image files, which it decodes and prepares
 as training did. Of a task that finds the class of each pixel it prints the share that each class has, and with
-`--output_dir` it writes label maps. From Python:
+`--output_dir` it writes label maps. Of a task that finds objects it prints the boxes that it is sure of. From Python:
 
     from ai_edge_litert.interpreter import Interpreter
     from piggyback_edge import Base, Model, Task, prepare
@@ -27,6 +27,7 @@ as training did. Of a task that finds the class of each pixel it prints the shar
     image = prepare(read_image("photo.jpg"), task.augment)[None].astype("float32")
     (output,) = run(images=image).values()
     probabilities = task.probabilities(output, content)     # or, of pixels, task.label_maps(output, content)
+    # Of boxes: outputs = run(images=image); task.boxes(outputs["scores"], outputs["sides"], content)
 
 The files are described in docs/edge-format.md of the project piggyback_tf.
 """
@@ -64,7 +65,16 @@ DTYPES: dict[int, np.dtype] = {
 }
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 # What is made of the logits of a task's classes: probabilities, the number of the largest, or a probability of each.
-ANSWERS = ("softmax", "argmax", "sigmoid")
+# Boxes are made of scores and sides.
+ANSWERS = ("softmax", "argmax", "sigmoid", "boxes")
+# What an answer is called, and by which function of `Task` it is made.
+_CALLS = {"softmax": "probabilities", "argmax": "label_maps", "sigmoid": "probabilities", "boxes": "boxes"}
+# Of boxes: so many of an image at most, with such a score at least; of two of a class that overlap more, the surer one.
+MOST_BOXES, LEAST_SCORE, OVERLAP = 100, np.float32(0.05), np.float32(0.6)
+# Networks see images that are padded to multiples of it, on the right and below.
+PADDED_TO = 32
+# The score of boxes that `predict` prints.
+_BELIEVED = 0.3
 TERNARY, COMPRESSED, OWN_NORM, HEAD_INSIDE = 1, 2, 4, 8
 MANIFEST_MAGIC, TASK_MAGIC = b"PBEDGEMF", b"PBEDGETK"
 MANIFEST_HEADER = struct.Struct("<8sIIQQ32s32sIIIIQI4s")
@@ -333,7 +343,7 @@ class Task:
         manifest: The manifest of its base.
         graph: The number of its signature.
         answer: What is made of logits, one of `ANSWERS`.
-        problem: What it finds, as its pack says: `"class"`, or `"map"` for the class of each pixel.
+        problem: What it finds, as its pack says: `"class"`, `"map"` for the class of each pixel, or `"boxes"`.
         head_spec: Its head as its pack says, as JSON; empty in version 1, where all heads are dense.
         compositions: For the place of a filter that is made in another way what it is made of.
     """
@@ -399,7 +409,7 @@ class Task:
             shape = (size, width if version > 1 else size)
             good = features == signature.features and shape == signature.image_shape
             _check(good, "it is for other images or features")
-            good = answer < len(ANSWERS) and (ANSWERS[answer] == "argmax" or signature.places == 1)
+            good = answer < len(ANSWERS) and (ANSWERS[answer] in ("argmax", "boxes") or signature.places == 1)
             _check(good, "it answers in a way that its signature does not")
             most = signature.room or _MAX_COUNT
             most = min(most, _MAX_LABELS) if ANSWERS[answer] == "argmax" else most
@@ -468,16 +478,119 @@ class Task:
         _check(bool(np.isfinite(logits).all()), "The model returned numbers that are not finite.")
         return logits.argmax(axis=-1).astype(np.uint8)
 
-    def _logits(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap, asked: str) -> np.ndarray:
-        """Returns the logits of the task's classes, float32 `[B, ..., C]`; see `probabilities`."""
-        if (call := "label_maps" if self.answer == "argmax" else "probabilities") != asked:
+    def boxes(self, scores: np.ndarray, sides: np.ndarray, model: bytes | bytearray | mmap.mmap) -> np.ndarray:
+        """Returns boxes, float32 `[B, 100, 6]`, as `chosen_boxes` chooses them.
+
+        `boxes_at_own_size` makes of them boxes of the image before it was prepared.
+
+        Args:
+            scores: What the model returned under this name, float32 `[B, h, w, K]`.
+            sides: The same, float32 `[B, h, w, 4]`.
+            model: As of `probabilities`.
+
+        Raises:
+            EdgeError: As of `probabilities`, and if numbers are not finite, or shapes do not go together.
+        """
+        self._check_asked(model, "boxes")
+        places, found = self.signature.places, (scores.shape[:1], scores.shape[1:3])
+        good = scores.ndim == sides.ndim == 4 and (sides.shape[:1], sides.shape[1:3]) == found and sides.shape[3] == 4
+        good = good and found[1][0] * found[1][1] == places and scores.shape[3] >= len(self.labels)
+        _check(good, f"Scores and sides are of {list(scores.shape)} and {list(sides.shape)}, which is not the model's.")
+        _check(
+            bool(np.isfinite(scores).all() and np.isfinite(sides).all()),
+            "The model returned numbers that are not finite.",
+        )
+        return chosen_boxes(scores[..., : len(self.labels)], sides, self.signature.image_shape)
+
+    def _check_asked(self, model: bytes | bytearray | mmap.mmap, asked: str) -> None:
+        """Checks that the task makes such an answer, and is on a model; see `probabilities`."""
+        if (call := _CALLS[self.answer]) != asked:
             name = _printable(self.name)
             raise EdgeError(f"Task {name!r} is of the problem {_printable(self.problem)!r}: ask for its {call}.")
         if self.manifest.task_place and self.manifest.installed(model) != self.digest:
             raise EdgeError(f"Not task {_printable(self.name)!r} is on the model, but another one or none: install it.")
+
+    def _logits(self, output: np.ndarray, model: bytes | bytearray | mmap.mmap, asked: str) -> np.ndarray:
+        """Returns the logits of the task's classes, float32 `[B, ..., C]`; see `probabilities`."""
+        self._check_asked(model, asked)
         if self.kernel is None:
             return output[..., : len(self.labels)]
         return output.astype(np.float32) @ self.kernel + self.bias
+
+
+def boxes_of_points(
+    scores: np.ndarray, sides: np.ndarray, image_shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the box of each point of a feature map, cut to the image, and its scores; see docs/edge-format.md.
+
+    Args:
+        scores: How sure the model is of each class, float32 `[B, h, w, C]`.
+        sides: How far up, left, down and right the sides of the box are from the point, in pixels, float32
+            `[B, h, w, 4]`.
+        image_shape: `(height, width)` of the images.
+
+    Returns:
+        ymin, xmin, ymax and xmax, float32 `[B, h w, 4]`, and float32 `[B, h w, C]`, 0 where nothing is left of a box.
+    """
+    count, rows, columns = sides.shape[:3]
+    centres = []
+    for places, side in zip((rows, columns), image_shape):
+        step = -(-side // PADDED_TO) * PADDED_TO / places
+        centres.append(((np.arange(places) + 0.5) * step).astype(np.float32))
+    points = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1).reshape(-1, 2)
+    far = sides.reshape(count, -1, 4).astype(np.float32)
+    boxes = np.concatenate([points - far[..., :2], points + far[..., 2:]], axis=-1)
+    boxes = np.clip(boxes, np.float32(0), np.array([*image_shape] * 2, np.float32))
+    # Points are also where the network sees an image padded.
+    there = ((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]))[..., None]
+    return boxes, np.where(there, scores.reshape(count, rows * columns, -1), np.float32(0)).astype(np.float32)
+
+
+def chosen_boxes(scores: np.ndarray, sides: np.ndarray, image_shape: tuple[int, int]) -> np.ndarray:
+    """Returns the boxes that are left where the surer of two of a class that overlap is kept; see docs/edge-format.md.
+
+    Args:
+        scores: As of `boxes_of_points`.
+        sides: As of `boxes_of_points`.
+        image_shape: As of `boxes_of_points`.
+
+    Returns:
+        float32 `[B, 100, 6]`: ymin, xmin, ymax and xmax in pixels of the prepared image, the number of the class, -1
+        where there is no box, and the score; the surest first, of equally sure ones the first class, and the first
+        point.
+    """
+    boxes, scores = boxes_of_points(scores, sides, image_shape)
+    found = np.zeros((len(boxes), MOST_BOXES, 6), np.float32)
+    found[..., 4] = -1
+    for image, (own, chances) in enumerate(zip(boxes, scores)):
+        rows = []
+        for number in range(chances.shape[1]):
+            kept = _kept(own, chances[:, number])
+            rows.append(np.column_stack([own[kept], np.full(len(kept), number, np.float32), chances[kept, number]]))
+        together = np.concatenate(rows)
+        order = np.argsort(-together[:, 5], kind="stable")[:MOST_BOXES]
+        found[image, : len(order)] = together[order]
+    return found
+
+
+def _kept(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
+    """Returns the places of the boxes of a class that are kept, the surest first."""
+    left = np.flatnonzero(scores > LEAST_SCORE)
+    left = left[np.argsort(-scores[left], kind="stable")]
+    kept: list[int] = []
+    while len(left) and len(kept) < MOST_BOXES:
+        kept.append(int(left[0]))
+        left = left[1:][_overlaps(boxes[left[0]], boxes[left[1:]]) <= OVERLAP]
+    return kept
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the intersection over union of a box with others, float32 `[n]`; each has an area."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    height, width = np.maximum(high - low, np.float32(0)).T
+    common = height * width
+    areas = (others[:, 2] - others[:, 0]) * (others[:, 3] - others[:, 1])
+    return common / ((box[2] - box[0]) * (box[3] - box[1]) + areas - common)
 
 
 def _sections(data: bytes, bounds: Sequence[int]) -> list[bytes]:
@@ -973,17 +1086,17 @@ def _interpreter(data: bytes, threads: int) -> Any:
     return interpreter
 
 
-def _runner(interpreter: Any, task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what runs the graph of a task: from images to the output."""
+def _runner(interpreter: Any, task: Task) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns what runs the graph of a task: from images to the outputs by name."""
     if task.manifest.graphs:
         runner = interpreter.get_signature_runner(task.signature.name)
-        return lambda image: next(iter(runner(images=image).values()))
+        return lambda image: runner(images=image)
 
     # Older runtimes have no signatures, and these bases one graph.
-    def run(image: np.ndarray) -> np.ndarray:
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        return {"output": interpreter.get_tensor(interpreter.get_output_details()[0]["index"])}
 
     return run
 
@@ -1050,6 +1163,35 @@ def at_own_size(labels: np.ndarray, augment: str, size: tuple[int, int]) -> np.n
     Raises:
         EdgeError: If the augmentation has other steps than resize and central_crop, or gives another size.
     """
+    sides, scales, begins = _way_back(augment, size)
+    _check(labels.shape == tuple(sides), f"the label map is of {labels.shape}, and the image becomes {tuple(sides)}")
+    places = []
+    for side, scale, begin, last in zip(size, scales, begins, sides):
+        found = np.floor(1 / scale * (np.arange(side) + 0.5) - 1 / scale * begin)
+        places.append(np.clip(found, 0, last - 1).astype(np.int64))
+    return labels[places[0][:, None], places[1][None]]
+
+
+def boxes_at_own_size(boxes: np.ndarray, augment: str, size: tuple[int, int]) -> np.ndarray:
+    """Returns boxes for an image as it was before it was prepared, cut to it.
+
+    Args:
+        boxes: ymin, xmin, ymax and xmax in pixels of the prepared image, `[..., 4]`.
+        augment: The task's `augment`.
+        size: `(height, width)` of the image before.
+
+    Returns:
+        float64 `[..., 4]`.
+
+    Raises:
+        EdgeError: If the augmentation has other steps than resize and central_crop.
+    """
+    _, scales, begins = _way_back(augment, size)
+    return np.clip(boxes * np.array(scales * 2) + np.array(begins * 2), 0, np.array([*size] * 2, np.float64))
+
+
+def _way_back(augment: str, size: tuple[int, int]) -> tuple[list[int], list[float], list[float]]:
+    """Returns the sides of a prepared image, and where its places are in the one before: at `scale x + begin`."""
     sides, scales, begins = list(size), [1.0, 1.0], [0.0, 0.0]
     for step in augment.split("|") if augment.strip() else []:
         name, numbers = _step(step)
@@ -1061,12 +1203,7 @@ def at_own_size(labels: np.ndarray, augment: str, size: tuple[int, int]) -> np.n
             cut = [(side - numbers[0]) // 2 for side in sides]
             begins = [scale * place + begin for begin, scale, place in zip(begins, scales, cut)]
         sides = after
-    _check(labels.shape == tuple(sides), f"the label map is of {labels.shape}, and the image becomes {tuple(sides)}")
-    places = []
-    for side, scale, begin, last in zip(size, scales, begins, sides):
-        found = np.floor(1 / scale * (np.arange(side) + 0.5) - 1 / scale * begin)
-        places.append(np.clip(found, 0, last - 1).astype(np.int64))
-    return labels[places[0][:, None], places[1][None]]
+    return sides, scales, begins
 
 
 def _step(text: str) -> tuple[str, list[int]]:
@@ -1270,14 +1407,20 @@ def _predict(options: argparse.Namespace) -> bool:
             print(f"piggyback_edge: {error}", file=sys.stderr)
             good = False
             continue
-        output = run(image)
-        answer = output if task.answer == "argmax" else task.probabilities(output, content)
-        if not np.isfinite(answer).all():
+        outputs = run(image)
+        output = next(iter(outputs.values()))
+        numbers = (
+            list(outputs.values()) if task.answer in ("argmax", "boxes") else [task.probabilities(output, content)]
+        )
+        if not all(np.isfinite(each).all() for each in numbers):
             print(
                 f"piggyback_edge: {path!r} has no answer: the model returned numbers that are not finite.",
                 file=sys.stderr,
             )
             good = False
+            continue
+        if task.answer == "boxes":
+            print(f"{path}: {_told_boxes(task, task.boxes(outputs['scores'], outputs['sides'], content)[0], size)}")
             continue
         if task.answer == "argmax":
             labels = task.label_maps(output, content)[0]
@@ -1286,10 +1429,21 @@ def _predict(options: argparse.Namespace) -> bool:
             if options.output_dir:
                 _write_labels(options.output_dir, path, labels)
         else:
-            chances = answer[0]
+            chances = numbers[0][0]
         best = np.argsort(-chances, kind="stable")[: options.top]
         print(f"{path}: " + ", ".join(f"{_printable(task.labels[i])} {chances[i]:.4f}" for i in best))
     return good
+
+
+def _told_boxes(task: Task, boxes: np.ndarray, size: tuple[int, int] | None) -> str:
+    """Returns what is printed of the boxes of an image, in pixels of its file."""
+    found = boxes[(boxes[:, 4] >= 0) & (boxes[:, 5] >= _BELIEVED)]
+    edges = found[:, :4] if size is None else boxes_at_own_size(found[:, :4], task.augment, size)
+    told = [
+        f"{_printable(task.labels[int(row[4])])} {row[5]:.4f} ({left:.1f}, {top:.1f} to {right:.1f}, {bottom:.1f})"
+        for row, (top, left, bottom, right) in zip(found, edges)
+    ]
+    return ", ".join(told) or f"no box with a score of {_BELIEVED} or more"
 
 
 def _check_output(options: argparse.Namespace, task: Task) -> None:

@@ -1,13 +1,18 @@
 """Before a LiteRT model is written, whatever its design: it has to answer as the network itself and the bank do."""
 
 import numpy as np
+import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.problems import PROBLEMS
 
+from ..edge.piggyback_edge import boxes_of_points
 from ..shared.errors import ExportError
 from .runtime import ImageModel
+
+# What a model returns of some images, by name.
+Outputs = dict[str, np.ndarray]
 
 # How much features may differ, as a share of their length. What a wrong constant does is far beyond; what integers
 # cost, a test set has to show. An int8 base has the ranges of its tasks, not its own: it is compared as float32.
@@ -17,6 +22,8 @@ _LIMITS = {"none": 1e-3, "float16": 5e-2}
 # The share of places at which another class may be found, where the classes are all that is answered: those that are as
 # good as equally probable there. Noise, which is what is looked at, has more of them than photos.
 _OTHER_CLASS = {"none": 1e-3, "float16": 5e-2}
+# By how many pixels the sides of boxes may differ.
+_PIXELS = {"none": 0.02, "float16": 2.0}
 
 
 def probe_images(image_shape: tuple[int, int]) -> np.ndarray:
@@ -25,9 +32,16 @@ def probe_images(image_shape: tuple[int, int]) -> np.ndarray:
 
 
 def run_model(data: bytes | bytearray, images: np.ndarray, signature: str | None = None) -> np.ndarray:
-    """Returns the output of a model, `[B, ...]`, for images, float32 `[B, H, W, 3]`; see `ImageModel`."""
+    """Returns the output of a model that has one, `[B, ...]`, for images, float32 `[B, H, W, 3]`; see `ImageModel`."""
+    (found,) = run_outputs(data, images, signature).values()
+    return found
+
+
+def run_outputs(data: bytes | bytearray, images: np.ndarray, signature: str | None = None) -> Outputs:
+    """Returns the outputs of a model by name, `[B, ...]` each; see `run_model`."""
     model = ImageModel(bytes(data), signature)
-    return np.concatenate([model(image) for image in images])
+    found = [model.outputs(image) for image in images]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -> None:
@@ -54,11 +68,11 @@ def check_features(data: bytes | bytearray, backbone: Backbone, quantize: str) -
         )
 
 
-def check_answers(found: np.ndarray, bank: TaskBank, pack: TaskPack, quantize: str) -> None:
+def check_answers(found: np.ndarray | Outputs, bank: TaskBank, pack: TaskPack, quantize: str) -> None:
     """Checks that an export gives the bank's answers for `probe_images`; with integers, that it gives numbers.
 
     Args:
-        found: The answers.
+        found: The answers; of a task of boxes what the model returned, of which they are chosen.
         bank: Without the task, which is in it while this runs. One bank for many tasks is built only once.
         pack: The task.
         quantize: The type of the export's constants.
@@ -66,10 +80,13 @@ def check_answers(found: np.ndarray, bank: TaskBank, pack: TaskPack, quantize: s
     Raises:
         ExportError: If not.
     """
-    if not np.isfinite(found).all():
+    if not all(np.isfinite(each).all() for each in (found.values() if isinstance(found, dict) else [found])):
         raise ExportError(f"Task {pack.task!r} gives results that are no numbers on this base.")
     limit = _LIMITS.get(quantize)
     if limit is None:
+        return
+    if isinstance(found, dict):
+        _check_points(found, bank, pack, quantize)
         return
     expected = bank.add(pack).predict(probe_images(pack.image_shape), task=pack.task)
     bank.remove(pack.task)
@@ -86,4 +103,29 @@ def check_answers(found: np.ndarray, bank: TaskBank, pack: TaskPack, quantize: s
         raise ExportError(
             f"Task {pack.task!r} gives other probabilities on the converted base than in the bank: they differ by "
             f"{difference:.2g}."
+        )
+
+
+def _check_points(found: Outputs, bank: TaskBank, pack: TaskPack, quantize: str) -> None:
+    """Does what `check_answers` does with what boxes are chosen of: a choice would hide much, or show too much.
+
+    Raises:
+        ExportError: If scores or sides are others.
+    """
+    images = probe_images(pack.image_shape)
+    # Of the bank's tensors, without the choice.
+    logits = bank.add(pack).to_keras(pack.task)(images, training=False)
+    bank.remove(pack.task)
+    problem = PROBLEMS[pack.problem](pack.class_names, pack.image_shape)
+    expected = {name: value.numpy() for name, value in problem.raw_answer(tf.constant(logits)).items()}
+    scores = found["scores"][..., : len(pack.class_names)]
+    boxes, chances = boxes_of_points(scores, found["sides"], pack.image_shape)
+    # A box of which hardly anything is in the image is one, or none.
+    there = (expected["scores"] > 0) & (chances > 0)
+    by_score = float(np.where(there, np.abs(chances - expected["scores"]), 0).max())
+    by_side = float(np.abs(boxes - expected["boxes"]).max())
+    if not (by_score <= _LIMITS[quantize] and by_side <= _PIXELS[quantize]):
+        raise ExportError(
+            f"Task {pack.task!r} gives other boxes on the converted base than in the bank, before it chooses among "
+            f"them: scores differ by {by_score:.2g}, sides by {by_side:.2g} pixels."
         )

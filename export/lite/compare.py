@@ -13,7 +13,7 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import parse_augment
 from piggyback_tf.packs import TaskBank, TaskPack
 
-from ..edge.piggyback_edge import Base, Model, Task
+from ..edge.piggyback_edge import Base, Model, Task, chosen_boxes
 from ..shared.errors import ExportError
 from ..shared.prepare_image import prepare_image
 from .folder import TASK_SUFFIX, is_patched
@@ -106,8 +106,12 @@ class PatchedExport:
             check_constants(self._base, self._model.data, pack, self._task.compositions)
 
     def answer(self, image: np.ndarray) -> JudgedAnswer:
-        output = self._run(image)
-        return JudgedAnswer(answer(self._task, output, self._content)[0], output[0, ..., : len(self._task.labels)])
+        outputs = self._run.outputs(image)
+        found = answer(self._task, outputs, self._content)[0]
+        if self._task.answer == "boxes":
+            return JudgedAnswer(found)
+        (output,) = outputs.values()
+        return JudgedAnswer(found, output[0, ..., : len(self._task.labels)])
 
 
 class InputsExport:
@@ -180,7 +184,11 @@ class PlainExport:
         pass
 
     def answer(self, image: np.ndarray) -> JudgedAnswer:
-        return JudgedAnswer(self._run(image)[0])
+        outputs = self._run.outputs(image)
+        if set(outputs) == {"scores", "sides"}:
+            return JudgedAnswer(chosen_boxes(outputs["scores"], outputs["sides"], image.shape[:2])[0])
+        (output,) = outputs.values()
+        return JudgedAnswer(output[0])
 
 
 def open_export(path: Path, backbone: Backbone) -> LiteExport:

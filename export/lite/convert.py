@@ -34,15 +34,15 @@ def convert(
 
     Args:
         backbone: The base, of which only the structure is used, and the weights that are not given.
-        kind: What the graph is for. With room for classes it ends in the logits of its head, else in features.
+        kind: What the graph is for. With room for classes it ends in what its head says, else in features.
         weights: Weights by path, in the place of the base's own, and all of the head's.
         quantize: One of `QUANTIZATIONS`; `"int8"` needs `images`, and keeps images and output float32.
-        problem: The problem whose answers the graph ends in, in the place of logits.
+        problem: The problem whose answers the graph ends in; None for what devices make answers of.
         images: What the converter finds the ranges of int8 on, float32 `[N, H, W, 3]`.
 
     Returns:
         The content of the file. Its signature `serving_default` takes `images`, float32 `[1, H, W, 3]`, and returns
-        `features`, `logits`, or the answers of the problem.
+        `features`, what `HeadNetwork.outputs` returns, such as `logits`, or the answers of the problem.
     """
     variables = named_variables(backbone.model)
     values = [
@@ -54,8 +54,9 @@ def convert(
     def forward(images: tf.Tensor) -> dict[str, tf.Tensor]:
         if not kind.room:
             return {"features": features_with(backbone.model, zip(variables.values(), values, strict=True), images)}
-        logits = network.logits(values, head, images)
-        return {"logits": logits} if problem is None else problem.answer(logits)
+        if problem is None:
+            return network.outputs(values, head, images)
+        return problem.answer(network.logits(values, head, images))
 
     module = tf.Module()
     module.forward = tf.function(

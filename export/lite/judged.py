@@ -11,12 +11,16 @@ from piggyback_tf.data.label_maps import LabelReader
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import PROBLEMS
 
+from ..shared.same_boxes import box_overlaps, boxes_in, strange_boxes
+
 # The least share of answers that must be the bank's, unless another is asked for. What integers cost depends on the
 # task, from nothing to some percent of the images; on a base whose ranges do not hold a task's activations it is far
 # more.
 MIN_AGREEMENT = {"none": 1.0, "float16": 0.995, "dynamic": 0.9, "int8": 0.9}
 # The same of places in label maps: an image has so many that some are between two classes.
 _MIN_PLACES = MIN_AGREEMENT | {"none": 0.9999}
+# Of boxes: those with such a score count, and each needs one of its class beside it that shares so much.
+_SURE, _BESIDE = 0.3, 0.5
 # Where another class is found: by how much its logit may exceed that of the next one.
 _MAX_MARGIN = {"none": 1e-3}
 
@@ -144,6 +148,40 @@ class PlaceJudge(Judge):
         return _MIN_PLACES[quantize]
 
 
+class BoxJudge(Judge):
+    """Judges boxes: of those that one of both is sure of each needs one of its class that overlaps it, of any score.
+
+    In float32 the answers have to be the same; see `strange_boxes`. `difference` is how many boxes are not.
+    """
+
+    agrees, error_name = "boxes", "error (100 % less AP)"
+
+    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
+        pair = boxes_in(answer.found), boxes_in(expected)
+        strange, _ = strange_boxes(pair[0], pair[1])
+        self.difference += strange
+        shared = np.where(pair[0][:, None, 4] == pair[1][None, :, 4], box_overlaps(pair[0][:, :4], pair[1][:, :4]), 0)
+        for own, far in zip(pair, (shared, shared.T), strict=True):
+            sure = own[:, 5] >= _SURE
+            self._same += int((far[sure].max(axis=1, initial=0) >= _BESIDE).sum())
+            self._all += int(sure.sum())
+
+    @property
+    def agreement(self) -> float:
+        return self._same / self._all if self._all else 1.0
+
+    def errors(self) -> tuple[float, float] | None:
+        return None
+
+    def fault(self, quantize: str) -> str | None:
+        if quantize != "none" or not self.difference:
+            return None
+        return f"{self.difference:.0f} boxes are not those of the bank, and rounding cannot be the reason"
+
+
 def judge_of(pack: TaskPack, operations: list[Operation]) -> Judge:
     """Returns what judges the answers of a task."""
-    return PlaceJudge(pack, operations) if PROBLEMS[pack.problem].answers_labels else ClassJudge(pack)
+    problem = PROBLEMS[pack.problem]
+    if problem.answers_boxes:
+        return BoxJudge(pack)
+    return PlaceJudge(pack, operations) if problem.answers_labels else ClassJudge(pack)

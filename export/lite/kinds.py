@@ -91,17 +91,18 @@ def dense_kind(backbone: Backbone, max_classes: int) -> GraphKind:
 
 
 def answer_of(problem: str) -> str:
-    """Returns what a device makes of the logits of a problem's tasks, one of `ANSWERS`.
+    """Returns what a device makes of what the graph of a problem's tasks ends in, one of `ANSWERS`.
 
     Raises:
         ExportError: If devices cannot do what it takes.
     """
     found = PROBLEMS[problem]
-    answer = "argmax" if found.answers_labels else found.activation
-    if answer not in ANSWERS or not (found.answers_labels or found.ranks_classes):
+    answer = "argmax" if found.answers_labels else "boxes" if found.answers_boxes else found.activation
+    if answer not in ANSWERS or not (found.answers_labels or found.answers_boxes or found.ranks_classes):
         raise ExportError(
-            f"Tasks of the problem {problem!r} answer neither with probabilities of classes nor with label maps, which "
-            "is what devices make of logits. A TaskBank, evaluate and predict take them."
+            f"Tasks of the problem {problem!r} answer neither with probabilities of classes nor with label maps nor "
+            "with boxes, which is what devices make of what a model returns. A TaskBank, evaluate and predict take "
+            "them."
         )
     return answer
 

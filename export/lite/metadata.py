@@ -28,6 +28,9 @@ _DESCRIPTIONS = {
     "logits": "Softmax of the first ones gives probabilities, as many as the task has classes; see the task's file.",
     "probabilities": "Of the task's classes, in the order of the labels in its file; behind them are zeros. "
     "All are zeros if images hold other numbers than those in [0, 255].",
+    "scores": "How sure the task is, at each point and for each class, that it is near the middle of an object. The "
+    "first ones are of the task's classes.",
+    "sides": "How far up, left, down and right of each point the sides of its object's box are, in pixels.",
     "labels": "For each pixel the number of its class; the names are in the order of these numbers.",
     "mask": "The masks of the task, from its file.",
     "norm": "The batch norm of the task, from its file.",
@@ -102,11 +105,11 @@ def _graph(
 
 def _described(builder: flatbuffers.Builder, name: str, preprocessing: str, labels: bool) -> int:
     """Returns the TensorMetadata of a tensor with this name."""
-    if name in ("probabilities", "labels") and labels:
+    if name in ("probabilities", "labels", "scores") and labels:
         file, text = builder.CreateString(LABELS_FILE), builder.CreateString("The classes, one in each line.")
         content = _content(builder, _FEATURE_PROPERTIES, _table(builder, []))
         files = [_table(builder, [file, text, ("int8", _AXIS_LABELS)])]
-        if name == "labels":
+        if name != "probabilities":
             return _tensor(builder, name, _DESCRIPTIONS[name], content, files=files)
         return _tensor(builder, name, "Probabilities of the classes.", content, limits=(0.0, 1.0), files=files)
     if name != "images":

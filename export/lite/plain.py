@@ -17,7 +17,7 @@ from piggyback_tf.problems import PROBLEMS
 
 from ..shared.errors import ExportError
 from ..shared.packs import PackSource, fitting_packs, head_of
-from .checks import check_answers, probe_images, run_model
+from .checks import check_answers, probe_images, run_outputs
 from .convert import convert
 from .flatbuffer import pack_objects, read_objects
 from .folder import new_folder
@@ -62,11 +62,15 @@ def export_plain(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
             head = head_of(pack)
             kind = GraphKind.of(head, backbone)
             problem = PROBLEMS[pack.problem](pack.class_names, kind.image_shape)
+            # Boxes are chosen outside of the graph.
+            inside = None if problem.answers_boxes else problem
             weights = own_weights(Network.of(backbone, kind), pack)
-            model = read_objects(convert(backbone, kind, weights, options.quantize, problem=problem, images=own))
+            model = read_objects(convert(backbone, kind, weights, options.quantize, problem=inside, images=own))
             add_metadata(model, f"{pack.task} on {backbone.name}", backbone.preprocessing, labels=True)
             content = pack_objects(model)
-            check_answers(run_model(content, probe_images(kind.image_shape)), bank, pack, options.quantize)
+            outputs = run_outputs(content, probe_images(kind.image_shape))
+            found = next(iter(outputs.values())) if inside else outputs
+            check_answers(found, bank, pack, options.quantize)
             names.append(f"{pack.task}{MODEL_SUFFIX}")
             (folder / names[-1]).write_bytes(content)
             description: dict[str, Any] = {"design": DESIGN, "quantize": options.quantize, "task": pack.task}

@@ -1,4 +1,4 @@
-"""LiteRT's interpreter: for models of one input and one output, and without the line that it writes about itself."""
+"""LiteRT's interpreter: for models of one input, and without the line that it writes about itself."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from piggyback_tf.quiet import filtered_stderr
 
 
 class ImageModel:
-    """A model of one input and one output in LiteRT's interpreter, on one thread.
+    """A model of one input in LiteRT's interpreter, on one thread.
 
     Args:
         model: Its file, or its content.
@@ -21,6 +21,8 @@ class ImageModel:
     def __init__(self, model: Path | bytes, signature: str | None = None):
         given = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
         self._interpreter = Interpreter(**given, num_threads=1)
+        if signature is None and len(self._interpreter.get_output_details()) > 1:
+            signature = next(iter(self._interpreter.get_signature_list()))
         self._runner = None if signature is None else self._interpreter.get_signature_runner(signature)
         if self._runner is not None:
             return
@@ -29,13 +31,17 @@ class ImageModel:
         self._output = self._interpreter.get_output_details()[0]["index"]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Returns the output, `[1, ...]`, for an image, float32 `[H, W, 3]`."""
+        """Returns the output of a model that has one, `[1, ...]`, for an image, float32 `[H, W, 3]`."""
+        (found,) = self.outputs(image).values()
+        return found
+
+    def outputs(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the outputs by name, `[1, ...]` each, for an image; without signatures the one is `"output"`."""
         if self._runner is not None:
-            (found,) = self._runner(images=image[None]).values()
-            return found
+            return self._runner(images=image[None])
         self._interpreter.set_tensor(self._input, image[None])
         self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output)
+        return {"output": self._interpreter.get_tensor(self._output)}
 
 
 def load_litert() -> None:

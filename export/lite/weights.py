@@ -87,6 +87,7 @@ class Network:
         used: The paths of those of the base that the graph computes with.
         vectors: The paths of the vectors of the base, not of batch norm, that tasks can replace in it.
         rescaled: The paths of the kernels whose quantised filters can have scales of a task's own without batch norm.
+        places: At how many places of an image the head says something; 1 if it is of the image as a whole.
     """
 
     kind: GraphKind
@@ -96,6 +97,7 @@ class Network:
     used: frozenset[str]
     vectors: tuple[str, ...] = ()
     rescaled: frozenset[str] = frozenset()
+    places: int = 1
 
     @classmethod
     def of(
@@ -118,14 +120,14 @@ class Network:
         found = TaskWeights.of(backbone)
         layers, norm_layers = dict(found.kernels), dict(found.norms)
         weights = {path: variable.numpy() for path, variable in named_variables(backbone.model).items()}
-        used = frozenset(weights)
+        used, places = frozenset(weights), 1
         if kind.head.is_dense:
             shapes = {"kernel": (backbone.feature_dim, kind.room), "bias": (kind.room,)} if kind.room else {}
         else:
             graph = HeadNetwork(backbone, kind.head)
             assert graph.head is not None and graph.head_shapes is not None, "heads that are not dense are networks"
             own, shapes = TaskWeights.in_model(graph.head, f"the head {kind.head.kind!r}"), graph.head_shapes
-            used = frozenset(graph.used_paths)
+            used, places = frozenset(graph.used_paths), math.prod(graph.head.output_shape[1:-1])
             layers = {path: layer for path, layer in layers.items() if path in used} | own.kernels
             inner = {path.rpartition("/")[0] for path in used}
             norm_layers = {path: layer for path, layer in norm_layers.items() if path in inner} | own.norms
@@ -138,7 +140,7 @@ class Network:
             if {"moving_mean", "moving_variance"} <= names:
                 norms[path] = Norm(path, layer.epsilon, names)
         replaced = tuple(path for path in weights if path in used and path in vectors)
-        return cls(kind, kernels, norms, weights, used, replaced, used & frozenset(rescaled))
+        return cls(kind, kernels, norms, weights, used, replaced, used & frozenset(rescaled), places)
 
     @property
     def head(self) -> dict[str, np.ndarray]:

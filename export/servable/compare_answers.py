@@ -1,7 +1,7 @@
 """Compares a written SavedModel with the task bank on a task that finds something else than the class of an image.
 
 What is a whole number, such as the class of a pixel, is the same or not; a few may differ where two classes are equal
-but for rounding.
+but for rounding. Of boxes each has a counterpart or not; see `shared/same_boxes.py`.
 """
 
 import dataclasses
@@ -20,10 +20,11 @@ from piggyback_tf.data.augment import apply_operations, geometry_back
 from piggyback_tf.packs import TaskBank
 from piggyback_tf.problems import PNG, PROBLEMS, AnswerSpec, Problem, WayBack
 
+from ..shared.same_boxes import PIXELS, strange_boxes
 from .compare import ENCODED_SUFFIXES, LIMIT, timed, told_of_files
 from .problem_signatures import signature_for
 
-# The share of whole numbers that may differ.
+# The share of whole numbers, and of boxes, that may differ.
 SHARE = 1e-4
 
 
@@ -34,9 +35,10 @@ class AnswersComparison:
     Attributes:
         task: The task's name.
         answer: Name of what the bank answers.
-        prepared: With prepared images, the share of whole numbers that differ, or the largest difference of others.
+        prepared: With prepared images, the share of whole numbers or of boxes that differ, or the largest difference of
+            others.
         files: The same with image files, against the answers to prepared images; None if no file was answered.
-        whole: Whether the answer is made of whole numbers.
+        whole: Whether the answer is made of whole numbers, or of boxes, of which a share is told.
         refused: How many JPEG and PNG files the export flags.
         export_ms: Milliseconds an image of the export, prepared images in batches.
         bank_ms: The same of the bank.
@@ -84,6 +86,12 @@ class _Differences:
         if not self._whole:
             self._largest = max(self._largest, float(np.abs(found - expected).max(initial=0)))
 
+    def add_boxes(self, found: np.ndarray, expected: np.ndarray, pixels: float = PIXELS) -> None:
+        """Adds boxes of images, as the bank answers, `[B, n, 6]`; an image without any counts as one."""
+        for own, other in zip(found, expected, strict=True):
+            strange, count = strange_boxes(own, other, pixels)
+            self._count, self._differ = self._count + max(count, 1), self._differ + strange
+
     @property
     def found(self) -> float | None:
         if not self._count:
@@ -112,7 +120,7 @@ def compare_answers(
     by_images = model.signatures[signature_for(info["problem"], shape)]
     by_files = model.signatures[problem.signature]
     name, spec = next(iter(problem.answers.items()))
-    whole = not tf.as_dtype(spec.dtype).is_floating
+    whole = problem.answers_boxes or not tf.as_dtype(spec.dtype).is_floating
     prepared, from_files, refused = _Differences(whole), _Differences(whole), 0
     seconds: dict[str, list[float]] = {"export": [], "bank": []}
     for start in range(0, len(files), batch_size):
@@ -124,7 +132,10 @@ def compare_answers(
         dtype = by_images.structured_input_signature[1]["images"].dtype
         ask = functools.partial(by_images, images=tf.constant(images, dtype), task=tf.constant([task] * len(images)))
         answers = timed(seconds["export"], ask)
-        prepared.add(_as_wide_as(answers[name].numpy(), expected, spec), expected)
+        if problem.answers_boxes:
+            prepared.add_boxes(problem.predicted(answers).numpy(), expected)
+        else:
+            prepared.add(_as_wide_as(answers[name].numpy(), expected, spec), expected)
         chosen = [index for index, path in enumerate(part) if path.suffix.lower() in ENCODED_SUFFIXES]
         if not chosen:
             continue
@@ -134,8 +145,16 @@ def compare_answers(
                 refused += 1
                 continue
             way = _way_back(operations, originals[index].shape[:2])
-            own = {key: answers[key][index] for key in problem.answers}
-            for key, value in problem.file_answer(own, way).items():
+            own = problem.file_answer({key: answers[key][index] for key in problem.answers}, way)
+            if problem.answers_boxes:
+                # A pixel of the prepared image may be several of the file.
+                pixels = PIXELS * max(1.0, 1 / float(np.min(way.scale)))
+                of_file, wanted = (
+                    problem.predicted(each).numpy()[None] for each in ({key: found[key][row] for key in own}, own)
+                )
+                from_files.add_boxes(of_file, wanted, pixels)
+                continue
+            for key, value in own.items():
                 from_files.add(*(_numbers(problem, key, each) for each in (found[key][row], value)))
     times = {key: 1e3 * float(np.sum(values)) / len(files) for key, values in seconds.items()}
     difference = prepared.found

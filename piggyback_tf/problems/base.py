@@ -97,6 +97,8 @@ class Problem(abc.ABC):
     activation: ClassVar[str] = "softmax"
     # Whether an answer is the most probable class of each place, and not the probabilities of all.
     answers_labels: ClassVar[bool] = False
+    # Whether an answer is a list of boxes, of which some were chosen among all that a head says.
+    answers_boxes: ClassVar[bool] = False
     # How careful masks must be: the part of a training in which the head learns and no weight is dropped, and the part
     # of `TrainConfig.mask_trust` that a step gets. Where each place of an image is judged, little of what dropped
     # weights promise is left in other images; see docs/segmentation.md.
@@ -166,6 +168,14 @@ class Problem(abc.ABC):
         Args:
             logits: What the task's network ends in; it is traced.
         """
+
+    def raw_answer(self, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns what is answered before anything is chosen of it, by name; by default nothing is chosen.
+
+        Args:
+            logits: As of `answer`.
+        """
+        return self.answer(logits)
 
     def predicted(self, answers: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Returns what `TaskBank.predict` returns, the first of the answers by default.

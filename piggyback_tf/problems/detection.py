@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from piggyback_tf.data import NO_BOX, Operation, Original, boxes_at_own_size
 from piggyback_tf.data.boxes import COLUMNS
-from piggyback_tf.head_spec import HeadSpec, padded_shape
+from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.problems.base import PROBLEMS, AnswerSpec, Problem, WayBack
 from piggyback_tf.problems.box_measures import MOST, ImageBoxes, measured_boxes
 from piggyback_tf.problems.box_metric import BoxPrecisionError, judge
-from piggyback_tf.problems.heads.fcos import SIDES
+from piggyback_tf.problems.heads.fcos import SIDES, distances, stride_of
 from piggyback_tf.problems.points import area, assign, focal_loss, giou, point_centres
 from piggyback_tf.settings.methods import MethodConfig
 
@@ -77,16 +77,12 @@ def point_loss(targets: tf.Tensor, outputs: tf.Tensor, image_shape: tuple[int, i
 def grid_of(outputs: tf.Tensor, image_shape: tuple[int, int]) -> tuple[np.ndarray, tuple[float, float]]:
     """Returns the points of what a head says, float32 `[P, 2]`, and the stride between them; see `point_centres`."""
     size = outputs.shape[1], outputs.shape[2]
-    height, width = padded_shape(image_shape)
-    stride = height / size[0], width / size[1]
+    stride = stride_of(size, image_shape)
     return point_centres(size, stride), stride
 
 
 def points_of(outputs: tf.Tensor, image_shape: tuple[int, int]) -> Points:
-    """Returns what a head says of each point.
-
-    A number `x` of a side stands for a distance of `elu(x) + 1` strides from the point: `x + 1` from 0 on, and `exp(x)`
-    below, so that it is never 0, and always has a gradient.
+    """Returns what a head says of each point; see `distances`.
 
     Args:
         outputs: `[B, h, w, C + 4]`.
@@ -95,7 +91,7 @@ def points_of(outputs: tf.Tensor, image_shape: tuple[int, int]) -> Points:
     centres, stride = grid_of(outputs, image_shape)
     outputs = tf.reshape(tf.cast(outputs, tf.float32), [-1, len(centres), outputs.shape[3]])
     logits, sides = outputs[..., :-SIDES], outputs[..., -SIDES:]
-    far = (tf.nn.elu(sides) + 1.0) * np.array([*stride, *stride], np.float32)
+    far = distances(sides, stride)
     return Points(logits, tf.concat([centres - far[..., :2], centres + far[..., 2:]], axis=-1))
 
 
@@ -112,6 +108,8 @@ class Detection(Problem):
     head_first = 0.5
     mask_trust = 0.1
     activation = "linear"
+    answers_boxes = True
+    signature = "detect"
     answers: ClassVar[Mapping[str, AnswerSpec]] = {
         "boxes": AnswerSpec("float32", (MOST, 4)),
         "scores": AnswerSpec("float32", (MOST,)),

@@ -13,6 +13,7 @@ from export.saved_model import export_saved_model
 from export.servable.options import ExportOptions
 from export.serving import write_deployment
 from piggyback_tf.packs import TaskBank
+from tests.export.boxes import BoxedTasks
 from tests.export.fcn import fcn_tasks
 from tests.export.helpers import BATCH
 from tests.export.segments import base_and_tasks
@@ -60,6 +61,21 @@ def _mixed(tmp_path_factory):
     found.packed = export_saved_model(found.backbone, found.packs, folder, ExportOptions(cache="packed"))
     found.loaded = functools.cache(lambda: tf.saved_model.load(str(found.packed)))
     return found
+
+
+@pytest.fixture(scope="session", name="boxed")
+def _boxed():
+    """A base with tasks of classes, of segments and of boxes."""
+    return BoxedTasks()
+
+
+@pytest.fixture(scope="session", name="found_boxes")
+def _found_boxes(boxed, tmp_path_factory):
+    """The same with its export, as `mixed` has it."""
+    folder = tmp_path_factory.mktemp("boxes")
+    boxed.packed = export_saved_model(boxed.backbone, boxed.packs(), folder, ExportOptions(cache="packed"))
+    boxed.loaded = functools.cache(lambda: tf.saved_model.load(str(boxed.packed)))
+    return boxed
 
 
 @pytest.fixture(scope="session", name="fcn")

@@ -10,7 +10,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from export.lite.compare import compare_lite, describe, open_export
+from export.lite.options import LiteOptions
+from export.litert import export_litert
+from export.saved_model import export_saved_model
+from export.servable.compare_answers import compare_answers
+from export.servable.options import ExportOptions
 from piggyback_tf.backbones import Backbone, named_variables
 from piggyback_tf.data import BoxTable, TaskData
 from piggyback_tf.data.geometry import VOID
@@ -219,17 +226,7 @@ def test_what_is_kept_answers_as_the_trained_model(method, problem, tmp_path):
         answers = answers_of(dataclasses.replace(found, model=network), images)
         np.testing.assert_allclose(answers, expected, atol=1e-5)
         return
-    inputs, names = inputs_of(problem), list(data_of(problem).class_names)
-    pack = TaskPack.from_model(
-        found.model,
-        task="task",
-        class_names=names,
-        backbone=backbone,
-        method=method,
-        eval_augment=inputs.augment_eval,
-        problem=problem,
-    )
-    bank = TaskBank(small_backbone(method)).add(TaskPack.from_bytes(pack.to_bytes()))
+    bank = TaskBank(small_backbone(method)).add(TaskPack.from_bytes(pack_of(method, problem).to_bytes()))
     answers = bank.predict(images, task="task")
     assert answers.dtype == expected.dtype
     np.testing.assert_allclose(answers, expected, atol=1e-6)
@@ -239,6 +236,38 @@ def test_what_is_kept_answers_as_the_trained_model(method, problem, tmp_path):
         for each in (answers, np.asarray(bank.to_keras("task")(images)))
     ]
     assert errors[0] == pytest.approx(errors[1])
+
+
+def pack_of(method, problem):
+    """Returns the pack of what was trained."""
+    backbone, _, found = trained(method, problem)
+    return TaskPack.from_model(
+        found.model,
+        task="task",
+        class_names=list(data_of(problem).class_names),
+        backbone=backbone,
+        method=method,
+        eval_augment=inputs_of(problem).augment_eval,
+        problem=problem,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "problem"), [pair for pair in LEARNED if METHODS[pair[0]].makes_pack])
+def test_exports_answer_as_the_bank(method, problem, tmp_path):
+    """For a server, and for devices as a file for a base and as a model of its own."""
+    backbone, pack, files = trained(method, problem)[0], pack_of(method, problem), []
+    bank = TaskBank(backbone).add(pack)
+    for place, image in enumerate(images_of(problem)[:4]):
+        files.append(tmp_path / f"{place}.png")
+        Image.fromarray(image).save(files[-1])
+    folder = export_saved_model(backbone, [pack], tmp_path / "served", ExportOptions(cache="packed"))
+    served = compare_answers(tf.saved_model.load(str(folder)), bank, "task", files)
+    assert served.good and served.files is not None, served.text
+    for design, name in (("patch", "base.tflite"), ("plain", "task.tflite")):
+        export_litert(backbone, [pack], tmp_path / design, LiteOptions(design=design))
+        compared = compare_lite(open_export(tmp_path / design / name, backbone), bank, pack, files)
+        assert compared.good, describe(compared)
 
 
 @pytest.mark.parametrize(("method", "problem"), RESUMED)

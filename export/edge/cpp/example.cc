@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "piggyback_boxes.h"
 #include "piggyback_edge.h"
 #include "piggyback_label_maps.h"
 #include "posix_files.h"
@@ -159,7 +160,7 @@ Status RunInspect(const Arguments& arguments) {
   printf(", \"preprocessing\": ");
   PrintText(task.preprocessing());
   if (manifest.max_classes() + manifest.features() == 0 || !task.head().empty()) {
-    constexpr const char* kAnswers[] = {"softmax", "argmax", "sigmoid"};
+    constexpr const char* kAnswers[] = {"softmax", "argmax", "sigmoid", "boxes"};
     const piggyback::Signature& graph = task.signature();
     printf(",\n \"signature\": \"%.*s\", \"height\": %u, \"width\": %u, \"room\": %u, \"places\": %u,\n",
            static_cast<int>(graph.name.size()), graph.name.data(), graph.height, graph.width, graph.room, graph.places);
@@ -234,6 +235,39 @@ Status RunLabels(const Arguments& arguments) {
   return status.ok() ? piggyback::WriteFile(arguments[4], BytesOf(labels)) : status;
 }
 
+// Prints the boxes of an image, a line each, of scores and sides in files of nothing but numbers, float32.
+Status RunBoxes(const Arguments& arguments) {
+  OpenManifest manifest;
+  OpenTask task;
+  Content model, contents[2];
+  std::vector<float> outputs[2];
+  if (Status status = manifest.Open(arguments[0]); !status.ok()) return status;
+  if (Status status = task.Open(arguments[1], manifest.manifest); !status.ok()) return status;
+  if (Status status = piggyback::ReadFile(arguments[2], &model); !status.ok()) return status;
+  for (size_t i = 0; i < 2; ++i) {
+    if (Status status = piggyback::ReadFile(arguments[3 + i], &contents[i]); !status.ok()) return status;
+    outputs[i].resize(contents[i].size() / sizeof(float));
+    if (!outputs[i].empty()) memcpy(outputs[i].data(), contents[i].data(), outputs[i].size() * sizeof(float));
+  }
+  const unsigned long rows = strtoul(arguments[5].c_str(), nullptr, 10);
+  const size_t places = outputs[1].size() / 4, room = task.task.signature().room;
+  if (rows < 1 || places % rows != 0 || places > 0xffffffff || outputs[0].size() != places * room)
+    return Status(std::string("Scores and sides are not of so many rows of places."));
+  piggyback::Box boxes[piggyback::kMostBoxes];
+  size_t count = 0;
+  const Status status =
+      piggyback::ChooseBoxes(task.task, BytesOf(model), outputs[0].data(), outputs[1].data(),
+                             static_cast<uint32_t>(rows), static_cast<uint32_t>(places / rows), boxes, &count);
+  for (size_t i = 0; status.ok() && i < count; ++i) {
+    const piggyback::Box& box = boxes[i];
+    for (const float number : {box.top, box.left, box.bottom, box.right, box.score})
+      printf("%.9g ", static_cast<double>(number));
+    PrintText(task.task.label(box.label));
+    printf("\n");
+  }
+  return status;
+}
+
 // Prints the shortest of some times of each call, in milliseconds.
 Status RunTime(const Arguments& arguments) {
   OpenManifest manifest;
@@ -281,6 +315,7 @@ constexpr Command kCommands[] = {
     {"installed", "manifest.bin model.tflite [task.edge ...]", 2, kAny, RunInstalled},
     {"classify", "manifest.bin task.edge model.tflite number ...", 3, kAny, RunClassify},
     {"labels", "manifest.bin task.edge model.tflite output.f32 labels.u8 [height width]", 5, 7, RunLabels},
+    {"boxes", "manifest.bin task.edge model.tflite scores.f32 sides.f32 rows", 6, 6, RunBoxes},
     {"time", "base.tflite manifest.bin task.edge", 3, 3, RunTime},
 };
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "piggyback_boxes.h"
 #include "piggyback_edge.h"
 #include "piggyback_label_maps.h"
 #include "posix_files.h"
@@ -247,13 +248,19 @@ void Install(const Manifest& manifest, const Task& task, const Content& base) {
   const size_t outputs = task.signature().outputs();
   std::vector<float> output(outputs, 0.5f), probabilities(task.classes());
   std::vector<uint8_t> labels(task.signature().places, 77);
+  std::vector<float> sides(size_t{4} * task.signature().places, 3.0f);
+  piggyback::Box boxes[piggyback::kMostBoxes];
+  size_t found = 0;
   const Bytes model{fresh.get(), base.size()};
   const auto answer = [&] {
+    if (task.finds_boxes())
+      return piggyback::ChooseBoxes(task, model, output.data(), sides.data(), 1, task.signature().places, boxes, &found);
     return task.finds_labels() ? task.Labels(model, output.data(), outputs, labels.data())
                                : task.Classify(model, output.data(), outputs, probabilities.data());
   };
   Require(!answer(), "a task does not answer");
   Require(!task.finds_labels() || labels.back() < task.classes(), "a label is of no class");
+  for (size_t i = 0; i < found; ++i) Require(boxes[i].label < task.classes(), "a box is of no class");
   std::vector<uint8_t> own(7 * 11, 255);
   const Error unprepared = piggyback::AtOwnSize(task, labels.data(), 7, 11, own.data());
   Require(unprepared || *std::max_element(own.begin(), own.end()) < task.classes(), "a pixel is of no class");

@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kDigest = 32, kManifestHeader = 128, kEntry = 64, kTaskHeader = 256, kRecord = 16, kSignature = 128;
 constexpr uint64_t kMostElements = 0x7fffffff, kMostTask = 1u << 30;
 constexpr uint32_t kMost = 1u << 20, kMostEntries = 65536, kMostText = 65535, kMostSignatures = 256, kMostLabels = 256;
-constexpr uint32_t kMostSide = 1u << 15, kMostOutputs = 1u << 28, kNameSize = 64, kArgmax = 1, kSigmoid = 2;
+constexpr uint32_t kMostSide = 1u << 15, kMostOutputs = 1u << 28, kNameSize = 64, kArgmax = 1, kSigmoid = 2, kBoxes = 3;
 constexpr uint32_t kFilter = 1, kHeadKernel = 7, kHeadBias = 8, kFloat32 = 1, kFloat16 = 2, kInt8 = 3, kInt64 = 5;
 constexpr uint32_t kTernary = 1, kCompressed = 2, kOwnNorm = 4, kHeadInside = 8;  // Flags.
 enum Part : size_t { kMasked, kMasks, kRates, kHead, kCorrections, kText, kParts };
@@ -370,8 +370,9 @@ Error Task::ReadHeader() {
   flags_ = Load32(p + 12), classes_ = Load32(p + 28), answer_ = Load32(p + 240), texts_before_ = old ? 4 : 6;
   const uint32_t room = signature_.room, most = answer_ == kArgmax ? kMostLabels : kMost;
   if (flags_ > 15 || ((flags_ & kHeadInside) != 0) != (room > 0) ||
-      !IsZero(p + (old ? 232 : 244), p + kTaskHeader) || classes_ < 1 || answer_ > kSigmoid ||
-      (answer_ != kArgmax && signature_.places > 1) || classes_ > (room > 0 ? std::min(room, most) : most))
+      !IsZero(p + (old ? 232 : 244), p + kTaskHeader) || classes_ < 1 || answer_ > kBoxes ||
+      (answer_ != kArgmax && answer_ != kBoxes && signature_.places > 1) ||
+      classes_ > (room > 0 ? std::min(room, most) : most))
     return "The task has flags or a number of classes that no task for this base has.";
   uint64_t end = kTaskHeader, begin = end;
   for (size_t i = 0; i <= kParts; ++i, begin = Padded(end)) {  // Behind the sections is the digest.
@@ -509,8 +510,8 @@ void Task::WriteEntries(Bytes base, uint8_t* copy, bool composed_ones) const {
     }
   }
 }
-Error Task::CheckOutput(bool labels, Bytes model, const float* output, size_t size) const {
-  if (labels != finds_labels()) return "The task answers otherwise: see whether it gives probabilities or labels.";
+Error Task::CheckOutput(bool answers, Bytes model, const float* output, size_t size) const {
+  if (!answers) return "The task answers otherwise: see whether it gives probabilities, labels or boxes.";
   const uint8_t* installed = manifest_.task_place() > 0 ? manifest_.Installed(model) : digest_.data();
   if (installed == nullptr || memcmp(installed, digest_.data(), kDigest) != 0)
     return "The task is not the one on the model, which has another or none: install it.";
@@ -526,7 +527,7 @@ float Task::Logit(const float* output, size_t c) const {
   return sum;
 }
 Error Task::Labels(Bytes model, const float* output, size_t size, uint8_t* labels) const {
-  if (Error error = CheckOutput(true, model, output, size)) return error;
+  if (Error error = CheckOutput(finds_labels(), model, output, size)) return error;
   for (size_t place = 0; place < signature_.places; ++place, output += signature_.room) {
     float largest = Logit(output, 0);
     labels[place] = 0;
@@ -536,8 +537,14 @@ Error Task::Labels(Bytes model, const float* output, size_t size, uint8_t* label
   }
   return {};
 }
+Error Task::CheckPoints(Bytes model, const float* scores, const float* sides, size_t places) const {
+  if (Error error = CheckOutput(finds_boxes(), model, scores, places * signature_.room)) return error;
+  if (!AreFinite(reinterpret_cast<const uint8_t*>(sides), 16 * places))
+    return "The model's output is not as many finite numbers as the manifest says.";
+  return {};
+}
 Error Task::Classify(Bytes model, const float* output, size_t size, float* probabilities) const {
-  if (Error error = CheckOutput(false, model, output, size)) return error;
+  if (Error error = CheckOutput(!finds_labels() && !finds_boxes(), model, output, size)) return error;
   for (size_t c = 0; c < classes_; ++c) probabilities[c] = Logit(output, c);
   for (size_t c = 0; c < classes_ && answer_ == kSigmoid; ++c) {
     const float power = expf(-fabsf(probabilities[c]));

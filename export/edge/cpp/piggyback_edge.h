@@ -83,8 +83,12 @@ class Task {
   // The same for a task that finds a class at each place: into their numbers, [signature().places], which is
   // [height, width] of a label map. Of equal logits the first counts.
   Error Labels(Bytes model, const float* output, size_t size, uint8_t* labels) const;
-  uint32_t answer() const { return answer_; }  // 0 softmax, 1 argmax, 2 sigmoid.
+  // Whether boxes can be chosen of what a model returned: scores, [places, signature().room], and sides, [places, 4],
+  // and finite. ChooseBoxes of piggyback_boxes.h chooses them. Refuses as Classify does.
+  Error CheckPoints(Bytes model, const float* scores, const float* sides, size_t places) const;
+  uint32_t answer() const { return answer_; }  // 0 softmax, 1 argmax, 2 sigmoid, 3 boxes.
   bool finds_labels() const { return answer_ == 1; }
+  bool finds_boxes() const { return answer_ == 3; }
   const Signature& signature() const { return signature_; }  // The graph to run; it is valid as long as the manifest.
   const Digest& digest() const { return digest_; }  // What a model says that this task is on; the document defines it.
   uint32_t classes() const { return classes_; }
@@ -102,7 +106,7 @@ class Task {
   Error ReadMasks();
   Error ReadCorrections();
   Error ReadText();
-  Error CheckOutput(bool labels, Bytes model, const float* output, size_t size) const;
+  Error CheckOutput(bool answers, Bytes model, const float* output, size_t size) const;
   float Logit(const float* output, size_t c) const;
   void WriteEntries(Bytes base, uint8_t* copy, bool composed_ones) const;
   Bytes Section(size_t number) const;

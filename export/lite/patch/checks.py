@@ -9,7 +9,7 @@ from piggyback_tf.packs import TaskBank, TaskPack
 
 from ...edge.piggyback_edge import Composition, Model, Task
 from ...shared.errors import ExportError
-from ..checks import FEATURE_LIMITS, check_answers, check_features, probe_images, run_model
+from ..checks import FEATURE_LIMITS, Outputs, check_answers, check_features, probe_images, run_outputs
 from ..flatbuffer import LiteFile
 from ..weights import own_weights
 from .compositions import composition_error
@@ -41,14 +41,18 @@ def check_task(base: Patchable, model: Model, bank: TaskBank, pack: TaskPack) ->
         ExportError: If not.
     """
     content, task = bytes(model.data), model.task
-    output = run_model(content, probe_images(pack.image_shape), task.signature.name if task.graph else None)
-    check_answers(answer(task, output, content), bank, pack, base.manifest.quantize)
+    outputs = run_outputs(content, probe_images(pack.image_shape), task.signature.name if task.graph else None)
+    found = outputs if task.answer == "boxes" else answer(task, outputs, content)
+    check_answers(found, bank, pack, base.manifest.quantize)
     # Where one class is all but certain, the answers show little.
     check_constants(base, model.data, pack, task.compositions)
 
 
-def answer(task: Task, output: np.ndarray, content: bytes) -> np.ndarray:
-    """Returns what a task answers with the output of a model: probabilities, or label maps."""
+def answer(task: Task, outputs: Outputs, content: bytes) -> np.ndarray:
+    """Returns what a task answers with the outputs of a model: probabilities, label maps, or boxes."""
+    if task.answer == "boxes":
+        return task.boxes(outputs["scores"], outputs["sides"], content)
+    (output,) = outputs.values()
     return (task.label_maps if task.answer == "argmax" else task.probabilities)(output, content)
 
 

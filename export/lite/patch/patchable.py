@@ -15,7 +15,7 @@ from ...edge.piggyback_edge import FIRST_SIGNATURE, Entry, Manifest, Signature
 from ..checks import check_features
 from ..convert import convert
 from ..flatbuffer import LiteFile, Span, pack_objects, read_objects, separate_buffers
-from ..kinds import GraphKind, check_room
+from ..kinds import check_room
 from ..metadata import TASK_NAME, add_metadata, add_task_place
 from ..weights import Network, Weights
 from .calibrate import Ranges, common_ranges, corresponding, find_ranges, move_constants, quantise
@@ -180,16 +180,15 @@ class Patchable:
             quantize=quantize,
             entries=tuple(slot.entry for slot in ordered),
             task_place=0 if place is None else place.offset,
-            graphs=() if alone else tuple(_signature(kind, backbone) for kind in kinds),
+            graphs=() if alone else tuple(_signature(graph.network, backbone) for graph in graphs),
         )
         return cls(tuple(graphs), manifest, ordered)
 
 
-def _signature(kind: GraphKind, backbone: Backbone) -> Signature:
-    height, width = kind.image_shape
-    dense = kind.head.is_dense
-    features, places = (backbone.feature_dim, 1) if dense else (0, height * width)
-    return Signature(kind.signature, kind.image_shape, kind.room, features, places)
+def _signature(network: Network, backbone: Backbone) -> Signature:
+    kind = network.kind
+    features = backbone.feature_dim if kind.head.is_dense else 0
+    return Signature(kind.signature, kind.image_shape, kind.room, features, network.places)
 
 
 def _ranges_of(graph: Graph, tasks: Tasks) -> Ranges:

@@ -13,10 +13,12 @@ import math
 from collections.abc import Sequence
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, is_container
 from piggyback_tf.backbones.endpoints import Endpoint
-from piggyback_tf.head_spec import HeadSpec
+from piggyback_tf.head_spec import HeadSpec, padded_shape
 from piggyback_tf.problems.heads.fpn import fpn_network, normed, pyramid, separable
 from piggyback_tf.problems.heads.registry import HEAD_NAME, HEADS, Head
 from piggyback_tf.problems.heads.start import HeadStart
@@ -77,4 +79,55 @@ def read_fcos(layer: keras.Layer, image_shape: tuple[int, int]) -> HeadSpec | No
     return HeadSpec("fcos", layer.get_layer("class_logits").filters, layer.get_layer("lateral_0").filters, image_shape)
 
 
-HEADS.register("fcos")(Head(fcos, read_fcos, fcos_network, fewest_classes=1))
+def stride_of(size: tuple[int, int], image_shape: tuple[int, int]) -> tuple[float, float]:
+    """Returns how many pixels are from a point to the next, down and to the right.
+
+    Args:
+        size: How many points there are, in columns and in rows.
+        image_shape: `(height, width)` of the images.
+    """
+    height, width = padded_shape(image_shape)
+    return height / size[0], width / size[1]
+
+
+def distances(numbers: tf.Tensor, stride: tuple[float, float]) -> tf.Tensor:
+    """Returns how far the sides of boxes are from their points, in pixels.
+
+    A number `x` stands for `elu(x) + 1` strides: `x + 1` from 0 on, and `exp(x)` below, so that a distance is never 0,
+    and always has a gradient.
+
+    Args:
+        numbers: What the head says of `SIDES`, float32 `[..., 4]`.
+        stride: As of `stride_of`.
+    """
+    return (tf.nn.elu(numbers) + 1.0) * np.array([*stride, *stride], np.float32)
+
+
+def fcos_answers(parts: Sequence[tf.Tensor], spec: HeadSpec) -> dict[str, tf.Tensor]:
+    """Returns what devices choose boxes by.
+
+    Args:
+        parts: Logits of the classes, float32 `[B, h, w, C]`, and numbers of `SIDES`, `[B, h, w, 4]`.
+        spec: The head.
+
+    Returns:
+        `"scores"`, float32 `[B, h, w, C]`, and `"sides"`, float32 `[B, h, w, 4]`: see `distances`.
+    """
+    classes, sides = parts
+    assert spec.image_shape is not None, "boxes are in images of a size"
+    return {
+        "scores": tf.sigmoid(classes),
+        "sides": distances(sides, stride_of((sides.shape[1], sides.shape[2]), spec.image_shape)),
+    }
+
+
+HEADS.register("fcos")(
+    Head(
+        fcos,
+        read_fcos,
+        fcos_network,
+        fewest_classes=1,
+        parts=("class_logits", "sides_logits"),
+        answers=fcos_answers,
+    )
+)

@@ -36,13 +36,17 @@ class HeadNetwork:
         # Without models within it, a network may list its layers in another order.
         self._paths = list(named_variables(backbone.model))
         self._variables = [variables[path] for path in self._paths]
-        self._network, self._head, self._head_variables = network.model, None, {}
+        self._network, self._head, self._parts, self._head_variables = network.model, None, None, {}
         if spec.is_dense:
             return
         tensors = endpoint_tensors(network.model, endpoints)
         self._network = keras.Model(network.model.input, tensors)
         inputs = [keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in tensors]
         self._head = keras.Model(inputs, HEADS[spec.kind].build(spec, inputs, HeadStart()))
+        if HEADS[spec.kind].parts:
+            container = self._head.get_layer(HEAD_NAME)
+            outputs = [container.get_layer(name).output for name in HEADS[spec.kind].parts]
+            self._parts = keras.Model(container.inputs, outputs)
         self._head_variables = {
             path.removeprefix(f"{HEAD_NAME}/"): variable for path, variable in named_variables(self._head).items()
         }
@@ -78,5 +82,36 @@ class HeadNetwork:
         found = features_with(self._network, zip(self._variables, weights, strict=True), images)
         if self._head is None:
             return head_logits(found, head["kernel"], head["bias"])
-        values = [(variable, head[name]) for name, variable in self._head_variables.items()]
-        return features_with(self._head, values, found)
+        return features_with(self._head, self._values(head), found)
+
+    def outputs(
+        self, weights: Sequence[tf.Tensor], head: Mapping[str, tf.Tensor], images: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Returns what devices are told, by name: `"logits"`, or what a head of several parts answers; see `Head`.
+
+        Numbers of different kinds in one tensor would have one scale in integers.
+
+        Args:
+            weights: As of `logits`.
+            head: As of `logits`.
+            images: As of `logits`.
+        """
+        answers = HEADS[self.spec.kind].answers
+        if answers is None:
+            return {"logits": self.logits(weights, head, images)}
+        return answers(self.parts(weights, head, images), self.spec)
+
+    def parts(self, weights: Sequence[tf.Tensor], head: Mapping[str, tf.Tensor], images: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the outputs of the layers that make the logits of a head of several parts, one for each.
+
+        Args:
+            weights: As of `logits`.
+            head: As of `logits`.
+            images: As of `logits`.
+        """
+        assert self._parts is not None, "the head is of several parts"
+        found = features_with(self._network, zip(self._variables, weights, strict=True), images)
+        return features_with(self._parts, self._values(head), found)
+
+    def _values(self, head: Mapping[str, tf.Tensor]) -> list[tuple[keras.Variable, tf.Tensor]]:
+        return [(variable, head[name]) for name, variable in self._head_variables.items()]

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
+import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.backbones.endpoints import Endpoint, endpoint_tensors
@@ -31,12 +32,17 @@ class Head:
             builds on, the finest first; None where it builds on the features of the backbone as it is. It raises
             `ValueError` where there is nothing to build on.
         fewest_classes: How many classes it needs.
+        parts: The names of the layers whose outputs, side by side, are the logits; none where one layer makes them.
+        answers: Returns what devices are told of each part, by name, of the outputs of these layers and the spec; None
+            where there are no parts, and devices take the logits.
     """
 
     build: Callable[[HeadSpec, Sequence[keras.KerasTensor], HeadStart], keras.KerasTensor]
     read: Callable[[keras.Layer, tuple[int, int]], HeadSpec | None]
     network: Callable[[Backbone, HeadSpec], tuple[keras.Model, tuple[Endpoint, ...]]] | None = None
     fewest_classes: int = 2
+    parts: tuple[str, ...] = ()
+    answers: Callable[[Sequence[tf.Tensor], HeadSpec], dict[str, tf.Tensor]] | None = None
 
 
 HEADS: Registry[Head] = Registry("head")

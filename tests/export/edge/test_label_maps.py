@@ -242,7 +242,7 @@ def test_both_patchers_take_each_class_by_itself(device, plain, tmp_path):
         (True, 236, b"\2"),  # A signature that is not there.
         (True, 240, b"\0"),  # Probabilities of many places.
         (True, 240, b"\2"),
-        (True, 240, b"\3"),  # An unknown answer.
+        (True, 240, b"\4"),  # An unknown answer.
         (True, 244, b"\1"),
         (False, 8, b"\2"),
         (False, 96, b"\1"),
