@@ -24,6 +24,8 @@ CONFIGS = ROOT / "configs"
 SEGMENTS = ("camvid_mobilenet_v2.flags", "voc_vgg16.flags")
 RUNNABLE = sorted(path.name for path in CONFIGS.glob("*.flags") if path.name not in SEGMENTS)
 SEQUENCES = sorted(path.name for path in (CONFIGS / "sequences").iterdir())
+# Those of the Visual Decathlon are looked at in test_decathlon_configs.py.
+FOLDERS = ("bases", "decathlon", "sequences")
 SETS = ("cubs", "cars", "flowers", "wikiart", "sketch", "imagenet", "places365")
 BACKBONES = ("vgg16", "resnet50", "densenet121")
 FLAGS = flags.FLAGS
@@ -52,7 +54,8 @@ def test_every_row_of_the_table_has_a_file():
 
 
 def test_every_other_file_is_included_by_one_that_runs():
-    reached, waiting = set(), [*RUNNABLE, *SEGMENTS, *(f"sequences/{name}" for name in SEQUENCES)]
+    in_folders = [f"{folder}/{path.name}" for folder in FOLDERS for path in (CONFIGS / folder).iterdir()]
+    reached, waiting = set(), [*RUNNABLE, *SEGMENTS, *in_folders]
     while waiting:
         name = waiting.pop()
         reached.add(name)

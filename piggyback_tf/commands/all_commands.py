@@ -20,6 +20,7 @@ from piggyback_tf.commands import (
     pull,
     push,
     report,
+    submit,
     table,
     verify,
 )
@@ -112,6 +113,7 @@ def _parser() -> Parser:
         pull,
         table,
         report,
+        submit,
         backbones,
         cache,
     ):
