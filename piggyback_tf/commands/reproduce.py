@@ -13,11 +13,12 @@ from piggyback_tf.commands.common import complain
 from piggyback_tf.commands.reproduce_needs import DataNeed, data_needs, disk_bytes, gpu_hours
 from piggyback_tf.commands.reproduce_plan import DATA_ROOT, OUTPUT, TABLES, PlannedRun, figures
 from piggyback_tf.commands.table import table_json
+from piggyback_tf.evaluation.results import ResultsError, read_json
 from piggyback_tf.evaluation.tables import TableError, make_table, read_runs, to_markdown
 from piggyback_tf.evaluation.tables.beside import with_figures
 from piggyback_tf.evaluation.tables.paper import NORM_TITLES, TITLES
 from piggyback_tf.evaluation.text import format_bytes
-from piggyback_tf.file_names import METRICS_FILE
+from piggyback_tf.file_names import METRICS_FILE, SETTINGS_FILE
 from piggyback_tf.files import local_path
 
 
@@ -71,6 +72,8 @@ def _run(options: argparse.Namespace) -> Answer:
         return Answer(value, _listing(options.table, chosen, needs))
     if missing := [need for need in needs if need.state == "missing"]:
         raise UsageError(_missing_sentence(missing))
+    for run in runs:
+        _check_settings(run)
     errors = _run_all(chosen, options)
     finished = [run for run in runs if _is_finished(run)]
     result, text = _result(options.table, finished, Path(options.output_dir))
@@ -108,6 +111,30 @@ def _chosen(runs: Sequence[PlannedRun], options: argparse.Namespace) -> list[Pla
 
 def _is_finished(run: PlannedRun) -> bool:
     return (run.folder / METRICS_FILE).is_file()
+
+
+def _check_settings(run: PlannedRun) -> None:
+    """Raises a `UsageError` if a folder has a finished run with other settings, which would be taken for this one."""
+    if not _is_finished(run):
+        return
+    try:
+        record = read_json(run.folder / SETTINGS_FILE)
+        for name, wanted in {**run.flags, "seed": str(run.seed)}.items():
+            # Where data and bases are may differ from machine to machine.
+            if name in record and name not in ("data", "tasks", "weights") and not _is_same(record[name], wanted):
+                raise UsageError(
+                    f"The run in {str(run.folder)!r} has {name}={record[name]}, and that of the table has "
+                    f"{name}={wanted}. Name another --output_dir, or move the folder."
+                )
+    except (ResultsError, OSError) as error:
+        raise UsageError(f"The run in {str(run.folder)!r} cannot be read: {error}") from error
+
+
+def _is_same(value: Any, text: str) -> bool:
+    """Whether a recorded setting has the value that a file of flags gives as text."""
+    if type(value) in (int, float):
+        return float(text) == value
+    return not isinstance(value, str) or value == text
 
 
 def _run_all(runs: Sequence[PlannedRun], options: argparse.Namespace) -> dict[str, str]:
@@ -161,7 +188,7 @@ def _figures_of(name: str, runs: Sequence[PlannedRun]) -> dict[tuple[tuple[str, 
     layout = TABLES[name].layout
     found: dict[tuple[tuple[str, ...], str], str] = {}
     for run in runs:
-        flags = run.run.flags
+        flags = run.flags
         task, network, column = flags.get("task", ""), flags["backbone"], _column(name, run)
         if (figure := expected(name, run)) and column:
             found[(network, task) if layout in ("paper4", "paper7") else (task,), column] = figure
@@ -170,14 +197,14 @@ def _figures_of(name: str, runs: Sequence[PlannedRun]) -> dict[tuple[tuple[str, 
 
 def _column(name: str, run: PlannedRun) -> str:
     """Returns how the title of a run's column begins."""
-    layout, flags = TABLES[name].layout, run.run.flags
+    layout, flags = TABLES[name].layout, run.flags
     if layout == "paper5":
         return f"{flags['backbone']}, {Path(flags['weights']).name}"
     if layout == "paper6":
         return flags["backbone"]
     if layout == "paper7":
         return NORM_TITLES[flags["norm"]]
-    return TITLES.get(run.run.method, "")
+    return TITLES.get(run.flags["method"], "")
 
 
 def expected(name: str, run: PlannedRun) -> str:
@@ -192,9 +219,9 @@ def expected(name: str, run: PlannedRun) -> str:
         return known.get("zeros", "")
     if run.run.files[-1].startswith("backbones/"):
         return ""  # Another start than that of the file.
-    if layout == "paper7" and run.run.flags["norm"] == "task":
+    if layout == "paper7" and run.flags["norm"] == "task":
         return known.get(NORM_TITLES["task"], "")
-    return known.get(TITLES.get(run.run.method, "").lower(), "")
+    return known.get(TITLES.get(run.flags["method"], "").lower(), "")
 
 
 def _described(run: PlannedRun, error: str = "") -> dict[str, Any]:

@@ -79,22 +79,22 @@ def gpu_hours(planned: PlannedRun) -> float | None:
 
     An image takes a pass forward, and for all but a head alone a pass back, which is twice as much.
     """
-    flags, images = planned.run.flags, training_images(planned)
+    flags, images = planned.flags, training_images(planned)
     if images is None or flags.get("backbone") not in NETWORKS:
         return None
-    passes = 1 if planned.run.method == "classifier_only" else 3
+    passes = 1 if planned.flags["method"] == "classifier_only" else 3
     operations = 2 * passes * NETWORKS[flags["backbone"]][0]
     return operations * images * int(flags["epochs"]) / FLOPS / 3600
 
 
 def disk_bytes(planned: PlannedRun) -> int | None:
     """Returns how much the results of a run take about without heads: networks as they are, of masks a bit a weight."""
-    flags, tasks = planned.run.flags, len(planned.run.specs)
+    flags, tasks = planned.flags, len(planned.run.specs)
     if flags.get("backbone") not in NETWORKS:
         return None
     weights = NETWORKS[flags["backbone"]][1]
-    if "mask" in CONFIGS[planned.run.method].trains:
+    if "mask" in CONFIGS[planned.flags["method"]].trains:
         return tasks * weights // 8
-    if planned.run.method == "classifier_only":
+    if planned.flags["method"] == "classifier_only":
         return 0
-    return 4 * weights * (tasks if planned.run.method == "finetune" else 1)
+    return 4 * weights * (tasks if planned.flags["method"] == "finetune" else 1)

@@ -45,12 +45,12 @@ class PaperRun:
     needs: str = ""
     seeded: bool = True
 
-    @functools.cached_property
+    @property
     def flags(self) -> Mapping[str, str]:
         """The flags of its files, those that include others resolved."""
         return {name: value for file in self.files for name, value in read_flags(CONFIGS_FOLDER / f"{file}.flags")}
 
-    @functools.cached_property
+    @property
     def comments(self) -> str:
         """What its files and those that they include say, as one line."""
         return " ".join(text for file in self.files for text in _comments(CONFIGS_FOLDER / f"{file}.flags"))
@@ -63,9 +63,10 @@ class PaperRun:
     @property
     def specs(self) -> dict[str, str]:
         """The data of each task, by its name."""
-        if "tasks" in self.flags:
-            return dict(task.split("=", 1) for task in self.flags["tasks"].split(","))
-        return {self.flags["task"]: self.flags["data"]}
+        flags = self.flags
+        if "tasks" in flags:
+            return dict(task.split("=", 1) for task in flags["tasks"].split(","))
+        return {flags["task"]: flags["data"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +188,11 @@ class PlannedRun:
     output: str
     data_dir: str | None
 
+    @functools.cached_property
+    def flags(self) -> Mapping[str, str]:
+        """The flags of its files."""
+        return self.run.flags
+
     @property
     def name(self) -> str:
         """Its folder below that of all."""
@@ -205,7 +211,7 @@ class PlannedRun:
     @property
     def arguments(self) -> list[str]:
         """What stands behind `train`."""
-        flags, changed = self.run.flags, {}
+        flags, changed = self.flags, {}
         if self.specs != self.run.specs:
             tasks = ",".join(f"{task}={spec}" for task, spec in self.specs.items())
             changed = {"tasks": tasks} if "tasks" in flags else {"data": tasks.partition("=")[2]}
@@ -220,7 +226,7 @@ class PlannedRun:
     @property
     def weights(self) -> str:
         """The weights of its base; of one that another run leaves, the file."""
-        text = self.run.flags.get("weights", "")
+        text = self.flags.get("weights", "")
         return str(Path(self.output) / Path(text).relative_to(OUTPUT)) if self.run.needs else text
 
     @property
@@ -268,8 +274,9 @@ def where_to_get(spec: str) -> str:
     Args:
         spec: The data as `configs/` has them.
     """
-    for path in sorted(CONFIGS_FOLDER.rglob("*.flags")):
-        if any(name == "data" and value == spec for name, value in _own_flags(path)):
+    # Most stand in the first folder.
+    for path in (path for folder in ("data", "decathlon", "") for path in (CONFIGS_FOLDER / folder).glob("*.flags")):
+        if f"--data={spec}" in _lines(path):
             return " ".join(_NO_SOURCE.sub("", " ".join(_own_comments(path))).split())
     return ""
 
@@ -294,11 +301,17 @@ def _comments(path: Path) -> Iterator[str]:
             yield from _comments(Path(value))
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> tuple[str, ...]:
     try:
-        return path.read_text().splitlines()
+        return _read(Path.cwd() / path, path.stat().st_mtime_ns)
     except FileNotFoundError:
         raise UsageError(
             f"There is no file {str(path)!r}: the tables are made of the files in configs/. Run this in the folder of "
             "a checkout of the repository."
         ) from None
+
+
+@functools.cache
+def _read(path: Path, changed: int) -> tuple[str, ...]:
+    """Returns the lines of a file that was changed last at some time; files are asked for again and again."""
+    return tuple(path.read_text().splitlines())

@@ -90,7 +90,11 @@ def domain_points(domain: str, error: float) -> float:
     _check_domain(domain)
     if not 0 <= error <= 100:
         raise DecathlonError(f"An error is a number in percent, from 0 to 100. Received for {domain}: {error!r}.")
-    largest = LARGEST_ERRORS[domain]
+    return points_of_error(error, LARGEST_ERRORS[domain])
+
+
+def points_of_error(error: float, largest: float) -> float:
+    """Returns the points for an error, `1000 (max(0, (E_max - E) / E_max))^2`, where `largest` is E_max."""
     return 1000 * max(0.0, (largest - error) / largest) ** 2
 
 

@@ -195,7 +195,7 @@ def _write_finished(folder: Path) -> None:
         write_single(folder / f"{task}_vgg16", task, {"piggyback": 20.0 + place}, **base)
         write_single(folder / f"{task}_vgg16_seed1", task, {"piggyback": 22.0 + place}, seed=1, **base)
         write_single(folder / f"{task}_vgg16_classifier_only", task, {"classifier_only": 35.0}, **base)
-        write_single(folder / f"{task}_vgg16_individual", task, {"finetune": 21.0}, **base)
+        write_single(folder / f"{task}_vgg16_individual", task, {"finetune": 21.0}, norm="task", **base)
     steps = {"cubs": {"cubs": 22}, "cars": {"cubs": 22, "cars": 15}}
     write_sequence(folder / "sequences" / "paper_vgg16_packnet", sequence("packnet", steps), **base)
 
@@ -219,6 +219,52 @@ def test_figures_stand_behind_their_column(tmp_path, capsys):
     assert (cubs[4]["value"], cars[4]["value"]) == (21, 22) and cubs[4]["spread"] > 1
     assert main([*asked, "--only=cubs_vgg16"]) == 0
     assert "9 of 34 runs of table2" in capsys.readouterr().out
+
+
+def test_a_finished_run_with_other_settings_is_not_taken_for_it(tmp_path, capsys):
+    (tmp_path / "cubs_cropped" / "train").mkdir(parents=True)
+    runs = tmp_path / "runs"
+    _write_finished(runs)
+    write_single(runs / "cubs_vgg16", "cubs", {"piggyback": 60.0}, backbone="vgg16_torch", epochs=1)
+    asked = ["table2", f"--data_root={tmp_path}", f"--output_dir={runs}", "--only=cubs_vgg16"]
+    assert "has epochs=1, and that of the table has epochs=30" in _refusal(capsys, *asked)
+
+
+@pytest.mark.parametrize(
+    ("table", "runs", "header", "row"),
+    [
+        (
+            "table4",
+            {"wikiart_resnet50": {}, "wikiart_resnet50_individual": {"method": "finetune", "norm": "task"}},
+            ["network", "task", "Piggyback", "paper", "Individual Networks", "paper"],
+            ["resnet50_torch", "wikiart", None, "28.67", None, "24.40"],
+        ),
+        (
+            "table5",
+            {"wikiart_resnet50": {}, "wikiart_resnet50_random": {"weights": "random", "base_hash": "cd" * 32}},
+            ["task", "resnet50_torch, resnet50.tv_in1k", "paper", "resnet50_torch, random"],
+            ["wikiart", None, "28.67", None],
+        ),
+        ("table6", {"wikiart_resnet50": {}}, ["task", "resnet50_torch", "paper"], ["wikiart", None, "29 to 34"]),
+        (
+            "table7",
+            {"wikiart_resnet50": {}, "wikiart_resnet50_trained_norm": {"norm": "task"}},
+            ["network", "task", "fixed batch norm", "paper", "trained batch norm", "paper"],
+            ["resnet50_torch", "wikiart", None, "28.67", None, "25.92"],
+        ),
+    ],
+)
+def test_each_table_has_figures_at_its_own_places(table, runs, header, row, tmp_path, capsys):
+    (tmp_path / "wikiart" / "train").mkdir(parents=True)
+    usual = {"backbone": "resnet50_torch", "weights": "hf://timm/resnet50.tv_in1k"}
+    for name, changes in runs.items():
+        settings = usual | changes
+        write_single(tmp_path / "runs" / name, "wikiart", {settings.pop("method", "piggyback"): 30.0}, **settings)
+    asked = ["reproduce", table, f"--data_root={tmp_path}", f"--output_dir={tmp_path / 'runs'}", "--json"]
+    assert main([*asked, "--only=wikiart_resnet50"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert result["header"] == header
+    assert [cell if isinstance(cell, str) else None for cell in result["rows"][0]] == row
 
 
 TINY = """--data=digits:0-3
