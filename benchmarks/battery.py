@@ -28,6 +28,7 @@ from piggyback_tf.data import load_data
 from piggyback_tf.masking import MaskConfig
 from piggyback_tf.settings.methods import CONFIGS, VARIABLE_GROUPS
 from piggyback_tf.training import TrainConfig, mask_rate
+from piggyback_tf.training.schedules import HEAD_RATE
 
 SETS = ("photos40", "dtd10", "gtsrb43", "cars98", "pacs_sketch", "pacs_art_painting", "omniglot129")
 LITE_SETS = ("photos40", "dtd10", "gtsrb43", "omniglot129")
@@ -98,7 +99,9 @@ def same_recipe(row: Mapping[str, Any], method: str, config: TrainConfig) -> boo
     """Whether a row was trained with some settings, as far as its method heeds them."""
     trains = CONFIGS[method].trains
     heeded = {name: value for name, value in dataclasses.asdict(config).items() if _group_of(name) in (None, *trains)}
-    return all(row["config"].get(name) == value for name, value in heeded.items())
+    # Both networks have the 1,280 features for which the rate of a head is this one by default.
+    recorded, heeded = ({**own, "head_lr": own["head_lr"] or HEAD_RATE} for own in (row["config"], heeded))
+    return all(recorded.get(name) == value for name, value in heeded.items())
 
 
 def _group_of(setting: str) -> str | None:

@@ -18,6 +18,7 @@ from piggyback_tf.evaluation.tables import TableError, make_table, read_runs, to
 from piggyback_tf.evaluation.tables.beside import with_figures
 from piggyback_tf.evaluation.tables.paper import NORM_TITLES, TITLES
 from piggyback_tf.evaluation.text import format_bytes
+from piggyback_tf.extras import extra_sentence, is_installed
 from piggyback_tf.file_names import METRICS_FILE, SETTINGS_FILE
 from piggyback_tf.files import local_path
 
@@ -70,8 +71,11 @@ def _run(options: argparse.Namespace) -> Answer:
     if options.dry_run:
         value |= {"runs": [_described(run) for run in chosen], "result": None}
         return Answer(value, _listing(options.table, chosen, needs))
-    if missing := [need for need in needs if need.state == "missing"]:
+    # What is finished needs no data: its folder may come from another machine.
+    if missing := [need for need in data_needs(_pending(chosen)) if need.state == "missing"]:
         raise UsageError(_missing_sentence(missing))
+    if options.table.startswith("figure") and not is_installed("matplotlib"):
+        raise UsageError(f"{options.table}: {extra_sentence('matplotlib')}")
     for run in runs:
         _check_settings(run)
     errors = _run_all(chosen, options)
@@ -109,6 +113,14 @@ def _chosen(runs: Sequence[PlannedRun], options: argparse.Namespace) -> list[Pla
     return found[first - 1 :: step]
 
 
+def _pending(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Returns the runs that are to be done: those that are not finished, but no base for finished ones alone."""
+    waiting = [run for run in runs if not _is_finished(run)]
+    needed = {run.run.needs for run in waiting}
+    done = {run.run.needs for run in runs} - needed
+    return [run for run in waiting if run.run.folder not in done]
+
+
 def _is_finished(run: PlannedRun) -> bool:
     return (run.folder / METRICS_FILE).is_file()
 
@@ -140,10 +152,11 @@ def _is_same(value: Any, text: str) -> bool:
 def _run_all(runs: Sequence[PlannedRun], options: argparse.Namespace) -> dict[str, str]:
     """Runs what is not finished; returns why, by the name of each run that did not end well."""
     errors: dict[str, str] = {}
+    pending = _pending(runs)
     for place, run in enumerate(runs, start=1):
         about = f"run {place} of {len(runs)}, {run.name}"
-        if _is_finished(run):
-            print(f"{about}: finished before.", file=sys.stderr)
+        if run not in pending:
+            print(f"{about}: {'finished before' if _is_finished(run) else 'needed by none'}.", file=sys.stderr)
             continue
         if run.run.needs and not Path(run.weights).is_file():
             errors[run.name] = f"its base is not there, {run.weights!r}, which the run {run.run.needs!r} leaves"

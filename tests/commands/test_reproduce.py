@@ -267,6 +267,18 @@ def test_each_table_has_figures_at_its_own_places(table, runs, header, row, tmp_
     assert [cell if isinstance(cell, str) else None for cell in result["rows"][0]] == row
 
 
+def test_finished_runs_need_neither_data_nor_their_base(tmp_path, capsys):
+    places = {"backbone": "resnet50_torch", "weights": "runs/bases/places365_resnet50/places365.keras"}
+    for task in SETS:
+        write_single(tmp_path / f"{task}_resnet50_places365", task, {"piggyback": 30.0}, **places)
+    asked = ["reproduce", "table5", f"--data_root={tmp_path}/no", f"--output_dir={tmp_path}", "--json"]
+    assert main([*asked, "--only=*_places365", "--only=bases/*"]) == 0
+    printed = capsys.readouterr()
+    assert "bases/places365_resnet50: needed by none." in printed.err
+    result = json.loads(printed.out)["result"]
+    assert result["header"] == ["task", "resnet50_torch, places365.keras"] and len(result["rows"]) == len(SETS)
+
+
 TINY = """--data=digits:0-3
 --task={task}
 --backbone=shapesnet
