@@ -13,19 +13,22 @@ a row a run.
 """
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from common import Results, markdown, measure_all, parser, realdata
+from common import RESULTS, Results, markdown, measure_all, parser, realdata
 from tasks import efficientnet_lite0, mobilenet, train_and_test
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data
 from piggyback_tf.masking import MaskConfig
+from piggyback_tf.settings.methods import CONFIGS, VARIABLE_GROUPS
 from piggyback_tf.training import TrainConfig, mask_rate
+from piggyback_tf.training.schedules import HEAD_RATE
 
 SETS = ("photos40", "dtd10", "gtsrb43", "cars98", "pacs_sketch", "pacs_art_painting", "omniglot129")
 LITE_SETS = ("photos40", "dtd10", "gtsrb43", "omniglot129")
@@ -86,6 +89,27 @@ def config_of(run: Run, images: int) -> TrainConfig:
     return config
 
 
+def battery_rows() -> dict[str, Any]:
+    """Returns the rows of this benchmark, if there are any, for others that have runs of the same recipe."""
+    path = RESULTS / "battery.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else {}
+
+
+def same_recipe(row: Mapping[str, Any], method: str, config: TrainConfig) -> bool:
+    """Whether a row was trained with some settings, as far as its method heeds them."""
+    trains = CONFIGS[method].trains
+    heeded = {name: value for name, value in dataclasses.asdict(config).items() if _group_of(name) in (None, *trains)}
+    # Both networks have the 1,280 features for which the rate of a head is this one by default.
+    recorded, heeded = ({**own, "head_lr": own["head_lr"] or HEAD_RATE} for own in (row["config"], heeded))
+    return all(recorded.get(name) == value for name, value in heeded.items())
+
+
+def _group_of(setting: str) -> str | None:
+    """Returns the group of variables that a setting is for, by how its name begins."""
+    group = setting.partition("_")[0]
+    return group if group in VARIABLE_GROUPS else None
+
+
 class Battery:
     """Runs what is not in the results yet, and judges what is."""
 
@@ -96,28 +120,32 @@ class Battery:
 
     def row(self, run: Run) -> dict[str, Any]:
         """Returns the row of a run of the plan."""
-        return self.finetune(run) if run.method == "finetune" else self.measure(run)
+        return self.at_best_rate(run) if run.method == "finetune" else self.measure(run)
 
     def measure(self, run: Run) -> dict[str, Any]:
         """Returns the row of a run; trains it if there is none."""
         return self.results.run(run.key, lambda: self._train(run))
 
     def _train(self, run: Run) -> dict[str, Any]:
-        if run.network not in self._networks:
-            self._networks[run.network] = NETWORKS[run.network]()
         config = config_of(run, self._count(run.name))
-        return train_and_test(self._networks[run.network], run.name, run.method, config, f"battery/{run.key}")
+        return train_and_test(self.network(run.network), run.name, run.method, config, f"battery/{run.key}")
+
+    def network(self, name: str) -> Backbone:
+        """Returns a network, loaded once."""
+        if name not in self._networks:
+            self._networks[name] = NETWORKS[name]()
+        return self._networks[name]
 
     def _count(self, name: str) -> int:
         if name not in self._images:
             self._images[name] = len(load_data(f"folder:{realdata() / name}").train)
         return self._images[name]
 
-    def finetune(self, run: Run) -> dict[str, Any]:
-        """Returns the row of fine-tuning at the rate that is best on the validation split of seed 0."""
-        first = {rate: self.measure(dataclasses.replace(run, seed=0, rate=rate)) for rate in RATES}
+    def at_best_rate(self, run: Run, rates: Sequence[float] = RATES) -> dict[str, Any]:
+        """Returns the row of a run at the rate that is best on the validation split of seed 0."""
+        first = {rate: self.measure(dataclasses.replace(run, seed=0, rate=rate)) for rate in rates}
         # Of equal errors the lower loss; a run that was stopped is no choice.
-        best = min(RATES, key=lambda rate: (first[rate].get("val_error", 100.0), first[rate].get("val_loss", math.inf)))
+        best = min(rates, key=lambda rate: (first[rate].get("val_error", 100.0), first[rate].get("val_loss", math.inf)))
         return self.measure(dataclasses.replace(run, rate=best))
 
 
@@ -128,11 +156,12 @@ def error_of(row: Mapping[str, Any]) -> float:
 
 def paired(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Returns how many points more error some runs have than others on the same images, and its standard error."""
-    differences = np.concatenate([_hits(other) - _hits(row) for row, other in zip(rows, others, strict=True)])
+    differences = np.concatenate([hits_of(other) - hits_of(row) for row, other in zip(rows, others, strict=True)])
     return 100 * float(differences.mean()), 100 * float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
-def _hits(row: Mapping[str, Any]) -> np.ndarray:
+def hits_of(row: Mapping[str, Any]) -> np.ndarray:
+    """Returns for each test image 1 if its class was found, and 0 otherwise."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["hits"]), np.uint8))
     return bits[: row["test_images"]].astype(np.int64)
 

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from battery import LITE_SETS, NETWORKS, SETS, error_of, paired
+from battery import LITE_SETS, NETWORKS, SETS, battery_rows, error_of, paired, same_recipe
 from battery import RATES as FINETUNE_RATES
-from common import RESULTS, Results, in_new_process, markdown, measure_all, parser, realdata
+from common import Results, in_new_process, markdown, measure_all, parser, realdata
 from overhead import make_step
 from tasks import INPUTS, state_folder, train_and_test
 
@@ -42,7 +42,6 @@ from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import load_data, make_dataset
 from piggyback_tf.evaluation.plot_style import COLOURS, GREY, new_figure, write_plot
 from piggyback_tf.file_names import pack_name
-from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskBank, TaskPack
 from piggyback_tf.top_k import Z95
 from piggyback_tf.training import TrainConfig
@@ -108,20 +107,6 @@ def plan(seeds: Sequence[int], epochs: int = 10) -> Iterator[Run]:
             yield from (Run(network, name, label, seed, epochs) for label in VARIANTS)
 
 
-def same_recipe(row: Mapping[str, Any], run: Run) -> bool:
-    """Whether a row was trained with the settings of a run, as far as its method heeds them."""
-    trains = METHODS[run.method].Config.trains
-    ours = dataclasses.asdict(run.config)
-    heeded = {name: value for name, value in ours.items() if _group_of(name) in (None, *trains)}
-    return all(row["config"].get(name) == value for name, value in heeded.items())
-
-
-def _group_of(setting: str) -> str | None:
-    """Returns the group of variables that a setting is for, by how its name begins."""
-    group = setting.partition("_")[0]
-    return group if group in ("mask", "head", "norm", "weights", "adapter") else None
-
-
 class Frontier:
     """Runs what is in no results yet.
 
@@ -163,7 +148,11 @@ class Frontier:
     def _found(self, run: Run) -> dict[str, Any] | None:
         """Returns the row of the battery, if there is one with the same recipe and test images."""
         row = self._battery.get(run.key)
-        if row is None or not same_recipe(row, run) or row.get("test_images") != self._images(run.name):
+        if (
+            row is None
+            or not same_recipe(row, run.method, run.config)
+            or row.get("test_images") != self._images(run.name)
+        ):
             return None
         row = {**row, "from": "battery"}
         if "pack_bytes" in row:
@@ -339,12 +328,6 @@ def speeds(labels: Sequence[str]) -> str:
         lines.append([label, f"{1000 * row['seconds_a_step']:.0f} ms", f"{row['peak_mib']:.0f} MiB"])
     results.save()
     return markdown(["method", "a step", "peak memory"], lines)
-
-
-def battery_rows() -> dict[str, Any]:
-    """Returns the rows of battery.py, if there are any."""
-    path = RESULTS / "battery.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else {}
 
 
 def main() -> None:

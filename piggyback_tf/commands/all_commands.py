@@ -1,7 +1,8 @@
 """Runs the command that a line names.
 
 Arguments, packs and data specs are checked before TensorFlow is loaded, which takes seconds; `inspect`, `compare`,
-`convert`, `push`, `pull`, `table`, `report` and `cache` never load it (`report` does for images of `tfds:`).
+`convert`, `push`, `pull`, `table`, `report`, `reproduce` and `cache` never load it. (`report` does for images of
+`tfds:`, and the trainings of `reproduce` are processes of their own.)
 """
 
 import importlib
@@ -20,6 +21,8 @@ from piggyback_tf.commands import (
     pull,
     push,
     report,
+    reproduce,
+    submit,
     table,
     verify,
 )
@@ -118,6 +121,8 @@ def _parser() -> Parser:
         pull,
         table,
         report,
+        reproduce,
+        submit,
         backbones,
         cache,
     ):

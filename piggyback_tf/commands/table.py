@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> Answer:
         # They would be no CSV.
         for note in table.notes:
             print(printable(note), file=sys.stderr)
-    return Answer(_json(table), "\n".join(FORMATS[name][1](table) for name in names).rstrip("\n"))
+    return Answer(table_json(table), "\n".join(FORMATS[name][1](table) for name in names).rstrip("\n"))
 
 
 def _folder(options: argparse.Namespace, name: str) -> Path | None:
@@ -86,7 +86,8 @@ def _folder(options: argparse.Namespace, name: str) -> Path | None:
     return folder
 
 
-def _json(table: Table) -> dict[str, Any]:
+def table_json(table: Table) -> dict[str, Any]:
+    """Returns a table as JSON values."""
     return {
         "layout": table.name,
         "caption": table.caption,

@@ -277,7 +277,7 @@ def load_tfds(request: DataRequest) -> TaskData:
         raise DataError(f"{name!r} is prepared in the format {file_format!r}. Valid: {', '.join(READERS)}.")
 
     def source(split: str, train: Source | None) -> TfdsSource:
-        shards = _shards(builder, split, request.spec)
+        shards = shards_of(builder, split, request.spec)
         return TfdsSource(f"tfds:{name}", shards, file_format, fields, train, request.cache_dir)
 
     splits = list(builder.info.splits)
@@ -332,7 +332,17 @@ def load_tfds(request: DataRequest) -> TaskData:
     return TaskData(request.spec, builder.name, fields.class_names, train, validation, test, target=target)
 
 
-def _shards(builder, expression: str, spec: str) -> list[Shard]:
+def shards_of(builder: Any, expression: str, spec: str) -> list[Shard]:
+    """Returns where the records of a split expression are, in order.
+
+    Args:
+        builder: Of a data set that is prepared.
+        expression: As TensorFlow Datasets has it, such as `"train+validation"`.
+        spec: What was asked for, for errors.
+
+    Raises:
+        DataError: If there is no such split, it has no images, or some of them twice.
+    """
     shards: list[Shard] = []
     parts = [part.strip() for part in expression.split("+")]
     for part in parts:

@@ -7,7 +7,7 @@ the challenge alone.
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -87,11 +87,14 @@ def domain_points(domain: str, error: float) -> float:
     Raises:
         DecathlonError: If there is no such set, or the error is none.
     """
-    if domain not in DOMAINS:
-        raise DecathlonError(f"The decathlon has no set {shown(domain)}. Valid: {', '.join(DOMAINS)}.")
+    _check_domain(domain)
     if not 0 <= error <= 100:
         raise DecathlonError(f"An error is a number in percent, from 0 to 100. Received for {domain}: {error!r}.")
-    largest = LARGEST_ERRORS[domain]
+    return points_of_error(error, LARGEST_ERRORS[domain])
+
+
+def points_of_error(error: float, largest: float) -> float:
+    """Returns the points for an error, `1000 (max(0, (E_max - E) / E_max))^2`, where `largest` is E_max."""
     return 1000 * max(0.0, (largest - error) / largest) ** 2
 
 
@@ -104,8 +107,7 @@ def decathlon_score(errors: Mapping[str, float]) -> float:
     Raises:
         DecathlonError: If a set is missing or is none of the ten, or an error is none.
     """
-    if missing := [domain for domain in DOMAINS if domain not in errors]:
-        raise DecathlonError(f"The score is a sum over ten sets; missing are {', '.join(missing)}.")
+    check_domains(errors, "The score is a sum over")
     return sum(domain_points(domain, error) for domain, error in errors.items())
 
 
@@ -118,6 +120,25 @@ def relative_parameters(kernels: int, masked: Mapping[str, int], heads: Mapping[
         heads: Weights of the head of each task; the challenge leaves them out, and batch norm always.
     """
     return 1 + (_MASK * sum(masked.values()) + sum((heads or {}).values())) / kernels
+
+
+def check_domains(names: Collection[str], what: str) -> None:
+    """Raises a `DecathlonError` if names are not those of all ten sets.
+
+    Args:
+        names: Names of sets.
+        what: Begins the sentence, such as `"A submission has answers for"`.
+    """
+    for name in names:
+        _check_domain(name)
+    if missing := [domain for domain in DOMAINS if domain not in names]:
+        raise DecathlonError(f"{what} ten sets; missing are {', '.join(missing)}.")
+
+
+def check_devkit(devkit: Path) -> None:
+    """Raises a `DecathlonError` if the development kit does not have what a submission needs, of any set."""
+    for domain in DOMAINS:
+        _read_kit(domain, devkit)
 
 
 def write_submission(path: Path, devkit: Path, answers: Mapping[str, Mapping[str, int]]) -> int:
@@ -138,8 +159,7 @@ def write_submission(path: Path, devkit: Path, answers: Mapping[str, Mapping[str
             or not of its form. Nothing is written then.
         OSError: If the archive cannot be written.
     """
-    if missing := [domain for domain in DOMAINS if domain not in answers]:
-        raise DecathlonError(f"A submission has answers for ten sets; missing are {', '.join(missing)}.")
+    check_domains(answers, "A submission has answers for")
     rows = [row for domain in DOMAINS for row in _rows(domain, devkit, answers[domain])]
     text = json.dumps(rows, separators=(",", ":"))
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -148,11 +168,14 @@ def write_submission(path: Path, devkit: Path, answers: Mapping[str, Mapping[str
     return len(rows)
 
 
+def _check_domain(name: str) -> None:
+    if name not in DOMAINS:
+        raise DecathlonError(f"The decathlon has no set {shown(name)}. Valid: {', '.join(DOMAINS)}.")
+
+
 def _rows(domain: str, devkit: Path, answers: Mapping[str, int]) -> list[dict[str, int]]:
     """Returns the answers of one set, in the order of the kit."""
-    categories = [entry["id"] for entry in _listed(devkit, f"{domain}_train.json", "categories", ("id",))]
-    images = _listed(devkit, f"{domain}_test_stripped.json", "images", ("id", "file_name"))
-    names = {str(entry["file_name"]).removeprefix("data/"): entry["id"] for entry in images}
+    categories, names = _read_kit(domain, devkit)
     if missing := sorted(names.keys() - answers.keys()):
         raise DecathlonError(f"Of {domain} {len(missing):,} test images have no answer: {some(missing, form=repr)}.")
     if unknown := sorted(answers.keys() - names.keys()):
@@ -163,6 +186,13 @@ def _rows(domain: str, devkit: Path, answers: Mapping[str, int]) -> list[dict[st
             f"{domain} has classes 0 to {len(categories) - 1:,}. Received for {wrong[0]!r}: {answers[wrong[0]]!r}."
         )
     return [{"image_id": number, "category_id": categories[answers[name]]} for name, number in names.items()]
+
+
+def _read_kit(domain: str, devkit: Path) -> tuple[list[int], dict[str, int]]:
+    """Returns the numbers of a set's categories in their order, and those of its test images by feature `name`."""
+    categories = [entry["id"] for entry in _listed(devkit, f"{domain}_train.json", "categories", ("id",))]
+    images = _listed(devkit, f"{domain}_test_stripped.json", "images", ("id", "file_name"))
+    return categories, {str(entry["file_name"]).removeprefix("data/"): entry["id"] for entry in images}
 
 
 def _listed(devkit: Path, name: str, field: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from piggyback_tf.evaluation.tables.variants import all_tasks, by_seed, name_bas
 from piggyback_tf.evaluation.text import main_error
 
 # The paper's names of methods, in the order of its columns.
-_TITLES = {
+TITLES = {
     "joint": "Joint Training",
     "classifier_only": "Classifier Only",
     "packnet": "PackNet",
@@ -19,7 +19,7 @@ _TITLES = {
     "finetune": "Individual Networks",
 }
 _SPREAD = "Mean ± standard deviation over seeds where there are several."
-_NORMS = {"frozen": "fixed batch norm", "task": "trained batch norm"}
+NORM_TITLES = {"frozen": "fixed batch norm", "task": "trained batch norm"}
 
 Columns = Mapping[str, Sequence[Record]]
 
@@ -83,11 +83,11 @@ def zeros(records: Sequence[Record]) -> Table:
 def batch_norm(records: Sequence[Record]) -> Table:
     """Returns table 7: errors of masks with the base's batch norm and with one that is trained for each task."""
     chosen, notes = _choose(records, ("piggyback",), "paper7")
-    if unknown := [record for record in chosen if record.settings.get("norm") not in _NORMS]:
+    if unknown := [record for record in chosen if record.settings.get("norm") not in NORM_TITLES]:
         raise TableError(f"{unknown[0].source!r} does not say whether batch norm was trained (setting `norm`).")
     variants = name_variants(chosen, {"piggyback": ""}, ignore=["norm"])
-    titles = {record: f"{_NORMS[record.settings['norm']]}{variants[record]}" for record in chosen}
-    order = sorted(dict.fromkeys(titles.values()), key=lambda title: not title.startswith(_NORMS["frozen"]))
+    titles = {record: f"{NORM_TITLES[record.settings['norm']]}{variants[record]}" for record in chosen}
+    order = sorted(dict.fromkeys(titles.values()), key=lambda title: not title.startswith(NORM_TITLES["frozen"]))
     bases = name_bases(chosen)
     rows: list[list[Cell]] = []
     for key, name in bases.items():
@@ -159,7 +159,7 @@ def _task_of_base(records: Sequence[Record]) -> str | None:
 
 def _titles(records: Sequence[Record], base_task: str | None) -> dict[Record, str]:
     """Returns the title of the column of each run; PackNet has one for each order of tasks."""
-    titles = name_variants(records, _TITLES)
+    titles = name_variants(records, TITLES)
     tasks = [task for task in all_tasks(records) if task != base_task]
     for record in records:
         if record.method == "packnet":
