@@ -29,8 +29,9 @@ from piggyback_tf.training.guards import StopOnNaN
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()
-# Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, or `lora`.
-LIKE_OTHERS = ("bias_only", "derpp", "er", "finetune_sequential", "mas", "norm_only", "si", "ssf")
+# Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, `lora`, or
+# `packnet`.
+LIKE_OTHERS = ("bias_only", "cpg", "derpp", "er", "finetune_sequential", "mas", "norm_only", "si", "ssf")
 
 
 def _params(names):
@@ -266,7 +267,7 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 
 
 # What these do in a step depends on more than the images of the task.
-STEPPING = ("agem", "derpp", "er", "hat", "si")
+STEPPING = ("agem", "cpg", "derpp", "er", "hat", "si")
 
 
 @pytest.mark.slow

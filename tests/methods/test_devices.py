@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["joint", "lwf", "ewc", "si", "mas", "er", "agem", "derpp"])
+@pytest.mark.parametrize("method", ["joint", "lwf", "ewc", "si", "mas", "er", "agem", "derpp", "cpg"])
 def test_two_devices_give_the_weights_of_one(method):
     _run(_TWO_DEVICES, method)
 
@@ -41,7 +41,9 @@ from tests.methods.toy import CLASSES, INPUTS, toy_backbone, toy_tasks
 
 kind, tasks = METHODS[sys.argv[1]], toy_tasks()
 # 20 images in batches of 6: the last batch has two, and is filled up.
-config = TrainConfig(epochs=2, batch_size=6, chance_epochs=0, warmup_steps=2, weights_lr=1e-3)
+# CPG needs an epoch for each of its stages.
+epochs = 4 if sys.argv[1] == "cpg" else 2
+config = TrainConfig(epochs=epochs, batch_size=6, chance_epochs=0, warmup_steps=2, weights_lr=1e-3)
 # With heads of zeros no weight would matter so early. What steps gathered is not divided by next to nothing, and of an
 # odd number of images one device draws one less.
 settings = {"head_init": "glorot", "si_damping": 0.1, "replay_batch": 5}
