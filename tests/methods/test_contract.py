@@ -17,7 +17,7 @@ from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.file_names import MEMORY_FILE, STATE_FILE, pack_name
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import METHODS, Memory, Method
-from piggyback_tf.methods.parts.added_loss import ExtendedModel
+from piggyback_tf.methods.parts.added_loss import ExtendedModel, no_term
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
@@ -31,7 +31,7 @@ from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tas
 NAMES = METHODS.names()
 # Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, `lora`, or
 # `packnet`.
-LIKE_OTHERS = ("bias_only", "cpg", "derpp", "er", "finetune_sequential", "mas", "norm_only", "si", "ssf")
+LIKE_OTHERS = ("bias_only", "cpg", "derpp", "er", "finetune_sequential", "mas", "norm_only", "pathnet", "si", "ssf")
 
 
 def _params(names):
@@ -267,7 +267,7 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 
 
 # What these do in a step depends on more than the images of the task.
-STEPPING = ("agem", "cpg", "derpp", "er", "hat", "si")
+STEPPING = ("agem", "cpg", "derpp", "er", "hat", "pathnet", "si")
 
 
 @pytest.mark.slow
@@ -382,7 +382,7 @@ def test_hooks_keep_their_word(method):
     later = kind(memory=learner.remember(model, backbone, "spots", [(IMAGES, np.arange(4) % 3)]), heads=heads)
     if later.memory.tasks and not kind.Config.at_once and not kind.makes_pack:
         again = later.build(backbone, 2)
-        if isinstance(again, ExtendedModel):
+        if isinstance(again, ExtendedModel) and again.added_loss is not no_term:
             term = again.added_loss(IMAGES, again(IMAGES, training=True))
             assert tuple(term.shape) in ((), (4,)) and np.isfinite(term).all()
 

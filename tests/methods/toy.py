@@ -83,10 +83,14 @@ def toy_backbone(norm: bool = True) -> Backbone:
     return Backbone.from_model(model, image_size=SIZE)
 
 
+# In so few steps nothing else would happen.
+SHORT = {"pathnet": {"pathnet_steps": 1, "pathnet_population": 3, "pathnet_modules": 3, "pathnet_active": 2}}
+
+
 def toy_settings(method: str, **train: object) -> SequenceSettings:
     """Returns the method's own recipe, shortened."""
     kind = METHODS[method]
     config = TrainConfig(
         **{**kind.Config.recipe, "epochs": 4, "batch_size": 10, "chance_epochs": 0, "warmup_steps": 2, **train}
     )
-    return SequenceSettings(method, kind.Config(), config, INPUTS)
+    return SequenceSettings(method, kind.Config(**SHORT.get(method, {})), config, INPUTS)
