@@ -31,7 +31,19 @@ from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tas
 NAMES = METHODS.names()
 # Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, `lora`, or
 # `packnet`.
-LIKE_OTHERS = ("bias_only", "cpg", "derpp", "er", "finetune_sequential", "mas", "norm_only", "pathnet", "si", "ssf")
+LIKE_OTHERS = (
+    "bias_only",
+    "cpg",
+    "den",
+    "derpp",
+    "er",
+    "finetune_sequential",
+    "mas",
+    "norm_only",
+    "pathnet",
+    "si",
+    "ssf",
+)
 
 
 def _params(names):
@@ -42,8 +54,8 @@ IMAGES = np.random.default_rng(1).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.
 
 
 def _backbone(method):
-    """Returns a network that a method learns on: one with batch norm, unless that is what it refuses."""
-    return toy_backbone(norm=method != "ssf")
+    """Returns a network that a method learns on: one with batch norm and shortcuts, unless it refuses these."""
+    return toy_backbone(norm=method != "ssf", chain=method == "den")
 
 
 class BrokenOffError(Exception):
@@ -267,7 +279,7 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 
 
 # What these do in a step depends on more than the images of the task.
-STEPPING = ("agem", "cpg", "derpp", "er", "hat", "pathnet", "si")
+STEPPING = ("agem", "cpg", "den", "derpp", "er", "hat", "pathnet", "si")
 
 
 @pytest.mark.slow
