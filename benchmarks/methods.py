@@ -9,7 +9,8 @@ settings of their own: HAT starts with most of its gates open, since half of the
 pretrained network. Residual adapters, on this network batch norm and little else, train that at ten times the default
 rate. PackNet trains weights at ten times the default rate, and lets the statistics of batch norm follow, since those of
 the base are of a network that pruning has changed. Methods that keep images draw as many of them in a step as there are
-new ones. A-GEM has its own recipe, SGD without momentum, since it promises nothing of Adam's steps. The best epoch is
+new ones. A-GEM and PathNet have their own recipe, SGD without momentum, since they promise nothing of Adam's steps. CPG
+has twice as many epochs, since it fine-tunes in the first half to know its goal; the time is of both. The best epoch is
 chosen on a tenth of the training images. An interrupted run goes on where it was; a run that is in results/methods.json
 is not done again.
 
@@ -40,8 +41,10 @@ ORDERS = {"forward": SETS, "reverse": SETS[::-1]}
 VARIANTS: dict[str, Recipe] = {
     **{name: Recipe(name) for name in METHODS.names()},
     **{name: Recipe(name, {"replay_batch": SCHEDULE.batch_size}, CONFIGS[name].recipe) for name in REPLAY},
+    "cpg": Recipe("cpg", {"norm_statistics": "task"}, {"epochs": 2 * SCHEDULE.epochs}),
     "hat": Recipe("hat", {"hat_mean": 2.0}),
     "packnet": Recipe("packnet", {"norm_statistics": "task"}, {"weights_lr": 1e-3}),
+    "pathnet": Recipe("pathnet", train=CONFIGS["pathnet"].recipe),
     "residual_adapters": Recipe("residual_adapters", train={"norm_lr": 1e-2}),
     "piggyback": MASKS,
     "piggyback_norm": dataclasses.replace(MASKS, settings={**MASKS.settings, "norm": "task"}),

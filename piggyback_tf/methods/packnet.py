@@ -20,42 +20,40 @@ while the task is trained. The reference implementation trains for 20 epochs, pr
 the learning rate; here the schedule of the training is run through before and after pruning.
 """
 
-import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, is_batch_norm, named_layers
-from piggyback_tf.methods.base import METHODS, Method, trained_norm
+from piggyback_tf.backbones import Backbone, is_batch_norm
+from piggyback_tf.methods.base import METHODS, trained_norm
 from piggyback_tf.methods.parts.memory import Arrays, Memory, split_off_head
+from piggyback_tf.methods.parts.owned_weights import (
+    OwnedNetwork,
+    OwnedWeight,
+    OwningLayer,
+    add_owner,
+    owned_kernels,
+    owned_weights,
+    owner_of,
+)
 from piggyback_tf.problems import read_spec
 from piggyback_tf.settings.methods.packnet import PackNetConfig
 from piggyback_tf.surgery import (
-    KERNELS,
     DerivedKernels,
     all_arrays,
     assign_arrays,
     copy_layers,
     derived_layers,
-    foreign_kernels,
     own_arrays,
 )
 
-MOST_TASKS = 255  # What a byte can number, beside 0 for free weights.
-_TOO_MANY = f"PackNet learns at most {MOST_TASKS} tasks, since a byte names the owner of a weight."
 
-
-class OwnedKernels(DerivedKernels):
+class OwnedKernels(OwningLayer, DerivedKernels):
     """Computes with the weights of tasks up to its own, of which it trains its own.
-
-    Beside each kernel lies its owner, uint8 of the same shape: the number of a task, from 1, or 0 where a weight is
-    free, which counts as 0 whatever its value.
 
     Args:
         *args: As for the Keras layer.
@@ -70,27 +68,22 @@ class OwnedKernels(DerivedKernels):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)
         for weight in self.kernel_names:
-            shape = getattr(self, f"_{weight}").shape
-            owner = self.add_weight(
-                shape=shape, initializer="ones", dtype="uint8", autocast=False, trainable=False, name=f"{weight}_owner"
-            )
-            setattr(self, f"_{weight}_owner", owner)
+            setattr(self, f"_{owner_of(weight)}", add_owner(self, weight, getattr(self, f"_{weight}").shape))
         if self.bias is not None:
             self.bias.trainable = self.task == 1
 
     def derive(self, weight: str, kernel: tf.Tensor) -> tf.Tensor:
         """Returns the weights that are not free, those of earlier tasks as constants."""
-        owner = getattr(self, f"_{weight}_owner", None)
+        owner = getattr(self, f"_{owner_of(weight)}", None)
         if owner is None:  # Keras' `build` may look at the kernel before its owner is there.
             return kernel
         owner = tf.convert_to_tensor(owner.value)
         earlier = tf.where(owner == 0, tf.zeros([], kernel.dtype), tf.stop_gradient(kernel))
         return tf.where(owner == self.task, kernel, earlier)
 
-    def owned_weights(self) -> dict[str, "OwnedWeight"]:
-        """Returns the kernels with their owners by name."""
+    def owned_weights(self) -> dict[str, OwnedWeight]:
         return {
-            weight: OwnedWeight(self.task, getattr(self, f"_{weight}"), getattr(self, f"_{weight}_owner"))
+            weight: OwnedWeight(self.task, getattr(self, f"_{weight}"), getattr(self, f"_{owner_of(weight)}"))
             for weight in self.kernel_names
         }
 
@@ -101,53 +94,22 @@ class OwnedKernels(DerivedKernels):
 OWNED_LAYERS = derived_layers(OwnedKernels, "Owned")
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnedWeight:
-    """A kernel, the owners of its weights, and the task that is learned."""
-
-    task: int
-    kernel: keras.Variable
-    owner: keras.Variable
-
-    def prune(self, fraction: float) -> None:
-        """Sets a part of the weights free that the task found free, the smallest first; those that are free stay so.
-
-        Args:
-            fraction: Which part is free afterwards, if it is not more already.
-        """
-        owner = np.array(keras.ops.convert_to_numpy(self.owner)).reshape(-1)
-        size = np.abs(keras.ops.convert_to_numpy(self.kernel)).reshape(-1)
-        own, free = np.flatnonzero(owner == self.task), int(np.count_nonzero(owner == 0))
-        count = count_of_part(fraction, own.size + free) - free
-        if count > 0:
-            owner[own[np.argpartition(size[own], count - 1)[:count]]] = 0
-            self.owner.assign(owner.reshape(self.owner.shape))
-
-
 @METHODS.register("packnet")
-class PackNet(Method):
+class PackNet(OwnedNetwork):
     """Trains the free weights of one network on a task, keeps the largest, and frees the others for the next task."""
 
     Config = PackNetConfig
     config: PackNetConfig
-    makes_pack = False
-    sequential = True
-    replaces_base = True
+    less = "a larger packnet_prune"
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         del seed  # Nothing here starts at random.
-        if self._task > MOST_TASKS:
-            raise ValueError(_TOO_MANY)
-        if foreign := foreign_kernels(dict(named_layers(backbone.model)), KERNELS):
-            raise ValueError(
-                f"These layers have kernels of a kind that PackNet cannot prune: {foreign}. It prunes those of "
-                f"{', '.join(kind.__name__ for kind in KERNELS)}; use another backbone, or another method."
-            )
-        first = self._task == 1
+        self.check_network(backbone)
+        first = self.task == 1
 
         def settings_of(layer: keras.Layer) -> tuple[type[keras.Layer], dict]:
             if type(layer) in OWNED_LAYERS:
-                return OWNED_LAYERS[type(layer)], {"task": self._task, "trainable": True}
+                return OWNED_LAYERS[type(layer)], {"task": self.task, "trainable": True}
             if first and is_batch_norm(layer):
                 return trained_norm(self.config).settings_of(layer)
             return type(layer), {"trainable": first}
@@ -155,22 +117,14 @@ class PackNet(Method):
         model, _ = copy_layers(backbone.model, settings_of)
         if first:
             weights = owned_weights(model).items()
-            owners = {_owner_of(path): np.zeros(weight.owner.shape, np.uint8) for path, weight in weights}
-            assign_arrays(model, self._take_free({**all_arrays(backbone.model), **owners}))
+            owners = {owner_of(path): np.zeros(weight.owner.shape, np.uint8) for path, weight in weights}
+            assign_arrays(model, self.take_free({**all_arrays(backbone.model), **owners}))
         else:
-            assign_arrays(model, self._take_free(self.memory.shared))
+            assign_arrays(model, self.take_free(self.memory.shared))
         return model
 
-    def check_room(self, backbone: Backbone, tasks: int) -> None:
-        for path, layer in named_layers(backbone.model):
-            for weight in KERNELS.get(type(layer), ()):
-                free = math.prod(getattr(layer, weight).shape)
-                for task in range(1, tasks + 1):
-                    if task > MOST_TASKS:
-                        raise ValueError(_TOO_MANY)
-                    if not free:
-                        raise ValueError(_no_room(f"{path}/{weight}", task))
-                    free = count_of_part(self._fraction_of(task), free)
+    def fraction_of(self, task: int) -> float:
+        return self.config.packnet_prune_first if task == 1 else self.config.packnet_prune
 
     def phases(self, epochs: int) -> tuple[int, ...]:
         if epochs < 2:
@@ -195,12 +149,12 @@ class PackNet(Method):
         del model
         if self.config.packnet_schedule == "one_shot":
             return []
-        return [GradualPruning(self._fraction, self.config.packnet_parts)]
+        return [GradualPruning(self.fraction_of(self.task), self.config.packnet_parts)]
 
     def remember(self, model: keras.Model, backbone: Backbone, task: str, images: Iterable[Any]) -> Memory:
         del backbone, images
         head, arrays = split_off_head(own_arrays(model))
-        owners = {path: arrays[_owner_of(path)] for path in owned_kernels(arrays)}
+        owners = {path: arrays[owner_of(path)] for path in owned_kernels(arrays)}
         for path, owner in owners.items():
             arrays[path][owner == 0] = 0
         self._check_kept(arrays, owners)
@@ -210,53 +164,30 @@ class PackNet(Method):
         self.memory.of(task)  # It says so if the task was not learned.
         arrays, number = dict(self.memory.shared), self.memory.tasks.index(task) + 1
         for path in owned_kernels(arrays):
-            owner = arrays.pop(_owner_of(path))
+            owner = arrays.pop(owner_of(path))
             arrays[path] = np.where((owner > 0) & (owner <= number), arrays[path], 0)
         return self.recalled(backbone, task, arrays)
 
     @property
-    def _task(self) -> int:
-        """Number of the task that is learned next."""
-        return len(self.memory.tasks) + 1
-
-    @property
-    def _fraction(self) -> float:
-        """Part of the free weights that this task leaves free."""
-        return self._fraction_of(self._task)
-
-    def _fraction_of(self, task: int) -> float:
-        return self.config.packnet_prune_first if task == 1 else self.config.packnet_prune
-
-    @property
     def _starts_pruned(self) -> bool:
         """Whether there is nothing to train before pruning: the weights of the base are trained already."""
-        return self._task == 1 and self.config.packnet_schedule == "one_shot"
+        return self.task == 1 and self.config.packnet_schedule == "one_shot"
 
     def _prune(self, model: keras.Model) -> None:
         for weight in owned_weights(model).values():
-            weight.prune(self._fraction)
-
-    def _take_free(self, arrays: Arrays) -> Arrays:
-        """Returns weights and owners with the task that is learned as the owner of all that is free."""
-        taken = dict(arrays)
-        for path in owned_kernels(arrays):
-            free = arrays[_owner_of(path)] == 0
-            if not free.any():
-                raise ValueError(_no_room(path, self._task))
-            taken[_owner_of(path)] = np.where(free, np.uint8(self._task), arrays[_owner_of(path)])
-        return taken
+            weight.prune(self.fraction_of(self.task))
 
     def _check_kept(self, arrays: Arrays, owners: Arrays) -> None:
         """Refuses what was trained with something, such as weight decay, that changed weights of earlier tasks."""
         for path, before in self.memory.shared.items():
             if path in owners:
-                earlier = (owners[path] > 0) & (owners[path] < self._task)
+                earlier = (owners[path] > 0) & (owners[path] < self.task)
                 same = np.array_equal(before[earlier], arrays[path][earlier])
             else:
-                same = path.removesuffix("_owner") in owners or np.array_equal(before, arrays[path])
+                same = path.removesuffix(owner_of("")) in owners or np.array_equal(before, arrays[path])
             if not same:
                 raise ValueError(
-                    f"The training of task {self._task} changed {path!r}, which belongs to earlier tasks; train "
+                    f"The training of task {self.task} changed {path!r}, which belongs to earlier tasks; train "
                     "without weight decay, and only what is trainable."
                 )
 
@@ -304,42 +235,3 @@ def polynomial_decay(final: float, steps: int, every: int) -> Callable[[int], tu
         if before is not None:
             os.environ[name] = before
     return PolynomialDecay(0.0, final, begin_step=0, end_step=steps, frequency=every)
-
-
-def _no_room(path: str, task: int) -> str:
-    return (
-        f"No weight of {path!r} is free for task {task}: PackNet's tasks before it took all. Learn fewer tasks, or let "
-        "each take less, with a larger packnet_prune."
-    )
-
-
-def count_of_part(fraction: float, count: int) -> int:
-    """Returns how many of some weights a part of them is, rounded down, so that a task keeps at least one."""
-    # The decimal number as it was written: 0.29 of 100 is 29, and not 28.999999999999996.
-    return int(Fraction(str(fraction)) * count)
-
-
-def owned_weights(model: keras.Model) -> dict[str, OwnedWeight]:
-    """Returns the kernels of a model of PackNet by canonical path."""
-    return {
-        f"{path}/{name}": weight
-        for path, layer in named_layers(model)
-        if isinstance(layer, OwnedKernels)
-        for name, weight in layer.owned_weights().items()
-    }
-
-
-def free_weights(memory: Memory) -> dict[str, int]:
-    """Returns how many weights of each kernel no task owns yet, by the kernel's canonical path."""
-    shared = memory.shared
-    return {path: int(np.count_nonzero(shared[_owner_of(path)] == 0)) for path in owned_kernels(shared)}
-
-
-def owned_kernels(arrays: Arrays) -> list[str]:
-    """Returns the paths of the kernels beside which their owners lie."""
-    return [path for path in arrays if _owner_of(path) in arrays]
-
-
-def _owner_of(path: str) -> str:
-    """Returns the path of the owners of a kernel."""
-    return f"{path}_owner"

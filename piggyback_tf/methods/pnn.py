@@ -24,10 +24,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from piggyback_tf.backbones import Backbone, copy_weights, is_container, named_layers
+from piggyback_tf.backbones import Backbone, copy_weights, named_layers
 from piggyback_tf.methods.base import METHODS, Method
 from piggyback_tf.methods.parts.memory import split_off_head
 from piggyback_tf.methods.parts.shared_network import trainable_network
+from piggyback_tf.methods.parts.stages import StageInsertion, check_stages
 from piggyback_tf.settings.methods.pnn import PNNConfig
 from piggyback_tf.surgery import PACKAGE, assign_arrays, copy_layers, generator, share_variables
 
@@ -71,7 +72,7 @@ class FrozenColumns(keras.Model):
         return super().call(inputs, training=False, mask=mask)
 
 
-class LateralInsertion:
+class LateralInsertion(StageInsertion):
     """Calls the layers of a column and puts laterals in front of its strided layers.
 
     Args:
@@ -82,46 +83,24 @@ class LateralInsertion:
 
     Attributes:
         sources: What the columns before compute at their stage boundaries; see `FrozenColumns`.
-        boundaries: What the new column computes at its own, laterals included.
     """
 
     def __init__(self, earlier: FrozenColumns | None, columns: int, scale: float, seed: int):
+        super().__init__()
         self._earlier = earlier
         self._columns = columns
         self._scale = scale
         self._seed = seed
         self.sources: list[keras.KerasTensor] = []
-        # By the id of a tensor: those that a kernel was used for, and what strided layers see in their place.
-        self._learned: dict[int, keras.KerasTensor] = {}
-        self._replaced: dict[int, keras.KerasTensor] = {}
-        self.boundaries: list[keras.KerasTensor] = []
 
     def __call__(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if self._earlier is not None and not self.sources:
             # The first operation reads the images.
             self.sources = self._earlier(keras.tree.flatten(args)[0])
-        if _is_strided(layer) and id(args[0]) in self._learned:
-            args = (self._with_lateral(args[0]), *args[1:])
-        outputs = layer(*args, **kwargs)
-        has_kernel = isinstance(layer, keras.Layer) and any(len(weight.shape) > 1 for weight in layer.weights)
-        if has_kernel or any(id(tensor) in self._learned for tensor in keras.tree.flatten((args, kwargs))):
-            self._learned |= {id(tensor): tensor for tensor in keras.tree.flatten(outputs)}
-        return outputs
+        return super().__call__(layer, *args, **kwargs)
 
-    def finish(self, features: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns the features of the column, `[B, F]`, with their lateral."""
-        return self._with_lateral(features)
-
-    def _with_lateral(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns a boundary with what comes from the columns before; the same for all strided layers behind it."""
-        if id(tensor) not in self._replaced:
-            number = len(self.boundaries)
-            replaced = tensor if self._earlier is None else self._add_lateral(tensor, number)
-            self.boundaries.append(replaced)
-            # Both are kept, so that no other tensor gets their ids.
-            self._learned |= {id(tensor): tensor, id(replaced): replaced}
-            self._replaced |= {id(tensor): replaced}
-        return self._replaced[id(tensor)]
+    def inserted(self, tensor: keras.KerasTensor, number: int) -> keras.KerasTensor:
+        return tensor if self._earlier is None else self._add_lateral(tensor, number)
 
     def _add_lateral(self, tensor: keras.KerasTensor, number: int) -> keras.KerasTensor:
         layers, name = keras.layers, f"{LATERAL_NAME}_{number + 1}"
@@ -150,7 +129,7 @@ class PNN(Method):
     sequential = True
 
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
-        _check(backbone.model)
+        check_stages(backbone.model, "PNN", "laterals")
         earlier = None
         for number, task in enumerate(self.memory.tasks):
             column, laterals = self._column(backbone, earlier, number, seed)
@@ -177,20 +156,3 @@ class PNN(Method):
         for copy, layer in copies:
             copy_weights(layer, copy)
         return keras.Model(model.input, laterals.finish(model.output), name=model.name), laterals
-
-
-def _is_strided(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.Layer) and max(getattr(layer, "strides", (1,))) > 1
-
-
-def _check(model: keras.Model) -> None:
-    """Refuses networks in which laterals have no place."""
-    nested = next(filter(is_container, model.layers), None)
-    if nested is not None:
-        raise ValueError(
-            f"PNN puts laterals between the layers of one functional model; {nested.name!r} ({type(nested).__name__}) "
-            "is nested in it. Use another backbone, or another method."
-        )
-    for path, layer in named_layers(model):
-        if getattr(layer, "data_format", None) == "channels_first":
-            raise ValueError(f"PNN needs data_format='channels_last'; layer {path!r} has 'channels_first'.")

@@ -8,7 +8,7 @@ import tensorflow as tf
 from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.masking import MaskConfig, mask, masked_weights, read_masks, share
 from piggyback_tf.methods import METHODS
-from piggyback_tf.methods.packnet import owned_weights
+from piggyback_tf.methods.parts.owned_weights import owned_weights
 
 
 def _nested_model():

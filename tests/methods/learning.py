@@ -44,7 +44,7 @@ def learn(
     images = noise_images(backbone.image_size, seed=number + 1)
     labels = np.arange(len(images)) % 3
     method.begin_training(model)
-    for phase in range(len(method.phases(3))):
+    for phase in range(len(method.phases(6))):
         model = method.begin_phase(model, phase)
         optimizer_ = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": 0.05}})
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

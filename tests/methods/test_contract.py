@@ -17,7 +17,7 @@ from piggyback_tf.backbones import Backbone, model_hash, named_variables
 from piggyback_tf.file_names import MEMORY_FILE, STATE_FILE, pack_name
 from piggyback_tf.masking import MaskStart
 from piggyback_tf.methods import METHODS, Memory, Method
-from piggyback_tf.methods.parts.added_loss import ExtendedModel
+from piggyback_tf.methods.parts.added_loss import ExtendedModel, no_term
 from piggyback_tf.packs import BaseSpec, TaskBank, TaskPack
 from piggyback_tf.sequences import run_sequence
 from piggyback_tf.sequences import runner as runner_module
@@ -29,8 +29,21 @@ from piggyback_tf.training.guards import StopOnNaN
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()
-# Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, or `lora`.
-LIKE_OTHERS = ("bias_only", "derpp", "er", "finetune_sequential", "mas", "norm_only", "si", "ssf")
+# Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, `lora`, or
+# `packnet`.
+LIKE_OTHERS = (
+    "bias_only",
+    "cpg",
+    "den",
+    "derpp",
+    "er",
+    "finetune_sequential",
+    "mas",
+    "norm_only",
+    "pathnet",
+    "si",
+    "ssf",
+)
 
 
 def _params(names):
@@ -41,8 +54,8 @@ IMAGES = np.random.default_rng(1).uniform(0, 255, (4, SIZE, SIZE, 3)).astype(np.
 
 
 def _backbone(method):
-    """Returns a network that a method learns on: one with batch norm, unless that is what it refuses."""
-    return toy_backbone(norm=method != "ssf")
+    """Returns a network that a method learns on: one with batch norm and shortcuts, unless it refuses these."""
+    return toy_backbone(norm=method != "ssf", chain=method == "den")
 
 
 class BrokenOffError(Exception):
@@ -266,7 +279,7 @@ def test_broken_off_and_started_again(method, sequences, tmp_path, monkeypatch):
 
 
 # What these do in a step depends on more than the images of the task.
-STEPPING = ("agem", "derpp", "er", "hat", "si")
+STEPPING = ("agem", "cpg", "den", "derpp", "er", "hat", "pathnet", "si")
 
 
 @pytest.mark.slow
@@ -381,7 +394,7 @@ def test_hooks_keep_their_word(method):
     later = kind(memory=learner.remember(model, backbone, "spots", [(IMAGES, np.arange(4) % 3)]), heads=heads)
     if later.memory.tasks and not kind.Config.at_once and not kind.makes_pack:
         again = later.build(backbone, 2)
-        if isinstance(again, ExtendedModel):
+        if isinstance(again, ExtendedModel) and again.added_loss is not no_term:
             term = again.added_loss(IMAGES, again(IMAGES, training=True))
             assert tuple(term.shape) in ((), (4,)) and np.isfinite(term).all()
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone, named_layers, named_variables
 from piggyback_tf.methods import METHODS, Memory
-from piggyback_tf.methods.packnet import PackNetConfig, count_of_part, free_weights, owned_weights, polynomial_decay
+from piggyback_tf.methods.packnet import PackNetConfig, polynomial_decay
+from piggyback_tf.methods.parts.owned_weights import count_of_part, free_weights, owned_weights
 from piggyback_tf.training import train_task
 from tests.methods.learning import check_old_tasks_stay, noise_images
 from tests.methods.toy import SIZE, toy_backbone, toy_settings, toy_tasks

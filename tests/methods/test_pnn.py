@@ -29,7 +29,7 @@ def _learned(backbone, tmp_path_factory):
     return memory
 
 
-def _strided(dropout=0.0):
+def strided_backbone(dropout=0.0):
     """Returns a backbone with strided layers of several kinds, two of them at one boundary."""
     keras.utils.set_random_seed(0)
     images = keras.Input((16, 16, 3))
@@ -45,7 +45,7 @@ def _strided(dropout=0.0):
 
 
 def test_old_tasks_answer_bit_for_bit_the_same(tmp_path):
-    memory = check_old_tasks_stay(PNN, _strided(), tmp_path / "memory")
+    memory = check_old_tasks_stay(PNN, strided_backbone(), tmp_path / "memory")
     assert not memory.shared
     assert not memory.learning
 
@@ -61,7 +61,7 @@ def test_the_first_column_is_a_finetuned_network(backbone, norm, tmp_path):
 
 
 def test_laterals_stand_at_strided_layers_and_features(tmp_path):
-    backbone = _strided()
+    backbone = strided_backbone()
     memory, _ = learn(PNN(), backbone, "one", tmp_path / "memory")
     own = learn(PNN(None, memory), backbone, "two", tmp_path / "memory")[0].of("two")
     own = {path: array.shape for path, array in own.items() if path.startswith("lateral")}
@@ -130,7 +130,7 @@ def test_columns_are_saved_and_loaded_with_the_network(backbone, learned, tmp_pa
 
 
 def test_dropout_of_earlier_columns_is_no_noise(tmp_path):
-    backbone = _strided(dropout=0.9)
+    backbone = strided_backbone(dropout=0.9)
     memory, _ = learn(PNN(), backbone, "one", tmp_path / "memory")
     model = PNN(PNNConfig(head_init="glorot"), memory).build(backbone, 3)
     images, earlier = noise_images(16), model.get_layer(EARLIER_NAME)

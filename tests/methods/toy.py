@@ -58,11 +58,12 @@ def toy_tasks() -> dict[str, TaskData]:
     }
 
 
-def toy_backbone(norm: bool = True) -> Backbone:
+def toy_backbone(norm: bool = True, chain: bool = False) -> Backbone:
     """Returns a residual network of three convolutions and a dense layer.
 
     Args:
         norm: Whether there is batch norm, which is not at its start; else two of the convolutions have biases.
+        chain: Whether nothing is added.
     """
     rng = np.random.default_rng(0)
     images = keras.Input((SIZE, SIZE, 3))
@@ -71,7 +72,7 @@ def toy_backbone(norm: bool = True) -> Backbone:
         y = keras.layers.Conv2D(8, 3, stride, padding="same", use_bias=not norm, name=f"{name}_conv")(x)
         y = keras.layers.BatchNormalization(name=f"{name}_norm")(y) if norm else y
         y = keras.layers.ReLU(name=f"{name}_relu")(y)
-        x = y if stride == 2 else keras.layers.Add(name="add")([x, y])
+        x = y if stride == 2 or chain else keras.layers.Add(name="add")([x, y])
     x = keras.layers.Conv2D(12, 3, padding="same", activation="relu", name="third_conv")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dense(10, activation="relu", name="dense")(x)
@@ -83,10 +84,14 @@ def toy_backbone(norm: bool = True) -> Backbone:
     return Backbone.from_model(model, image_size=SIZE)
 
 
+# In so few steps nothing else would happen.
+SHORT = {"pathnet": {"pathnet_steps": 1, "pathnet_population": 3, "pathnet_modules": 3, "pathnet_active": 2}}
+
+
 def toy_settings(method: str, **train: object) -> SequenceSettings:
     """Returns the method's own recipe, shortened."""
     kind = METHODS[method]
     config = TrainConfig(
         **{**kind.Config.recipe, "epochs": 4, "batch_size": 10, "chance_epochs": 0, "warmup_steps": 2, **train}
     )
-    return SequenceSettings(method, kind.Config(), config, INPUTS)
+    return SequenceSettings(method, kind.Config(**SHORT.get(method, {})), config, INPUTS)

@@ -153,11 +153,17 @@ def _is_channelwise(operation: Any, tensor: keras.KerasTensor) -> bool:
     return _is_elementwise(operation)
 
 
+def keeps_zeros(operation: Any) -> bool:
+    """Whether an operation without weights leaves channels of zeros at zero."""
+    elementwise = _is_elementwise(operation) and float(operation(np.zeros((1, 1)))[0, 0]) == 0.0
+    return type(operation) in _KEEP_ZEROS or elementwise
+
+
 def _after(operation: Any, inputs: list[np.ndarray], shape: tuple[int | None, ...]) -> np.ndarray:
     """Returns which channels behind an operation can be other than 0, from which can in front of it."""
     channels = shape[-1] or 1
     kind = type(operation)
-    if kind in _KEEP_ZEROS or (_is_elementwise(operation) and float(operation(np.zeros((1, 1)))[0, 0]) == 0.0):
+    if keeps_zeros(operation):
         return inputs[0]
     if kind is keras.layers.Flatten:
         return np.tile(inputs[0], channels // len(inputs[0]))
