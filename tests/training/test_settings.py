@@ -146,9 +146,9 @@ def test_runs_that_recorded_all_flags_go_on(name, record, tmp_path):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("single", ["head_init", "mask_trust"]),
+        ("single", ["head_init", "head_lr", "mask_trust"]),
         ("sequence", ["head_init", "warmup_steps"]),
-        ("classifier_only", ["head_init"]),
+        ("classifier_only", ["head_init", "head_lr"]),
     ],
 )
 def test_runs_that_recorded_other_defaults_are_refused_by_name(name, changed, record, tmp_path):
