@@ -23,9 +23,7 @@ class LiteOptions:
 
     design: str = option("patch", "How tasks get into the model: patch, switch, input or plain; see docs/litert.md.")
     quantize: str = option("none", "Type of the weights: none (float32), float16, dynamic or int8.")
-    max_classes: int = option(
-        0, "Put the head into the graph, with room for this many classes; 0: keep it outside."
-    )
+    max_classes: int = option(0, "Put the head into the graph, with room for this many classes; 0: keep it outside.")
     compress: bool = option(False, "Compress the masks in the files of tasks: smaller, but slower to read.")
     representative_data: str = option(
         "", "Calibration images for int8: a data spec, or one for each pack; broken images are skipped."
