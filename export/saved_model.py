@@ -50,8 +50,8 @@ class for each image have the signatures `serving_default`, `by_name` and `encod
 have `tag` and `tag_HEIGHTxWIDTH`, and tasks with a class for each pixel `segment` and `segment_HEIGHTxWIDTH`. Beside it
 the command writes `DIR/with_mask/1`, with the signatures `with_mask`, `find_tasks` and `tasks`.
 
-The second command writes `DIR/4` from `DIR/3` and the new packs. It does not need the old packs. It needs the backbone's
-weights only if a new task of pixels has an image size or a number of classes that no task of the export has.
+The second command writes `DIR/4` from `DIR/3` and the new packs, without the old packs. It needs the backbone's weights
+only if a new task of pixels has an image size or a number of classes that no task of the export has.
 """
 
 

@@ -36,7 +36,7 @@ class TrainConfig:
     )
     mask_trust: float = option(
         0.1,
-        "Limit of a step's predicted gain, as a part of the loss; a tenth of it with label maps and boxes; 0: no limit.",
+        "Limit of a step's predicted gain, as a part of the loss; a tenth of it with label maps and boxes; 0: none.",
         before=0.0,
     )
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
@@ -55,7 +55,7 @@ class TrainConfig:
     adam_epsilon: float = option(1e-7, "Epsilon of adam, except for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
         3,
-        "Stop after this many epochs, and 20 steps, with a loss at chance level, or if the network collapses; 0: never.",
+        "Stop after this many epochs, and 20 steps, at chance level, or if the network has collapsed; 0: never.",
         recorded=False,
     )
 
