@@ -47,10 +47,10 @@ _TEXT = """One base and any number of tasks for a device, as LiteRT models.
     {call} --packs=a.task.safetensors,b.task.safetensors --output=DIR
     {call} --packs=c.task.safetensors --base=DIR/base.tflite
 
-The first writes what `--design` says: with `patch` `base.tflite`, its manifest, a file `<task>.edge` for each task, and
-a copy of the patcher for the device; with `switch` and `input` `model.tflite` and `<task>.inputs.safetensors`; with
-`plain` a model `<task>.tflite` of each task alone. The second writes only the files of new tasks for a `base.tflite` or
-a `model.tflite` that is already in the field. See docs/litert.md.
+What the first command writes depends on `--design`. `patch`: `base.tflite`, its manifest, a file `<task>.edge` for each
+task, and the patcher for the device. `switch` and `input`: `model.tflite`, and for each task
+`<task>.inputs.safetensors`. `plain`: an ordinary model `<task>.tflite` for each task. The second command writes only
+the files of new tasks, for a `base.tflite` or `model.tflite` that devices already have. See docs/litert.md.
 """
 
 
@@ -58,9 +58,9 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     text = flags.DEFINE_string
     define_packs_flag()
-    output = "Folder of the export; with --base that of the new file, by default the base's."
+    output = "Folder of the export; with --base the folder of the new files, by default the base's."
     define(text, "output", None, output, ESSENTIALS)
-    base = "What the tasks are added to: base.tflite with its manifests beside it, or model.tflite."
+    base = "The model to add tasks to: base.tflite with its manifests beside it, or model.tflite."
     define(text, "base", None, base, ESSENTIALS)
     define_config_flags(LiteOptions)
     define_base_flags()

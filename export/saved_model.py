@@ -45,11 +45,13 @@ _TEXT = """One base and any number of tasks as one SavedModel for TensorFlow Ser
     {call} --packs=a.task.safetensors,b.task.safetensors --output=DIR
     {call} --add_to=DIR/3 --packs=c.task.safetensors
 
-The first writes `DIR/1` (or the version after the highest that is there), a SavedModel with the signatures
-`serving_default`, `by_name` and `encoded` for tasks of classes, `segment` and `segment_HEIGHTxWIDTH` for tasks with a
-class for each pixel, and beside it `DIR/with_mask/1`, with `with_mask` and `tasks`. The second writes `DIR/4` from
-`DIR/3` and the new packs alone. The old packs are not needed, and the backbone's weights only for a task of pixels with
-a size or number of classes that no task of the export has.
+The first command writes `DIR/1`, or the next version if there are versions already. It is a SavedModel. Tasks with one
+class for each image have the signatures `serving_default`, `by_name` and `encoded`. Tasks with any number of classes
+have `tag` and `tag_HEIGHTxWIDTH`, and tasks with a class for each pixel `segment` and `segment_HEIGHTxWIDTH`. Beside it
+the command writes `DIR/with_mask/1`, with the signatures `with_mask`, `find_tasks` and `tasks`.
+
+The second command writes `DIR/4` from `DIR/3` and the new packs, without the old packs. It needs the backbone's weights
+only if a new task of pixels has an image size or a number of classes that no task of the export has.
 """
 
 
@@ -57,8 +59,8 @@ def define_flags() -> None:
     """Defines the flags of the command."""
     text = flags.DEFINE_string
     define_packs_flag()
-    define(text, "output", None, "Folder of the export; with --add_to by default that of the old export.", ESSENTIALS)
-    define(text, "add_to", None, "Version of an export, or its folder, that the packs are added to.", ESSENTIALS)
+    define(text, "output", None, "Folder of the export; with --add_to the old export's by default.", ESSENTIALS)
+    define(text, "add_to", None, "The export, or a version of it, to add the packs to.", ESSENTIALS)
     define_config_flags(ExportOptions)
     version = "Version to write; by default that after the highest one."
     define(flags.DEFINE_integer, "version", None, version, "Settings", lower_bound=1)

@@ -25,15 +25,15 @@ __all__ = ["write_deployment"]
 __getattr__, __dir__ = lazy_names(__package__, {"write_deployment": "deployment.write"}, __name__)
 
 FLAGS = flags.FLAGS
-_TEXT = """All that a TensorFlow Serving deployment needs beside an export.
+_TEXT = """Writes what TensorFlow Serving needs to serve an export.
 
     {call} DIR
     {call} DIR --stable=3 --canary=4 --output=FOLDER
 
 Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
-`client.py` to `DIR/deployment` or FOLDER, and into each version of both servables warm-up requests, and of the first
-one its `batching_params.pbtxt`. Run again, it replaces what it wrote. It leaves a file that somebody changed alone,
-unless --overwrite is given.
+`client.py` to `DIR/deployment` or FOLDER. Writes warm-up requests into each version of both servables, and
+`batching_params.pbtxt` into each version of the first. If you run it again, it replaces its own files. If a file was
+changed since, the command ends with an error and writes nothing, unless you give --overwrite.
 """
 
 

@@ -50,22 +50,24 @@ _TEXT = """Compares an export with the task bank, task by task.
     {call} DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
     {call} DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
 
-For a SavedModel, every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the
-file itself; JPEG and PNG only). Exit status: 0 if no probability differs by more than 1e-5 and every label is the
-same, else 1. Of a task with a class for each pixel, `segment_HEIGHTxWIDTH` and `segment` are compared, and at most
-0.01 % of the pixels may differ. Of a task of boxes these are `detect_HEIGHTxWIDTH` and `detect`; sides may differ by
-0.01 pixels and scores by 1e-5, and at most 0.01 % of the boxes may be in one answer alone, but where a comparison of
-scores or overlaps was close to 1e-4.
+SavedModel: every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
+itself; only JPEG and PNG). The exit status is 0 if no probability differs by more than 1e-5 and all labels are equal,
+else 1. For a task with a class for each pixel, the signatures are `segment_HEIGHTxWIDTH` and `segment`, and at most
+0.01 % of the pixels may differ. For a task of boxes they are `detect_HEIGHTxWIDTH` and `detect`. Sides may differ by 0.01
+pixels and scores by 1e-5. At most 0.01 % of the boxes may be in one answer only; boxes whose score or overlap lies
+within 1e-4 of what it is compared with do not count.
 
-For a base.tflite (design patch) or a model.tflite (switch, input), every task is put on it from the file beside it. A
-model of one task (plain) is compared with the task of its name. Every image goes through LiteRT. Exit status: 0 if
-the most probable class is the bank's on all images with float32, on 99.5 % with float16, and on 90 % with dynamic and
-int8, else 1. `--min_agreement` sets another share. With dynamic and int8, every constant of a base.tflite must also
-be the task's weight to half a step of its scale. If images are in folders with the names of classes, the errors of
-both are printed. Of a task that finds the class of each pixel, the same shares of pixels count, with float32 99.99 %,
-and where another class is found there, its logit may exceed the next one by 1e-3; errors are printed if the images are
-in `images/` with label maps in `labels/`. Of a task of boxes the shares are of boxes with a score of 0.3 or more that
-have one of their class beside them; with float32 all boxes must be the same.
+LiteRT: a base.tflite (design patch) or a model.tflite (switch, input) gets every task from its file in the same folder.
+A model of one task (plain) is compared with the task of the same name. Every image goes through LiteRT. The exit status
+is 0 if the most probable class is the bank's on all images with float32, on 99.5 % with float16, and on 90 % with
+dynamic and int8, else 1. `--min_agreement` sets another share. With dynamic and int8, every constant of a base.tflite
+must also equal the task's weight to half a step of its scale. If images are in folders named after classes, the errors
+of export and bank are printed.
+
+For a task with a class for each pixel, the same shares of pixels count, but 99.99 % with float32. Where float32 finds
+another class, its logit may exceed the next one by at most 1e-3. Errors are printed if the images are in `images/` with
+label maps in `labels/`. For a task of boxes the shares are of boxes with a score of 0.3 or more that overlap one of
+their class in the other answer. With float32 all boxes must be the same.
 """
 
 
@@ -78,7 +80,7 @@ def define_flags() -> None:
         "float32, 0.995 with float16, 0.9 with dynamic and int8."
     )
     define(flags.DEFINE_float, "min_agreement", None, agreement, "Settings", lower_bound=0.01, upper_bound=1.0)
-    skip = "Leave out images that cannot be used, and name them, instead of an error."
+    skip = "Skip images that cannot be used, and list them, instead of ending with an error."
     define(flags.DEFINE_bool, "skip_broken_images", False, skip, "Settings")
     define_base_flags()
 

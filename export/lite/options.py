@@ -23,14 +23,12 @@ class LiteOptions:
 
     design: str = option("patch", "How tasks get into the model: patch, switch, input or plain; see docs/litert.md.")
     quantize: str = option("none", "Type of the weights: none (float32), float16, dynamic or int8.")
-    max_classes: int = option(
-        0, "Make the head a part of the graph, with room for this many classes; 0: the head stays outside."
-    )
-    compress: bool = option(False, "Code the masks in files of tasks: smaller, and slower to read.")
+    max_classes: int = option(0, "Put the head into the graph, with room for this many classes; 0: keep it outside.")
+    compress: bool = option(False, "Compress the masks in the files of tasks: smaller, but slower to read.")
     representative_data: str = option(
-        "", "Images for the ranges of int8: a data spec, or one for each pack; broken ones do not count."
+        "", "Calibration images for int8: a data spec, or one for each pack; broken images are skipped."
     )
-    representative_images: int = option(_IMAGES, "How many of them for each task.")
+    representative_images: int = option(_IMAGES, "Number of calibration images for each task.")
 
     def __post_init__(self) -> None:
         check_choice("design", self.design, DESIGNS)

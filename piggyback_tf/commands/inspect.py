@@ -27,7 +27,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--details", action="store_true", help="print everything else that a pack says of its task, settings included"
     )
-    command.add_argument("--layers", action="store_true", help="list the zeros of every mask too")
+    command.add_argument("--layers", action="store_true", help="also list the zeros of every mask")
     return command
 
 

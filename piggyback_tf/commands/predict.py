@@ -43,8 +43,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="an existing folder for pictures: of a task of pixels IMAGE.labels.png, whose pixels are the numbers of "
-        "the classes, and IMAGE.overlay.png, to look at; of a task of boxes IMAGE.boxes.png",
+        help="an existing folder for pictures. Task of pixels: IMAGE.labels.png, whose pixels are class numbers, and "
+        "IMAGE.overlay.png, for people. Task of boxes: IMAGE.boxes.png",
     )
     add_base_options(command)
     add_batch_size(command)

@@ -17,7 +17,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
         "report",
-        help="write a page for the browser on runs and packs; needs no TensorFlow",
+        help="write an HTML page on runs and packs; needs no TensorFlow",
         description="Writes one HTML file that needs no other and no network: errors with intervals, learning curves, "
         "zeros by layer, the images that tasks get wrong with their answers, and what their masks have in common.",
         allow_abbrev=False,

@@ -25,13 +25,13 @@ from piggyback_tf.training import TrainingError, check_settings, folders_of_meth
 FLAGS = flags.FLAGS
 # A cross-entropy below this part of that of the first epoch is one of a head that learns.
 _LEARNS = 0.98
-_TEXT = """Learns a task on a frozen network, or several in turn.
+_TEXT = """Learns a task on a frozen network, or several tasks in turn.
 
     {call} --data=folder:PHOTOS --output_dir=runs/photos
     {call} --data=digits --backbone=shapesnet --output_dir=runs/digits
 
-PHOTOS has the images of each class in PHOTOS/train/CLASS, and may have PHOTOS/val and PHOTOS/test. After a kill the
-same command goes on where the last completed epoch ended.
+The images of each class are in PHOTOS/train/CLASS. PHOTOS/val and PHOTOS/test are optional. If a run is interrupted,
+the same command continues after the last completed epoch.
 """
 
 

@@ -13,10 +13,10 @@ CHECKS = ("pixels", "headers")
 class InputConfig:
     """How images get from a data set to the network."""
 
-    augment_train: str = option("", "What happens to training images; by default resize(S,S).")
-    augment_eval: str = option("", "What happens to any other image; by default resize(S,S).")
+    augment_train: str = option("", "Preparation of training images; by default resize(S,S).")
+    augment_eval: str = option("", "Preparation of all other images; by default resize(S,S).")
     cache: str = option(
-        "auto", "Where images are kept once decoded and resized: auto, memory, disk or none.", recorded=False
+        "auto", "Where decoded and resized images are kept: auto, memory, disk or none.", recorded=False
     )
     cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.", recorded=False)
     cache_disk_limit_mb: int = option(20480, "MiB of disk that cache=auto may take.", recorded=False)

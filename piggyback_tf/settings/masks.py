@@ -39,7 +39,7 @@ class MaskConfig:
     init: str = option(
         "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
     )
-    scale: float = option(1e-2, "Size of mask_real at the start.")
+    scale: float = option(1e-2, "Initial size of mask_real.")
     gradient_scaling: str = option(
         "none", "none: dE/dW' * W; average: divided by the layer's mean |W|; individual: divided by each |W|."
     )

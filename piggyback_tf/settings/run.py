@@ -35,7 +35,7 @@ class RunConfig:
     )
     tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
-    val_fraction: float = option(0.1, "Part of train for validation without such a split.")
+    val_fraction: float = option(0.1, "Part of train to hold out without a validation split.")
     skip_broken_images: bool = option(False, "Leave out files that cannot be used.")
     backbone: str = option("mobilenet_v2", "The frozen network: a name, as `backbones` lists them, or PATH.keras.")
     weights: str | None = option(

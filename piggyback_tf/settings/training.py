@@ -19,7 +19,7 @@ class TrainConfig:
 
     epochs: int = option(10, "Passes over the training images.")
     batch_size: int = option(32, "Images a step, over all devices.")
-    seed: int = option(0, "Seed of random starts, order of images, augmentation, dropout.")
+    seed: int = option(0, "Seed of initial values, order of images, augmentation, dropout.")
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0: half of all.")
     step_decay: float = option(0.1, "schedule=step: factor of each decay.")
@@ -36,12 +36,12 @@ class TrainConfig:
     )
     mask_trust: float = option(
         0.1,
-        "Part of the loss that the flips of a step may promise; a tenth of it with label maps and boxes; 0: no limit.",
+        "Limit of a step's predicted gain, as a part of the loss; a tenth of it with label maps and boxes; 0: none.",
         before=0.0,
     )
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
     mask_budget: float = option(
-        1.0, "With --mask_trust above 0: flips of a whole training, as a part of all weights.", before=1.0
+        1.0, "With --mask_trust above 0: limit of flips in a training, as a part of all weights.", before=1.0
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(0.0, "Learning rate of the head; 0: by the number of features.")
@@ -55,7 +55,7 @@ class TrainConfig:
     adam_epsilon: float = option(1e-7, "Epsilon of adam, except for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
         3,
-        "Stop after this many epochs, and 20 steps, with the loss of guessing, or when the network has died; 0: never.",
+        "Stop after this many epochs, and 20 steps, at chance level, or if the network has collapsed; 0: never.",
         recorded=False,
     )
 

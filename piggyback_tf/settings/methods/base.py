@@ -36,12 +36,12 @@ class MethodConfig:
 
     head: str = option(
         "fpn",
-        "Head of tasks of label maps. fpn: a light pyramid, on any network; fcn32, fcn16, fcn8: on the VGG networks.",
+        "Head for label maps. fpn: a light feature pyramid, on any network; fcn32, fcn16, fcn8: on the VGG networks.",
         before="fpn",
     )
     class_weights: str = option(
         "none",
-        "Of tasks of label maps. median_frequency: a pixel weighs more in the loss the rarer its class is.",
+        "For label maps. median_frequency: pixels of rare classes get a larger weight in the loss.",
         before="none",
     )
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
