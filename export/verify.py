@@ -53,8 +53,8 @@ _TEXT = """Compares an export with the task bank, task by task.
 SavedModel: every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
 itself; only JPEG and PNG). The exit status is 0 if no probability differs by more than 1e-5 and all labels are equal,
 else 1. For a task with a class for each pixel, the signatures are `segment_HEIGHTxWIDTH` and `segment`, and at most
-0.01 % of the pixels may differ. For a task of boxes they are `detect_HEIGHTxWIDTH` and `detect`. Sides may differ by 0.01
-pixels and scores by 1e-5. At most 0.01 % of the boxes may be in one answer only; boxes whose score or overlap lies
+0.01 % of the pixels may differ. For a task of boxes they are `detect_HEIGHTxWIDTH` and `detect`. Sides may differ by
+0.01 pixels and scores by 1e-5. At most 0.01 % of the boxes may be in one answer only; boxes whose score or overlap lies
 within 1e-4 of what it is compared with do not count.
 
 LiteRT: a base.tflite (design patch) or a model.tflite (switch, input) gets every task from its file in the same folder.
