@@ -67,6 +67,7 @@ def test_all_problems_are_told_before_the_first_step_and_left_out_by_one_flag(ph
     assert not (tmp_path / "run/problems.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_used_though_its_test_images_had_to_change(photos, tmp_path):
     """Nobody looked at the pixels, and the one that is broken is found when the training is over."""
     _cut(photos / "test/light/3.png")

@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.lite.kinds import check_is_dense
-from export.servable.problem_signatures import check_is_served
-from export.shared.errors import ExportError
 from piggyback_tf.__main__ import main
 from piggyback_tf.backbones import load_backbone
 from piggyback_tf.data import parse_augment
@@ -62,6 +59,7 @@ def pack(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_predict_gives_boxes_in_the_files_own_pixels(pack, squares, tmp_path, capsys):
     image = squares / "test" / "0.png"
     pixels = np.asarray(Image.open(image))
@@ -115,13 +113,6 @@ def test_a_plain_model_says_of_points_what_the_task_says(pack, tmp_path, capsys)
     assert main(["inspect", str(pack), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["problem"] == "boxes" and found["head"]["kind"] == "fcos"
-
-
-def test_exports_say_that_they_do_not_hold_boxes(pack):
-    with pytest.raises(ExportError, match="boxes"):
-        check_is_dense(TaskPack.load(pack))
-    with pytest.raises(ExportError, match="finds a box around each object with a head 'fcos'"):
-        check_is_served(TaskPack.load(pack))
 
 
 @pytest.mark.slow

@@ -72,6 +72,7 @@ def test_unpacked_kernels_are_those_that_are_made_in_a_call(served, loader):
     np.testing.assert_allclose(_answers(served("unpacked"), loader), _answers(served()), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_verify_covers_them(tasks, served, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(encode(picture(SIZE, SIZE), "PNG"))

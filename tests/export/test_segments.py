@@ -197,6 +197,7 @@ def _signatures(folder):
     return {name: signature for name, signature in found.items() if not name.startswith("__")}
 
 
+@pytest.mark.slow
 def test_an_export_of_segments_alone_and_one_more_without_the_base(mixed, tmp_path):
     folder = export_saved_model(mixed.backbone, mixed.packs[:1], tmp_path)
     assert read_description(folder)["kernels"] == "unpacked"

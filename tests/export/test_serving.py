@@ -241,6 +241,7 @@ def test_a_version_that_grows_out_of_another_has_what_was_added(export):
     assert not (export / "2" / WARMUP_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_deployment_is_brought_up_to_date_after_tasks_were_added(small, tmp_path):
     shutil.copytree(small.packed.parent, tmp_path / "export")
     write_deployment(tmp_path / "export", options=ServingOptions(stable=1))

@@ -82,7 +82,7 @@ def test_so_many_run_at_once(jobs, tmp_path):
 
 
 def test_who_ends_the_farm_ends_what_runs(tmp_path):
-    rows, caught = rows_of("fine", "waits:60", "waits:60"), []
+    rows, caught = rows_of("fine", "waits:60", "waits:60", "waits:60"), []
 
     def told(row, state):
         while len(ran(tmp_path, "t1")) < 1:
@@ -102,7 +102,7 @@ def test_who_ends_the_farm_ends_what_runs(tmp_path):
     process = int(ran(tmp_path, "t1")[0].split()[0])
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
-    assert not ran(tmp_path, "t2"), "and nothing is begun"
+    assert not ran(tmp_path, "t3"), "and nothing is begun"
     assert folder_of_row(tmp_path, "t1").read().attempts == 1
 
 

@@ -146,6 +146,7 @@ print(ten - two, bank.nbytes["base"], bank.nbytes["tasks"])
 """
 
 
+@pytest.mark.slow
 def test_ten_tasks_take_hardly_more_memory_than_their_bits(tmp_path):
     # With oneDNN TensorFlow keeps freed memory for later calls, and what is held could not be told from what was. The
     # allocator's arenas, one a thread, do the same; what they still keep differs by chance and only ever adds.

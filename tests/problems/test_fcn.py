@@ -207,6 +207,7 @@ def test_it_goes_on_as_a_plain_keras_model(backbone, masked, tmp_path):
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["piggyback", "classifier_only", "finetune"])
 def test_methods_train_it(backbone, method):
     data = TaskData(

@@ -58,6 +58,7 @@ def test_tasks_are_inferred_once(method, ways, tmp_path, monkeypatch):
     assert _run(tmp_path, method) == metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [pytest.param("classifier_only", marks=pytest.mark.slow), "ewc"])
 def test_inferring_tasks_can_be_left_out_and_done_later(method, tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "measure_task_agnostic", _forbidden)

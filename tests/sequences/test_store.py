@@ -56,6 +56,7 @@ def _run(folder, method):
     return run_sequence(folder, toy_backbone(), _four_tasks(), toy_settings(method, epochs=1, warmup_steps=0))
 
 
+@pytest.mark.slow
 def test_four_tasks_build_one_bank_and_read_no_pack(tmp_path, counts):
     whole = _run(tmp_path, "piggyback")
     assert counts == {"banks": 1}
@@ -71,6 +72,7 @@ def test_four_tasks_build_one_bank_and_read_no_pack(tmp_path, counts):
     assert not counts, "nothing is left to be measured"
 
 
+@pytest.mark.slow
 def test_a_memory_is_read_where_a_sequence_goes_on(tmp_path, counts):
     whole = _run(tmp_path, "finetune_sequential")
     assert not counts
@@ -86,6 +88,7 @@ def test_a_memory_is_read_where_a_sequence_goes_on(tmp_path, counts):
     assert again["steps"][-1]["bytes"] == whole["steps"][-1]["bytes"]
 
 
+@pytest.mark.slow
 def test_a_sequence_that_the_first_version_began_goes_on(tmp_path):
     """Its results have no number of a format, and histories of fractions."""
     whole = _run(tmp_path, "piggyback")

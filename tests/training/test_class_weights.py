@@ -66,6 +66,7 @@ def trained(state_dir=None, kind="median_frequency", **changes):
     return train_task(learner, backbone, rectangles(), config, INPUTS, state_dir=state_dir)
 
 
+@pytest.mark.slow
 def test_they_are_kept_and_the_same_in_a_resumed_training(tmp_path, monkeypatch):
     whole = trained(tmp_path / "whole", epochs=2)
     truth = np.stack([Rectangles(0, 12).read(index)[..., 3] for index in range(12)])
@@ -108,6 +109,7 @@ def test_a_damaged_file_is_said(tmp_path, text):
         class_weights("median_frequency", Segmentation(CLASSES, (4, 5)), Rectangles(0, 2), tmp_path)
 
 
+@pytest.mark.slow
 def test_they_are_recorded_in_the_pack_and_the_result(tmp_path):
     config = METHODS["classifier_only"].Config(class_weights="median_frequency")
     settings = SequenceSettings("classifier_only", config, TrainConfig(epochs=1, batch_size=4), INPUTS)

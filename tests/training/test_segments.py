@@ -89,6 +89,7 @@ def test_a_method_learns_segments(method):
     assert error == pytest.approx(found.history["val_error"][found.best_epoch], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_as_if_it_was_not(tmp_path, monkeypatch):
     whole = trained("piggyback", tmp_path / "whole", epochs=2)
     stopped = tmp_path / "stopped"
@@ -113,6 +114,7 @@ def test_a_killed_training_ends_as_if_it_was_not(tmp_path, monkeypatch):
     assert all(np.array_equal(first[path].numpy(), second[path].numpy()) for path in first)
 
 
+@pytest.mark.slow
 def test_a_finetuned_network_is_recalled_with_its_head():
     kind = METHODS["finetune"]
     found, backbone = trained("finetune"), load_backbone("shapesnet", image_size=32)

@@ -423,9 +423,9 @@ def test_two_processes_do_not_write_the_same_file(plain, tmp_path):
     files.install(tmp_path / "task.edge")
 
 
-def test_the_library_has_no_more_than_675_lines():
-    """A hundred of them read compositions of filters and make filters of them."""
-    assert sum(len((SOURCE / f"piggyback_edge.{end}").read_text().splitlines()) for end in ("h", "cc")) <= 675
+def test_the_library_has_no_more_than_685_lines():
+    """A hundred of them read compositions of filters and make filters of them. Boxes and label maps have their own."""
+    assert sum(len((SOURCE / f"piggyback_edge.{end}").read_text().splitlines()) for end in ("h", "cc")) <= 685
 
 
 def test_a_full_disk_leaves_the_old_model(plain, tmp_path):

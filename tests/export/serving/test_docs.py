@@ -18,6 +18,8 @@ from tests.export.serving.conftest import FILES, running_server
 from tests.forked import run_forked
 
 TEXT = (ROOT / "docs" / "serving.md").read_text()
+# How signatures of problems other than classes begin.
+_OTHERS = ("segment", "detect", "tag")
 
 
 @pytest.fixture(scope="module", name="server")
@@ -77,16 +79,18 @@ def test_the_table_of_signatures(small):
     folders = {"piggyback": small.packed, "piggyback_with_mask": small.packed.parent / "with_mask" / "1"}
     for model, folder in folders.items():
         signatures = dict(tf.saved_model.load(str(folder)).signatures.items())
-        rows = {name: cells for name, cells in _rows(model).items() if not name.startswith(("segment", "tag"))}
+        rows = {name: cells for name, cells in _rows(model).items() if not name.startswith(_OTHERS)}
         assert rows.keys() == signatures.keys()
         for name, cells in rows.items():
             _agree(cells, signatures[name])
 
 
-def test_the_signatures_of_segments_in_the_table(mixed):
-    rows, signatures = _rows("piggyback"), dict(mixed.loaded().signatures.items())
-    sizes = {name: re.sub(r"[0-9]+x[0-9]+$", "HxW", name) for name in signatures}
-    assert set(sizes.values()) == {name for name in rows if not name.startswith("tag")} and "segment_HxW" in rows
+@pytest.mark.parametrize(("export", "kind"), [("mixed", "segment"), ("found_boxes", "detect")])
+def test_the_signatures_of_other_problems_in_the_table(export, kind, request):
+    signatures = dict(request.getfixturevalue(export).loaded().signatures.items())
+    rows = {name: cells for name, cells in _rows("piggyback").items() if name.startswith(kind)}
+    sizes = {name: re.sub(r"[0-9]+x[0-9]+$", "HxW", name) for name in signatures if name.startswith(kind)}
+    assert set(sizes.values()) == rows.keys() == {kind, f"{kind}_HxW"}
     for name, row in sizes.items():
         _agree(rows[row], signatures[name])
 
@@ -96,7 +100,7 @@ def test_the_server_answers_with_the_same_table(address):
         found = json.load(answer)
     assert found["model_spec"] == {"name": "piggyback", "signature_name": "", "version": "2"}
     signatures = found["metadata"]["signature_def"]["signature_def"]
-    rows = {name: cells for name, cells in _rows("piggyback").items() if not name.startswith(("segment", "tag"))}
+    rows = {name: cells for name, cells in _rows("piggyback").items() if not name.startswith(_OTHERS)}
     assert signatures.keys() == rows.keys()
     for name, cells in rows.items():
         for cell, side in zip(cells, ("inputs", "outputs"), strict=True):
