@@ -58,24 +58,27 @@ class Farm:
         files = folder_of_row(self.folder, row.task)
         files.folder.mkdir(parents=True, exist_ok=True)
         state = files.read()
+        flags = (*self.flags, *row.flags)
+        # With other flags `train` says in which they differ from those of the run that is there.
+        done = state.status == DONE and state.flags == flags and files.is_learned
         tried = 0
         # What was refused may have been mended since, and to find that out takes a second.
-        while state.status != DONE and tried < self.attempts:
+        while not done and tried < self.attempts:
             tried += 1
             # Written first: an attempt counts though nobody sees its end.
             state = dataclasses.replace(state, attempts=state.attempts + 1)
             files.write(state)
             started = time.monotonic()
-            status, error, again = self._attempt(row, files, running)
-            state = RowState(status, state.attempts, round(state.seconds + time.monotonic() - started, 1), error)
+            status, error, again = self._attempt(flags, files, running)
+            seconds = round(state.seconds + time.monotonic() - started, 1)
+            state = RowState(status, state.attempts, seconds, error, flags)
             files.write(state)
-            if not again:
-                break
+            done = not again
         return state
 
-    def _attempt(self, row: TaskRow, files: RowFolder, running: "Running") -> tuple[str, str, bool]:
+    def _attempt(self, given: Sequence[str], files: RowFolder, running: "Running") -> tuple[str, str, bool]:
         """Trains in a process of its own; returns the row's status, why it is not done, and whether to try again."""
-        flags = [*self.flags, *row.flags, f"--output_dir={files.run}", "--json", "--verbose=2"]
+        flags = [*given, f"--output_dir={files.run}", "--json", "--verbose=2"]
         command = [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *TRAIN, *flags]
         # Where nothing is installed, the package is found as it was found here.
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]

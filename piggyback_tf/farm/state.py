@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from piggyback_tf.farm.rows import FarmError
-from piggyback_tf.file_names import FARM_LOG, FARM_RUN, FARM_STATE, FARM_TASKS
+from piggyback_tf.file_names import FARM_LOG, FARM_RUN, FARM_STATE, FARM_TASKS, METRICS_FILE
 from piggyback_tf.files import write_atomically
 
 # What may be said of a row. Refused: something in it is wrong, and it was not tried again. Failed: its process died
@@ -22,12 +22,14 @@ class RowState:
         attempts: How many processes have worked on it.
         seconds: How long all of them took that ended while somebody looked.
         error: Why it is not done, in a sentence; empty else.
+        flags: With which flags of `train` that was.
     """
 
     status: str = NEW
     attempts: int = 0
     seconds: float = 0.0
     error: str = ""
+    flags: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,11 @@ class RowFolder:
     def log(self) -> Path:
         """What its trainings printed."""
         return self.folder / FARM_LOG
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether its training is complete; whoever wants it again deletes the run."""
+        return (self.run / METRICS_FILE).exists()
 
     def read(self) -> RowState:
         """Returns how far it has come.
@@ -75,8 +82,9 @@ def read_state(path: Path) -> RowState:
         FarmError: If the file is damaged.
     """
     try:
-        return RowState(**json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        return RowState(**found | {"flags": tuple(found["flags"])})
     except FileNotFoundError:
         return RowState()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise FarmError(f"{str(path)!r} is damaged: {error}. Delete it; what was trained stays.") from error

@@ -34,6 +34,7 @@ if kind == "dies" and ran <= int(number):
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "waits":
     time.sleep(float(number))
+open(os.path.join(flags["output_dir"], "metrics.json"), "w").close()
 """
 
 
@@ -68,9 +69,17 @@ def test_what_dies_is_tried_again_and_what_is_wrong_is_not(tmp_path):
     assert ran(tmp_path, "t0")[0].endswith(" 1 7"), "its threads, and the flags of all rows"
     assert folder_of_row(tmp_path, "t2").log.read_text() == "told\n" * 3
     # Once more: what is done is not begun, all else is.
-    states = learn(tmp_path, rows, attempts=1)
+    states = learn(tmp_path, rows, attempts=1, flags=["--epochs=7"])
     assert [states[row.task].attempts for row in rows] == [1, 2, 3, 4, 2]
     assert [len(ran(tmp_path, row.task)) for row in rows] == [1, 2, 3, 4, 2]
+
+
+def test_what_is_done_is_asked_again_with_other_flags_and_without_its_run(tmp_path):
+    (row,) = rows_of("fine")
+    for flags, attempts in [(["--epochs=7"], 1), (["--epochs=7"], 1), (["--epochs=8"], 2), (["--epochs=8"], 2)]:
+        assert learn(tmp_path, [row], flags=flags)["t0"].attempts == attempts
+    (folder_of_row(tmp_path, "t0").run / "metrics.json").unlink()
+    assert learn(tmp_path, [row], flags=["--epochs=8"])["t0"].attempts == 3
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
