@@ -1,8 +1,8 @@
 """Lets go of graphs that TensorFlow would keep as long as the process lives.
 
 A call of a function with `tf.custom_gradient` in a graph enters its gradient into a registry of TensorFlow, which
-nothing ever leaves. The gradient knows the graph. So each training would go on to take memory, about 100 MB for masks on
-MobileNetV2, and a run of many tasks would end for want of it.
+nothing ever leaves. The gradient knows the graph. So each training would go on to take memory, about 100 MB for masks
+on MobileNetV2, and a run of many tasks would end for want of it.
 """
 
 import contextlib
