@@ -1243,10 +1243,13 @@ def _images() -> Any:
         ) from None
 
 
-def _load_image(path: str, shape: tuple[int, int], augment: str = "") -> tuple[np.ndarray, tuple[int, int] | None]:
+def _load_image(
+    path: str, shape: int | tuple[int, int], augment: str = ""
+) -> tuple[np.ndarray, tuple[int, int] | None]:
     """Returns an image, float32 `[1, height, width, 3]`, and `(height, width)` of the file.
 
-    A .npy file is taken as it is, and nobody knows what it was before; others are prepared for a task.
+    The shape that it must have is `(height, width)`, or the side of a square. A .npy file is taken as it is, and nobody
+    knows what it was before; others are prepared for a task.
     """
     if path.endswith(".npy"):
         try:
@@ -1257,7 +1260,7 @@ def _load_image(path: str, shape: tuple[int, int], augment: str = "") -> tuple[n
             raise EdgeError(f"{path!r} is no .npy file of numbers.")
     else:
         image = _images().read_image(path)
-    size = None
+    size, shape = None, (shape, shape) if isinstance(shape, int) else shape
     with _errors_of(path):
         if path.endswith(".npy"):
             check_pixels(image)

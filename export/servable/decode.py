@@ -29,7 +29,7 @@ def decode_batch(
     files: tf.Tensor,
     preparation: tf.Tensor,
     preparations: tuple[str, ...],
-    image_shape: tuple[int, int],
+    image_shape: int | tuple[int, int],
     max_pixels: int = MAX_PIXELS,
     headers: Headers | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -39,7 +39,7 @@ def decode_batch(
         files: The content of JPEG and PNG files, string `[B]`.
         preparation: The place of each image's augmentation in `preparations`, int32 `[B]`.
         preparations: Augmentation strings.
-        image_shape: Height and width `(H, W)` of the prepared images.
+        image_shape: Height and width `(H, W)` of the prepared images, or the side of square ones.
         max_pixels: Pixels of the largest file that is decoded; as many are decoded at a time.
         headers: What `read_headers` found in the files, if it was asked already.
 
@@ -48,12 +48,13 @@ def decode_batch(
         which are good, bool `[B]`.
     """
     headers, count = headers or read_headers(files, max_pixels), tf.shape(files)[0]
-    chains, shape = [parse_preparation(augment) for augment in preparations], [*image_shape, 3]
+    height, width = (image_shape, image_shape) if isinstance(image_shape, int) else image_shape
+    chains, shape = [parse_preparation(augment) for augment in preparations], [height, width, 3]
 
     def prepare_row(row_and_content: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         row, content = row_and_content
         image = restore(content, headers.kind[row], headers.orientation[row])
-        ways = [lambda chain=chain: prepare_in_graph(image, chain, image_shape) for chain in chains]
+        ways = [lambda chain=chain: prepare_in_graph(image, chain, (height, width)) for chain in chains]
         return tf.switch_case(preparation[row], ways) if len(ways) > 1 else ways[0]()
 
     def decode_next(start: tf.Tensor, images: tf.Tensor, good: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
