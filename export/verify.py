@@ -67,7 +67,8 @@ of export and bank are printed.
 For a task with a class for each pixel, the same shares of pixels count, but 99.99 % with float32. Where float32 finds
 another class, its logit may exceed the next one by at most 1e-3. Errors are printed if the images are in `images/` with
 label maps in `labels/`. For a task of boxes the shares are of boxes with a score of 0.3 or more that overlap one of
-their class in the other answer. With float32 all boxes must be the same.
+their class in the other answer. With float32 all boxes must be the same. Errors are printed if the images are in
+`JPEGImages/` with their boxes in `Annotations/`, as in PASCAL VOC.
 """
 
 

@@ -278,7 +278,8 @@ def compare_lite(
         bank: A bank with the task.
         pack: The task.
         files: Image files, at least one. If each is in a folder of a class's name, errors are measured, too; of label
-            maps if each `images/NAME.jpg` has its `labels/NAME.png`.
+            maps if each `images/NAME.jpg` has its `labels/NAME.png`, and of boxes if each `JPEGImages/NAME.jpg` has its
+            `Annotations/NAME.xml`.
         min_agreement: The least share of images, or of pixels, of which the most probable class must be the bank's;
             what the export's quantisation promises if None.
         batch_size: How many images are in memory at a time.

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from piggyback_tf.data import Operation, at_own_size
+from piggyback_tf.data import Operation
 from piggyback_tf.data.label_maps import LabelReader
+from piggyback_tf.data.sources import Original
+from piggyback_tf.data.voc import voc_original
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems import PROBLEMS
 
@@ -101,41 +103,68 @@ class ClassJudge(Judge):
         return float(model), float(bank)
 
 
-class PlaceJudge(Judge):
-    """Judges label maps place by place; what is right says `labels/NAME.png` where the image is `images/NAME.*`.
+class OriginalJudge(Judge):
+    """Judges answers whose error is measured at the own size of each image.
+
+    Args:
+        pack: The task.
+        operations: How images are prepared for it.
+    """
+
+    def __init__(self, pack: TaskPack, operations: list[Operation]):
+        super().__init__(pack)
+        self._operations = operations
+        self._problem = PROBLEMS[pack.problem](pack.class_names, pack.image_shape)
+        # What the problem counts in each image, of the model and of the bank.
+        self._counts: list[np.ndarray] = []
+        self._labelled = True
+
+    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
+        self._compare(answer, expected)
+        original = self._original(file)
+        if original is None:
+            self._labelled = False
+        else:
+            both = np.stack([answer.found, expected])
+            self._counts.append(self._problem.count_originals(both, both, [original] * 2, self._operations))
+
+    def errors(self) -> tuple[float, float] | None:
+        if not self._labelled:
+            return None
+        counts = np.stack(self._counts)
+        model, bank = (next(iter(self._problem.measured(counts[:, place]).values())) for place in (0, 1))
+        return model, bank
+
+    @abc.abstractmethod
+    def _compare(self, answer: JudgedAnswer, expected: np.ndarray) -> None:
+        """Counts how an answer agrees with the bank's."""
+
+    @abc.abstractmethod
+    def _original(self, file: Path) -> Original | None:
+        """Returns what is to be found in an image file; None if nothing beside the file says it."""
+
+
+class PlaceJudge(OriginalJudge):
+    """Judges label maps place by place; `labels/NAME.png` says what is right of `images/NAME.*`.
 
     Where another class than the bank's is found, the difference is by how much its logit exceeds that of the next one.
     """
 
     agrees, error_name = "the class of pixels", "error (100 % less mean IoU)"
 
-    def __init__(self, pack: TaskPack, operations: list[Operation]):
-        super().__init__(pack)
-        self._operations = operations
-        self._problem = PROBLEMS[pack.problem](pack.class_names, pack.image_shape)
-        self._reader = LabelReader(tuple(pack.class_names))
-        self._counts: list[np.ndarray] = []
-        self._labelled = True
-
-    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
+    def _compare(self, answer: JudgedAnswer, expected: np.ndarray) -> None:
         other = answer.found != expected
         self._same, self._all = self._same + int((~other).sum()), self._all + other.size
         if answer.logits is not None and other.any():
             second, first = np.sort(answer.logits[other], axis=-1)[:, -2:].T
             self.difference = float(np.maximum(self.difference, (first - second).max()))
+
+    def _original(self, file: Path) -> Original | None:
         path = file.parent.with_name("labels") / f"{file.stem}.png"
         if file.parent.name != "images" or not path.is_file():
-            self._labelled = False
-            return
-        truth = self._reader.decode(path.read_bytes(), str(path))
-        maps = (at_own_size(labels, self._operations, truth.shape) for labels in (answer.found, expected))
-        self._counts.append(np.stack([self._problem.count(labels[None], truth[None])[0] for labels in maps]))
-
-    def errors(self) -> tuple[float, float] | None:
-        if not self._labelled:
             return None
-        model, bank = (self._problem.measured(np.stack(counts)) for counts in zip(*self._counts, strict=True))
-        return next(iter(model.values())), next(iter(bank.values()))
+        truth = LabelReader(tuple(self.pack.class_names)).decode(path.read_bytes(), str(path))
+        return Original((truth.shape[0], truth.shape[1]), truth)
 
     def fault(self, quantize: str) -> str | None:
         most = _MAX_MARGIN.get(quantize, np.inf)
@@ -148,15 +177,16 @@ class PlaceJudge(Judge):
         return _MIN_PLACES[quantize]
 
 
-class BoxJudge(Judge):
+class BoxJudge(OriginalJudge):
     """Judges boxes: of those that one of both is sure of each needs one of its class that overlaps it, of any score.
 
     In float32 the answers have to be the same; see `strange_boxes`. `difference` is how many boxes are not.
+    `Annotations/NAME.xml` says what is right of `JPEGImages/NAME.*`, as in PASCAL VOC.
     """
 
     agrees, error_name = "boxes", "error (100 % less AP)"
 
-    def add(self, file: Path, answer: JudgedAnswer, expected: np.ndarray) -> None:
+    def _compare(self, answer: JudgedAnswer, expected: np.ndarray) -> None:
         pair = boxes_in(answer.found), boxes_in(expected)
         strange, _ = strange_boxes(pair[0], pair[1])
         self.difference += strange
@@ -170,8 +200,8 @@ class BoxJudge(Judge):
     def agreement(self) -> float:
         return self._same / self._all if self._all else 1.0
 
-    def errors(self) -> tuple[float, float] | None:
-        return None
+    def _original(self, file: Path) -> Original | None:
+        return voc_original(file, self.pack.class_names)
 
     def fault(self, quantize: str) -> str | None:
         if quantize != "none" or not self.difference:
@@ -183,5 +213,5 @@ def judge_of(pack: TaskPack, operations: list[Operation]) -> Judge:
     """Returns what judges the answers of a task."""
     problem = PROBLEMS[pack.problem]
     if problem.answers_boxes:
-        return BoxJudge(pack)
+        return BoxJudge(pack, operations)
     return PlaceJudge(pack, operations) if problem.answers_labels else ClassJudge(pack)

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from piggyback_tf.data.augment import Size
-from piggyback_tf.data.boxes import BoxTable, box_faults, some_faults
+from piggyback_tf.data.boxes import COLUMNS, BoxTable, box_faults, some_faults
 from piggyback_tf.data.images import DataError, read_image
 from piggyback_tf.data.sources import Source, TaskData, digest
 from piggyback_tf.data.specs import DataRequest, task_of_splits
@@ -133,7 +133,7 @@ def task_of_annotations(
     usable: dict[str, list[Annotated]] = {}
     problems: dict[str, list[UnusableFile]] = {}
     for split, found in splits.items():
-        own = {id(image): _problem(image, class_names) for image in found.images}
+        own = {id(image): unusable_boxes(image, class_names) for image in found.images}
         problems[split] = [*found.problems, *(problem for problem in own.values() if problem)]
         images = [image for image in found.images if own[id(image)] is None]
         usable[split] = sorted(images, key=lambda image: _key(image.path, root))
@@ -148,18 +148,23 @@ def task_of_annotations(
         text = "%d class(es) of %s have no box in any training image: %s."
         logging.warning(text, len(missing), request.spec, some(missing))
     most = max([1, *(len(image.boxes) for images in usable.values() for image in images)])
-    numbers = {name: number for number, name in enumerate(class_names)}
     sources = {}
     for split, images in usable.items():
         if images:
-            rows = [[(*b.edges, numbers[b.class_name], b.ignored) for b in image.boxes] for image in images]
+            rows = [rows_of(image, class_names) for image in images]
             sizes = [image.size for image in images if image.size is not None]
-            table = BoxTable.of_images([np.array(own, np.float64) for own in rows], sizes, most)
+            table = BoxTable.of_images(rows, sizes, most)
             sources[split] = BoxFileSource([image.path for image in images], root, table, len(class_names))
     return task_of_splits(request, root, class_names, sources, problems, target="boxes")
 
 
-def _problem(image: Annotated, class_names: tuple[str, ...]) -> UnusableFile | None:
+def rows_of(image: Annotated, class_names: Sequence[str]) -> np.ndarray:
+    """Returns the boxes of an image that can be used, float32 `[n, 6]`; see `boxes.py`."""
+    rows = [(*box.edges, class_names.index(box.class_name), box.ignored) for box in image.boxes]
+    return np.array(rows, np.float32).reshape(-1, COLUMNS)
+
+
+def unusable_boxes(image: Annotated, class_names: Sequence[str]) -> UnusableFile | None:
     """Returns what is wrong with an image and its boxes, as far as that is known without its pixels."""
     place = shown_path(image.path)
     if not image.path.exists():

@@ -1,13 +1,22 @@
 """`voc:PATH`: images with boxes as PASCAL VOC keeps them. Its label maps are read by `segmentation:PATH`."""
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 from piggyback_tf.data.augment import Size
-from piggyback_tf.data.box_files import Annotated, AnnotatedSplit, NamedBox, task_of_annotations
-from piggyback_tf.data.images import DataError
+from piggyback_tf.data.box_files import (
+    Annotated,
+    AnnotatedSplit,
+    NamedBox,
+    rows_of,
+    task_of_annotations,
+    unusable_boxes,
+)
+from piggyback_tf.data.boxes import BoxTable
+from piggyback_tf.data.images import DataError, read_image
 from piggyback_tf.data.label_maps import read_class_names
-from piggyback_tf.data.sources import TaskData
+from piggyback_tf.data.sources import Original, TaskData
 from piggyback_tf.data.specs import DataRequest, path_and_options, register_data
 from piggyback_tf.data.split_folders import existing_folder, images_by_name, listed_names
 from piggyback_tf.data.unusable_files import UnusableFile
@@ -44,6 +53,32 @@ def load_voc(request: DataRequest) -> TaskData:
     splits = {split: _read_split(root, own, images) for split, own in names.items() if own}
     class_names = _class_names(root, splits["train"])
     return task_of_annotations(request, root, class_names, splits, LAYOUT)
+
+
+def voc_original(path: Path, class_names: Sequence[str]) -> Original | None:
+    """Returns the boxes of one image in the layout of PASCAL VOC.
+
+    Args:
+        path: The image.
+        class_names: Those of the task.
+
+    Returns:
+        None if the image is not in a folder `JPEGImages`, or `Annotations` beside it has no file for the image.
+
+    Raises:
+        DataError: If the image cannot be read, or its boxes cannot be used.
+    """
+    file = _annotations(path.parent.parent, path.stem)
+    if path.parent.name != "JPEGImages" or not file.is_file():
+        return None
+    image = Annotated(path, None)
+    _read(file, image)
+    if problem := unusable_boxes(image, class_names):
+        raise DataError(problem.sentence)
+    size = (image.size[0], image.size[1]) if image.size else (0, 0)
+    boxes = rows_of(image, class_names)
+    BoxTable.of_images([boxes], [size]).check_size(0, read_image(path), shown_path(path))
+    return Original(size, boxes)
 
 
 def _annotations(root: Path, name: str) -> Path:

@@ -19,6 +19,7 @@ from piggyback_tf.data import (
     original_batches,
 )
 from piggyback_tf.data.joined import join_tasks
+from piggyback_tf.data.voc import voc_original
 from piggyback_tf.training.same_base_and_data import describe_data
 from tests.data.painted import paint
 
@@ -191,6 +192,23 @@ def test_without_a_validation_split_one_is_carved_out(coco):
     data = load_data(f"coco:{coco}", val_fraction=0.5)
     assert {**boxes_of(data.train), **boxes_of(data.validation)} == IMAGES["train"]
     assert len(data.validation) == 1 and data.validation.boxes.most == 3 and data.validation.has_boxes
+
+
+def test_boxes_of_one_image_are_those_of_its_data_set(voc):
+    data = load_data(f"voc:{voc}")
+    for place in range(len(data.train)):
+        path = voc / data.train.key(place)
+        original = voc_original(path, data.class_names)
+        assert original.size == SIZE and np.array_equal(original.target, data.train.boxes.of(place))
+    path = voc / "JPEGImages/b.png"
+    assert voc_original(voc / "elsewhere" / path.name, data.class_names) is None
+    with pytest.raises(DataError, match="is of a class that is none of 1"):
+        voc_original(path, ["horse"])
+    save(path, [], (5, 6))
+    with pytest.raises(DataError, match="it is 5 high and 6 wide"):
+        voc_original(path, data.class_names)
+    (voc / f"Annotations/{path.stem}.xml").unlink()
+    assert voc_original(path, data.class_names) is None
 
 
 def test_voc_without_labels_of_its_test_images(voc):

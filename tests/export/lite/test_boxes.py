@@ -13,6 +13,7 @@ from export.edge.piggyback_edge import Base, EdgeError, Model, Task, boxes_of_po
 from export.lite import plain
 from export.lite.checks import run_outputs
 from export.lite.compare import compare_lite, describe, enter_task, open_export
+from export.lite.judged import JudgedAnswer, judge_of
 from export.lite.options import LiteOptions
 from export.lite.patch import write
 from export.litert import export_litert
@@ -238,6 +239,30 @@ def test_verify_compares_boxes(boxed, export, design, tmp_path):
     other = compare_lite(opened, bank, boxed.pack("animals"), files)
     assert not other.good and other.difference > 1 and "are not those of the bank" in other.fault
     enter_task(opened, boxed.pack("faces"))
+
+
+@pytest.mark.slow
+def test_errors_are_measured_where_boxes_lie_beside_the_images(boxed, tmp_path):
+    pack, operations = boxed.pack("animals"), parse_augment("resize(24,40)")
+    (tmp_path / "JPEGImages").mkdir()
+    file = tmp_path / "JPEGImages" / "photo.png"
+    file.write_bytes(encode(picture(48, 80), "PNG"))
+    none = np.tile(np.array([0, 0, 0, 0, -1, 0], np.float32), (100, 1))
+    expected = none.copy()
+    expected[0] = top, left, bottom, right, label, _ = 3, 4, 20, 33, 1, 0.9
+    judge = judge_of(pack, operations)
+    judge.add(file, JudgedAnswer(none), expected)
+    assert judge.errors() is None
+    # The box is right, twice as large in the file; nothing else is there.
+    edges = f"<ymin>{2 * top + 1}</ymin><xmin>{2 * left + 1}</xmin><ymax>{2 * bottom}</ymax><xmax>{2 * right}</xmax>"
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "photo.xml").write_text(
+        "<annotation><size><height>48</height><width>80</width></size>"
+        f"<object><name>{pack.class_names[label]}</name><bndbox>{edges}</bndbox></object></annotation>"
+    )
+    judge = judge_of(pack, operations)
+    judge.add(file, JudgedAnswer(none), expected)
+    assert judge.errors() == pytest.approx((100, 0)) and judge.error_name == "error (100 % less AP)"
 
 
 def test_boxes_are_chosen_as_by_the_trained_model():
