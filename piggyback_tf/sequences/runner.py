@@ -4,6 +4,7 @@ A task by itself is a sequence of length one.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ class SequenceSettings:
 
 
 def run_sequence(
-    folder: Path,
+    folder: str | os.PathLike,
     backbone: Backbone,
     tasks: Mapping[str, TaskData],
     settings: SequenceSettings,
@@ -87,7 +88,7 @@ def run_sequence(
     A task that has a result is not learned again, and a training that was interrupted goes on after its last epoch.
 
     Args:
-        folder: An existing folder.
+        folder: Where files go; it is made if it is not there.
         backbone: The base.
         tasks: The data of each task in the order of learning; of several, each with a test split.
         settings: How to learn.
@@ -115,6 +116,8 @@ def run_sequence(
     method.check_room(backbone, len(tasks))
     sequence = {"method": settings.method, "tasks": list(tasks), "base_hash": backbone.hash}
     sequence["sequential"] = method.sequential
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     folders = folders_of(folder, tasks, in_turn=in_turn)
     kinds: Any = PackStore if method.makes_pack else MemoryStore if in_turn else NetworkStore
     sequence["steps"] = steps = _Learner(backbone, tasks, settings, folders, kinds(backbone, folders)).learn_all()

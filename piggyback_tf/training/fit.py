@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def train_task(
     config: TrainConfig,
     inputs: InputConfig,
     *,
-    state_dir: Path | None = None,
-    tensorboard_dir: Path | None = None,
+    state_dir: str | os.PathLike | None = None,
+    tensorboard_dir: str | os.PathLike | None = None,
     verbose: int = 0,
     title: str = "",
     targets: Collection[str] = (),
@@ -74,8 +75,8 @@ def train_task(
         data: The task's images.
         config: Optimisers, schedule, length.
         inputs: Augmentation and caching.
-        state_dir: Folder in which the training saves its state after each epoch and from which it goes on; None
-            keeps nothing.
+        state_dir: Folder in which the training saves its state after each epoch and from which it goes on; it is made
+            if it is not there. None keeps nothing.
         tensorboard_dir: Folder for TensorBoard's files, or None.
         verbose: 0 prints nothing; 1 what is trained, the time that it takes, a line an epoch, and one that counts the
             steps; 2 the same without the last.
@@ -94,13 +95,16 @@ def train_task(
     keras.utils.set_random_seed(config.seed)
     inputs = inputs.for_size(backbone.image_size)
     problem = problem_of(data, image_shape_of(data, inputs.augment_eval, backbone.image_size))
-    weights = class_weights(method.config.class_weights, problem, data.train, state_dir)
+    state_folder = None if state_dir is None else Path(state_dir)
+    if state_folder:
+        state_folder.mkdir(parents=True, exist_ok=True)
+    weights = class_weights(method.config.class_weights, problem, data.train, state_folder)
     head = problem.head(method.config)
     model = method.build(backbone, head, seed=config.seed)
     shape, (network, endpoints) = problem.image_shape, network_for(backbone, head)
     phases = method.phases(config.epochs)
     ends = list(itertools.accumulate(phases))
-    backup = BackupAndRestore(state_dir, first_best_epoch=ends[-1] - phases[-1])
+    backup = BackupAndRestore(state_folder, first_best_epoch=ends[-1] - phases[-1])
     backup.set_model(model)
     done = backup.epochs_done()
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
@@ -148,8 +152,8 @@ def train_task(
             )
             callbacks.append(progress)  # An epoch after which a watch ends the training has its line, too.
         callbacks += [*watches, *method.callbacks(model)]
-        if tensorboard_dir:
-            callbacks.append(TensorBoard(tensorboard_dir))
+        if tensorboard_dir is not None:
+            callbacks.append(TensorBoard(Path(tensorboard_dir)))
         train, validation = _datasets(data, config, inputs, shape, backbone, first_epoch)
         with surface_data_errors():
             model.fit(

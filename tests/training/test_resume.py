@@ -68,7 +68,9 @@ def test_broken_off_and_started_again(case, data, tmp_path):
 
 def test_a_state_of_another_model_or_a_damaged_one_is_refused(data, tmp_path):
     backbone = load_backbone("shapesnet")
-    train_task(ClassifierOnly(), backbone, data, CONFIG, INPUTS, state_dir=tmp_path)
+    # A folder that is not there, by its name alone.
+    tmp_path /= "runs/one"
+    train_task(ClassifierOnly(), backbone, data, CONFIG, INPUTS, state_dir=str(tmp_path))
     with pytest.raises(TrainingError, match="another model"):
         train_task(Piggyback(), backbone, data, CONFIG, INPUTS, state_dir=tmp_path)
     state = tmp_path / "training_state.safetensors"
