@@ -88,7 +88,8 @@ def _group_optimizer(
         peak = mask_rate(masks, total_steps)
     if group == "head" and not peak:
         # A step of SGD is in proportion to the features by itself.
-        peak = head_rate(tuple(variable.shape) for variable in variables) if kind == "adam" else HEAD_RATE
+        shapes = {variable.path: tuple(variable.shape) for variable in variables}
+        peak = head_rate(shapes) if kind == "adam" else HEAD_RATE
     limited = group == "mask" and config.mask_trust > 0
     if kind == "sgd":
         if limited:

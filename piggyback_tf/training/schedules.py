@@ -1,7 +1,7 @@
 """Learning rates: over the steps of a training, and how high those of masks are for its number of steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -39,20 +39,24 @@ def mask_rate(masks: MaskConfig, total_steps: int) -> float:
     return _CROSSINGS * masks.distance / total_steps
 
 
-def head_rate(shapes: Iterable[tuple[int, ...]]) -> float:
+def head_rate(shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Returns Adam's learning rate of a head, where none is given.
 
     A step of Adam moves each weight by about the rate, and so a logit by the rate times the sum of its features. With
     few features the same rate teaches a head little. So the rate is in inverse proportion to their number, as for the
     last layer of a network in the maximal update parametrisation (Yang et al., Tensor Programs V, 2022). It is never
-    less than that for 1,280 features, the number of MobileNetV2, with which it was found. Heads of convolutions have
-    that one, too. Nor is it more than for 32 features.
+    less than that for 1,280 features, the number of MobileNetV2, with which it was found, nor more than for 32.
 
     Args:
-        shapes: Shapes of the head's variables: kernels `(features, classes)` and biases of one or several heads.
+        shapes: Shapes of the head's variables by their paths. Kernels `(..., features, outputs)` with a bias beside
+            them give logits, since batch norm follows a head's other layers. The largest of them counts, as in FCN-8s.
     """
-    kernels = [shape for shape in shapes if len(shape) > 1]
-    features = min((shape[0] if len(shape) == 2 else _HEAD_FEATURES for shape in kernels), default=_HEAD_FEATURES)
+    logits = [
+        math.prod(shape[:-1])
+        for path, shape in shapes.items()
+        if len(shape) > 1 and f"{path.rpartition('/')[0]}/bias" in shapes
+    ]
+    features = max(logits, default=_HEAD_FEATURES)
     return HEAD_RATE * max(1.0, _HEAD_FEATURES / max(features, _FEWEST_FEATURES))
 
 

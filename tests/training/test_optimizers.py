@@ -40,13 +40,16 @@ def test_each_group_has_its_optimiser(method, groups):
 @pytest.mark.parametrize(
     ("shapes", "rate"),
     [
-        ([(1280, 10), (10,)], 1e-3),
-        ([(2048, 10), (10,)], 1e-3),
-        ([(64, 3), (3,)], 2e-2),
-        ([(4, 3), (3,)], 4e-2),
-        ([(640, 3), (3,), (640, 5), (5,)], 2e-3),  # Heads of several tasks.
-        ([(1, 1, 32, 28), (28,)], 1e-3),
-        ([(3,)], 1e-3),
+        ({"head/kernel": (1280, 10), "head/bias": (10,)}, 1e-3),
+        ({"head/kernel": (2048, 10), "head/bias": (10,)}, 1e-3),
+        ({"head/kernel": (64, 3), "head/bias": (3,)}, 2e-2),
+        ({"head/kernel": (4, 3), "head/bias": (3,)}, 4e-2),
+        ({"a/kernel": (640, 3), "a/bias": (3,), "b/kernel": (640, 5), "b/bias": (5,)}, 2e-3),  # Heads of two tasks.
+        # A layer that batch norm follows has no bias.
+        ({"lateral/kernel": (1, 1, 960, 32), "logits/kernel": (1, 1, 32, 11), "logits/bias": (11,)}, 4e-2),
+        ({"a/kernel": (1, 1, 4096, 11), "a/bias": (11,), "b/kernel": (1, 1, 256, 11), "b/bias": (11,)}, 1e-3),
+        ({"logits/kernel": (3, 3, 64, 11), "logits/bias": (11,)}, 1e-3 * 1280 / 576),
+        ({"head/bias": (3,)}, 1e-3),
     ],
 )
 def test_the_fewer_the_features_the_higher_the_rate_of_the_head(shapes, rate):
