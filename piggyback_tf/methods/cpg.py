@@ -67,17 +67,7 @@ _FEWEST = len(STAGES)
 
 
 class PickedKernels(OwningLayer, MaskedLayer):
-    """Computes with picked weights of earlier tasks, which are frozen, and with weights of its own.
-
-    Args:
-        *args: As for the Keras layer.
-        task: Number of the task that is learned.
-        **kwargs: As for the masked layer.
-    """
-
-    def __init__(self, *args: Any, task: int = 1, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.task = task
+    """Computes with picked weights of earlier tasks, which are frozen, and with weights of its own."""
 
     def add_weight(self, *args: Any, name: str | None = None, **kwargs: Any) -> keras.Variable:
         if name == "bias":  # It belongs to the task, and what it starts as is no base's.

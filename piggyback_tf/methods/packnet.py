@@ -53,17 +53,7 @@ from piggyback_tf.surgery import (
 
 
 class OwnedKernels(OwningLayer, DerivedKernels):
-    """Computes with the weights of tasks up to its own, of which it trains its own.
-
-    Args:
-        *args: As for the Keras layer.
-        task: Number of the task that is learned.
-        **kwargs: As for the Keras layer.
-    """
-
-    def __init__(self, *args: Any, task: int = 1, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.task = task
+    """Computes with the weights of tasks up to its own, of which it trains its own."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         super().build(input_shape)

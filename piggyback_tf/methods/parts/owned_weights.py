@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -46,7 +46,16 @@ class OwningLayer(abc.ABC):
 
     Beside each kernel lies its owner, uint8 of the same shape: the number of a task, from 1, or 0 where a weight is
     free, which counts as 0 whatever its value.
+
+    Args:
+        *args: As for the Keras layer.
+        task: Number of the task that is learned.
+        **kwargs: As for the next of the bases.
     """
+
+    def __init__(self, *args: Any, task: int = 1, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.task = task
 
     @abc.abstractmethod
     def owned_weights(self) -> dict[str, OwnedWeight]:
