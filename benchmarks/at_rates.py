@@ -1,7 +1,7 @@
 """What the benchmarks of label maps and of boxes share: methods at three rates each, the best of them over more seeds.
 
 Each method is tried at three rates of what it trains, with seed 0: the masks, the weights, and the head where it is
-alone. The rate with the lowest error on the validation split is trained with two more seeds.
+alone. Elsewhere the head has its default rate. The rate with the lowest error on the validation split is trained with two more seeds.
 """
 
 import dataclasses
@@ -25,14 +25,16 @@ from piggyback_tf.packs.codec import encode
 from piggyback_tf.problems import Problem, is_head
 from piggyback_tf.sequences.measure import count_answers, measured_batches
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, train_task
-from piggyback_tf.training.schedules import mask_rate
+from piggyback_tf.training.schedules import head_rate, mask_rate
 
-# Rates of each method. Those of masks are multiples of the rate that follows from the number of steps.
+# Rates of each method. Those of masks and of the head are multiples of the default.
 RATES: Mapping[str, Sequence[float]] = {
-    "classifier_only": (3e-4, 1e-3, 3e-3),
-    "piggyback": (1 / 3, 1.0, 3.0),
+    "classifier_only": (1 / 3, 1.0, 3.0),
     "finetune": (1e-4, 3e-4, 1e-3),
+    "piggyback": (1 / 3, 1.0, 3.0),
 }
+# Of the pyramids here, whose last layers have 28 and 32 channels.
+_HEAD_RATE = head_rate({"logits/kernel": (1, 1, 32, 1), "logits/bias": (1,)})
 SEARCH_SEED, MORE_SEEDS = 0, (1, 2)
 
 
@@ -50,12 +52,14 @@ class Run:
 
     def config(self, schedule: TrainConfig, images: int) -> TrainConfig:
         """Returns how it is trained on a number of images."""
-        if self.method == "piggyback":
-            steps = schedule.epochs * math.ceil(images / schedule.batch_size)
-            # 0 stands for the rate that follows from the steps, whatever the recipe makes of it.
-            rate = {"mask_lr": 0.0 if self.rate == 1 else self.rate * mask_rate(MaskConfig(), steps)}
-        else:
-            rate = {{"finetune": "weights_lr", "classifier_only": "head_lr"}[self.method]: self.rate}
+        steps = schedule.epochs * math.ceil(images / schedule.batch_size)
+        name, default = {
+            "classifier_only": ("head_lr", _HEAD_RATE),
+            "finetune": ("weights_lr", 1.0),
+            "piggyback": ("mask_lr", mask_rate(MaskConfig(), steps)),
+        }[self.method]
+        # 0 stands for the default, whatever the recipe makes of it.
+        rate = {name: 0.0 if self.rate == 1 else self.rate * default}
         return dataclasses.replace(schedule, seed=self.seed, **rate)
 
 
