@@ -1,7 +1,8 @@
 """What the benchmarks of label maps and of boxes share: methods at three rates each, the best of them over more seeds.
 
 Each method is tried at three rates of what it trains, with seed 0: the masks, the weights, and the head where it is
-alone. Elsewhere the head has its default rate. The rate with the lowest error on the validation split is trained with two more seeds.
+alone. Elsewhere the head has its default rate. The rate with the lowest error on the validation split is trained with
+two more seeds.
 """
 
 import dataclasses
