@@ -105,7 +105,7 @@ class Detection(Problem):
     """
 
     judges_originals = True
-    head_first = 0.5
+    head_first = 0.25
     mask_trust = 0.1
     activation = "linear"
     answers_boxes = True

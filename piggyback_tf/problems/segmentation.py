@@ -94,7 +94,7 @@ class Segmentation(Problem):
     weighs_classes = True
     judges_originals = True
     answers_labels = True
-    head_first = 0.5
+    head_first = 0.25
     mask_trust = 0.1
 
     def head(self, config: MethodConfig) -> HeadSpec:

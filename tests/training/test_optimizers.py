@@ -130,7 +130,7 @@ def test_in_a_training_of_any_length_a_steady_gradient_comes_to_the_threshold_as
     assert sum(float(masks.max_flips(step)) for step in range(10 * epochs)) < 1.15 * TrainConfig().mask_budget
 
 
-@pytest.mark.parametrize(("target", "head_first", "trust"), [("class", 0, 0.1), ("map", 20, 0.01)])
+@pytest.mark.parametrize(("target", "head_first", "trust"), [("class", 0, 0.1), ("map", 10, 0.01), ("boxes", 10, 0.01)])
 def test_where_pixels_are_judged_the_head_learns_first_and_promises_count_less(target, head_first, trust):
     method = Piggyback()
     model = method.build(_backbone(), 3)
