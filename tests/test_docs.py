@@ -130,7 +130,7 @@ def test_the_example_of_a_problem(monkeypatch):
     found = TaskBank(backbone).add(pack).predict(images, task="t")
     error = trained.problem.measured(trained.problem.count(found, labels.numpy()))
     assert found.shape == labels.shape and error["rank_error_low"] < error["rank_error"] < 30
-    with pytest.raises(ValueError, match="has a rank for each image, which method Finetune does not learn: it was"):
+    with pytest.raises(ValueError, match="has a rank for each image, which method Finetune does not learn: it has"):
         train_task(METHODS["finetune"](), backbone, data, config, inputs)
 
 
@@ -140,7 +140,7 @@ def test_the_table_of_methods_and_problems_is_true():
     table = {row[0]: dict(zip(PROBLEMS, row[1:], strict=True)) for row in rows if row[0] in CONFIGS}
     expected = {
         name: {
-            problem: "yes" if problem in config.problems else config.why_not.get(problem, "it was not tried with that")
+            problem: "yes" if problem in config.problems else config.why_not.get(problem, "not tried")
             for problem in PROBLEMS
         }
         for name, config in CONFIGS.items()

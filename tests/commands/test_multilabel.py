@@ -127,4 +127,4 @@ def test_exports_and_methods_say_what_they_do_not_hold(pack, tints, tmp_path):
     flags = (f"--data=multilabel:{tints}", f"--output_dir={tmp_path / 'run'}", "--method=ewc", "--backbone=shapesnet")
     found = run_forked("train.py", *flags)
     assert found.returncode == 2
-    assert "which method ewc does not learn: its Fisher information is that of one class" in found.stderr
+    assert "which method ewc does not learn: its Fisher information is for one class per image" in found.stderr

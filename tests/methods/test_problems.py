@@ -159,7 +159,7 @@ def test_there_is_data_for_every_problem():
 def test_what_it_does_not_learn_it_refuses_with_the_reason(method, problem, tmp_path):
     config = CONFIGS[method]
     settings = SequenceSettings(method, config(), TrainConfig(epochs=1), inputs_of(problem))
-    reason = config.why_not.get(problem, "it was not tried with that")
+    reason = config.why_not.get(problem, "it has not been tried")
     with pytest.raises(ValueError, match=f"Task 'b' has .* which method {method} does not learn: {reason}. Methods"):
         run_sequence(tmp_path, small_backbone(method), {"a": data_of(USUAL), "b": data_of(problem)}, settings)
     assert not list(tmp_path.iterdir()), "it is said before the first training"

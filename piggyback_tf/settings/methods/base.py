@@ -99,7 +99,7 @@ def check_learns(name: str, config: type[MethodConfig], target: str, whose: str)
     if target in config.problems:
         return
     able = [other for other in CONFIGS.names() if target in CONFIGS[other].problems]
-    reason = config.why_not.get(target, "it was not tried with that")
+    reason = config.why_not.get(target, "it has not been tried")
     raise ValueError(
         f"{whose} has {TARGETS[target]}, which method {name} does not learn: {reason}. Methods that do: "
         f"{', '.join(able)}."

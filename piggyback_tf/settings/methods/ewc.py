@@ -13,7 +13,7 @@ class EWCConfig(TrainedNetworkConfig):
     """Settings of elastic weight consolidation."""
 
     why_not = MappingProxyType(
-        dict.fromkeys(("multilabel", "map", "boxes"), "its Fisher information is that of one class for each image")
+        dict.fromkeys(("multilabel", "map", "boxes"), "its Fisher information is for one class per image")
     )
 
     ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need, against the new task; 0: none.")

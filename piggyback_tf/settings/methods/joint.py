@@ -14,6 +14,6 @@ class JointConfig(TrainedNetworkConfig):
     at_once = True
     why_not = MappingProxyType(
         dict.fromkeys(
-            ("multilabel", "map", "boxes"), "it puts the classes of all tasks side by side, of which an image has one"
+            ("multilabel", "map", "boxes"), "it trains the classes of all tasks together, with one class per image"
         )
     )

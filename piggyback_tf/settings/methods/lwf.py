@@ -13,7 +13,7 @@ class LwFConfig(TrainedNetworkConfig):
     """Settings of Learning without Forgetting; T and weight are the paper's, which warms up to convergence."""
 
     why_not = MappingProxyType(
-        dict.fromkeys(("multilabel", "map", "boxes"), "it compares old answers as those of one class for each image")
+        dict.fromkeys(("multilabel", "map", "boxes"), "it compares old answers as those for one class per image")
     )
 
     lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")

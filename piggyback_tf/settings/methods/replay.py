@@ -11,11 +11,7 @@ from piggyback_tf.settings.records import check_integer, option
 class ReplayConfig(TrainedNetworkConfig):
     """Settings of a memory of images."""
 
-    why_not = MappingProxyType(
-        dict.fromkeys(
-            ("multilabel", "map", "boxes"), "of each remembered image it keeps one class, with that of its task"
-        )
-    )
+    why_not = MappingProxyType(dict.fromkeys(("multilabel", "map", "boxes"), "it remembers only one class per image"))
 
     replay_images: int = option(200, "Training images that are kept of all tasks together, in equal shares.")
     replay_batch: int = option(32, "Kept images that are drawn for a training step.")
