@@ -213,7 +213,7 @@ def test_helpshort_has_the_essentials_first_and_every_flag_but_those_of_other_me
     assert {"packnet_prune", "ewc_lambda"} <= {*headings[own_flags.MORE]}
     assert {"mask_kind", "norm", "head_dropout"} <= {*found}
     mask_lr = FLAGS["mask_lr"].default
-    assert f"--mask_lr: Learning rate of the masks; 0: by the number of steps. [{mask_lr}]" in printed
+    assert f"--mask_lr: Learning rate of the masks; 0: from the number of steps. [{mask_lr}]" in printed
     strategy = (
         "--strategy: Devices to train on; auto: mirrored if there are several. One of auto, none, mirrored. [auto]"
     )

@@ -35,8 +35,8 @@ from piggyback_tf.version import __version__
 
 # Commands with flags, each the `PROGRAM` of a module.
 _WITH_FLAGS = {
-    "train": "learn a task, or several in turn, on a frozen network",
-    "farm": "learn a table of tasks, a row each, side by side",
+    "train": "learn a task, or several one after another, on a frozen network",
+    "farm": "learn the tasks of a table, several at a time",
 }
 # The kinds of `export`, each the `PROGRAM` of a module.
 _EXPORTS = {

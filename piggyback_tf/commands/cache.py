@@ -14,15 +14,15 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "cache",
         help="list or clear the decoded images that trainings keep on disk",
-        description="Lists what trainings keep on disk: decoded images, and small results of scans. All of it is made "
-        "again when it is needed.",
+        description="Lists what trainings cache on disk: decoded images and small results of scans. Trainings write it "
+        "again if it is missing.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
     command.add_argument("--cache_dir", metavar="DIR", help="the cache folder; default: the user's")
-    command.add_argument("--clear", action="store_true", help="remove all that no process uses")
+    command.add_argument("--clear", action="store_true", help="remove everything that no process is using")
     command.add_argument(
-        "--unused_days", type=_days, metavar="N", help="with --clear: only what was not used for this many days"
+        "--unused_days", type=_days, metavar="N", help="with --clear: remove only what was not used for this many days"
     )
     return command
 

@@ -73,14 +73,14 @@ def add_base_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--weights",
         metavar="WEIGHTS",
-        help="the base's weights: imagenet, random, shipped, hf://OWNER/NAME, or a file or URL; needed if the pack's "
-        "base came from a file, whose folder a pack does not know; default: those that the pack names",
+        help="the base's weights: imagenet, random, shipped, hf://OWNER/NAME, or a file or URL; default: those that "
+        "the pack names. Needed if they came from a file, since a pack does not record its folder",
     )
 
 
 def add_batch_size(command: argparse.ArgumentParser) -> None:
     """Declares the argument of a command that sends images through a network."""
-    command.add_argument("--batch_size", type=positive, default=32, metavar="N", help="images at once; default: 32")
+    command.add_argument("--batch_size", type=positive, default=32, metavar="N", help="images per batch; default: 32")
 
 
 def positive(text: str) -> int:

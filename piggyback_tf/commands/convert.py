@@ -16,8 +16,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "convert",
         help="write a pack in another coding, or from an older format; needs no TensorFlow",
-        description="Writes a pack in the newest format that it needs, from this or an older one. Masks stay as they "
-        "are, whatever the codec.",
+        description="Reads a pack in this or an older format, and writes it in the newest format that it needs. No "
+        "codec changes the masks.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
@@ -27,11 +27,11 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "--codec",
         choices=CODECS,
         default="best",
-        help="coding of the masks: best takes the smallest for each layer, static one probability for each layer, bits "
-        "one bit a weight (two if ternary); default: best",
+        help="coding of the masks. best: the smallest for each layer; static: one probability per layer; bits: one bit "
+        "per weight (two if ternary); default: best",
     )
     command.add_argument(
-        "--float16", action="store_true", help="round all but the masks to float16, which halves their bytes"
+        "--float16", action="store_true", help="round everything but the masks to float16, which halves its size"
     )
     return command
 

@@ -48,18 +48,18 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "see train.py",
     )
     command.add_argument(
-        "--split", choices=("train", "validation", "test"), default="test", help="which of them; default: test"
+        "--split", choices=("train", "validation", "test"), default="test", help="the split to measure; default: test"
     )
     command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
     command.add_argument(
         "--skip_broken_images",
         action="store_true",
-        help="leave out files that cannot be used and count them, instead of an error",
+        help="skip files that cannot be used, and count them, instead of ending with an error",
     )
     command.add_argument(
         "--answers",
         action="store_true",
-        help="also write the answer to each image into the folder of the pack, for `report`",
+        help="also write the answer to each image to the pack's folder, for `report`",
     )
     add_base_options(command)
     add_batch_size(command)

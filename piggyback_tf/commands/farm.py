@@ -27,7 +27,8 @@ from piggyback_tf.flags import ESSENTIALS, HEADINGS, define, define_flags
 from piggyback_tf.foreign_text import counted, duration
 
 FLAGS = flags.FLAGS
-_TEXT = """Learns a table of tasks, a row each. Its columns are flags of `train`. `task` and `data` are required.
+_TEXT = """Learns the tasks of a table. Each row is a task, and each column is a flag of `train`. The columns `task` and `data`
+are required.
 
     task,data,epochs
     cats,folder:photos/cats,10
@@ -35,7 +36,8 @@ _TEXT = """Learns a table of tasks, a row each. Its columns are flags of `train`
 
     {call} tasks.csv --output_dir=runs/farm --jobs=2 --backbone=mobilenet_v2
 
-Flags given here count for all rows, those of a row for the row. The same command goes on with what is not done.
+Flags on the command line apply to all rows. If a row has a value for the flag, the row's value counts. If you run the
+same command again, it learns only the rows that are not finished.
 """
 # Flags of `train` that are the farm's own, or that no row has: each learns one task.
 _NO_COLUMNS = {"output_dir", "jobs", "attempts", "row", "verbose", "tasks", "task_agnostic", "forward_transfer"}
@@ -47,9 +49,9 @@ def _define() -> None:
     define_flags()
     jobs = "How many trainings run at once. Each computes with its share of the cores."
     define(flags.DEFINE_integer, "jobs", 1, jobs, ESSENTIALS, lower_bound=1)
-    attempts = "How often a row is tried whose process dies, for want of memory for example."
+    attempts = "How often to try a row if its process dies, for example for lack of memory."
     define(flags.DEFINE_integer, "attempts", 3, attempts, ESSENTIALS, lower_bound=1)
-    row = "Learn this row alone, counted from 0: $SLURM_ARRAY_TASK_ID or $JOB_COMPLETION_INDEX of a cluster."
+    row = "Learn only this row, counted from 0: $SLURM_ARRAY_TASK_ID or $JOB_COMPLETION_INDEX of a cluster."
     define(flags.DEFINE_integer, "row", None, row, ESSENTIALS, lower_bound=0)
 
 

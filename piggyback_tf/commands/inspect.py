@@ -25,9 +25,9 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=_run)
     command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
     command.add_argument(
-        "--details", action="store_true", help="print everything else that a pack says of its task, settings included"
+        "--details", action="store_true", help="print everything that a pack says about its task, including settings"
     )
-    command.add_argument("--layers", action="store_true", help="also list the zeros of every mask")
+    command.add_argument("--layers", action="store_true", help="also list the share of zeros in each mask")
     return command
 
 

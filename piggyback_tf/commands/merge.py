@@ -24,8 +24,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "merge",
         help="write a task and its base as one plain Keras model",
-        description="Writes a .keras file with a task's network: the base with the weights that the task drops set to "
-        "0, the task's batch norm and its classifier. It loads without this package.",
+        description="Writes a .keras file with a task's network: the base with all dropped weights set to 0, the "
+        "task's batch norm and its head. Keras loads the file without this package.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)

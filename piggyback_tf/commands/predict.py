@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 def add_command(commands: Any) -> argparse.ArgumentParser:
     """Declares the command's arguments and returns it; `commands` is what `ArgumentParser.add_subparsers` returns."""
     command = commands.add_parser(
-        "predict", help="classify image files, their pixels, or objects in them", allow_abbrev=False
+        "predict", help="classify image files or their pixels, or find objects in them", allow_abbrev=False
     )
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or URLs")
     command.add_argument(
-        "--top_k", type=positive, default=5, metavar="K", help="how many classes to print for an image; default: 5"
+        "--top_k", type=positive, default=5, metavar="K", help="how many classes to print per image; default: 5"
     )
     command.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="an existing folder for pictures. Task of pixels: IMAGE.labels.png, whose pixels are class numbers, and "
-        "IMAGE.overlay.png, for people. Task of boxes: IMAGE.boxes.png",
+        help="an existing folder for pictures. Segmentation: IMAGE.labels.png, whose pixels are class numbers, and "
+        "IMAGE.overlay.png, for people. Detection: IMAGE.boxes.png",
     )
     add_base_options(command)
     add_batch_size(command)

@@ -20,8 +20,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "pull",
         help="download packs from a repository on the Hugging Face Hub; needs no TensorFlow",
-        description="Downloads the packs in the top folder of a repository. Each is checked before it takes its place, "
-        "where it replaces a file of the same name. A single pack can also be used where it is, as "
+        description="Downloads the packs in the top folder of a repository. Each is checked before it replaces a "
+        "file of the same name. A single pack can also be used without a download, as "
         "hf://OWNER/NAME/TASK.task.safetensors, or hf://OWNER/NAME@REVISION/...",
         allow_abbrev=False,
     )

@@ -18,16 +18,16 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         "push",
         help="upload packs to a repository on the Hugging Face Hub; needs no TensorFlow",
         description="Uploads packs, under the names of their tasks, and a model card (README.md) that lists all packs "
-        "of the repository, in one commit. The repository is created if there is none. Of a README.md that is there "
-        "already, only the part between the command's marker lines is written anew. The token is that of "
+        "of the repository, in one commit. The repository is created if it does not exist. If it already has a "
+        "README.md, only the part between the command's marker lines is replaced. The token is that of "
         "huggingface_hub: HF_TOKEN, or 'hf auth login'.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
     command.add_argument("packs", metavar="PACK", nargs="+", help=PACK_HELP)
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository")
-    command.add_argument("--private", action="store_true", help="a repository that is created is visible to you alone")
-    command.add_argument("--revision", metavar="BRANCH", help="a branch, created if there is none; default: main")
+    command.add_argument("--private", action="store_true", help="if the repository is created, only you can see it")
+    command.add_argument("--revision", metavar="BRANCH", help="a branch, created if it does not exist; default: main")
     command.add_argument("--message", metavar="TEXT", help="message of the commit; by default it names the tasks")
     return command
 

@@ -18,8 +18,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "report",
         help="write an HTML page on runs and packs; needs no TensorFlow",
-        description="Writes one HTML file that needs no other and no network: errors with intervals, learning curves, "
-        "zeros by layer, the images that tasks get wrong with their answers, and what their masks have in common.",
+        description="Writes one self-contained HTML file: errors with intervals, learning curves, zeros by layer, the "
+        "images that tasks get wrong, with the answers, and what the masks of several tasks have in common.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
@@ -37,7 +37,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         type=_count,
         default=_IMAGES,
         metavar="N",
-        help=f"how many wrong images of each task are shown, 0 for none; default: {_IMAGES}",
+        help=f"how many wrong images to show per task, 0 for none; default: {_IMAGES}",
     )
     command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
     return command

@@ -28,36 +28,39 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     tables = "; ".join(f"{name}: {table.about}" for name, table in TABLES.items())
     command = commands.add_parser(
         "reproduce",
-        help="run what a table of the Piggyback paper is made of, and print it with the paper's figures",
-        description="Runs what a table of the paper is made of, one training after another, and prints the table with "
-        "the paper's figures beside. Runs that are finished are not run again, and one that was interrupted goes on. "
-        "Run it in the folder of a checkout of the repository.",
+        help="do the runs of a table of the Piggyback paper, and print it beside the paper's figures",
+        description="Does the runs of a table of the paper, one after another, and prints the table beside the paper's "
+        "figures. It skips finished runs, and continues an interrupted one. Call it in the folder of a checkout of the "
+        "repository.",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)
     command.add_argument("table", metavar="TABLE", choices=TABLES, help=tables)
     command.add_argument(
-        "--data_root", default=DATA_ROOT, metavar="DIR", help=f"folder of the image folders; default: {DATA_ROOT}"
+        "--data_root", default=DATA_ROOT, metavar="DIR", help=f"folder with the image folders; default: {DATA_ROOT}"
     )
     command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
     command.add_argument(
-        "--output_dir", default=OUTPUT, metavar="DIR", help=f"folder of the folders of all runs; default: {OUTPUT}"
+        "--output_dir", default=OUTPUT, metavar="DIR", help=f"folder for the folders of all runs; default: {OUTPUT}"
     )
     command.add_argument(
-        "--seeds", type=_seeds, default=[0], metavar="N,N", help="each run is done with each of these; default: 0"
+        "--seeds", type=_seeds, default=[0], metavar="N,N", help="do each run with each of these seeds; default: 0"
     )
     command.add_argument(
-        "--only", action="append", metavar="PATTERN", help="runs whose name matches, such as 'cubs*'; may be repeated"
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="only runs of matching names, such as 'cubs*'; may be repeated",
     )
     command.add_argument(
         "--part",
         type=_part,
         default=(1, 1),
         metavar="I/N",
-        help="every N-th run, from the I-th on: another part for each of N machines",
+        help="only every N-th run, from the I-th on; give each of N machines another I",
     )
     command.add_argument(
-        "--dry_run", action="store_true", help="list runs, what the paper has for them, data, time and space; run none"
+        "--dry_run", action="store_true", help="only list the runs, the paper's figures, data, time and disk space"
     )
     return command
 

@@ -139,24 +139,24 @@ def _large_scale() -> Iterator[PaperRun]:
 
 TABLES: Mapping[str, PaperTable] = {
     "table2": PaperTable(
-        "five sets on VGG-16: masks, a head alone, PackNet in two orders, networks of their own",
+        "five sets on VGG-16: masks, only a head, PackNet in two orders, a separate network for each set",
         "paper2",
         (*_columns(_SETS, "vgg16"), *_packnet("vgg16")),
     ),
-    "table3": PaperTable("Places365 beside ImageNet on VGG-16, with joint training", "paper3", tuple(_large_scale())),
+    "table3": PaperTable("Places365 and ImageNet on VGG-16, with joint training", "paper3", tuple(_large_scale())),
     "table4": PaperTable(
         "table 2 on VGG-16 with batch norm, ResNet-50 and DenseNet-121",
         "paper4",
         tuple(run for name in _WITH_NORM for run in (*_columns(_SETS, name), *_packnet(name))),
     ),
     "table5": PaperTable(
-        "masks on ResNet-50 that was trained on ImageNet, on Places365, or not at all", "paper5", tuple(_starts())
+        "masks on a ResNet-50 that was trained on ImageNet, on Places365, or not at all", "paper5", tuple(_starts())
     ),
     "table6": PaperTable(
         "zeros in masks, by network", "paper6", tuple(run for name in _NETWORKS for run in _single(_SETS, name))
     ),
     "table7": PaperTable(
-        "masks with the base's batch norm and with that of the task",
+        "masks with the base's batch norm and with the task's",
         "paper7",
         tuple(
             run

@@ -37,8 +37,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser(
         "submit",
         help="answer the hidden test images of the Visual Decathlon, for its server",
-        description="Writes results.json, in a ZIP archive, with the answers of ten tasks to the test images of the "
-        "Visual Decathlon, as its server takes them. Each task has the name of its set: " + ", ".join(DOMAINS) + ".",
+        description="Writes a ZIP archive for the server of the Visual Decathlon. It holds results.json: the answers "
+        "of ten tasks to the test images. Each task has the name of its set: " + ", ".join(DOMAINS) + ".",
         allow_abbrev=False,
     )
     command.set_defaults(run=_run)

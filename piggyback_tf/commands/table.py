@@ -35,7 +35,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("--layout", required=True, choices=LAYOUTS, help=_LAYOUTS_HELP)
     command.add_argument(
-        "--format", choices=(*FORMATS, "all"), default="markdown", help="what is printed; default: markdown"
+        "--format", choices=(*FORMATS, "all"), default="markdown", help="format of the printed table; default: markdown"
     )
     command.add_argument(
         "--output", metavar="DIR", help="also write LAYOUT.md, LAYOUT.csv and LAYOUT.tex to this folder"

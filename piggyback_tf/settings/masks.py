@@ -35,9 +35,9 @@ class MaskConfig:
     """
 
     kind: str = option("binary", "binary: masks in {0, 1}; ternary: {-1, 0, 1}.")
-    threshold: float = option(5e-3, "tau of equation 4: mask_real >= tau is used.")
+    threshold: float = option(5e-3, "tau of equation 4: kept if mask_real >= tau.")
     init: str = option(
-        "constant", "Start of mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
+        "constant", "Initial mask_real. constant: mask_scale; magnitude: in proportion to |W|; uniform: random."
     )
     scale: float = option(1e-2, "Initial size of mask_real.")
     gradient_scaling: str = option(

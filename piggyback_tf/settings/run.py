@@ -33,9 +33,9 @@ class RunConfig:
         "What to learn from: folder:PATH, multilabel:PATH, segmentation:PATH, coco:PATH, voc:PATH, tfds:NAME, or "
         "digits. Needed without --tasks.",
     )
-    tasks: tuple[str, ...] = option((), "Tasks to learn in turn: NAME=DATA,NAME=DATA; see --data.")
+    tasks: tuple[str, ...] = option((), "Tasks to learn one after another: NAME=DATA,NAME=DATA; see --data.")
     task: str | None = option(None, "Name of the task; by default that of the data set.")
-    val_fraction: float = option(0.1, "Part of train to hold out without a validation split.")
+    val_fraction: float = option(0.1, "Share of train to hold out if there is no val split.")
     skip_broken_images: bool = option(False, "Leave out files that cannot be used.")
     backbone: str = option("mobilenet_v2", "The frozen network: a name, as `backbones` lists them, or PATH.keras.")
     weights: str | None = option(
@@ -44,8 +44,8 @@ class RunConfig:
     image_size: int | None = option(None, "Height and width in pixels; by default the backbone's own.")
     method: str = option(
         "piggyback",
-        f"How the task is learned. {', '.join(n for n in CONFIGS.names() if CONFIGS[n].recipe)} have optimisers and "
-        "rates of their own.",
+        f"Method of learning. {', '.join(n for n in CONFIGS.names() if CONFIGS[n].recipe)} have their own "
+        "optimisers and rates.",
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
     strategy: str = option("auto", "Devices to train on; auto: mirrored if there are several.")

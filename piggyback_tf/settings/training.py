@@ -18,7 +18,7 @@ class TrainConfig:
     """
 
     epochs: int = option(10, "Passes over the training images.")
-    batch_size: int = option(32, "Images a step, over all devices.")
+    batch_size: int = option(32, "Images per step, over all devices.")
     seed: int = option(0, "Seed of initial values, order of images, augmentation, dropout.")
     schedule: str = option("cosine", "Learning rates over time. cosine: to 0; step: x step_decay; constant.")
     step_epochs: int = option(0, "schedule=step: epochs between two decays; 0: half of all.")
@@ -29,7 +29,7 @@ class TrainConfig:
         groups=[group for group in VARIABLE_GROUPS if group != "head"],
     )
     mask_optimizer: str = option("adam", "Optimiser of the masks: adam or sgd.")
-    mask_lr: float = option(0.0, "Learning rate of the masks; 0: by the number of steps.")
+    mask_lr: float = option(0.0, "Learning rate of the masks; 0: from the number of steps.")
     mask_epsilon: float = option(
         1e-6,
         "Epsilon of the masks' adam. It is not small beside their gradients, so weights that hardly matter move less.",
@@ -44,7 +44,7 @@ class TrainConfig:
         1.0, "With --mask_trust above 0: limit of flips in a training, as a part of all weights.", before=1.0
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
-    head_lr: float = option(0.0, "Learning rate of the head; 0: by the number of features.")
+    head_lr: float = option(0.0, "Learning rate of the head; 0: from the number of features.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")
     norm_lr: float = option(1e-3, "Learning rate of trained batch norm.")
     weights_optimizer: str = option("adam", "Optimiser of trained weights: adam or sgd.")
@@ -55,7 +55,7 @@ class TrainConfig:
     adam_epsilon: float = option(1e-7, "Epsilon of adam, except for masks (1e-8 in PyTorch).")
     chance_epochs: int = option(
         3,
-        "Stop after this many epochs, and 20 steps, at chance level, or if the network has collapsed; 0: never.",
+        "Stop after this many epochs (and 20 steps) at chance level, or if the network collapses; 0: never.",
         recorded=False,
     )
 

@@ -45,7 +45,7 @@ class MethodConfig:
         before="none",
     )
     head_dropout: float = option(0.0, "Dropout rate between the features and the head.")
-    head_init: str = option("auto", "Start of the head: zeros, glorot, or auto, the method's.", before="glorot")
+    head_init: str = option("auto", "Initial head: zeros, glorot, or auto: the method decides.", before="glorot")
 
     def __post_init__(self) -> None:
         check_finite(self)

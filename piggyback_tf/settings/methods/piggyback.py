@@ -20,9 +20,9 @@ class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):  # typ
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")
     init_from: str = option(
-        "", "Start from the masks of PACK; auto:PACKS, or auto with --tasks: from those of the best, or none."
+        "", "Start from the masks of PACK. auto:PACKS, or auto with --tasks: from the best pack, or from none."
     )
-    sparsity_weight: float = option(0.0, "What dropping all weights would add to the loss; 0: nothing.")
+    sparsity_weight: float = option(0.0, "Penalty for dropped weights: what the loss gains if all are dropped.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
