@@ -47,10 +47,13 @@ _TEXT = """One base and any number of tasks for a device, as LiteRT models.
     {call} --packs=a.task.safetensors,b.task.safetensors --output=DIR
     {call} --packs=c.task.safetensors --base=DIR/base.tflite
 
-What the first command writes depends on `--design`. `patch`: `base.tflite`, its manifest, a file `<task>.edge` for each
-task, and the patcher for the device. `switch` and `input`: `model.tflite`, and for each task
-`<task>.inputs.safetensors`. `plain`: an ordinary model `<task>.tflite` for each task. The second command writes only
-the files of new tasks, for a `base.tflite` or `model.tflite` that devices already have. See docs/litert.md.
+The first command writes different files for each `--design`:
+- `patch`: `base.tflite`, its manifest, a file `<task>.edge` for each task, and the patcher for the device.
+- `switch` and `input`: `model.tflite`, and a file `<task>.inputs.safetensors` for each task.
+- `plain`: an ordinary model `<task>.tflite` for each task.
+
+The second command writes only the files of new tasks, for a `base.tflite` or `model.tflite` that devices already have.
+See docs/litert.md.
 """
 
 

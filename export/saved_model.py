@@ -45,13 +45,15 @@ _TEXT = """One base and any number of tasks as one SavedModel for TensorFlow Ser
     {call} --packs=a.task.safetensors,b.task.safetensors --output=DIR
     {call} --add_to=DIR/3 --packs=c.task.safetensors
 
-The first command writes `DIR/1`, or the next version if there are versions already. It is a SavedModel. Tasks with one
-class for each image have the signatures `serving_default`, `by_name` and `encoded`. Tasks with any number of classes
-have `tag` and `tag_HEIGHTxWIDTH`, and tasks with a class for each pixel `segment` and `segment_HEIGHTxWIDTH`. Beside it
-the command writes `DIR/with_mask/1`, with the signatures `with_mask`, `find_tasks` and `tasks`.
+The first command writes a SavedModel to `DIR/1`, or to the next version if there are versions already. Its signatures
+depend on the tasks. One class per image: `serving_default`, `by_name` and `encoded`. Any number of classes: `tag` and
+`tag_HEIGHTxWIDTH`. A class for each pixel: `segment` and `segment_HEIGHTxWIDTH`. Boxes: `detect` and
+`detect_HEIGHTxWIDTH`. The command also writes `DIR/with_mask/1`, with the signatures `with_mask`, `find_tasks` and
+`tasks`.
 
-The second command writes `DIR/4` from `DIR/3` and the new packs, without the old packs. It needs the backbone's weights
-only if a new task of pixels has an image size or a number of classes that no task of the export has.
+The second command writes `DIR/4` from `DIR/3` and the new packs. It needs no old packs. It needs the backbone's weights
+only if a new segmentation or detection task has a head, an image size or a number of classes that no task of the export
+has.
 """
 
 

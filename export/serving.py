@@ -31,9 +31,9 @@ _TEXT = """Writes what TensorFlow Serving needs to serve an export.
     {call} DIR --stable=3 --canary=4 --output=FOLDER
 
 Writes `models.config`, `batching_parameters.txt`, `monitoring.config`, `docker-compose.yml`, `kubernetes.yaml` and
-`client.py` to `DIR/deployment` or FOLDER. Writes warm-up requests into each version of both servables, and
-`batching_params.pbtxt` into each version of the first. If you run it again, it replaces its own files. If a file was
-changed since, the command ends with an error and writes nothing, unless you give --overwrite.
+`client.py` to `DIR/deployment` or FOLDER. Also writes warm-up requests to each version of both models, and
+`batching_params.pbtxt` to each version of the first. If you run the command again, it replaces its own files. If a file
+was changed since, the command ends with an error and writes nothing, unless you give --overwrite.
 """
 
 

@@ -50,25 +50,28 @@ _TEXT = """Compares an export with the task bank, task by task.
     {call} DIR/model.tflite --packs=a.task.safetensors --images=FOLDER
     {call} DIR/a.tflite --packs=a.task.safetensors --images=FOLDER
 
-SavedModel: every image goes through the bank and through the signatures `by_name` (pixels) and `encoded` (the file
-itself; only JPEG and PNG). The exit status is 0 if no probability differs by more than 1e-5 and all labels are equal,
-else 1. For a task with a class for each pixel, the signatures are `segment_HEIGHTxWIDTH` and `segment`, and at most
-0.01 % of the pixels may differ. For a task of boxes they are `detect_HEIGHTxWIDTH` and `detect`. Sides may differ by
-0.01 pixels and scores by 1e-5. At most 0.01 % of the boxes may be in one answer only; boxes whose score or overlap lies
-within 1e-4 of what it is compared with do not count.
+The exit status is 0 if the answers agree, else 1.
 
-LiteRT: a base.tflite (design patch) or a model.tflite (switch, input) gets every task from its file in the same folder.
-A model of one task (plain) is compared with the task of the same name. Every image goes through LiteRT. The exit status
-is 0 if the most probable class is the bank's on all images with float32, on 99.5 % with float16, and on 90 % with
-dynamic and int8, else 1. `--min_agreement` sets another share. With dynamic and int8, every constant of a base.tflite
-must also equal the task's weight to half a step of its scale. If images are in folders named after classes, the errors
-of export and bank are printed.
+SavedModel: every image goes through the bank and through two signatures, one for pixels and one for files (JPEG and PNG
+only).
+- Classification, `by_name` and `encoded`: probabilities may differ by 1e-5, and all labels must be equal.
+- Any number of classes, `tag_HEIGHTxWIDTH` and `tag`: probabilities may differ by 1e-5.
+- Segmentation, `segment_HEIGHTxWIDTH` and `segment`: at most 0.01 % of the pixels may differ.
+- Detection, `detect_HEIGHTxWIDTH` and `detect`: sides may differ by 0.01 pixels and scores by 1e-5. At most 0.01 % of
+  the boxes may be missing in one answer, not counting boxes with a score or overlap within 1e-4 of its limit.
 
-For a task with a class for each pixel, the same shares of pixels count, but 99.99 % with float32. Where float32 finds
-another class, its logit may exceed the next one by at most 1e-3. Errors are printed if the images are in `images/` with
-label maps in `labels/`. For a task of boxes the shares are of boxes with a score of 0.3 or more that overlap one of
-their class in the other answer. With float32 all boxes must be the same. Errors are printed if the images are in
-`JPEGImages/` with their boxes in `Annotations/`, as in PASCAL VOC.
+LiteRT: for a base.tflite (design patch) or a model.tflite (switch, input), the task's file is read from the same
+folder. A model of one task (plain) is compared with the task of the same name.
+- Classification: the most probable class must be the bank's on all images with float32, on 99.5 % with float16, and on
+  90 % with dynamic and int8. `--min_agreement` sets another share. If images are in folders named after classes, the
+  errors of export and bank are printed.
+- Segmentation: these shares are of pixels, and 99.99 % with float32. If a pixel has another class with float32, the
+  logit of that class may exceed the next one by at most 1e-3. If the images are in `images/` and their label maps in
+  `labels/`, errors are printed.
+- Detection: these shares are of boxes with a score of 0.3 or more that overlap a box of the same class in the other
+  answer. With float32 all boxes must be equal. If the images are in `JPEGImages/` and their boxes in `Annotations/`, as
+  in PASCAL VOC, errors are printed.
+With dynamic and int8, every constant of a base.tflite must also equal the task's weight to half a step of its scale.
 """
 
 
@@ -77,7 +80,7 @@ def define_flags() -> None:
     define_packs_flag()
     define(flags.DEFINE_string, "images", None, "Folder with image files, also in subfolders.", ESSENTIALS)
     agreement = (
-        "Of a .tflite: the least share of images on which the most probable class must be the bank's. Default: 1 with "
+        "For a .tflite: the smallest share of images on which the most probable class is the bank's. Default: 1 with "
         "float32, 0.995 with float16, 0.9 with dynamic and int8."
     )
     define(flags.DEFINE_float, "min_agreement", None, agreement, "Settings", lower_bound=0.01, upper_bound=1.0)

@@ -9,24 +9,24 @@
     python client.py status --grpc=localhost:8500 --label=stable
     python client.py status --url=https://models.example.org --ca=ca.pem --header=@secret.txt
 
-One file for Python 3.9 or newer. It needs numpy, with --grpc also grpcio and protobuf, with --pack also this project's
-package `piggyback_tf`, and never TensorFlow.
+One file for Python 3.9 or newer. It needs numpy; with --grpc also grpcio and protobuf; with --pack also this project's
+package `piggyback_tf`. It never needs TensorFlow.
 
-`predict` prints a line of JSON for each image, in order: path, task, labels and scores (the best first), task_ok and
-image_ok; what could not be answered is flagged there, and an image file that cannot be opened has an `error`. A line of
-the file --list is a path, or a path, a tab and a task. A server that does not answer is asked again until --deadline,
-which is said on stderr at once.
+`predict` prints a line of JSON for each image, in order: path, task, labels and scores (the highest first), task_ok and
+image_ok. If there is no answer, one of the last two is false. If the image file cannot be opened, the line has an
+`error`. A line of the file --list is a path, or a path, a tab and a task. If the server does not answer, the client
+says so on stderr at once, and tries again until --deadline.
 
-`segment` is for tasks that find the class of each pixel. It writes FILE.labels.png into --output_dir, of the size of
-the image: its pixels are the numbers of the classes, shown in colours. `labels` is the path of that file.
+`segment` is for tasks with a class for each pixel. It writes FILE.labels.png to --output_dir, with the size of the
+image. Its pixels are the numbers of the classes, shown in colours. In the line, `labels` is the path of this file.
 
-`detect` is for tasks that find a box around each object. `boxes` are those with a score of --min_score or more, the
-surest first, as COCO writes results: `bbox` is x, y, width and height in pixels of the file, `category_id` the place of
-the class, from 1 on, `class` its name, and `score` how sure the task is.
+`detect` is for tasks with a box around each object. In the line, `boxes` are those with a score of --min_score or more,
+the highest first, in COCO's format of results: `bbox` is x, y, width and height in pixels of the file, `category_id`
+the number of the class, counted from 1, `class` its name, and `score` the score.
 
-Exit status: 0 all was answered; 1 some lines are flagged; 2 the command, a file or the request is wrong, and asking
-again would not help, or the output cannot be written; 3 the server gave no answer until --deadline; 130 Ctrl-C; 141
-nobody reads the output.
+Exit status: 0 if everything was answered; 1 if some lines are flagged; 2 if the command, a file or the request is
+wrong, or the output cannot be written; 3 if the server did not answer until --deadline; 130 at Ctrl-C; 141 if nobody
+reads the output.
 """
 
 from __future__ import annotations
@@ -884,7 +884,7 @@ def _parser() -> argparse.ArgumentParser:
     address.add_argument("--url", help="the server's REST API, such as http://localhost:8501")
     address.add_argument("--grpc", help="its gRPC API, such as localhost:8500")
     server.add_argument("--model", default="piggyback", help="name of the export on the server")
-    server.add_argument("--second_model", help="name of its second servable; <model>_with_mask by default")
+    server.add_argument("--second_model", help="name of its second model; <model>_with_mask by default")
     version = server.add_mutually_exclusive_group()
     version.add_argument("--version", type=_count, help="number of the version; the newest by default")
     version.add_argument("--label", dest="version", help="label of the version, such as stable")
@@ -893,21 +893,21 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME:VALUE",
-        help="a header of each request, such as 'Authorization: Bearer TOKEN'; @FILE: the lines of a file, whose "
-        "content no list of processes shows",
+        help="a header of each request, such as 'Authorization: Bearer TOKEN'; @FILE: one header per line of a "
+        "file, which process lists do not show",
     )
     server.add_argument("--tls", action="store_true", help="with --grpc: use TLS; a --url with TLS begins with https")
-    server.add_argument("--ca", metavar="FILE", help="with TLS: certificates of authorities that are trusted alone")
-    server.add_argument("--timeout", type=float, default=20.0, help="seconds for one try of a request")
-    server.add_argument("--deadline", type=float, default=60.0, help="seconds for all tries of a request")
+    server.add_argument("--ca", metavar="FILE", help="with TLS: trust only the certificates in this file")
+    server.add_argument("--timeout", type=float, default=20.0, help="seconds for one attempt of a request")
+    server.add_argument("--deadline", type=float, default=60.0, help="seconds for all attempts of a request")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("images", nargs="*", metavar="IMAGE", help="files, and folders with the JPEGs and PNGs in them")
     files.add_argument("--list", metavar="FILE", help="more images: in each line a path, or a path, a tab and a task")
-    files.add_argument("--task", help="the task of all images that have none in --list")
-    files.add_argument("--batch_size", type=_count, default=16, help="images of a request")
-    files.add_argument("--in_flight", type=_count, default=2, help="requests at a time")
+    files.add_argument("--task", help="task of all images without one in --list")
+    files.add_argument("--batch_size", type=_count, default=16, help="images per request")
+    files.add_argument("--in_flight", type=_count, default=2, help="number of requests at a time")
     predict = commands.add_parser("predict", parents=[server, files], help="classify image files")
     predict.add_argument("--pack", help="a task that the server does not have; it is sent with each request")
     predict.add_argument("--export", help="with --pack: the export's version folder, or its assets/export.json")
@@ -918,7 +918,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--output_dir", required=True, metavar="FOLDER", help="where FILE.labels.png is written")
     segment.set_defaults(run=_segment)
     detect = commands.add_parser("detect", parents=[server, files], help="find a box around each object of image files")
-    detect.add_argument("--min_score", type=float, default=0.3, help="boxes of a lower score are left out")
+    detect.add_argument("--min_score", type=float, default=0.3, help="leave out boxes with a lower score")
     detect.set_defaults(run=_detect)
     commands.add_parser("tasks", parents=[server], help="list tasks and classes").set_defaults(run=_tasks)
     commands.add_parser("status", parents=[server], help="list versions").set_defaults(run=_status)

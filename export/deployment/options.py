@@ -30,10 +30,10 @@ class ServingOptions:
         ValueError: If one is not valid.
     """
 
-    name: str = option("piggyback", "Name of the model on the server; the second servable is NAME_with_mask.")
+    name: str = option("piggyback", "Name of the model on the server; the second model is NAME_with_mask.")
     image: str = option("tensorflow/serving:2.21.0", "Docker image of the server.")
-    cpus: int = option(4, "CPU cores of a server; as many batches run at a time.")
-    replicas: int = option(1, "Servers in Kubernetes.")
+    cpus: int = option(4, "CPU cores of a server, and number of batches that run at once.")
+    replicas: int = option(1, "Number of servers in Kubernetes.")
     max_batch_size: int = option(32, "Largest number of images that run through the network at once.")
     batch_timeout_micros: int = option(1000, "Microseconds that a request waits for others to be merged with.")
     max_enqueued_batches: int = option(64, "Largest number of waiting batches; further requests get UNAVAILABLE.")

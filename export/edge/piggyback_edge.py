@@ -1,4 +1,4 @@
-"""Puts tasks on a base.tflite, on a device: one file for Python 3.9 that needs numpy 1.19 and nothing else.
+"""Installs tasks on a base.tflite, on a device: one file that needs only Python 3.9 and numpy 1.19, or newer.
 
     python piggyback_edge.py inspect base.tflite flowers.edge
     python piggyback_edge.py verify base.tflite flowers.edge
@@ -7,11 +7,12 @@
     python piggyback_edge.py remove base.tflite current.tflite
     python piggyback_edge.py predict base.tflite flowers.edge photo.jpg
 
-`manifest.bin` is taken from the folder of `base.tflite`. `install` writes a copy of the base with the task on it, whole
-or not at all; the base is never written to. `predict` needs ai_edge_litert or tflite_runtime. It takes prepared images
-as .npy files, and with Pillow and `piggyback_images.py` beside this file any image files, which it decodes and prepares
-as training did. Of a task that finds the class of each pixel it prints the share that each class has, and with
-`--output_dir` it writes label maps. Of a task that finds objects it prints the boxes that it is sure of. From Python:
+`manifest.bin` is read from the folder of `base.tflite`. `install` writes a copy of the base with the task installed,
+completely or not at all. It never writes to the base. `predict` needs ai_edge_litert or tflite_runtime. It accepts
+prepared images as .npy files. With Pillow, and `piggyback_images.py` beside this file, it also accepts image files, and
+decodes and prepares them as training did. For classification it prints the most probable classes. For segmentation it
+prints the share of each class, and with `--output_dir` it writes label maps. For detection it prints the boxes with a
+score of 0.3 or more. From Python:
 
     from ai_edge_litert.interpreter import Interpreter
     from piggyback_edge import Base, Model, Task, prepare
@@ -26,8 +27,8 @@ as training did. Of a task that finds the class of each pixel it prints the shar
     run = interpreter.get_signature_runner(task.signature.name)
     image = prepare(read_image("photo.jpg"), task.augment)[None].astype("float32")
     (output,) = run(images=image).values()
-    probabilities = task.probabilities(output, content)     # or, of pixels, task.label_maps(output, content)
-    # Of boxes: outputs = run(images=image); task.boxes(outputs["scores"], outputs["sides"], content)
+    probabilities = task.probabilities(output, content)     # or, for segmentation, task.label_maps(output, content)
+    # For detection: outputs = run(images=image); task.boxes(outputs["scores"], outputs["sides"], content)
 
 The files are described in docs/edge-format.md of the project piggyback_tf.
 """
@@ -1477,26 +1478,34 @@ def _write_labels(folder: str, image: str, labels: np.ndarray) -> None:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="piggyback_edge", description="Puts tasks on a base.tflite.")
+    parser = argparse.ArgumentParser(prog="piggyback_edge", description="Installs tasks on a base.tflite.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    helps = {
+        "task": "file of a task (.edge)",
+        "tasks": "files of tasks (.edge)",
+        "target": "the copy of the base (.tflite)",
+        "images": "image files, or prepared images in .npy files",
+    }
     for name, run, help_text, arguments in (
-        ("inspect", _inspect, "say what is in a base and in files of tasks", ("tasks*",)),
+        ("inspect", _inspect, "print what is in a base and in files of tasks", ("tasks*",)),
         ("verify", _verify, "check a base against its manifest, and files of tasks", ("tasks*",)),
-        ("install", _install, "write a copy of the base with a task on it", ("task", "target")),
-        ("installed", _installed, "say which task is on a copy; default: of the files beside it", ("target", "tasks*")),
+        ("install", _install, "write a copy of the base with a task installed", ("task", "target")),
+        ("installed", _installed, "print which task is on a copy", ("target", "tasks*")),
         ("remove", _remove, "write a copy of the base without a task", ("target",)),
-        ("predict", _predict, "answer image files, or prepared images in .npy files", ("task", "images+")),
+        ("predict", _predict, "answer for image files, or prepared images in .npy files", ("task", "images+")),
     ):
         command = commands.add_parser(name, help=help_text, allow_abbrev=False)
         command.set_defaults(run=run)
         command.add_argument("base", help="base.tflite")
         for argument in arguments:
             nargs = argument[-1] if argument[-1] in "*+" else None
-            command.add_argument(argument.rstrip("*+"), nargs=nargs)
+            plain = argument.rstrip("*+")
+            default = "; default: those beside the base and the copy" if (name, plain) == ("installed", "tasks") else ""
+            command.add_argument(plain, nargs=nargs, help=helps[plain] + default)
         command.add_argument("--manifest", help="manifest.bin; default: the one beside the base")
         if name == "predict":
             command.add_argument("--top", type=_count, default=5, help="how many classes to print; default: 5")
-            command.add_argument("--output_dir", help="folder for label maps, of a task that finds some")
+            command.add_argument("--output_dir", help="folder for label maps of a segmentation task")
             command.add_argument("--threads", type=_count, default=1, help="threads of the interpreter; default: 1")
     return parser
 

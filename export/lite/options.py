@@ -28,7 +28,7 @@ class LiteOptions:
     representative_data: str = option(
         "", "Calibration images for int8: a data spec, or one for each pack; broken images are skipped."
     )
-    representative_images: int = option(_IMAGES, "Number of calibration images for each task.")
+    representative_images: int = option(_IMAGES, "Number of calibration images per task.")
 
     def __post_init__(self) -> None:
         check_choice("design", self.design, DESIGNS)

@@ -26,13 +26,13 @@ class ExportOptions:
         "Masked kernels: unpacked once (fast, large), packed (unpacked in every call), or auto: packed if there "
         "are more than four tasks.",
     )
-    memory_limit: int = option(4096, "MiB for all arrays of the export in memory; what needs more is refused.")
-    top_k: int = option(5, "How many classes the signature for encoded images returns.")
-    image_dtype: str = option("uint8", "What the images of a call are: uint8 or float32, in [0, 255].")
+    memory_limit: int = option(4096, "MiB of memory for all arrays of the export; larger exports are refused.")
+    top_k: int = option(5, "How many classes the signature `encoded` returns.")
+    image_dtype: str = option("uint8", "Type of the images in a call: uint8 or float32, in [0, 255].")
     max_image_pixels: int = option(
         MAX_PIXELS,
-        "Pixels of the largest JPEG or PNG file that is decoded, width times height; the memory of a server follows "
-        "from it.",
+        "Pixels (width times height) of the largest JPEG or PNG file that is decoded. It determines the memory of a "
+        "server.",
     )
 
     def __post_init__(self) -> None:
