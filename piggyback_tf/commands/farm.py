@@ -27,8 +27,8 @@ from piggyback_tf.flags import ESSENTIALS, HEADINGS, define, define_flags
 from piggyback_tf.foreign_text import counted, duration
 
 FLAGS = flags.FLAGS
-_TEXT = """Learns the tasks of a table. Each row is a task, and each column is a flag of `train`. The columns `task` and `data`
-are required.
+_TEXT = """Learns the tasks of a table. Each row is a task, and each column is a flag of `train`. The columns `task` and
+`data` are required.
 
     task,data,epochs
     cats,folder:photos/cats,10
