@@ -14,12 +14,12 @@ class CPGConfig(NormConfig):
     trains = ("mask", "adapter", "weights", "norm", "head")
     problems = ("class", "multilabel")
 
-    cpg_goal: float = option(0.5, "Part of the epochs for fine-tuning, whose validation error is the goal.")
-    cpg_slack: float = option(0.0, "By how many points the validation error of a pruned network may miss the goal.")
+    cpg_goal: float = option(0.5, "Share of the epochs for fine-tuning; its validation error is the goal.")
+    cpg_slack: float = option(0.0, "Points by which the validation error of a pruned network may exceed the goal.")
     cpg_ladder: str = option(
-        "0.5,0.75,0.9", "Parts of each layer's free weights that a task tries to leave free; the first one it must."
+        "0.5,0.75,0.9", "Shares of each layer's free weights that a task tries to leave free; the first is a must."
     )
-    cpg_rung: int = option(1, "Epochs of retraining after each pruning, before the goal is asked for.")
+    cpg_rung: int = option(1, "Epochs of retraining after each pruning, before the error is compared with the goal.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

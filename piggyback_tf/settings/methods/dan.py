@@ -21,7 +21,7 @@ class DANConfig(NormConfig):
         }
     )
 
-    dan_noise: float = option(1.0, "Noise on D's diagonal at the start, in units of 1 / output channels; 0: identity.")
+    dan_noise: float = option(1.0, "Initial noise on D's diagonal, in units of 1 / output channels; 0: identity.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

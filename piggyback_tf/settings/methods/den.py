@@ -14,12 +14,12 @@ class DENConfig(MethodConfig):
     trains = ("weights", "head")
     problems = ("class", "multilabel")
 
-    den_sparsity: float = option(0.1, "How strongly the head of a new task is kept from using features, of its rate.")
-    den_connect: float = option(0.5, "Part of a unit's strongest connection from which on another one counts.")
+    den_sparsity: float = option(0.1, "How much each step shrinks the weights of a new head, as a share of its rate.")
+    den_connect: float = option(0.5, "A connection counts from this share of the unit's strongest connection on.")
     den_loss: float = option(0.1, "Validation loss above which a retrained network gets more units.")
-    den_units: int = option(8, "Units that each layer can get for a task.")
-    den_group: float = option(0.1, "How strongly new units are kept from being needed, of their rate.")
-    den_split: float = option(0.1, "Part of its length that a unit's weights may move before it becomes two.")
+    den_units: int = option(8, "Number of units that each layer can get for a task.")
+    den_group: float = option(0.1, "How much each step shrinks new units, as a share of their rate.")
+    den_split: float = option(0.1, "A unit is split if its weights move by more than this share of their length.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,10 +16,14 @@ class EWCConfig(TrainedNetworkConfig):
         dict.fromkeys(("multilabel", "map", "boxes"), "its Fisher information is for one class per image")
     )
 
-    ewc_lambda: float = option(5000.0, "Weight of what earlier tasks need, against the new task; 0: none.")
-    ewc_fisher_images: int = option(500, "Training images, drawn at random, for the Fisher information; 0: all.")
+    ewc_lambda: float = option(
+        5000.0, "Weight of the penalty for earlier tasks, compared with the new task's loss; 0: none."
+    )
+    ewc_fisher_images: int = option(500, "Number of random training images for the Fisher information; 0: all.")
     ewc_online: bool = option(False, "One penalty for all earlier tasks instead of one for each.")
-    ewc_decay: float = option(0.95, "With --ewc_online: factor of the earlier tasks' Fisher information at each task.")
+    ewc_decay: float = option(
+        0.95, "With --ewc_online: factor for the earlier tasks' Fisher information at each new task."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,9 +24,9 @@ class HATConfig(MethodConfig):
         }
     )
 
-    hat_smax: float = option(400.0, "s_max: the steepness of gates at the end of each epoch.")
-    hat_lambda: float = option(0.75, "lambda: weight of keeping units for later tasks.")
-    hat_mean: float = option(0.0, "Mean of the embeddings at the start; above 0, more gates start open.")
+    hat_smax: float = option(400.0, "s_max: steepness of the gates at the end of each epoch.")
+    hat_lambda: float = option(0.75, "lambda: weight of the penalty for used units, which keeps units for later tasks.")
+    hat_mean: float = option(0.0, "Initial mean of the embeddings; above 0, more gates start open.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

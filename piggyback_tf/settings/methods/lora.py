@@ -14,8 +14,8 @@ class LoRAConfig(MethodConfig):
     trains = ("adapter", "head")
     problems = ("class", "multilabel", "map")
 
-    lora_rank: int = option(4, "LoRA: rank of what is added to a kernel, at most the smaller side of the kernel.")
-    lora_alpha: float = option(4.0, "LoRA: what is added is multiplied by lora_alpha / lora_rank.")
+    lora_rank: int = option(4, "LoRA: rank of the update of a kernel, at most the smaller side of the kernel.")
+    lora_alpha: float = option(4.0, "LoRA: the update is multiplied by lora_alpha / lora_rank.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

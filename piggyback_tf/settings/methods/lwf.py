@@ -16,9 +16,11 @@ class LwFConfig(TrainedNetworkConfig):
         dict.fromkeys(("multilabel", "map", "boxes"), "it compares old answers as those for one class per image")
     )
 
-    lwf_temperature: float = option(2.0, "T, by which logits are divided before old and recorded answers are compared.")
-    lwf_weight: float = option(1.0, "lambda_o: weight of the old answers against the new task.")
-    lwf_warmup: float = option(0.2, "Part of the epochs, at least one, in which only the new head learns; 0: none.")
+    lwf_temperature: float = option(
+        2.0, "T: logits are divided by it before current and recorded old answers are compared."
+    )
+    lwf_weight: float = option(1.0, "lambda_o: weight of the old answers, compared with the new task's loss.")
+    lwf_warmup: float = option(0.2, "Share of the epochs (at least one) in which only the new head learns; 0: none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

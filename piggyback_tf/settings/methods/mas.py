@@ -13,8 +13,10 @@ class MASConfig(TrainedNetworkConfig):
 
     problems = ("class", "multilabel")
 
-    mas_lambda: float = option(1.0, "Weight of what earlier tasks need, against the new task; 0: none.")
-    mas_images: int = option(500, "Training images, drawn at random, for what weights matter; 0: all.")
+    mas_lambda: float = option(
+        1.0, "Weight of the penalty for earlier tasks, compared with the new task's loss; 0: none."
+    )
+    mas_images: int = option(500, "Number of random training images that measure which weights matter; 0: all.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,11 +25,11 @@ class PackNetConfig(NormConfig):
         }
     )
 
-    packnet_schedule: str = option("one_shot", "When weights are set free. one_shot: all at once; gradual: in steps.")
-    packnet_prune_first: float = option(0.5, "Part of each layer's weights that the first task leaves free.")
-    packnet_prune: float = option(0.75, "Part of each layer's free weights that a later task leaves free.")
-    packnet_retrain: float = option(1 / 3, "Part of the epochs that retrain the weights left to the task.")
-    packnet_parts: int = option(20, "With packnet_schedule=gradual: the number of steps in which weights are set free.")
+    packnet_schedule: str = option("one_shot", "When weights are freed. one_shot: all at once; gradual: in steps.")
+    packnet_prune_first: float = option(0.5, "Share of each layer's weights that the first task leaves free.")
+    packnet_prune: float = option(0.75, "Share of each layer's free weights that a later task leaves free.")
+    packnet_retrain: float = option(1 / 3, "Share of the epochs that retrain the weights that the task keeps.")
+    packnet_parts: int = option(20, "With packnet_schedule=gradual: number of steps in which weights are freed.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

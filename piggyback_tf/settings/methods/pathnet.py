@@ -25,12 +25,12 @@ class PathNetConfig(MethodConfig):
         }
     )
 
-    pathnet_modules: int = option(8, "Modules beside each stage.")
-    pathnet_active: int = option(3, "Of these, how many a path goes through at most.")
-    pathnet_reduction: int = option(16, "How many times narrower than its stage a module is.")
-    pathnet_population: int = option(16, "Paths that compete.")
-    pathnet_steps: int = option(5, "Steps that each of two paths is trained for in a tournament.")
-    pathnet_search: float = option(0.5, "Part of the epochs for tournaments; in the others the best path is trained.")
+    pathnet_modules: int = option(8, "Number of modules beside each stage.")
+    pathnet_active: int = option(3, "Largest number of modules per stage in a path.")
+    pathnet_reduction: int = option(16, "A module is this many times narrower than its stage.")
+    pathnet_population: int = option(16, "Number of competing paths.")
+    pathnet_steps: int = option(5, "Training steps of each of the two paths in a tournament.")
+    pathnet_search: float = option(0.5, "Share of the epochs for tournaments; the rest trains the best path.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

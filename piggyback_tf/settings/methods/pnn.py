@@ -14,7 +14,7 @@ class PNNConfig(TrainedNetworkConfig):
     trains = ("adapter", "weights", "norm", "head")
     problems = ("class", "multilabel", "map")
 
-    pnn_scale: float = option(0.1, "What the outputs of earlier columns are multiplied by at the start.")
+    pnn_scale: float = option(0.1, "Initial factor of the outputs of earlier columns.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,8 +13,8 @@ class ReplayConfig(TrainedNetworkConfig):
 
     why_not = MappingProxyType(dict.fromkeys(("multilabel", "map", "boxes"), "it remembers only one class per image"))
 
-    replay_images: int = option(200, "Training images that are kept of all tasks together, in equal shares.")
-    replay_batch: int = option(32, "Kept images that are drawn for a training step.")
+    replay_images: int = option(200, "Number of training images to keep, with equal shares for all tasks.")
+    replay_batch: int = option(32, "Number of kept images in a training step.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,9 @@ class ResidualAdaptersConfig(NormConfig):
         }
     )
 
-    adapter_kind: str = option("parallel", "Residual adapters. parallel: beside a 3x3 convolution; series: after it.")
+    adapter_kind: str = option(
+        "parallel", "Residual adapters. parallel: beside each 3x3 convolution; series: after it."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,8 +13,10 @@ class SIConfig(TrainedNetworkConfig):
 
     problems = ("class", "multilabel")
 
-    si_strength: float = option(1.0, "c: weight of what earlier tasks need, against the new task; 0: none.")
-    si_damping: float = option(1e-5, "xi: the smaller, the more weights matter that hardly moved.")
+    si_strength: float = option(
+        1.0, "c: weight of the penalty for earlier tasks, compared with the new task's loss; 0: none."
+    )
+    si_damping: float = option(1e-5, "xi: smaller values give more importance to weights that hardly moved.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
