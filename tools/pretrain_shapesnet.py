@@ -225,12 +225,12 @@ README = """# Weights that ship with the package
 
 `shapesnet.weights.h5`: weights of the network `shapesnet` (`piggyback_tf/backbones/networks/shapesnet.py`), float32.
 
-- Source: made for this project by `tools/pretrain_shapesnet.py`, on {images:,} images that the script draws
-  itself: 26 capital letters in Pillow's built-in font and 18 geometric shapes. No images of others, and no digits.
+- Source: trained for this project by `tools/pretrain_shapesnet.py`. The script draws its {images:,} images itself: 26
+  capital letters in Pillow's built-in font and 18 geometric shapes. It uses no other images, and no digits.
 - Made on {date} with `{command}`
   and Python {python}, TensorFlow {tensorflow}, Keras {keras}, NumPy {numpy}, Pillow {pillow}.
 - Validation accuracy: {accuracy:.2f} % of {validation:,} drawn images, {classes} classes.
-- Licence: Apache-2.0, as the rest of the project.
+- Licence: Apache-2.0, like the rest of the project.
 - SHA-256 of the file: `{sha256}`
 - Base hash of the network: `{base_hash}`
 """
