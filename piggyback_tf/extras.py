@@ -2,12 +2,13 @@
 
 import importlib.util
 
-EXTRAS = {"ai_edge_litert": "litert", "tensorflow_serving": "serving", "matplotlib": "plots"}
+EXTRAS = {"ai_edge_litert": "litert", "tensorflow_serving": "serving", "matplotlib": "plots", "ray": "ray"}
 # What each extra is for, as the end of "is needed to".
 _FOR = {
     "litert": "write, run and check models of LiteRT",
     "serving": "write what a TensorFlow Serving deployment needs",
     "plots": "draw plots",
+    "ray": "learn a table of tasks on the machines of a Ray cluster",
 }
 
 

@@ -97,3 +97,14 @@ def network_name(task: str) -> str:
 # The packs of all its tasks, and the folder of each: its run, how that went, and what it printed.
 FARM_PACKS, FARM_TASKS = "packs", "tasks"
 FARM_RUN, FARM_STATE, FARM_LOG = "run", "state.json", "log.txt"
+# How the name begins of an empty file by which a machine knows the folder of the farm that it works for.
+FARM_MARK = ".farm-"
+
+# ------------------------------------------------------------------ what `predict --results` writes
+# To what the answers are that are in the folder.
+ANSWERS_PLAN = "plan.json"
+
+
+def answers_part_name(number: int, total: int) -> str:
+    """Returns the name of a file of answers, of so many that are counted from 0."""
+    return f"answers-{number:05d}-of-{total:05d}.jsonl"

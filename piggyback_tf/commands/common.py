@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,12 @@ def add_base_options(command: argparse.ArgumentParser) -> None:
 def add_batch_size(command: argparse.ArgumentParser) -> None:
     """Declares the argument of a command that sends images through a network."""
     command.add_argument("--batch_size", type=positive, default=32, metavar="N", help="images per batch; default: 32")
+
+
+def share_of_cores(jobs: int) -> int | None:
+    """Returns with how many threads each of several processes computes; None for one by itself: TensorFlow decides."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs) if jobs > 1 else None
 
 
 def positive(text: str) -> int:

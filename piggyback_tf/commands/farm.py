@@ -4,7 +4,7 @@ It loads no TensorFlow; each training is a process of `train`.
 """
 
 import contextlib
-import os
+import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,10 +15,13 @@ from absl import flags
 
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import DONE, WRONG, Answer
+from piggyback_tf.commands.common import share_of_cores
 from piggyback_tf.evaluation.results import ResultsError, read_metrics
 from piggyback_tf.evaluation.text import format_bytes, format_error, format_table
+from piggyback_tf.extras import need
 from piggyback_tf.farm import FarmError, RowState, TaskRow, learn_rows, read_rows
 from piggyback_tf.farm.pool import Farm
+from piggyback_tf.farm.ray_cluster import Share, learn_on_ray
 from piggyback_tf.farm.state import DONE as LEARNED
 from piggyback_tf.farm.state import folder_of_row
 from piggyback_tf.file_names import FARM_PACKS, METRICS_FILE, pack_name
@@ -27,6 +30,7 @@ from piggyback_tf.flags import ESSENTIALS, HEADINGS, define, define_flags
 from piggyback_tf.foreign_text import counted, duration
 
 FLAGS = flags.FLAGS
+ENGINES = ("processes", "ray")
 _TEXT = """Learns the tasks of a table. Each row is a task, and each column is a flag of `train`. The columns `task` and
 `data` are required.
 
@@ -40,15 +44,28 @@ Flags on the command line apply to all rows. If a row has a value for the flag, 
 same command again, it learns only the rows that are not finished.
 """
 # Flags of `train` that are the farm's own, or that no row has: each learns one task.
-_NO_COLUMNS = {"output_dir", "jobs", "attempts", "row", "verbose", "tasks", "task_agnostic", "forward_transfer"}
+_OF_FARMS = {"jobs", "attempts", "row", "engine", "cpus", "gpus"}
+_NO_COLUMNS = {*_OF_FARMS, "output_dir", "verbose", "tasks", "task_agnostic", "forward_transfer"}
 # Those that differ from row to row.
 _OF_ROWS = ("task", "data")
 
 
 def _define() -> None:
     define_flags()
-    jobs = "How many trainings run at once. Each computes with its share of the cores."
-    define(flags.DEFINE_integer, "jobs", 1, jobs, ESSENTIALS, lower_bound=1)
+    engine = (
+        "Where trainings run: in processes on this machine, or on the machines of the Ray cluster that runs here, or "
+        "that the environment variable RAY_ADDRESS names. They have to share --output_dir and the data."
+    )
+    define(flags.DEFINE_enum, "engine", ENGINES[0], engine, ESSENTIALS, enum_values=ENGINES)
+    jobs = (
+        "How many trainings run at once. With processes 1 by default, and each computes with its share of the cores; "
+        "with Ray as many as there is room for."
+    )
+    define(flags.DEFINE_integer, "jobs", None, jobs, ESSENTIALS, lower_bound=1)
+    cpus = "With Ray, how many cores a training gets; 1 by default."
+    define(flags.DEFINE_integer, "cpus", None, cpus, ESSENTIALS, lower_bound=1)
+    gpus = "With Ray, how many GPUs a training gets, or which part of one; by default 1 if the cluster has any, else 0."
+    define(flags.DEFINE_float, "gpus", None, gpus, ESSENTIALS, lower_bound=0)
     attempts = "How often to try a row if its process dies, for example for lack of memory."
     define(flags.DEFINE_integer, "attempts", 3, attempts, ESSENTIALS, lower_bound=1)
     row = "Learn only this row, counted from 0: $SLURM_ARRAY_TASK_ID or $JOB_COMPLETION_INDEX of a cluster."
@@ -57,6 +74,7 @@ def _define() -> None:
 
 def _run(arguments: list[str]) -> Answer:
     columns = {name for names in HEADINGS.values() for name in names} - _NO_COLUMNS
+    _check_engine()
     for name in (*_OF_ROWS, "tasks", "forward_transfer"):
         if FLAGS[name].present:
             raise flags.IllegalFlagValueError(f"--{name} is for one training; a row of the table learns one task.")
@@ -69,12 +87,9 @@ def _run(arguments: list[str]) -> Answer:
         rows = [rows[FLAGS.row]]
     common = [line for name in sorted(columns) if FLAGS[name].present for line in FLAGS[name].serialize().splitlines()]
     folder = make_folder(local_path(FLAGS.output_dir, "--output_dir="))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // FLAGS.jobs) if FLAGS.jobs > 1 else None
-    farm = Farm(folder, common, FLAGS.attempts, threads)
     # Rows of a cluster's array run at the same time, each by a command of its own.
     with contextlib.nullcontext() if FLAGS.row is not None else _kept(folder):
-        states = learn_rows(rows, farm, FLAGS.jobs, _Told(folder, len(rows)))
+        states = _learn(rows, Farm(folder, common, FLAGS.attempts), _Told(folder, len(rows)))
         packs = _gather_packs(folder, rows)
     learned = [_result(folder, row, states[row.task]) for row in rows]
     value = {"folder": str(folder), "packs": str(packs) if packs else None, "rows": [value for value, _ in learned]}
@@ -84,6 +99,27 @@ def _run(arguments: list[str]) -> Answer:
     if packs:
         lines.append(f"Packs: {packs}")
     return Answer(value, "\n".join(lines), DONE if all(s.status == LEARNED for s in states.values()) else WRONG)
+
+
+def _check_engine() -> None:
+    """Refuses flags of one way to run trainings that are given with another one."""
+    if FLAGS.engine == "ray":
+        if FLAGS.row is not None:
+            raise flags.IllegalFlagValueError("--row is for arrays of other clusters; Ray starts all rows itself.")
+        need("ray")
+        return
+    for name in ("cpus", "gpus"):
+        if FLAGS[name].present:
+            raise flags.IllegalFlagValueError(f"--{name} is for --engine=ray. Processes share the cores by --jobs.")
+
+
+def _learn(rows: Sequence[TaskRow], farm: Farm, told: "_Told") -> dict[str, RowState]:
+    """Learns the rows where `--engine` says."""
+    if FLAGS.engine == "ray":
+        share = Share(FLAGS.cpus or 1, FLAGS.gpus)
+        return learn_on_ray(rows, farm, FLAGS.jobs, share, told, lambda text: print(text, flush=True))
+    jobs = FLAGS.jobs or 1
+    return learn_rows(rows, dataclasses.replace(farm, threads=share_of_cores(jobs)), jobs, told)
 
 
 @contextlib.contextmanager
@@ -117,7 +153,7 @@ class _Told:
 def _result(folder: Path, row: TaskRow, state: RowState) -> tuple[dict[str, Any], list[str]]:
     """Returns what is known of a row, as JSON values and as cells of the table."""
     value: dict[str, Any] = {"task": row.task, "line": row.line, "status": state.status, "attempts": state.attempts}
-    value |= {"seconds": state.seconds, "error": state.error or None}
+    value |= {"seconds": state.seconds, "error": state.error or None, "machine": state.machine or None}
     cells = [row.task, state.status, "-", "-", "-", duration(state.seconds), str(state.attempts)]
     if state.status == LEARNED:
         run = folder_of_row(folder, row.task).run

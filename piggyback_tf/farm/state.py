@@ -23,6 +23,7 @@ class RowState:
         seconds: How long all of them took that ended while somebody looked.
         error: Why it is not done, in a sentence; empty else.
         flags: With which flags of `train` that was.
+        machine: Which machine worked on it last; empty if it was none.
     """
 
     status: str = NEW
@@ -30,6 +31,7 @@ class RowState:
     seconds: float = 0.0
     error: str = ""
     flags: tuple[str, ...] = ()
+    machine: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

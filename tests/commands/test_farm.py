@@ -36,6 +36,8 @@ def _table(folder, text):
         ("task,data\na,digits\n", ("--data=digits",), "--data is for one training"),
         ("task,data\na,digits\n", ("--row=1",), "--row=1: the table has 1 row, the last of which is 0"),
         ("task,data\na,digits\n", ("--jobs=0",), "jobs"),
+        ("task,data\na,digits\n", ("--cpus=2",), "--cpus is for --engine=ray"),
+        ("task,data\na,digits\n", ("--engine=ray", "--row=0"), "Ray starts all rows itself"),
         ("task,data\na,digits\n", ("--epoch=3",), "There is no flag --epoch. Did you mean --epochs"),
     ],
 )

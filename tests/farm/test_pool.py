@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from piggyback_tf.farm import FarmError, TaskRow, learn_rows, pool, read_state
-from piggyback_tf.farm.pool import Farm
+from piggyback_tf.farm import FarmError, RowState, TaskRow, learn_rows, pool, read_state
+from piggyback_tf.farm.pool import Farm, Running
 from piggyback_tf.farm.state import folder_of_row
+from piggyback_tf.files import folder_lock
 
 # Does what --data says, and notes that it ran.
 STAND_IN = """
@@ -135,6 +136,34 @@ def test_a_farm_that_is_killed_takes_its_trainings_with_it(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_row_on_which_somebody_else_works_is_waited_for(tmp_path):
+    (row,) = rows_of("fine")
+    files = folder_of_row(tmp_path, "t0")
+    files.folder.mkdir(parents=True)
+    with folder_lock(files.folder):
+        state = learn(tmp_path, [row], patience=0.0)["t0"]
+        assert state.status == "failed" and "Another process" in state.error
+        assert not ran(tmp_path, "t0") and not (files.folder / "state.json").exists(), "what the other writes counts"
+        waiting = threading.Thread(target=learn, args=(tmp_path, [row]))
+        waiting.start()
+        waiting.join(1.0)
+        assert waiting.is_alive()
+    waiting.join(60)
+    assert files.read().status == "done" and files.read().machine
+
+
+def test_attempts_count_whose_end_nobody_saw(tmp_path):
+    """Where a machine dies, another one begins the row anew, and finds that an attempt was begun."""
+    (row,) = rows_of("fine")
+    files = folder_of_row(tmp_path, "t0")
+    files.folder.mkdir(parents=True)
+    files.write(RowState(attempts=5))
+    state = Farm(tmp_path, attempts=3).learn(row, Running(), before=2)
+    assert state.status == "failed" and "was ended, 3 times" in state.error
+    assert state == files.read() and not ran(tmp_path, "t0")
+    assert Farm(tmp_path, attempts=3).learn(row, Running(), before=3).status == "done"
+
+
 def test_a_damaged_state_is_named(tmp_path):
     state = folder_of_row(tmp_path, "t0")
     state.folder.mkdir(parents=True)
@@ -146,6 +175,6 @@ def test_a_damaged_state_is_named(tmp_path):
 
 
 def test_signals_have_names():
-    assert pool._cause(-signal.SIGTERM) == "SIGTERM"
-    assert pool._cause(-63) == "signal 63" or pool._cause(-63).startswith("SIG")
-    assert pool._cause(3) == "status 3"
+    assert pool.what_ended(-signal.SIGTERM) == "SIGTERM"
+    assert pool.what_ended(-63) == "signal 63" or pool.what_ended(-63).startswith("SIG")
+    assert pool.what_ended(3) == "status 3"
