@@ -3,30 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
-from piggyback_tf.commands.common import (
-    PACK_HELP,
-    add_base_options,
-    add_batch_size,
-    choose_base,
-    complain,
-    load_bank,
-    load_pack,
-    positive,
-)
+from piggyback_tf.commands.asked_tasks import AskedTasks
+from piggyback_tf.commands.common import PACK_HELP, add_base_options, add_batch_size, complain, load_pack, positive
+from piggyback_tf.commands.predict_results import add_results_options, check_some_exist, predict_into, read_list
 from piggyback_tf.foreign_text import some
 from piggyback_tf.junk import JUNK, find_files
 from piggyback_tf.packs import TaskPack
-from piggyback_tf.remote import RemoteError, is_url, read_bytes
+from piggyback_tf.remote import is_url
 from piggyback_tf.targets import TARGETS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from piggyback_tf.commands.shown_answers import AskedImage
-    from piggyback_tf.data import Operation
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -36,7 +23,12 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or URLs")
+    command.add_argument("images", metavar="IMAGE", nargs="*", help="image files, folders of them, or URLs")
+    command.add_argument(
+        "--list",
+        metavar="FILE",
+        help="a file with more images: one in each line, or, if its name ends in .csv, in the column `image`",
+    )
     command.add_argument(
         "--top_k", type=positive, default=5, metavar="K", help="how many classes to print per image; default: 5"
     )
@@ -46,56 +38,36 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         help="an existing folder for pictures. Segmentation: IMAGE.labels.png, whose pixels are class numbers, and "
         "IMAGE.overlay.png, for people. Detection: IMAGE.boxes.png",
     )
+    add_results_options(command)
     add_base_options(command)
     add_batch_size(command)
     return command
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    from piggyback_tf.data import DataError, parse_augment
-    from piggyback_tf.data.augment import check_draws_nothing
-
+    if not options.images and options.list is None:
+        raise UsageError("The following arguments are required: IMAGE, or --list=FILE with one in each line.")
+    if options.results is not None:
+        return predict_into(options, _find_images(options))
+    for option in ("packs", "part", "shard_size", "jobs"):
+        if getattr(options, option) is not None:
+            raise UsageError(f"--{option} goes with --results=DIR.")
     pack, _ = load_pack(options.pack)
-    base = choose_base(pack, options.backbone, options.weights)
-    paths = _find_images(options.images)
-    missing = {path for path in paths if not is_url(path) and not Path(path).exists()}
-    if len(missing) == len(paths):
-        raise UsageError(
-            _no_file(paths[0]) if len(paths) == 1 else f"There is none of these files: {some(paths, form=repr)}."
-        )
-    try:
-        operations = parse_augment(pack.eval_augment)
-        check_draws_nothing(operations, pack.eval_augment)
-    except DataError as error:
-        raise UsageError(str(error)) from error
+    paths = _find_images(options)
+    check_some_exist(paths)
+    asked = AskedTasks([pack], options)
     _check_output_dir(options, pack, paths)
-    bank, status = None, DONE
+    status = DONE
     answers: list[dict[str, Any]] = []
     for start in range(0, len(paths), options.batch_size):
-        places, images = [], []
-        for path in paths[start : start + options.batch_size]:
-            try:
-                if path in missing:
-                    raise DataError(_no_file(path))
-                asked, image = _read_prepared(path, operations, pack)
-                images.append(image)
-                places.append((len(answers), asked))
-                answers.append({"image": path})
-            except (DataError, RemoteError) as error:
+        for found in asked.answer(paths[start : start + options.batch_size]):
+            problems = found.problems()
+            answers.append({"image": found.path, **found.values.get(pack.task, {"error": found.error})})
+            for problem in problems:
                 status = WRONG
-                answers.append({"image": path, "error": str(error)})
-                complain(options.command, str(error))
-        if not images:
-            continue
-        bank = bank or load_bank(pack, base)
-        from piggyback_tf.commands.shown_answers import SHOWN
-
-        found = bank.predict(images, task=pack.task, batch_size=options.batch_size)
-        for (place, asked), answer in zip(places, found, strict=True):
-            values, lines = SHOWN[pack.problem].show(pack, answer, asked, options)
-            answers[place] |= values
-            if not options.json:  # A batch at a time, since there may be many.
-                print("\n".join([asked.path, *lines]))
+                complain(options.command, problem)
+            if not (problems or options.json):  # A batch at a time, since there may be many.
+                print("\n".join([found.path, *found.lines[pack.task]]))
     return Answer(answers, status=status)
 
 
@@ -119,8 +91,8 @@ def _check_output_dir(options: argparse.Namespace, pack: TaskPack, paths: Sequen
         )
 
 
-def _find_images(given: Sequence[str]) -> list[str]:
-    """Returns the image files that are meant: those that are named, and those in and below folders.
+def _find_images(options: argparse.Namespace) -> list[str]:
+    """Returns the image files that are meant: those that are named or listed, and those in and below folders.
 
     What systems leave beside people's files is passed over, since `photos/*` names it, too.
 
@@ -129,7 +101,7 @@ def _find_images(given: Sequence[str]) -> list[str]:
     """
     from piggyback_tf.data.images import has_image_extension
 
-    found = []
+    given, found = options.images, [] if options.list is None else read_list(Path(options.list))
     for path in given:
         if is_url(path):
             found.append(path)
@@ -142,23 +114,5 @@ def _find_images(given: Sequence[str]) -> list[str]:
         else:
             found.append(path)
     if not found:
-        raise UsageError(f"There are no images among {some(given, form=repr)}.")
+        raise UsageError(f"There are no images among {some(given or [options.list], form=repr)}.")
     return found
-
-
-def _no_file(path: str) -> str:
-    return f"There is no image file {path!r}."
-
-
-def _read_prepared(path: str, operations: list["Operation"], pack: TaskPack) -> "tuple[AskedImage, np.ndarray]":
-    from piggyback_tf.commands.shown_answers import AskedImage
-    from piggyback_tf.data import DataError, decode_image, read_image
-    from piggyback_tf.data.augment import apply_operations, check_final_size
-
-    original = decode_image(read_bytes(path), path) if is_url(path) else read_image(path)
-    try:
-        image = apply_operations(operations, original)
-        check_final_size(pack.eval_augment, image.shape[:2], pack.image_shape)
-    except DataError as error:
-        raise DataError(f"Image {path!r} cannot be prepared: {error}") from error
-    return AskedImage(path, original, operations), image
