@@ -23,6 +23,8 @@ FAULT = 70
 # A signal ended it, as shells have it: 128 + SIGINT, and 128 + SIGPIPE where nobody reads the output.
 INTERRUPTED = 130
 UNREAD = 141
+# SIGTERM, or another machine that worked at the same is gone.
+ENDED = 143
 
 JSON_HELP = "print the answer as one JSON document, and all else on stderr; see docs/commands.md"
 

@@ -3,6 +3,7 @@
 Flags, names and data are looked at before Keras is loaded, which takes seconds; a run that is complete never loads it.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer
 from piggyback_tf.commands.train_check_images import look_first
 from piggyback_tf.commands.train_request import TrainRequest, read_request, read_tasks
+from piggyback_tf.commands.train_workers import check_targets, inputs_of, versions, workers
 from piggyback_tf.data import TaskData, describe_images
 from piggyback_tf.evaluation import summary, write_report
 from piggyback_tf.evaluation.left_out import count_files, files_left_out
@@ -19,8 +21,9 @@ from piggyback_tf.evaluation.results import read_metrics, write_metrics
 from piggyback_tf.file_names import METRICS_FILE, REPORT_FILE, RESULT_FILE
 from piggyback_tf.flags import define_flags, read_config, settings, settings_of_run, verbosity
 from piggyback_tf.quiet import load_tensorflow
-from piggyback_tf.settings import CONFIGS, InputConfig, TrainConfig, complete_run
-from piggyback_tf.training import TrainingError, check_settings, folders_of_methods, run_folder
+from piggyback_tf.settings import CONFIGS, TrainConfig, complete_run
+from piggyback_tf.training import TrainingError, check_settings, folders_of_methods
+from piggyback_tf.training.team import Team
 
 FLAGS = flags.FLAGS
 # A cross-entropy below this part of that of the first epoch is one of a head that learns.
@@ -39,24 +42,31 @@ def _run(arguments: list[str]) -> Answer:
     del arguments
     logging.set_verbosity(logging.INFO)
     request = read_request()
-    with run_folder(FLAGS.output_dir) as folder:
-        check_settings(folder, settings_of_run(request.methods[-1], request.methods[:-1]), complete=complete_run)
-        metrics = _finished(folder) or _learn(folder, request)
+    settings_now = settings_of_run(request.methods[-1], request.methods[:-1])
+    with workers(request) as (team, folder):
+        team.check_same(settings_now | versions(), prefix="--")
+        check_settings(folder, settings_now, complete=complete_run)
+        metrics = team.agree(_finished(folder)) or _learn(folder, request, team)
+    if not team.is_chief:
+        return Answer({"worker": team.index, **metrics}, f"Worker {team.index} has done its part. The chief has all.")
     report = folder / REPORT_FILE
     text = "\n".join([*summary(metrics), "", f"Report: {report}"])
     return Answer({"folder": str(folder), "report": str(report), **metrics}, text)
 
 
-def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
+def _learn(folder: Path, request: TrainRequest, team: Team) -> dict[str, Any]:
     """Learns what is asked for, from top to bottom; returns what `metrics.json` holds."""
+    verbose = verbosity() if team.is_chief else 0
+    inputs = inputs_of(team)
     # ---------------------------------------------------------------------- data
     tasks = read_tasks(folder, request)
+    check_targets(tasks, team)
     folders = request.folders(folder, tasks)
-    done = {task: [(own[task] / RESULT_FILE).exists() for own in folders.values()] for task in tasks}
+    done = team.agree({task: [(own[task] / RESULT_FILE).exists() for own in folders.values()] for task in tasks})
     at_once = CONFIGS[FLAGS.method].at_once
     learned = [task for task in tasks if all(done[task])]
-    look_first(folder, tasks, request.inputs, learned=learned, joined=at_once)
-    if verbosity():
+    look_first(folder, tasks, inputs.for_size(request.image_size), learned=learned, joined=at_once, team=team)
+    if verbose:
         print("\n".join(describe_images(data, task) for task, data in tasks.items()), flush=True)
 
     # ------------------------------------------------------------------ backbone
@@ -65,11 +75,17 @@ def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
     from piggyback_tf.sequences import SequenceSettings, run_sequence
     from piggyback_tf.training import check_found, describe_tasks, prepare_devices
 
-    with prepare_devices(FLAGS.strategy, FLAGS.mixed_precision, deterministic=FLAGS.deterministic).scope():
+    strategy = prepare_devices(FLAGS.strategy, FLAGS.mixed_precision, deterministic=FLAGS.deterministic)
+    with strategy.scope():
         backbone = load_backbone(FLAGS.backbone, weights=FLAGS.weights, image_size=FLAGS.image_size, seed=FLAGS.seed)
+    # In the scope of several machines a new variable waits for all of them. So what the chief does alone is outside.
+    outer, inner = (strategy.scope, nullcontext) if team.size == 1 else (nullcontext, strategy.scope)
+    with outer():
         measured = [task for task in tasks if any(done[task])]
         measured = list(tasks) if at_once and measured else measured
-        check_found(folder, backbone, *describe_tasks(tasks, measured, in_turn=request.in_turn))
+        found = describe_tasks(tasks, measured, in_turn=request.in_turn)
+        team.check_same({"base": backbone.hash, **found[0]})
+        check_found(folder, backbone, *found)
 
         # --------------------------------- methods: fit, measure, pack, task by task
         sequences = {}
@@ -78,15 +94,17 @@ def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
                 name,
                 read_config(CONFIGS[name]),
                 read_config(TrainConfig, CONFIGS[name].recipe),
-                read_config(InputConfig),
+                inputs,
                 settings(name),
-                verbosity(),
-                FLAGS.tensorboard,
+                verbose,
+                FLAGS.tensorboard and team.is_chief,
                 FLAGS.task_agnostic,
                 FLAGS.forward_transfer,
             )
             try:
-                sequences[name] = run_sequence(own, backbone, tasks, config, in_turn=request.in_turn)
+                sequences[name] = run_sequence(
+                    own, backbone, tasks, config, in_turn=request.in_turn, team=team, scope=inner
+                )
             except TrainingError as error:
                 if sequences:
                     write_report(folder, _results(sequences, tasks))
@@ -96,9 +114,11 @@ def _learn(folder: Path, request: TrainRequest) -> dict[str, Any]:
 
     # ------------------------------------------------------------------- results
     metrics = _results(sequences, tasks)
-    write_report(folder, metrics)
-    write_metrics(folder / METRICS_FILE, metrics)
-    return read_metrics(folder / METRICS_FILE)
+    if team.is_chief:
+        write_report(folder, metrics)
+        write_metrics(folder / METRICS_FILE, metrics)
+        metrics = read_metrics(folder / METRICS_FILE)
+    return team.agree(metrics)
 
 
 def _results(sequences: dict[str, Any], tasks: dict[str, TaskData]) -> dict[str, Any]:

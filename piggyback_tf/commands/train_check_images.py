@@ -5,10 +5,12 @@ from pathlib import Path
 
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.data import DataError, DataProblems, Part, TaskData, check_images
+from piggyback_tf.data.sources import Subset
 from piggyback_tf.data.unusable_files import are_all_listed, describe_problems
 from piggyback_tf.file_names import PROBLEMS_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.settings import InputConfig
+from piggyback_tf.training.team import Team
 
 
 def look_first(
@@ -18,6 +20,7 @@ def look_first(
     *,
     learned: Iterable[str] = (),
     joined: bool = False,
+    team: Team | None = None,
 ) -> None:
     """Looks at all images of some tasks, through the cache, with a progress bar.
 
@@ -27,15 +30,18 @@ def look_first(
         inputs: Augmentation, for the backbone's size, and caching.
         learned: The tasks whose training is done; of these the test images may still be measured.
         joined: Whether the tasks are trained as one.
+        team: The machines that train together: each looks at its share.
 
     Raises:
         DataError: If anything is wrong with the images.
     """
-    parts = []
+    team, parts = team or Team(), []
     for task, data in tasks.items():
         training = "joined" if joined else "later" if task in learned else "next"
         for split, source in data.splits.items():
             augment = inputs.augment_train if split == "train" else inputs.augment_eval
+            if team.size > 1:
+                source = Subset(source, range(team.index, len(source), team.size))
             parts.append(Part(source, augment, "later" if split == "test" else training))
     listed = [problem for data in tasks.values() for found in data.problems.values() for problem in found]
     name = ", ".join(dict.fromkeys(data.spec for data in tasks.values()))
@@ -45,7 +51,7 @@ def look_first(
         with ProgressBar("images looked at") as bar:
             check_images(parts, name, check=inputs.check, listed=listed, progress=bar, **inputs.cache_options())
     except DataProblems as error:
-        if are_all_listed(error.problems):
+        if are_all_listed(error.problems) or not team.is_chief:
             raise
         write_atomically(path, describe_problems(error.problems, name, listed=None) + "\n")
         raise DataError(f"{error}\nAll of them are listed in {path}.") from None

@@ -51,6 +51,7 @@ def make_dataset(
     seed: int = 0,
     epochs: int = 1,
     initial_epoch: int = 0,
+    rows: range | None = None,
     cache: str = "auto",
     cache_limit_mb: int = 2048,
     cache_disk_limit_mb: int = 20480,
@@ -71,6 +72,8 @@ def make_dataset(
         seed: Decides the orders and every random number.
         epochs: Epochs `initial_epoch` to `epochs - 1` follow one another; for training only.
         initial_epoch: The first epoch, counted from 0.
+        rows: Which images of every batch are read, such as the second half; `None` for all. A last batch that is
+            smaller is filled up with images from the start of the epoch.
         cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: in memory up to the limit, on disk if
             there is room beyond it, otherwise none, which is logged. `"existing"` uses what is cached, and caches
             nothing.
@@ -95,6 +98,8 @@ def make_dataset(
         )
     operations = parse_augment(augment)
     _check_arguments(augment, operations, batch_size, training, seed, epochs, initial_epoch)
+    if rows is not None and not (rows.step == 1 and 0 <= rows.start < rows.stop <= batch_size):
+        raise DataError(f"rows must be a range within the {batch_size} images of a batch, but is {rows}.")
     if source.moves_targets:
         check_moves(operations)
     options = CacheOptions(cache, cache_limit_mb, cache_disk_limit_mb, cache_dir)
@@ -103,6 +108,7 @@ def make_dataset(
     plan = _Plan(
         labels=source.labels,
         batch_size=batch_size,
+        rows=rows,
         seed=seed,
         first=initial_epoch if training else 0,
         last=epochs if training else 1,
@@ -204,6 +210,7 @@ class _Plan:
     Attributes:
         labels: The class of every image.
         batch_size: Images a batch.
+        rows: Which of them are read; all if None.
         seed: The seed of the random operations.
         first: The first epoch.
         last: The epoch after the last.
@@ -220,6 +227,7 @@ class _Plan:
 
     labels: np.ndarray
     batch_size: int
+    rows: range | None
     seed: int
     first: int
     last: int
@@ -269,8 +277,9 @@ def _build(plan: _Plan):
 
     count = len(plan.labels)
     # A batch larger than the source is the whole source.
-    batch_size = min(plan.batch_size, count)
-    steps = -(-count // batch_size)
+    whole = plan.batch_size if plan.rows else min(plan.batch_size, count)
+    rows, steps = plan.rows or range(whole), -(-count // whole)
+    batch_size = len(rows)
     with tf.device("CPU:0"):
         labels = tf.constant(plan.labels, tf.int32)
         keys = tf.constant([_epoch_key(plan.seed, epoch) for epoch in range(plan.first, plan.last)], tf.int64)
@@ -281,16 +290,18 @@ def _build(plan: _Plan):
     size, operations, first, first_place = plan.size, plan.operations, plan.first, plan.place
     gathered_size = plan.images.image_size if plan.images is not None else None
     has_maps, channels = plan.has_maps, 4 if plan.has_maps else 3
-    has_boxes, most = plan.boxes is not None, plan.most
+    has_boxes, most, has_rows = plan.boxes is not None, plan.most, plan.rows is not None
     # What happens to a target that moves with its image: a geometry, and the size after it, of each operation.
     nothing = tf.zeros([0, 2, 3]), tf.zeros([0, 2], tf.int32)
 
     def elements(epoch):
         order = tf.ensure_shape(tf.numpy_function(order_of, [epoch], tf.int64, stateful=False), [count])
         # The last batch of an epoch is filled up, lest it run into the next, and cut back at the end.
-        place = tf.range(steps * batch_size)
+        place = tf.reshape(tf.reshape(tf.range(steps * whole), [steps, whole])[:, rows.start : rows.stop], [-1])
+        # Rows of several readers are cut where they are put together.
+        valid = tf.logical_or(place < count, has_rows)
         return tf.data.Dataset.from_tensor_slices(
-            (tf.fill([steps * batch_size], epoch), tf.gather(order, place % count), place < count)
+            (tf.fill([steps * batch_size], epoch), tf.gather(order, place % count), valid)
         )
 
     def gather(epoch, index, valid):

@@ -3,10 +3,11 @@
 A task by itself is a sequence of length one.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ from piggyback_tf.settings.methods import CONFIGS, check_is_for, check_learns
 from piggyback_tf.targets import TARGETS
 from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, finish_training, train_task
 from piggyback_tf.training.graphs import released_graphs
+from piggyback_tf.training.team import Team
+
+# What makes the block of a strategy.
+Scope = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,8 @@ def run_sequence(
     settings: SequenceSettings,
     *,
     in_turn: bool = True,
+    team: Team | None = None,
+    scope: Scope = contextlib.nullcontext,
 ) -> dict[str, Any]:
     """Learns tasks in their order and measures all that are learned after each.
 
@@ -95,6 +102,9 @@ def run_sequence(
         in_turn: Whether each task has a folder of its own, `1_NAME`, and a method that makes no packs keeps what it
             needs to go on. Otherwise there is one task, whose files are in the folder itself, and such a method leaves
             a Keras model.
+        team: The machines that train together, all of which call this, with one task; its chief does the rest, and has
+            the files.
+        scope: Of several machines that of their strategy, in which the base was built. This function is called outside.
 
     Returns:
         A sequence; see `piggyback_tf.evaluation.results`.
@@ -120,7 +130,8 @@ def run_sequence(
     folder.mkdir(parents=True, exist_ok=True)
     folders = folders_of(folder, tasks, in_turn=in_turn)
     kinds: Any = PackStore if method.makes_pack else MemoryStore if in_turn else NetworkStore
-    sequence["steps"] = steps = _Learner(backbone, tasks, settings, folders, kinds(backbone, folders)).learn_all()
+    learner = _Learner(backbone, tasks, settings, folders, kinds(backbone, folders), team or Team(), scope)
+    sequence["steps"] = steps = learner.learn_all()
     if "task_agnostic" in steps[-1]:
         sequence["task_agnostic"] = steps[-1].pop("task_agnostic")
     if settings.forward_transfer and sequence["sequential"]:
@@ -154,6 +165,8 @@ class _Learner:
         settings: How to learn.
         folders: The folder of each task.
         store: Where the learned tasks are.
+        team: The machines that train together.
+        scope: In which a training is built.
     """
 
     backbone: Backbone
@@ -161,6 +174,8 @@ class _Learner:
     settings: SequenceSettings
     folders: Mapping[str, Path]
     store: Store
+    team: Team = dataclasses.field(default_factory=Team)
+    scope: Scope = contextlib.nullcontext
 
     def learn_all(self, title: str = "") -> list[dict[str, Any]]:
         """Learns the tasks that are not learned yet; returns the steps of all.
@@ -176,7 +191,8 @@ class _Learner:
             if task not in self._learned_with(task):
                 steps.append({"errors": {}})
                 continue
-            if not (own / RESULT_FILE).exists():
+            chief = self.team.is_chief
+            if not self.team.agree((own / RESULT_FILE).exists()):
                 several = f"{settings.method}, task {place} of {len(names)}, {task}:"
                 with released_graphs():  # Or each task would take memory until the last is learned.
                     step = self._learn(task, several if len(names) > 1 else title or settings.method)
@@ -184,10 +200,12 @@ class _Learner:
                     raise TrainingError(
                         f"Method {settings.method} changed the base, which must never happen. Please report this."
                     )
-                write_result(own / RESULT_FILE, step)
-            finish_training(own)
-            self.store.remove_needless(task)
-            steps.append(read_result(own / RESULT_FILE, task))
+                if chief:
+                    write_result(own / RESULT_FILE, step)
+            if chief:
+                finish_training(own)
+                self.store.remove_needless(task)
+            steps.append(self.team.agree(read_result(own / RESULT_FILE, task) if chief else None))
         # By itself, so that it can be asked for when all is learned.
         infer = len(names) > 1 and all(PROBLEMS[data.target].infers_task for data in self.tasks.values())
         if settings.task_agnostic and infer and "task_agnostic" not in steps[-1]:
@@ -203,7 +221,10 @@ class _Learner:
         return names if task == names[-1] else []
 
     def _learn(self, task: str, title: str) -> dict[str, Any]:
-        """Learns a task, measures all that are learned, and puts it into the store; returns the step."""
+        """Learns a task, measures all that are learned, and puts it into the store; returns the step.
+
+        Of several machines the others have done their part when it is trained, and return nothing.
+        """
         settings, folder, together = self.settings, self.folders[task], self._learned_with(task)
         inputs = settings.inputs.for_size(self.backbone.image_size)
 
@@ -220,18 +241,22 @@ class _Learner:
         )
 
         # --------------------------------------------------------------------- fit
-        trained = train_task(
-            method,
-            self.backbone,
-            data,
-            settings.train,
-            inputs,
-            state_dir=folder,
-            tensorboard_dir=folder / TENSORBOARD_FOLDER if settings.tensorboard else None,
-            verbose=settings.verbose,
-            title=title,
-            targets={each.target for each in self.tasks.values()},
-        )
+        with self.scope():
+            trained = train_task(
+                method,
+                self.backbone,
+                data,
+                settings.train,
+                inputs,
+                state_dir=folder,
+                tensorboard_dir=folder / TENSORBOARD_FOLDER if settings.tensorboard else None,
+                verbose=settings.verbose,
+                title=title,
+                targets={each.target for each in self.tasks.values()},
+                team=self.team,
+            )
+        if not self.team.is_chief:
+            return {}
         started = time.perf_counter()
         provenance = method.provenance
         if trained.class_weights:

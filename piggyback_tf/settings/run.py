@@ -20,7 +20,7 @@ from piggyback_tf.settings.records import (
 )
 from piggyback_tf.settings.training import TrainConfig
 
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = ("none", "float16", "bfloat16")
 
 
@@ -48,8 +48,14 @@ class RunConfig:
         "optimisers and rates.",
     )
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
-    strategy: str = option("auto", "Devices to train on; auto: mirrored if there are several.")
+    strategy: str = option(
+        "auto",
+        "Devices to train on; auto: mirrored if there are several. multi_worker: those of all machines in TF_CONFIG.",
+    )
     mixed_precision: str = option("none", "Half precision.")
+    worker_timeout: int = option(
+        300, "Seconds that a machine waits for the others at the start, with --strategy=multi_worker.", recorded=False
+    )
     deterministic: bool = option(False, "Bit-equal runs on GPUs too (slower there).")
 
 

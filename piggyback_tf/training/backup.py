@@ -20,6 +20,7 @@ from piggyback_tf.files import write_arrays
 from piggyback_tf.surgery import BaseVariable
 from piggyback_tf.training.completed_epochs import CompletedEpochs, read_completed
 from piggyback_tf.training.errors import TrainingError
+from piggyback_tf.training.team import Team
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -32,11 +33,13 @@ class BackupAndRestore(keras.callbacks.Callback):
     Args:
         folder: Where the state file is kept; None keeps the best weights in memory only.
         first_best_epoch: The first epoch, counted from 0, that may be the best one.
+        team: The machines of the training, of which the chief alone has the file, and saves.
     """
 
-    def __init__(self, folder: Path | None, first_best_epoch: int = 0):
+    def __init__(self, folder: Path | None, first_best_epoch: int = 0, team: Team | None = None):
         super().__init__()
         self._first_best_epoch = first_best_epoch
+        self._team = team or Team()
         self.path = folder / STATE_FILE if folder else None
         self.completed = CompletedEpochs()
         self._best: dict[str, np.ndarray] = {}
@@ -45,9 +48,17 @@ class BackupAndRestore(keras.callbacks.Callback):
     def epochs_done(self) -> int:
         """Returns the number of completed epochs that the file holds, which is the epoch to go on with.
 
+        Of several machines each gets the file.
+
         Raises:
             TrainingError: If the file is damaged.
         """
+        done = self._team.agree(self._epochs_done() if self._team.is_chief else None)
+        if done and self.path is not None:
+            self._team.share_file(self.path)
+        return done
+
+    def _epochs_done(self) -> int:
         if self.path is None or not self.path.exists():
             return 0
         try:
@@ -105,8 +116,9 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._best = {name: _to_numpy(variable) for name, variable in _learned(self.model).items()}
         completed.epochs_done = epoch + 1
         completed.seconds += time.perf_counter() - self._started
-        if self.path is not None:
-            self._save()
+        if self.path is not None and self._team.is_chief:
+            with self._team.writing:
+                self._save()
 
     def _save(self) -> None:
         tensors = {f"now/{name}": _to_numpy(variable) for name, variable in training_variables(self.model).items()}

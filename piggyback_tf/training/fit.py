@@ -20,11 +20,13 @@ from piggyback_tf.training.backup import BackupAndRestore
 from piggyback_tf.training.class_weights import class_weights
 from piggyback_tf.training.completed_epochs import history_in_percent
 from piggyback_tf.training.guards import STEPS_TO_JUDGE, StopAtChance, StopOnNaN, StopWhenDead
+from piggyback_tf.training.multi_worker import distributed, fit_on_workers
 from piggyback_tf.training.optimizers import make_optimizer
 from piggyback_tf.training.progress import Progress
 from piggyback_tf.training.schedules import warmup_length
 from piggyback_tf.training.sizes import check_image_size
-from piggyback_tf.training.strategies import weight_for_replicas
+from piggyback_tf.training.strategies import weight_for_replicas, weight_for_workers
+from piggyback_tf.training.team import Team
 from piggyback_tf.training.tensorboard import TensorBoard
 
 
@@ -62,6 +64,7 @@ def train_task(
     verbose: int = 0,
     title: str = "",
     targets: Collection[str] = (),
+    team: Team | None = None,
 ) -> TrainedTask:
     """Trains one task and returns the model of its best epoch on the validation split.
 
@@ -82,6 +85,7 @@ def train_task(
             steps; 2 the same without the last.
         title: What is trained, for what is printed; the method by default.
         targets: What is found by other tasks of a run, whose settings these are, too.
+        team: The machines that train together, all of which call this; in the scope of their strategy.
 
     Raises:
         TrainingError: If the loss is NaN or stays at chance, the network dies, or the saved state is of another
@@ -89,6 +93,7 @@ def train_task(
         DataError: If images cannot be read or do not have the backbone's size.
         ValueError: If the method does not learn what is to be found in them, or a setting is for none of the tasks.
     """
+    team = team or Team()
     check_learns(type(method).__name__, method.Config, data.target, f"Task {data.name!r}")
     check_is_for(method.config, {data.target, *targets})
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
@@ -104,7 +109,7 @@ def train_task(
     shape, (network, endpoints) = problem.image_shape, network_for(backbone, head)
     phases = method.phases(config.epochs)
     ends = list(itertools.accumulate(phases))
-    backup = BackupAndRestore(state_folder, first_best_epoch=ends[-1] - phases[-1])
+    backup = BackupAndRestore(state_folder, first_best_epoch=ends[-1] - phases[-1], team=team)
     backup.set_model(model)
     done = backup.epochs_done()
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
@@ -127,6 +132,7 @@ def train_task(
             if chance is not None:
                 window = max(config.chance_epochs, math.ceil(STEPS_TO_JUDGE / steps_per_epoch))
                 watches.append(StopAtChance(chance, window, warmup_epochs, losses))
+            # All machines look at the same images: one that would not could not know that it has to end.
             if method.watches_features:
                 watches.append(
                     StopWhenDead(_some_images(data, config, inputs, shape, backbone), network.model, endpoints)
@@ -154,14 +160,16 @@ def train_task(
         callbacks += [*watches, *method.callbacks(model)]
         if tensorboard_dir is not None:
             callbacks.append(TensorBoard(Path(tensorboard_dir)))
-        train, validation = _datasets(data, config, inputs, shape, backbone, first_epoch)
-        with surface_data_errors():
+        train, validation = _datasets(data, config, inputs, shape, backbone, first_epoch, team.rows(config.batch_size))
+        with surface_data_errors(), fit_on_workers(model, data.train.labels.shape[1:], team):
             model.fit(
                 train,
                 validation_data=validation,
                 epochs=end,
                 initial_epoch=first_epoch,
                 steps_per_epoch=steps_per_epoch,
+                # A number that Keras knows, but of what lies on several machines.
+                validation_steps=math.ceil(len(data.validation) / config.batch_size) if team.size > 1 else None,
                 shuffle=False,
                 callbacks=callbacks,
                 verbose=0,
@@ -201,11 +209,21 @@ def _compile(
 
 
 def _validation(
-    data: TaskData, config: TrainConfig, inputs: InputConfig, shape: tuple[int, int], backbone: Backbone
+    data: TaskData,
+    config: TrainConfig,
+    inputs: InputConfig,
+    shape: tuple[int, int],
+    backbone: Backbone,
+    rows: range | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of validation."""
     validation = make_dataset(
-        data.validation, inputs.augment_eval, batch_size=config.batch_size, training=False, **inputs.cache_options()
+        data.validation,
+        inputs.augment_eval,
+        batch_size=config.batch_size,
+        training=False,
+        rows=rows,
+        **inputs.cache_options(),
     )
     _check_size(validation, backbone, shape, inputs.augment_eval)
     return validation
@@ -226,8 +244,9 @@ def _datasets(
     shape: tuple[int, int],
     backbone: Backbone,
     first_epoch: int,
+    rows: range | None,
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Returns the batches of training from an epoch on, and those of validation."""
+    """Returns the batches of training from an epoch on, and those of validation; of several machines its rows."""
     train = make_dataset(
         data.train,
         inputs.augment_train,
@@ -236,11 +255,16 @@ def _datasets(
         seed=config.seed,
         epochs=config.epochs,
         initial_epoch=first_epoch,
+        rows=rows,
         **inputs.cache_options(),
     )
-    validation = _validation(data, config, inputs, shape, backbone)
+    validation = _validation(data, config, inputs, shape, backbone, rows)
     _check_size(train, backbone, shape, inputs.augment_train)
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if rows is not None:
+        train = weight_for_workers(train, config.batch_size, rows, len(data.train), training=True)
+        validation = weight_for_workers(validation, config.batch_size, rows, len(data.validation), training=False)
+        return distributed(train, rows), distributed(validation, rows)
     if replicas > 1:
         train = weight_for_replicas(train, config.batch_size, replicas)
         validation = weight_for_replicas(validation, config.batch_size, replicas, len(data.validation))

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from piggyback_tf.settings import STRATEGIES
 from piggyback_tf.settings.records import check_choice
+from piggyback_tf.training.multi_worker import make_workers_strategy
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -14,12 +15,15 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
 
     Args:
         name: `"none"`: one device. `"mirrored"`: `MirroredStrategy` over all GPUs, or over all logical CPUs if there
-            is no GPU. `"auto"`: mirrored if there are several GPUs, otherwise none.
+            is no GPU. `"auto"`: mirrored if there are several GPUs, otherwise none. `"multi_worker"`: the devices of
+            all machines in `TF_CONFIG`.
 
     Raises:
         ValueError: If the name is none of these.
     """
     check_choice("strategy", name, STRATEGIES)
+    if name == "multi_worker":
+        return make_workers_strategy()
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")
@@ -67,13 +71,42 @@ def weight_for_replicas(
     if batch_size % replicas:
         raise ValueError(f"The batch size must be a multiple of the {replicas} devices. Received: {batch_size}.")
 
-    fixed = math.ceil(images / batch_size) / images if images else None
-
     def fill(pictures: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         count = tf.shape(labels)[0]
         places = tf.range(batch_size)
-        weight = fixed or 1.0 / tf.cast(count, tf.float32)
-        weights = tf.where(places < count, weight, 0.0)
+        weights = _weights(places, count, batch_size, images)
         return tf.gather(pictures, places % count), tf.gather(labels, places % count), weights
 
     return dataset.map(fill, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def weight_for_workers(
+    dataset: tf.data.Dataset, batch_size: int, rows: range, images: int, *, training: bool
+) -> tf.data.Dataset:
+    """Gives the rows of every batch that one of several machines reads the weights of `weight_for_replicas`.
+
+    Args:
+        dataset: Batches of images and labels, those of `rows` alone, from the start of an epoch on.
+        batch_size: Images of a full batch over all machines.
+        rows: Which of them are here.
+        images: Number of images in an epoch.
+        training: Whether weights are those of training.
+
+    Returns:
+        Batches of images, labels and float32 weights `[len(rows)]`.
+    """
+    steps = math.ceil(images / batch_size)
+    places = tf.range(rows.start, rows.stop)
+
+    def weigh(number: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        first = tf.cast(number % steps, tf.int32) * batch_size
+        count = tf.minimum(batch_size, images - first)
+        return *batch, _weights(places, count, batch_size, None if training else images)
+
+    return dataset.enumerate().map(weigh, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _weights(places: tf.Tensor, count: tf.Tensor, batch_size: int, images: int | None) -> tf.Tensor:
+    """Returns the weights of some images of a batch, of which the first `count` are real."""
+    fixed = math.ceil(images / batch_size) / images if images else None
+    return tf.where(places < count, fixed or 1.0 / tf.cast(count, tf.float32), 0.0)

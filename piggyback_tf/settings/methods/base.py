@@ -33,6 +33,8 @@ class MethodConfig:
     why_not: ClassVar[Mapping[str, str]] = MappingProxyType({})
     # Whether all tasks are learned in one training.
     at_once: ClassVar[bool] = False
+    # Whether several machines learn a task together as one does: it was compared.
+    several_machines: ClassVar[bool] = False
 
     head: str = option(
         "fpn",

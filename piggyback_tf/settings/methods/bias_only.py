@@ -12,3 +12,4 @@ class BiasOnlyConfig(MethodConfig):
 
     trains = ("adapter", "norm", "head")
     problems = ("class", "multilabel", "map")
+    several_machines = True

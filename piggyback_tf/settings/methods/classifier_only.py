@@ -12,3 +12,4 @@ class ClassifierOnlyConfig(MethodConfig):
 
     trains = ("head",)
     problems = ("class", "multilabel", "map", "boxes")
+    several_machines = True

@@ -11,6 +11,7 @@ class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
     problems = ("class", "multilabel", "map", "boxes")
+    several_machines = True
 
 
 @CONFIGS.register("finetune_sequential")

@@ -12,3 +12,4 @@ class NormOnlyConfig(NormConfig):
 
     trains = ("norm", "head")
     problems = ("class", "multilabel", "map")
+    several_machines = True

@@ -12,3 +12,4 @@ class SSFConfig(MethodConfig):
 
     trains = ("adapter", "head")
     problems = ("class", "multilabel", "map")
+    several_machines = True
