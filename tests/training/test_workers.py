@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from piggyback_tf.packs import TaskPack
+from piggyback_tf.settings import CONFIGS
 from tests.training.workers import ROOT, Workers
 
 # Some epochs of the head alone, which take little: what is tested is who ends, and when.
@@ -62,7 +63,7 @@ with joined_team(read_cluster() if strategy == "multi_worker" else None, 90, lam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["piggyback", "norm_only"])
+@pytest.mark.parametrize("method", [name for name in CONFIGS.names() if CONFIGS[name].several_machines])
 def test_two_workers_learn_what_one_process_learns(method, tmp_path):
     """324 steps; the last batch of an epoch has 15 images, of which the second worker reads 7."""
     for strategy, count in (("none", 1), ("multi_worker", 2)):

@@ -12,4 +12,3 @@ class BiasOnlyConfig(MethodConfig):
 
     trains = ("adapter", "norm", "head")
     problems = ("class", "multilabel", "map")
-    several_machines = True

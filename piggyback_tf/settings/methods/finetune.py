@@ -11,7 +11,6 @@ class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
     problems = ("class", "multilabel", "map", "boxes")
-    several_machines = True
 
 
 @CONFIGS.register("finetune_sequential")

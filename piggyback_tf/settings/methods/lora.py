@@ -13,7 +13,6 @@ class LoRAConfig(MethodConfig):
 
     trains = ("adapter", "head")
     problems = ("class", "multilabel", "map")
-    several_machines = True
 
     lora_rank: int = option(4, "LoRA: rank of the update of a kernel, at most the smaller side of the kernel.")
     lora_alpha: float = option(4.0, "LoRA: the update is multiplied by lora_alpha / lora_rank.")

@@ -12,4 +12,3 @@ class NormOnlyConfig(NormConfig):
 
     trains = ("norm", "head")
     problems = ("class", "multilabel", "map")
-    several_machines = True

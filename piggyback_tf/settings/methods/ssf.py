@@ -12,4 +12,3 @@ class SSFConfig(MethodConfig):
 
     trains = ("adapter", "head")
     problems = ("class", "multilabel", "map")
-    several_machines = True
