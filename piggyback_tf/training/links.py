@@ -162,9 +162,9 @@ def _gather_workers(cluster: Cluster, greeting: list[Any], deadline: float, time
                     with contextlib.suppress(OSError):
                         link.send("refuse", sentence)
                 raise TrainingError(sentence) from None
-            place, link = _greet(cluster, connection, greeting, missing)
-            if link is not None:
-                links[place] = link
+            place, come = _greet(cluster, connection, greeting, missing)
+            if come is not None:
+                links[place] = come
                 missing.remove(place)
     for link in links.values():
         link.send("welcome")
