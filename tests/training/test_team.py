@@ -175,17 +175,16 @@ def test_a_worker_that_is_stopped_is_named(addresses, monkeypatch):
     second.close()
 
 
-def test_who_is_done_waits_for_the_others_and_says_that_it_is_there(addresses, monkeypatch):
-    monkeypatch.setattr(team, "_SILENCE", 2.0)
-    monkeypatch.setattr(team, "_BEAT", 0.1)
-    ends = []
+def test_who_is_done_says_that_it_is_there_until_the_others_are_done(addresses):
+    teams = {}
 
     def work(found):
-        found._end_process = ends.append
-        time.sleep(0.0 if found.index == 0 else 3.0)
+        teams[found.index] = found
+        time.sleep(0.5 * found.index)
+        return teams[0]._leaving.is_set()  # Then it would say nothing any more.
 
-    together(addresses, work, work)
-    assert ends == []
+    assert together(addresses, work, work)[1] is False
+    assert teams[0]._leaving.is_set()
 
 
 def test_who_does_not_come_is_named(addresses):
