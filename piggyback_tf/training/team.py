@@ -128,6 +128,8 @@ class Team:
             if self.is_chief:
                 for link in self._links.values():
                     link.inbox.get()
+                # Before they hear that they may go, or the end of the first of them could look like a loss.
+                self._leaving.set()
             else:
                 self._links[0].send("say", "done")
             self.agree("done")
