@@ -14,8 +14,9 @@ from piggyback_tf.data.augment import (
 from piggyback_tf.data.boxes import NO_BOX, BoxTable
 from piggyback_tf.data.check import Part, check_images
 from piggyback_tf.data.describe import describe_images
+from piggyback_tf.data.graph_calls import surface_data_errors
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
-from piggyback_tf.data.pipeline import make_dataset, original_batches, stream_batches, surface_data_errors
+from piggyback_tf.data.pipeline import make_dataset, original_batches, stream_batches
 from piggyback_tf.data.sources import Original, Renumbered, Source, Subset, TaskData
 from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile

@@ -32,9 +32,11 @@ class Operation(abc.ABC):
 
     Attributes:
         source: How the step is written.
+        only_scales: Whether the step is a crop, a resize, or both: `geometry` says all of it, and turns nothing.
     """
 
     source: str = ""
+    only_scales: bool = False
 
     @abc.abstractmethod
     def output_size(self, size: Size | None) -> Size | None:
@@ -104,6 +106,42 @@ class RandomOperation(Operation):
             DataError: If the operation says nothing of it; `check_moves` finds that out early.
         """
         raise _moves_no_targets(self)
+
+
+class CropOperation(RandomOperation):
+    """A random step that looks at a part of the image alone, so that no more of it need be decoded."""
+
+    @abc.abstractmethod
+    def window(self, size: "tf.Tensor", seed: "tf.Tensor") -> "tf.Tensor":
+        """Returns the part of an image that counts, int32 `[4]`: top, left, height and width, all within the image.
+
+        Args:
+            size: int32 `[2]`, height and width of the image.
+            seed: As of `sample`.
+        """
+
+    @abc.abstractmethod
+    def sample_window(self, part: "tf.Tensor", size: "tf.Tensor", seed: "tf.Tensor") -> "tf.Tensor":
+        """Returns what `sample` does, from the part of the image that counts.
+
+        Args:
+            part: uint8, the window of the image.
+            size: int32 `[2]`, height and width of the whole image.
+            seed: As of `sample`.
+        """
+
+    def sample(self, image: "tf.Tensor", seed: "tf.Tensor") -> "tf.Tensor":
+        import tensorflow as tf
+
+        size = tf.shape(image)[:2]
+        return self.sample_window(cut(image, self.window(size, seed)), size, seed)
+
+
+def cut(image: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    """Returns a part of an image: top, left, height and width, int32 `[4]`."""
+    import tensorflow as tf
+
+    return tf.slice(image, tf.pad(window[:2], [[0, 1]]), tf.concat([window[2:], [3]], 0))
 
 
 def _moves_no_targets(operation: Operation) -> DataError:

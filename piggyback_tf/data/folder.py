@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from piggyback_tf.data.images import DataError, has_image_extension, read_image
+from piggyback_tf.data.images import DataError, has_image_extension, read_file, read_image
 from piggyback_tf.data.sources import Source, TaskData, digest
 from piggyback_tf.data.specs import DataRequest, register_data, task_of_splits
 from piggyback_tf.data.split_folders import SPLITS, file_states, file_status, split_folders
@@ -29,6 +29,8 @@ class FolderSource(Source):
         labels: The class of each file, or whether it is of each class, 0 or 1.
     """
 
+    has_files = True
+
     def __init__(self, root: Path, paths: list[str], labels: Sequence[int | Sequence[str]]):
         self._root = root
         self._paths = paths
@@ -40,6 +42,9 @@ class FolderSource(Source):
 
     def read(self, index: int) -> np.ndarray:
         return read_image(self._root / self._paths[index])
+
+    def read_file(self, index: int) -> bytes:
+        return read_file(self._root / self._paths[index])
 
     def describe(self, index: int) -> str:
         return shown_path(self._root / self._paths[index])

@@ -74,7 +74,7 @@ class _UnknownRangeError(ValueError):
     """A whole image, of whose numbers nobody knows which is black and which is white; the message says why."""
 
 
-class _Parts(NamedTuple):
+class ImageParts(NamedTuple):
     """What of a file makes its pixels.
 
     Attributes:
@@ -106,11 +106,19 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         BrokenImageError: If the file's content is not a whole image.
         DataError: If the file cannot be read at all.
     """
+    return decode_image(read_file(path), str(path))
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """Returns the content of an image file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"Image file {str(path)!r} cannot be read: {error.strerror or error}.") from error
-    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -137,13 +145,13 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     try:
         # Pillow's decoders raise half a dozen kinds of errors for damaged files (OSError, SyntaxError,
         # struct.error, ValueError, EOFError, ...), so that anything but a whole image counts as broken.
-        parts = _parts(data)
+        parts = image_parts(data)
         with Image.open(io.BytesIO(parts.pixels)) as image:
             image.load()
             exif = image.info.get("exif", b"") if parts.exif is None else parts.exif
             profile = image.info.get("icc_profile", b"") if parts.profile is None else parts.profile
             # Pillow has turned a TIFF while loading it.
-            turn = None if image.format == "TIFF" else _TURNS.get(_orientation(exif.removeprefix(EXIF_START)))
+            turn = None if image.format == "TIFF" else turn_of(exif)
             image = _to_rgb(image, parts.pixels, profile or b"")
             return np.array(image if turn is None else image.transpose(turn))
     except MemoryError:
@@ -189,13 +197,14 @@ def central_offset(shape: tuple[int, int], size: int) -> tuple[int, int]:
     return (shape[0] - size) // 2, (shape[1] - size) // 2
 
 
-def _parts(data: bytes) -> _Parts:
+def image_parts(data: bytes) -> ImageParts:
+    """Returns what of a file makes its pixels."""
     if data.startswith(JPEG_START):
         return _jpeg_parts(data)
-    return _png_parts(data) if data.startswith(PNG_START) else _Parts(data)
+    return _png_parts(data) if data.startswith(PNG_START) else ImageParts(data)
 
 
-def _jpeg_parts(data: bytes) -> _Parts:
+def _jpeg_parts(data: bytes) -> ImageParts:
     """Keeps the segments that make the pixels, and reads those of EXIF and colour.
 
     Those before the first scan are looked at, and an export to a SavedModel looks at them in the same way.
@@ -226,10 +235,10 @@ def _jpeg_parts(data: bytes) -> _Parts:
     numbers = [tuple(part[:2]) for part in profiles]
     whole = numbers == [(number, len(profiles)) for number in range(1, len(profiles) + 1)]
     pixels = b"".join([*kept, data[place:]])
-    return _Parts(pixels, exif or b"", b"".join(part[2:] for part in profiles) if whole else b"")
+    return ImageParts(pixels, exif or b"", b"".join(part[2:] for part in profiles) if whole else b"")
 
 
-def _png_parts(data: bytes) -> _Parts:
+def _png_parts(data: bytes) -> ImageParts:
     """Keeps the chunks that make the pixels, and reads those of EXIF and colour.
 
     Pillow takes a whole image for broken if a text or a profile of it is long. Of a transparent colour the bits count
@@ -247,7 +256,7 @@ def _png_parts(data: bytes) -> _Parts:
             exif = content
         elif kind == b"iCCP" and before and profile is None:
             profile = _inflate(content.partition(b"\0")[2][1:])
-    return _Parts(b"".join(kept), exif or b"", profile or b"")
+    return ImageParts(b"".join(kept), exif or b"", profile or b"")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -291,6 +300,11 @@ def _inflate(content: bytes) -> bytes:
     except zlib.error:
         return b""
     return found if inflater.eof else b""
+
+
+def turn_of(exif: bytes) -> Image.Transpose | None:
+    """Returns how an image with these EXIF data is turned upright; None if it is already."""
+    return _TURNS.get(_orientation(exif.removeprefix(EXIF_START)))
 
 
 def _orientation(exif: bytes) -> int:
@@ -375,13 +389,13 @@ def _with_deep_transparency(image: Image.Image, data: bytes) -> Image.Image:
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Returns RGB or RGBA with the colours of a profile converted to sRGB."""
-    transform = _transform(profile, image.mode) if profile else None
+    transform = colour_conversion(profile, image.mode) if profile else None
     return image if transform is None else ImageCms.applyTransform(image, transform)
 
 
 # A folder of photos has few profiles, and each takes a millisecond to read and compare.
 @functools.lru_cache(maxsize=16)
-def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+def colour_conversion(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Returns the conversion of a profile to sRGB; None if it is not for RGB, cannot be read, or is sRGB."""
     if profile[16:20] != b"RGB ":
         return None

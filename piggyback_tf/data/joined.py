@@ -22,6 +22,7 @@ class Joined(Source):
         self._sources, self._first_classes = list(sources), list(first_classes)
         sizes = {source.image_size for source in self._sources}
         self.image_size = sizes.pop() if len(sizes) == 1 else None
+        self.has_files = all(source.has_files for source in self._sources)
         if any(source.moves_targets for source in self._sources):
             raise DataError(
                 "Tasks with label maps or boxes cannot be learned as one; their classes are those of pixels or boxes."
@@ -38,6 +39,10 @@ class Joined(Source):
     def read(self, index: int) -> np.ndarray:
         number, place = self._find(index)
         return self._sources[number].read(place)
+
+    def read_file(self, index: int) -> bytes:
+        number, place = self._find(index)
+        return self._sources[number].read_file(place)
 
     def describe(self, index: int) -> str:
         number, place = self._find(index)

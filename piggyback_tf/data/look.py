@@ -72,6 +72,7 @@ class WithoutBroken(Source):
         self._name, self._class_names, self._also = name, class_names, list(also)
         self._look: Look | None = None
         self.image_size, self.has_maps, self.has_boxes = source.image_size, source.has_maps, source.has_boxes
+        self.has_files = source.has_files
 
     @property
     def settled(self) -> bool:
@@ -126,6 +127,9 @@ class WithoutBroken(Source):
 
     def read(self, index: int) -> np.ndarray:
         return self._subset.read(index)
+
+    def read_file(self, index: int) -> bytes:
+        return self._subset.read_file(index)
 
     def describe(self, index: int) -> str:
         return self._subset.describe(index)

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from piggyback_tf.data.augment import DeterministicOperation, Operation, RandomOperation, Size, register_augmentation
+from piggyback_tf.data.augment import (
+    CropOperation,
+    DeterministicOperation,
+    Operation,
+    RandomOperation,
+    Size,
+    register_augmentation,
+)
 from piggyback_tf.data.geometry import offset, scaling
 from piggyback_tf.data.images import MAX_PIXELS, MAX_SIDE, DataError, central_crop, central_offset, resize, resized_size
 
@@ -28,6 +35,8 @@ class Resize(DeterministicOperation):
     With one argument the shorter side gets this length and the aspect is kept; with two the image
     is warped to this height and width.
     """
+
+    only_scales = True
 
     def __init__(self, size, width=None):
         self._height = _pixels("size", size)
@@ -56,6 +65,8 @@ class Resize(DeterministicOperation):
 @register_augmentation("central_crop")
 class CentralCrop(DeterministicOperation):
     """Cuts a square out of the middle."""
+
+    only_scales = True
 
     def __init__(self, size):
         self._size = _pixels("size", size)
@@ -129,7 +140,7 @@ class RandomScale(RandomOperation):
 
 
 @register_augmentation("random_crop")
-class RandomCrop(RandomOperation):
+class RandomCrop(CropOperation):
     """Cuts out a rectangle at a random place, after adding `padding` black pixels on every side.
 
     It is a square of `size`, or `size` high and `width` wide. An image that a `random_scale` made too small gets black
@@ -146,15 +157,20 @@ class RandomCrop(RandomOperation):
         _check_fits(self, self._size, padded)
         return self._size
 
-    def sample(self, image, seed):
+    def window(self, size, seed):
         import tensorflow as tf
 
-        size = tf.shape(image)[:2]
-        top, left = self._place(size, seed)
-        missing = tf.maximum(self._size - size - 2 * self._padding, 0)
-        before, after = tf.fill([2], self._padding), self._padding + missing
-        image = tf.pad(image, tf.concat([tf.stack([before, after], axis=1), [[0, 0]]], axis=0))
-        return tf.slice(image, [top, left, 0], [*self._size, 3])
+        start = tf.stack(self._place(size, seed)) - self._padding
+        first, last = (tf.clip_by_value(place, 0, size) for place in (start, start + self._size))
+        return tf.concat([first, last - first], 0)
+
+    def sample_window(self, part, size, seed):
+        import tensorflow as tf
+
+        # What of the crop lies above and on the left of the image; it may lie there as a whole.
+        before = tf.clip_by_value(self._padding - tf.stack(self._place(size, seed)), 0, self._size)
+        after = self._size - before - tf.shape(part)[:2]
+        return tf.ensure_shape(tf.pad(part, tf.pad(tf.stack([before, after], 1), [[0, 1], [0, 0]])), [*self._size, 3])
 
     def geometry(self, size, seed):
         top, left = self._place(size, seed)
@@ -170,13 +186,15 @@ class RandomCrop(RandomOperation):
 
 
 @register_augmentation("random_area_crop")
-class RandomAreaCrop(RandomOperation):
+class RandomAreaCrop(CropOperation):
     """Cuts out a rectangle of random area and aspect and resizes it to a square ("Inception" crop).
 
     The area is uniform between `min_area` and 1 of the image's, the logarithm of the aspect uniform
     between those of 3/4 and 4/3. The first of ten draws that fits is taken; if none does, the
     largest central rectangle whose aspect is allowed.
     """
+
+    only_scales = True
 
     def __init__(self, size, min_area=0.08):
         self._size = _pixels("size", size)
@@ -187,12 +205,16 @@ class RandomAreaCrop(RandomOperation):
     def output_size(self, size: Size | None) -> Size | None:
         return self._size, self._size
 
-    def sample(self, image, seed):
+    def window(self, size, seed):
         import tensorflow as tf
 
-        top, left, height, width = self._place(tf.shape(image)[:2], seed)
-        crop = tf.slice(image, [top, left, 0], tf.stack([height, width, 3]))
-        return _to_uint8(tf.image.resize(crop, [self._size, self._size], antialias=True))
+        return tf.stack(self._place(size, seed))
+
+    def sample_window(self, part, size, seed):
+        import tensorflow as tf
+
+        del size, seed
+        return _to_uint8(tf.image.resize(part, [self._size, self._size], antialias=True))
 
     def geometry(self, size, seed):
         import tensorflow as tf

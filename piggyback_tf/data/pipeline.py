@@ -6,11 +6,8 @@ place of the operation in the augmentation string). So an epoch can be replayed 
 that starts again at an epoch sees what it would have seen.
 """
 
-import contextlib
 import dataclasses
 import functools
-import re
-import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +25,15 @@ from piggyback_tf.data.augment import (
 )
 from piggyback_tf.data.boxes import COLUMNS, PreparedBoxes
 from piggyback_tf.data.cache import CachedImages, decode_all
+from piggyback_tf.data.decoding import Decoder, make_decoder
 from piggyback_tf.data.geometry import warp_map
+from piggyback_tf.data.graph_calls import surface_data_errors, weakly
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.look import ReadAndPrepare
-from piggyback_tf.data.prepared import CacheOptions, prepare
+from piggyback_tf.data.prepared import CacheOptions, prepare, size_check
 from piggyback_tf.data.sources import Original, Source
-from piggyback_tf.settings.records import check_integer
+from piggyback_tf.settings.inputs import EXACT, INPUTS
+from piggyback_tf.settings.records import check_choice, check_integer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -52,6 +52,7 @@ def make_dataset(
     epochs: int = 1,
     initial_epoch: int = 0,
     rows: range | None = None,
+    input: str = EXACT,
     cache: str = "auto",
     cache_limit_mb: int = 2048,
     cache_disk_limit_mb: int = 20480,
@@ -74,6 +75,8 @@ def make_dataset(
         initial_epoch: The first epoch, counted from 0.
         rows: Which images of every batch are read, such as the second half; `None` for all. A last batch that is
             smaller is filled up with images from the start of the epoch.
+        input: How files become pixels. `"exact"`: as in `decode_image` and the operations. `"fast"`, for training only:
+            with slightly other pixels and in less time; such images are decoded anew in every epoch, and not cached.
         cache: `"memory"`, `"disk"`, `"none"`, or `"auto"`: in memory up to the limit, on disk if
             there is room beyond it, otherwise none, which is logged. `"existing"` uses what is cached, and caches
             nothing.
@@ -102,9 +105,16 @@ def make_dataset(
         raise DataError(f"rows must be a range within the {batch_size} images of a batch, but is {rows}.")
     if source.moves_targets:
         check_moves(operations)
-    options = CacheOptions(cache, cache_limit_mb, cache_disk_limit_mb, cache_dir)
+    check_choice("input", input, INPUTS, DataError)
+    if input != EXACT and not training:
+        raise DataError(f"input={input} is for training; without training the pixels are those of decode_image.")
+    options = CacheOptions("none" if input != EXACT else cache, cache_limit_mb, cache_disk_limit_mb, cache_dir)
     prepared, place = prepare(source, operations, augment, options), leading_deterministic(operations)
-    count = len(source)
+    count, decoder = len(source), None
+    # What was cached, or is resized by Pillow first, comes as pixels.
+    if input != EXACT or (prepared.images is None and place == 0):
+        check = size_check(source, operations, prepared.size, augment)
+        decoder, place = make_decoder(input, source, operations, check), 0
     plan = _Plan(
         labels=source.labels,
         batch_size=batch_size,
@@ -117,6 +127,7 @@ def make_dataset(
         else (lambda epoch: np.arange(count, dtype=np.int64)),
         images=prepared.images,
         read=prepared.read,
+        decoder=decoder,
         operations=operations[place:],
         place=place,
         size=prepared.size,
@@ -125,28 +136,6 @@ def make_dataset(
         most=source.boxes.most if source.has_boxes else 0,
     )
     return _build(plan)
-
-
-@contextlib.contextmanager
-def surface_data_errors() -> Iterator[None]:
-    """Turns a `DataError` that TensorFlow has wrapped while reading a dataset back into one.
-
-    Put it around the loop over an uncached dataset, or around `fit`.
-
-    Raises:
-        DataError: With the message of the original, and without TensorFlow's trace.
-    """
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        import tensorflow as tf
-
-        found = re.search(r"\bDataError: (.+?)\s*\nTraceback ", str(error), re.DOTALL)
-        if not isinstance(error, tf.errors.OpError) or found is None:
-            raise
-        raise DataError(found.group(1)) from None
 
 
 def stream_batches(source: Source, augment: str, *, batch_size: int, **cache: Any) -> Iterator[tuple[Any, Any]]:
@@ -217,6 +206,7 @@ class _Plan:
         order: Returns the order of the images in an epoch.
         images: The cached images, or `None`.
         read: Returns an image by its index, as it is before `operations`.
+        decoder: Decodes files to images within the graph, in place of `read`; None if it is not used.
         operations: The operations that are left to do in every epoch.
         place: The place of the first of them in the augmentation string.
         size: The `(height, width)` of all images after them.
@@ -234,6 +224,7 @@ class _Plan:
     order: Callable[[int], np.ndarray]
     images: CachedImages | None
     read: Callable[[int], np.ndarray]
+    decoder: Decoder | None
     operations: list[Operation]
     place: int
     size: Size
@@ -244,6 +235,10 @@ class _Plan:
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """Returns cached images of one size."""
         return self.images.gather(indices)
+
+    def fetch(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns what of a file comes into the graph; see `Decoder.fetch`."""
+        return self.decoder.fetch(index)
 
     def move(self, indices: np.ndarray, moves: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Returns the boxes of some images; see `PreparedBoxes.batch`."""
@@ -284,9 +279,10 @@ def _build(plan: _Plan):
         labels = tf.constant(plan.labels, tf.int32)
         keys = tf.constant([_epoch_key(plan.seed, epoch) for epoch in range(plan.first, plan.last)], tf.int64)
 
-    order_of, gather_images, read_image, move_boxes = (
-        _weakly(plan, name) for name in ("order", "gather", "read", "move")
+    order_of, gather_images, read_image, fetch_file, move_boxes = (
+        weakly(plan, name) for name in ("order", "gather", "read", "fetch", "move")
     )
+    decoder = plan.decoder
     size, operations, first, first_place = plan.size, plan.operations, plan.first, plan.place
     gathered_size = plan.images.image_size if plan.images is not None else None
     has_maps, channels = plan.has_maps, 4 if plan.has_maps else 3
@@ -312,10 +308,17 @@ def _build(plan: _Plan):
         image = tf.numpy_function(read_image, [index], tf.uint8, stateful=False)
         return epoch, index, valid, tf.ensure_shape(image, [None, None, channels])
 
-    def augment(epoch, index, valid, image):
+    def seed_of(epoch, index, place):
+        return tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place])
+
+    def decode(epoch, index, valid):
+        image = decoder.decode(fetch_file, index, functools.partial(seed_of, epoch, index))
+        return augment(epoch, index, valid, image, decoder.done)
+
+    def augment(epoch, index, valid, image, done=0):
         image, label_map, moves, sizes = image[..., :3], image[..., 3:], [], []
-        for place, operation in enumerate(operations, start=first_place):
-            seed = tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place])
+        for place, operation in enumerate(operations[done:], start=first_place + done):
+            seed = seed_of(epoch, index, place)
             if has_maps or has_boxes:
                 moves.append(_geometry(operation, tf.shape(image)[:2], seed))
             if isinstance(operation, RandomOperation):
@@ -352,6 +355,8 @@ def _build(plan: _Plan):
         dataset = dataset.batch(batch_size, drop_remainder=True).map(gather, **parallel)
         if operations:
             dataset = dataset.unbatch().map(augment, **parallel).batch(batch_size, drop_remainder=True)
+    elif decoder is not None:
+        dataset = dataset.map(decode, **parallel).batch(batch_size, drop_remainder=True)
     else:
         dataset = dataset.map(read, **parallel).map(augment, **parallel).batch(batch_size, drop_remainder=True)
     dataset = dataset.map(finish, **parallel)
@@ -377,24 +382,3 @@ def _geometry(operation: Operation, size, seed):
         stateful=False,
     )
     return tf.ensure_shape(found, [2, 3])
-
-
-def _weakly(plan: _Plan, name: str) -> Callable:
-    """Returns a function that calls the plan's function `name` as long as there is the plan.
-
-    TensorFlow keeps every Python function of a dataset until the process ends, and would keep the cached images with
-    it. The plan belongs to the dataset object, which iterators and datasets made from it hold on to.
-    """
-    reference = weakref.ref(plan)
-
-    def call(*arguments):
-        alive = reference()
-        if alive is None:
-            raise RuntimeError("The dataset was deleted while it was read; keep a reference to it.")
-        try:
-            return getattr(alive, name)(*arguments)
-        except DataError as error:
-            # By this class name `surface_data_errors` finds the sentence again.
-            raise DataError(str(error)) from None
-
-    return call

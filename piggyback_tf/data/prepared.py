@@ -83,7 +83,7 @@ def prepare(
         # Images of a folder may have one size even if the operations do not see to it: the first says which, and
         # every other is checked against it when it is read.
         size = chain_size(suffix, reader(0).shape[:2])
-        return Prepared(None, _checked(reader, suffix, size, augment), size)
+        return Prepared(None, _checked(reader, size_check(source, suffix, size, augment)), size)
     return Prepared(images, images.read, common_size(images.shapes, suffix, augment))
 
 
@@ -107,20 +107,39 @@ def common_size(sizes: np.ndarray, operations: list[Operation], augment: str) ->
     return found.pop()
 
 
-def _checked(reader: ReadAndPrepare, suffix: list[Operation], final: Size, augment: str) -> Callable[[int], np.ndarray]:
-    """Returns a reader that refuses images which the random operations could not bring to the final size."""
+def size_check(source: Source, operations: list[Operation], final: Size, augment: str) -> Callable[[int, Size], None]:
+    """Returns a function that refuses images which some operations could not bring to the final size.
+
+    Args:
+        source: The images.
+        operations: The operations.
+        final: `(height, width)` after them.
+        augment: The whole augmentation, for the error.
+
+    Returns:
+        Takes the index of an image and its `(height, width)`, and raises an `UnfitImageError` if it does not fit.
+    """
+
+    def check(index: int, size: Size) -> None:
+        try:
+            found = chain_size(operations, size)
+        except DataError as error:
+            raise UnfitImageError(f"Image {source.describe(index)!r}: {error}") from None
+        if found != final:
+            raise UnfitImageError(
+                f"Image {source.describe(index)!r} leaves the augmentation {augment!r} with a height and width of "
+                f"{found} where the first image has {final}; end it with a crop or with resize(height, width)."
+            )
+
+    return check
+
+
+def _checked(reader: ReadAndPrepare, check: Callable[[int, Size], None]) -> Callable[[int], np.ndarray]:
+    """Returns a reader whose images are checked."""
 
     def read(index: int) -> np.ndarray:
         image = reader(index)
-        try:
-            size = chain_size(suffix, image.shape[:2])
-        except DataError as error:
-            raise UnfitImageError(f"Image {reader.source.describe(int(index))!r}: {error}") from None
-        if size != final:
-            raise UnfitImageError(
-                f"Image {reader.source.describe(int(index))!r} leaves the augmentation {augment!r} with a height and "
-                f"width of {size} where the first image has {final}; end it with a crop or with resize(height, width)."
-            )
+        check(int(index), image.shape[:2])
         return image
 
     return read

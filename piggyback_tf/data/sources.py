@@ -40,11 +40,13 @@ class Source(abc.ABC):
         image_size: `(height, width)` if every image is known to have it, otherwise `None`.
         has_maps: Whether each image comes with a label map: the class of every pixel.
         has_boxes: Whether each image comes with boxes.
+        has_files: Whether `read` does no more than decode what `read_file` returns; a class with its own `read` says so.
     """
 
     image_size: tuple[int, int] | None = None
     has_maps: bool = False
     has_boxes: bool = False
+    has_files: bool = False
     # The last images that were cached in memory, and after which operations (prepared.py).
     _kept_images: "tuple[str | None, CachedImages | None]" = (None, None)
 
@@ -99,6 +101,14 @@ class Source(abc.ABC):
             DataError: If the bytes cannot be had.
         """
 
+    def read_file(self, index: int) -> bytes:
+        """Returns an image as it is stored, where `has_files`.
+
+        Raises:
+            DataError: If the bytes cannot be had.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no files.")
+
     @abc.abstractmethod
     def describe(self, index: int) -> str:
         """Where an image comes from, for a person: a file's path, or `'tfds:NAME train #12'`."""
@@ -151,6 +161,8 @@ class Subset(Source):
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
         self.image_size, self.has_maps, self.has_boxes = source.image_size, source.has_maps, source.has_boxes
+        # A class of which `read` is its own may do more.
+        self.has_files = source.has_files and type(self).read is Subset.read
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -162,6 +174,9 @@ class Subset(Source):
 
     def read(self, index: int) -> np.ndarray:
         return self._source.read(int(self._indices[index]))
+
+    def read_file(self, index: int) -> bytes:
+        return self._source.read_file(int(self._indices[index]))
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._indices[index]))
@@ -190,6 +205,7 @@ class Renumbered(Subset):
 
     def __init__(self, source: Source, numbers: np.ndarray, classes: int | None = None):
         super().__init__(source, np.arange(len(source)))
+        self.has_files = source.has_files
         self._numbers = np.asarray(numbers)
         self._classes = classes or int(self._numbers.max()) + 1
         # Those of no class stay so.

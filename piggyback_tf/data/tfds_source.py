@@ -57,6 +57,7 @@ class TfdsSource(Source):
         self.shards = shards
         self.image_size, self.has_maps = fields.image_size, fields.maps is not None
         self.has_boxes = fields.boxes is not None
+        self.has_files = not self.moves_targets
         # How many boxes an image of the data set has at most; whoever knows all of its splits says so.
         self.most_boxes: int | None = None
         self._reader = READERS[file_format]()
@@ -139,7 +140,11 @@ class TfdsSource(Source):
         first = self._scan(dataclasses.replace(shard, take=min(shard.take, _LOOKED_AT if self.has_boxes else 1)))
         return any(len(record.boxes) if self.has_boxes else record.label >= 0 for record in first)
 
-    def read(self, index: int) -> np.ndarray:
+    def read_file(self, index: int) -> bytes:
+        return self._read_record(index)[0]
+
+    def _read_record(self, index: int) -> tuple[bytes, Any]:
+        """Returns an image as it is stored, and its label."""
         shard = self.shards[self._shard_of(index)]
         place, size, checksum = (int(self._index[name][index]) for name in ("place", "size", "checksum"))
         with self._errors_of(shard):
@@ -147,7 +152,10 @@ class TfdsSource(Source):
             # The scan may have been long ago, and a disk that loses a bit leaves the file's time as it was.
             if zlib.crc32(record) != checksum:
                 raise ValueError(f"the record of {self.key(index)} is not the one that was scanned")
-            encoded, label = self._fields.parse(record)
+            return self._fields.parse(record)
+
+    def read(self, index: int) -> np.ndarray:
+        encoded, label = self._read_record(index)
         name = self.describe(index)
         image = decode_image(encoded, name)
         if self.has_boxes:

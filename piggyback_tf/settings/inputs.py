@@ -7,6 +7,9 @@ from piggyback_tf.settings.records import check_choice, check_integer, option
 
 CACHES = ("auto", "memory", "disk", "none", "existing")
 CHECKS = ("pixels", "headers")
+# How files of training images become pixels.
+EXACT = "exact"
+INPUTS = (EXACT, "fast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +18,11 @@ class InputConfig:
 
     augment_train: str = option("", "Preparation of training images; by default resize(S,S).")
     augment_eval: str = option("", "Preparation of all other images; by default resize(S,S).")
+    input: str = option(
+        EXACT,
+        "How training images are made of files. fast: in less time, with slightly other pixels, and without a cache.",
+        before=EXACT,
+    )
     cache: str = option(
         "auto", "Where decoded and resized images are kept: auto, memory, disk or none.", recorded=False
     )
@@ -24,7 +32,7 @@ class InputConfig:
     check: str = option("pixels", "Before training: pixels decodes all images, headers none.", recorded=False)
 
     def __post_init__(self) -> None:
-        for name, valid in (("cache", CACHES), ("check", CHECKS)):
+        for name, valid in (("input", INPUTS), ("cache", CACHES), ("check", CHECKS)):
             check_choice(name, getattr(self, name), valid)
         for name in ("cache_limit_mb", "cache_disk_limit_mb"):
             check_integer(name, getattr(self, name), 0)

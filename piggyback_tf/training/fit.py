@@ -256,6 +256,7 @@ def _datasets(
         epochs=config.epochs,
         initial_epoch=first_epoch,
         rows=rows,
+        input=inputs.input,
         **inputs.cache_options(),
     )
     validation = _validation(data, config, inputs, shape, backbone, rows)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from export.servable.profiles import UNREAD, keep_pixels
-from piggyback_tf.data.images import _transform
+from piggyback_tf.data.images import colour_conversion
 from tests.image_files import P3, SRGB, SRGB_CURVE, profile
 
 
@@ -40,7 +40,7 @@ def test_what_a_graph_lets_pass_keeps_its_pixels_in_training(kept):
             profile(SRGB, np.clip(linear + size / 10 * rng.standard_normal(700).cumsum() / 30, 0, 1)),
         ]
     passed = kept(profiles)
-    unchanged = [_transform(content, "RGB") is None for content in profiles]
+    unchanged = [colour_conversion(content, "RGB") is None for content in profiles]
     assert not [i for i, (graph, training) in enumerate(zip(passed, unchanged, strict=True)) if graph and not training]
     # Both are seen on both sides of the limit, and it is nearly the same for both.
     assert 80 < sum(passed) <= sum(unchanged) < 220

@@ -1,0 +1,287 @@
+"""Files to images within the graph, as far as the first operations of an augmentation look at them.
+
+`exact` decodes the part of a JPEG that a crop looks at, to the pixels that it has in `decode_image`. Files of which
+that is not certain are decoded there. `fast` makes other pixels: crops and resizes are one, and libjpeg scales while it
+decodes.
+"""
+
+import abc
+import functools
+import re
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from piggyback_tf.data.augment import (
+    CropOperation,
+    Operation,
+    RandomOperation,
+    Size,
+    chain_size,
+    cut,
+    steps_of,
+)
+from piggyback_tf.data.geometry import IDENTITY, composed
+from piggyback_tf.data.images import DataError
+from piggyback_tf.data.plain_jpeg import find_plain_jpeg
+from piggyback_tf.data.sources import Source
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Chrominance between two of its pixels depends on both, so that a part needs a pixel more on every side. A part that
+# has fewer than three of them across is not smoothed at all.
+_MARGIN, _LEAST = 1, (1, 16)
+# What libjpeg divides both sides by while it decodes.
+_RATIOS = (1, 2, 4, 8)
+_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+# All that decode for some dataset, for the sake of `explain`.
+_decoders: "weakref.WeakSet[Decoder]" = weakref.WeakSet()
+
+
+class Decoder(abc.ABC):
+    """Decodes the files of a source within a graph, and does the first operations with it.
+
+    Args:
+        source: The images, which have files.
+        operations: The operations from the file on.
+        check: Called with the index of an image and its `(height, width)`; raises a `DataError` if it does not fit.
+
+    Attributes:
+        done: How many operations are done.
+    """
+
+    done: int
+    # Type and shape of each of what `_moves_of` returns.
+    _move_specs: tuple[tuple[str, list[int]], ...] = ()
+
+    def __init__(self, source: Source, operations: list[Operation], check: Callable[[int, Size], None]):
+        self._source, self._operations, self._check = source, operations, check
+        # How many bytes were decoded in the graph. By that an error there tells of which file it is.
+        self._lengths = np.zeros(len(source), np.int32)
+        _decoders.add(self)
+
+    def fetch(self, index: int) -> tuple[np.ndarray, ...]:
+        """Returns an image as it comes into the graph.
+
+        Args:
+            index: The image.
+
+        Returns:
+            A JPEG, bytes `[]`, or no bytes; the pixels where it is none, uint8 `(height, width, 3)`; height and width,
+            int32 `[2]`; and what `_moves_of` adds.
+
+        Raises:
+            DataError: If it cannot be read, or does not fit.
+        """
+        index = int(index)
+        content, pixels = b"", _NO_PIXELS
+        if (plain := find_plain_jpeg(self._source.read_file(index))) is not None:
+            content, size = plain
+        else:
+            pixels = self._source.read(index)
+            size = pixels.shape[0], pixels.shape[1]
+        self._check(index, size)
+        self._lengths[index] = len(content)
+        return np.array(content, object), pixels, np.array(size, np.int32), *self._moves_of(*size)
+
+    def decode(self, fetch: Callable, index: "tf.Tensor", seed_of: Callable[[int], "tf.Tensor"]) -> "tf.Tensor":
+        """Returns an image after the first operations, uint8 `(height, width, 3)`, within a graph.
+
+        Args:
+            fetch: `fetch`, or what stands for it.
+            index: The image, int64 `[]`.
+            seed_of: Returns the seed of an operation by its place among all.
+        """
+        import tensorflow as tf
+
+        specs = [(tf.string, []), (tf.uint8, [None, None, 3]), (tf.int32, [2]), *self._move_specs]
+        fetched = tf.numpy_function(fetch, [index], [dtype for dtype, _ in specs], stateful=False)
+        shapes = [shape for _, shape in specs]
+        return self._decode(seed_of, *(tf.ensure_shape(*pair) for pair in zip(fetched, shapes, strict=True)))
+
+    @abc.abstractmethod
+    def _decode(self, seed_of: Callable, *fetched: "tf.Tensor") -> "tf.Tensor":
+        """Returns the image of what `fetch` returned."""
+
+    def _moves_of(self, height: int, width: int) -> tuple[np.ndarray, ...]:
+        """Returns what else comes into the graph of an image of this size."""
+        del height, width
+        return ()
+
+    def find_broken(self, length: int) -> DataError | None:
+        """Returns what is wrong with the file of so many bytes that could not be decoded in the graph."""
+        candidates = np.flatnonzero(self._lengths == length)
+        for index in candidates:
+            try:
+                self._source.read(int(index))
+            except DataError as error:
+                return error
+        if not len(candidates):
+            return None
+        names = ", ".join(repr(self._source.describe(int(index))) for index in candidates[:3])
+        return DataError(
+            f"TensorFlow cannot decode a JPEG that Pillow reads: {names}. Write it anew, for example as PNG."
+        )
+
+
+class ExactDecoder(Decoder):
+    """Decodes what the first operation, a crop, looks at."""
+
+    done = 1
+
+    def _decode(self, seed_of, content, pixels, size):
+        crop, seed = cast(CropOperation, self._operations[0]), seed_of(0)
+        window = crop.window(size, seed)
+        return crop.sample_window(decode_window(content, pixels, size, window), size, seed)
+
+
+class FastDecoder(Decoder):
+    """Makes one of the first operations, as far as they only scale: up to the first that draws random numbers.
+
+    Args:
+        source, operations, check: As of `Decoder`.
+    """
+
+    def __init__(self, source: Source, operations: list[Operation], check: Callable[[int, Size], None]):
+        super().__init__(source, operations, check)
+        self._fixed: list[Operation] = []
+        self._drawn: RandomOperation | None = None
+        for operation in operations:
+            if not operation.only_scales or self._drawn is not None:
+                break
+            if isinstance(operation, RandomOperation):
+                self._drawn = operation
+            else:
+                self._fixed.append(operation)
+        self.done = len(self._fixed) + (self._drawn is not None)
+        if self._fixed:
+            self._move_specs = ("float32", [2, 3]), ("int32", [2])
+
+    def _moves_of(self, height: int, width: int) -> tuple[np.ndarray, ...]:
+        """Returns the geometry of the fixed operations on an image, float32 `[2, 3]`, and the size after them."""
+        size = height, width
+        if not self._fixed:
+            return ()
+        geometry = functools.reduce(composed, steps_of(self._fixed, size)[0], IDENTITY)
+        after = chain_size(self._fixed, size)
+        return geometry.astype(np.float32), np.array(after, np.int32)
+
+    def _decode(self, seed_of, content, pixels, size, *moves):
+        import tensorflow as tf
+
+        geometry, after = moves or (tf.eye(2, 3), size)
+        scale, offset = tf.linalg.diag_part(geometry), geometry[:, 2]
+        if self._drawn is not None:
+            drawn = self._drawn.geometry(after, seed_of(len(self._fixed)))
+            scale, offset = scale * tf.linalg.diag_part(drawn), offset + scale * drawn[:, 2]
+            after = tf.constant(self._drawn.output_size(None))
+        return decode_scaled(content, pixels, size, scale, offset, after)
+
+
+def make_decoder(
+    how: str, source: Source, operations: list[Operation], check: Callable[[int, Size], None]
+) -> Decoder | None:
+    """Returns what decodes the files of a source within the graph; None if nothing is gained by it.
+
+    Args:
+        how: `"exact"` or `"fast"`.
+        source: The images.
+        operations: The operations from the file on.
+        check: As of `Decoder`.
+
+    Raises:
+        DataError: If the source has no files that could be decoded fast.
+    """
+    if how == "fast":
+        if not source.has_files:
+            raise DataError(
+                "input=fast decodes image files whose targets stay as they are: those of folder:, multilabel:, and of "
+                "tfds: with classes. These images are no such files; use input=exact."
+            )
+        return FastDecoder(source, operations, check)
+    crops = bool(operations) and isinstance(operations[0], CropOperation)
+    return ExactDecoder(source, operations, check) if crops and source.has_files else None
+
+
+def explain(error: Exception) -> DataError | None:
+    """Returns what is wrong with the file whose JPEG could not be decoded in the graph; None of any other error."""
+    found = re.search(r"Invalid JPEG data or crop window, data size (\d+)", str(error))
+    explained = (decoder.find_broken(int(found[1])) for decoder in list(_decoders)) if found else ()
+    return next((cause for cause in explained if cause is not None), None)
+
+
+def decode_window(content: "tf.Tensor", pixels: "tf.Tensor", size: "tf.Tensor", window: "tf.Tensor") -> "tf.Tensor":
+    """Returns a part of an image, with the pixels that it has in the whole one.
+
+    Args:
+        content: A JPEG, string `[]`, or no bytes.
+        pixels: The image where there is no JPEG, uint8 `[height, width, 3]`.
+        size: int32 `[2]`, height and width.
+        window: int32 `[4]`, top, left, height and width of the part.
+    """
+    import tensorflow as tf
+
+    def decode() -> "tf.Tensor":
+        first = tf.maximum(tf.minimum(window[:2] - _MARGIN, size - _LEAST), 0)
+        last = tf.minimum(tf.maximum(window[:2] + window[2:] + _MARGIN, first + _LEAST), size)
+        # As in Pillow; TensorFlow's default is a faster transform that is off by a step here and there.
+        image = tf.io.decode_and_crop_jpeg(
+            content, tf.concat([first, last - first], 0), channels=3, dct_method="INTEGER_ACCURATE"
+        )
+        return cut(image, tf.concat([window[:2] - first, window[2:]], 0))
+
+    return tf.cond(tf.strings.length(content) > 0, decode, lambda: cut(pixels, window))
+
+
+def decode_scaled(
+    content: "tf.Tensor",
+    pixels: "tf.Tensor",
+    size: "tf.Tensor",
+    scale: "tf.Tensor",
+    offset: "tf.Tensor",
+    result: "tf.Tensor",
+) -> "tf.Tensor":
+    """Returns a part of an image, resized; its sides are whole pixels of what libjpeg scales the image to.
+
+    Args:
+        content, pixels, size: As of `decode_window`.
+        scale: float32 `[2]`, pixels of the image for one of the result, down and across.
+        offset: float32 `[2]`, where the part begins.
+        result: int32 `[2]`, height and width of the result.
+
+    Returns:
+        uint8 `[height, width, 3]`. Bilinear; antialiased where more than two pixels come to one.
+    """
+    import tensorflow as tf
+
+    sides = scale * tf.cast(result, tf.float32)
+    is_jpeg = tf.strings.length(content) > 0
+    # The largest that leaves as many pixels as the result has.
+    steps = tf.reduce_sum(tf.cast(tf.reduce_min(scale) >= tf.constant(_RATIOS[1:], tf.float32), tf.int32))
+    steps = tf.where(is_jpeg, steps, 0)
+    ratio = tf.gather(tf.constant(_RATIOS), steps)
+    whole = -(-size // ratio)
+    first, last = (
+        tf.cast(tf.round(place / tf.cast(ratio, tf.float32)), tf.int32) for place in (offset, offset + sides)
+    )
+    first = tf.clip_by_value(first, 0, whole - 1)
+    window = tf.concat([first, tf.clip_by_value(last, first + 1, whole) - first], 0)
+
+    def decode(ratio: int) -> "tf.Tensor":
+        return tf.io.decode_and_crop_jpeg(
+            content, window, channels=3, ratio=ratio, fancy_upscaling=False, dct_method="INTEGER_FAST"
+        )
+
+    ways: dict[int, Any] = {step: functools.partial(decode, ratio) for step, ratio in enumerate(_RATIOS)}
+    part = tf.cond(is_jpeg, lambda: tf.switch_case(steps, ways), lambda: cut(pixels, window))
+    part = tf.ensure_shape(part, [None, None, 3])
+    coarse = tf.reduce_any(window[2:] > 2 * result)
+
+    def resize(antialias: bool) -> "tf.Tensor":
+        return tf.image.resize(part, result, antialias=antialias)
+
+    resized = tf.cond(coarse, lambda: resize(True), lambda: resize(False))
+    return tf.ensure_shape(tf.cast(resized + 0.5, tf.uint8), [None, None, 3])
