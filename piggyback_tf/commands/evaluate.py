@@ -196,7 +196,7 @@ def _tell_all_problems(
 
     with ProgressBar("images looked at") as bar:
         # Measured without a cache, so that none is filled here.
-        check_images([Part(source, pack.eval_augment, "joined")], options.data, listed=listed, progress=bar)
+        check_images([Part(source, pack.eval_augment, "uncached")], options.data, listed=listed, progress=bar)
 
 
 def _other_images(source: "Source", pack: TaskPack, options: argparse.Namespace) -> str | None:

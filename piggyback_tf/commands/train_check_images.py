@@ -11,6 +11,7 @@ from piggyback_tf.file_names import PROBLEMS_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.settings import InputConfig
 from piggyback_tf.training.team import Team
+from piggyback_tf.settings.inputs import EXACT
 
 
 def look_first(
@@ -37,12 +38,14 @@ def look_first(
     """
     team, parts = team or Team(), []
     for task, data in tasks.items():
-        training = "joined" if joined else "later" if task in learned else "next"
+        training = "uncached" if joined else "later" if task in learned else "next"
         for split, source in data.splits.items():
             augment = inputs.augment_train if split == "train" else inputs.augment_eval
             if team.size > 1:
                 source = Subset(source, range(team.index, len(source), team.size))
             parts.append(Part(source, augment, "later" if split == "test" else training))
+            use = "later" if split == "test" else "uncached" if split == "train" and inputs.input != EXACT else training
+            parts.append(Part(source, augment, use))
     listed = [problem for data in tasks.values() for found in data.problems.values() for problem in found]
     name = ", ".join(dict.fromkeys(data.spec for data in tasks.values()))
     path = folder / PROBLEMS_FILE

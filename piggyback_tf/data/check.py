@@ -23,7 +23,7 @@ class Part:
         source: The images.
         augment: What will happen to them.
         use: `"next"`: they are cached, as far as that is wanted at all. `"later"`: they are decoded only if nobody has
-            yet, and cached if so. `"joined"`: the same, but not cached, for it is another source that is used.
+            yet, and cached if so. `"uncached"`: the same, but not cached, for nothing would use what is cached.
     """
 
     source: Source
@@ -126,7 +126,7 @@ def _check_pixels(
     if part.use == "next" or look is None:
         reader = ReadAndPrepare(source, operations[: leading_deterministic(operations)])
         try:
-            images = cache_images(reader, options, step) if part.use != "joined" else None
+            images = cache_images(reader, options, step) if part.use != "uncached" else None
             if images is None and look is None:
                 look = look_through(reader, options.cache_dir, step)
                 look = source.look if isinstance(source, WithoutBroken) else look

@@ -7,7 +7,6 @@ decodes.
 
 import abc
 import functools
-import re
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -36,7 +35,10 @@ if TYPE_CHECKING:
 _MARGIN, _LEAST = 1, (1, 16)
 # What libjpeg divides both sides by while it decodes.
 _RATIOS = (1, 2, 4, 8)
-_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
+# Files that are fetched at a time.
+FETCHED = 16
+# Files that are looked at for one that is broken: more are not on their way through the graph.
+_LOOKED_AT = 10_000
 # All that decode for some dataset, for the sake of `explain`.
 _decoders: "weakref.WeakSet[Decoder]" = weakref.WeakSet()
 
@@ -59,72 +61,116 @@ class Decoder(abc.ABC):
 
     def __init__(self, source: Source, operations: list[Operation], check: Callable[[int, Size], None]):
         self._source, self._operations, self._check = source, operations, check
-        # How many bytes were decoded in the graph. By that an error there tells of which file it is.
-        self._lengths = np.zeros(len(source), np.int32)
+        # When each was last fetched for the graph, from 1 on: an error there does not say of which file it is.
+        self._turns, self._turn = np.zeros(len(source), np.int64), 0
         _decoders.add(self)
 
-    def fetch(self, index: int) -> tuple[np.ndarray, ...]:
-        """Returns an image as it comes into the graph.
+    def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns images as they come into the graph, several at a time, for each call from there takes a while.
 
         Args:
-            index: The image.
+            indices: The images, int64 `(k,)`.
 
         Returns:
-            A JPEG, bytes `[]`, or no bytes; the pixels where it is none, uint8 `(height, width, 3)`; height and width,
-            int32 `[2]`; and what `_moves_of` adds.
+            JPEGs, bytes `(k,)`, of which those are empty that `read` is to decode; their heights and widths, int32
+            `(k, 2)`; and what `_moves_of` adds.
+
+        Raises:
+            DataError: If a file cannot be read, or does not fit.
+        """
+        contents, sizes = np.full(len(indices), b"", object), np.ones((len(indices), 2), np.int32)
+        moves: list[tuple[np.ndarray, ...]] = []
+        self._turn = turn = self._turn + 1
+        for place, index in enumerate(indices.tolist()):
+            if (plain := find_plain_jpeg(self._source.read_file(index))) is None:
+                moves.append(tuple(np.zeros(shape, dtype) for dtype, shape in self._move_specs))
+                continue
+            self._check(index, plain.size)
+            contents[place], sizes[place] = plain
+            moves.append(self._moves_of(*plain.size))
+            self._turns[index] = turn
+        return contents, sizes, *(np.stack(found) for found in zip(*moves, strict=True))
+
+    def read(self, index: int) -> tuple[np.ndarray, ...]:
+        """Returns the pixels of an image, uint8 `(height, width, 3)`, their height and width, and its moves.
 
         Raises:
             DataError: If it cannot be read, or does not fit.
         """
-        index = int(index)
-        content, pixels = b"", _NO_PIXELS
-        if (plain := find_plain_jpeg(self._source.read_file(index))) is not None:
-            content, size = plain
-        else:
-            pixels = self._source.read(index)
-            size = pixels.shape[0], pixels.shape[1]
-        self._check(index, size)
-        self._lengths[index] = len(content)
-        return np.array(content, object), pixels, np.array(size, np.int32), *self._moves_of(*size)
+        pixels = self._source.read(int(index))
+        size = pixels.shape[0], pixels.shape[1]
+        self._check(int(index), size)
+        return pixels, np.array(size, np.int32), *self._moves_of(*size)
 
-    def decode(self, fetch: Callable, index: "tf.Tensor", seed_of: Callable[[int], "tf.Tensor"]) -> "tf.Tensor":
+    def fetch_in_graph(self, fetch: Callable, indices: "tf.Tensor") -> list["tf.Tensor"]:
+        """Returns what `fetch` does, or what stands for it, within a graph."""
+        import tensorflow as tf
+
+        specs = [(tf.string, []), (tf.int32, [2]), *self._move_specs]
+        fetched = tf.numpy_function(fetch, [indices], [dtype for dtype, _ in specs], stateful=False)
+        shapes = ([indices.shape[0], *shape] for _, shape in specs)
+        return [tf.ensure_shape(*pair) for pair in zip(fetched, shapes, strict=True)]
+
+    def decode(
+        self,
+        read: Callable,
+        index: "tf.Tensor",
+        seed_of: Callable[[int], "tf.Tensor"],
+        content: "tf.Tensor",
+        *size_and_moves: "tf.Tensor",
+    ) -> "tf.Tensor":
         """Returns an image after the first operations, uint8 `(height, width, 3)`, within a graph.
 
         Args:
-            fetch: `fetch`, or what stands for it.
+            read: `read`, or what stands for it.
             index: The image, int64 `[]`.
             seed_of: Returns the seed of an operation by its place among all.
+            content: A row of what `fetch_in_graph` returned, as are the others.
         """
         import tensorflow as tf
 
-        specs = [(tf.string, []), (tf.uint8, [None, None, 3]), (tf.int32, [2]), *self._move_specs]
-        fetched = tf.numpy_function(fetch, [index], [dtype for dtype, _ in specs], stateful=False)
-        shapes = [shape for _, shape in specs]
-        return self._decode(seed_of, *(tf.ensure_shape(*pair) for pair in zip(fetched, shapes, strict=True)))
+        def otherwise() -> list["tf.Tensor"]:
+            specs = [(tf.uint8, [None, None, 3]), (tf.int32, [2]), *self._move_specs]
+            found = tf.numpy_function(read, [index], [dtype for dtype, _ in specs], stateful=False)
+            return [tf.ensure_shape(part, shape) for part, (_, shape) in zip(found, specs, strict=True)]
+
+        is_jpeg = tf.strings.length(content) > 0
+        pixels, *rest = tf.cond(is_jpeg, lambda: [tf.zeros([0, 0, 3], tf.uint8), *size_and_moves], otherwise)
+        return self._decode(seed_of, content, tf.ensure_shape(pixels, [None, None, 3]), *rest)
 
     @abc.abstractmethod
     def _decode(self, seed_of: Callable, *fetched: "tf.Tensor") -> "tf.Tensor":
-        """Returns the image of what `fetch` returned."""
+        """Returns the image of a JPEG, or of pixels where that is empty, its size, and its moves."""
 
     def _moves_of(self, height: int, width: int) -> tuple[np.ndarray, ...]:
-        """Returns what else comes into the graph of an image of this size."""
+        """Returns what else comes into the graph of an image of this size, its moves."""
         del height, width
         return ()
 
-    def find_broken(self, length: int) -> DataError | None:
-        """Returns what is wrong with the file of so many bytes that could not be decoded in the graph."""
-        candidates = np.flatnonzero(self._lengths == length)
-        for index in candidates:
+    def find_broken(self) -> DataError | None:
+        """Returns what is wrong with the file that the graph failed to decode last; None if there is none."""
+        import tensorflow as tf
+
+        fetched = np.flatnonzero(self._turns)
+        for index in fetched[np.argsort(-self._turns[fetched])].tolist()[:_LOOKED_AT]:
             try:
-                self._source.read(int(index))
+                plain = find_plain_jpeg(self._source.read_file(index))
+                if plain is not None:
+                    tf.io.decode_jpeg(plain.content, dct_method="INTEGER_ACCURATE")
+            except tf.errors.OpError:
+                name = self._source.describe(index)
             except DataError as error:
                 return error
-        if not len(candidates):
-            return None
-        names = ", ".join(repr(self._source.describe(int(index))) for index in candidates[:3])
-        return DataError(
-            f"TensorFlow cannot decode a JPEG that Pillow reads: {names}. Write it anew, for example as PNG."
-        )
+            else:
+                continue
+            try:
+                self._source.read(index)
+            except DataError as error:
+                return error
+            return DataError(
+                f"TensorFlow cannot decode {name!r}, which Pillow reads. Write it anew, for example as PNG."
+            )
+        return None
 
 
 class ExactDecoder(Decoder):
@@ -208,8 +254,7 @@ def make_decoder(
 
 def explain(error: Exception) -> DataError | None:
     """Returns what is wrong with the file whose JPEG could not be decoded in the graph; None of any other error."""
-    found = re.search(r"Invalid JPEG data or crop window, data size (\d+)", str(error))
-    explained = (decoder.find_broken(int(found[1])) for decoder in list(_decoders)) if found else ()
+    explained = (decoder.find_broken() for decoder in list(_decoders)) if "Invalid JPEG data" in str(error) else ()
     return next((cause for cause in explained if cause is not None), None)
 
 
@@ -253,7 +298,7 @@ def decode_scaled(
         result: int32 `[2]`, height and width of the result.
 
     Returns:
-        uint8 `[height, width, 3]`. Bilinear; antialiased where more than two pixels come to one.
+        uint8 `[height, width, 3]`. Bilinear; antialiased where more than three pixels come to one.
     """
     import tensorflow as tf
 
@@ -278,7 +323,7 @@ def decode_scaled(
     ways: dict[int, Any] = {step: functools.partial(decode, ratio) for step, ratio in enumerate(_RATIOS)}
     part = tf.cond(is_jpeg, lambda: tf.switch_case(steps, ways), lambda: cut(pixels, window))
     part = tf.ensure_shape(part, [None, None, 3])
-    coarse = tf.reduce_any(window[2:] > 2 * result)
+    coarse = tf.reduce_any(window[2:] > 3 * result)
 
     def resize(antialias: bool) -> "tf.Tensor":
         return tf.image.resize(part, result, antialias=antialias)

@@ -25,7 +25,7 @@ from piggyback_tf.data.augment import (
 )
 from piggyback_tf.data.boxes import COLUMNS, PreparedBoxes
 from piggyback_tf.data.cache import CachedImages, decode_all
-from piggyback_tf.data.decoding import Decoder, make_decoder
+from piggyback_tf.data.decoding import FETCHED, Decoder, make_decoder
 from piggyback_tf.data.geometry import warp_map
 from piggyback_tf.data.graph_calls import surface_data_errors, weakly
 from piggyback_tf.data.images import DataError
@@ -236,9 +236,13 @@ class _Plan:
         """Returns cached images of one size."""
         return self.images.gather(indices)
 
-    def fetch(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns what of a file comes into the graph; see `Decoder.fetch`."""
-        return self.decoder.fetch(index)
+    def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns what of files comes into the graph; see `Decoder.fetch`."""
+        return self.decoder.fetch(indices)
+
+    def decode(self, index: int) -> tuple[np.ndarray, ...]:
+        """Returns an image that the graph does not decode; see `Decoder.read`."""
+        return self.decoder.read(index)
 
     def move(self, indices: np.ndarray, moves: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Returns the boxes of some images; see `PreparedBoxes.batch`."""
@@ -279,8 +283,8 @@ def _build(plan: _Plan):
         labels = tf.constant(plan.labels, tf.int32)
         keys = tf.constant([_epoch_key(plan.seed, epoch) for epoch in range(plan.first, plan.last)], tf.int64)
 
-    order_of, gather_images, read_image, fetch_file, move_boxes = (
-        weakly(plan, name) for name in ("order", "gather", "read", "fetch", "move")
+    order_of, gather_images, read_image, fetch_files, decode_file, move_boxes = (
+        weakly(plan, name) for name in ("order", "gather", "read", "fetch", "decode", "move")
     )
     decoder = plan.decoder
     size, operations, first, first_place = plan.size, plan.operations, plan.first, plan.place
@@ -311,8 +315,11 @@ def _build(plan: _Plan):
     def seed_of(epoch, index, place):
         return tf.stack([keys[epoch - first], index * MAX_OPERATIONS + place])
 
-    def decode(epoch, index, valid):
-        image = decoder.decode(fetch_file, index, functools.partial(seed_of, epoch, index))
+    def fetch(epoch, index, valid):
+        return epoch, index, valid, *decoder.fetch_in_graph(fetch_files, index)
+
+    def decode(epoch, index, valid, *fetched):
+        image = decoder.decode(decode_file, index, functools.partial(seed_of, epoch, index), *fetched)
         return augment(epoch, index, valid, image, decoder.done)
 
     def augment(epoch, index, valid, image, done=0):
@@ -356,6 +363,7 @@ def _build(plan: _Plan):
         if operations:
             dataset = dataset.unbatch().map(augment, **parallel).batch(batch_size, drop_remainder=True)
     elif decoder is not None:
+        dataset = dataset.batch(FETCHED).map(fetch, **parallel).unbatch()
         dataset = dataset.map(decode, **parallel).batch(batch_size, drop_remainder=True)
     else:
         dataset = dataset.map(read, **parallel).map(augment, **parallel).batch(batch_size, drop_remainder=True)

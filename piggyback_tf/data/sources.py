@@ -40,7 +40,7 @@ class Source(abc.ABC):
         image_size: `(height, width)` if every image is known to have it, otherwise `None`.
         has_maps: Whether each image comes with a label map: the class of every pixel.
         has_boxes: Whether each image comes with boxes.
-        has_files: Whether `read` does no more than decode what `read_file` returns; a class with its own `read` says so.
+        has_files: Whether `read` does no more than decode what `read_file` returns; one with its own `read` says so.
     """
 
     image_size: tuple[int, int] | None = None
