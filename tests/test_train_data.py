@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from piggyback_tf.packs import TaskPack
 from tests.forked import run_forked
 
 CLASSES = ("dark", "light")
@@ -65,6 +66,27 @@ def test_all_problems_are_told_before_the_first_step_and_left_out_by_one_flag(ph
     assert "- train: 1 photo in HEIC" in report and f"`{photos / 'train/dark/IMG_7.HEIC'}`" in report
     assert all(f"`{photos / f'val/dark/notes{number}.txt'}`" in report for number in range(12))
     assert not (tmp_path / "run/problems.txt").exists()
+
+
+@pytest.mark.slow
+def test_fast_input_is_kept_in_run_and_pack_and_nothing_of_it_is_cached(photos, tmp_path):
+    fast = ("--input=fast", "--cache=disk", "--augment_train=random_area_crop(32)|flip", "--method=piggyback")
+    done = _train(tmp_path / "run", photos, *fast)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run/settings.json").read_text())["input"] == "fast"
+    assert TaskPack.load(tmp_path / "run/photos.task.safetensors").settings["input"] == "fast"
+    # Validation and test images are as ever, and those are cached.
+    assert len(list((tmp_path / "cache").glob("images-*"))) == 2
+    again = _train(tmp_path / "run", photos, *fast)
+    assert again.returncode == 0, again.stderr[-3000:]
+    refused = _train(tmp_path / "run", photos, *fast[1:])
+    assert refused.returncode == 2 and '--input was "fast" and is "exact" now' in refused.stderr
+
+
+def test_fast_input_of_what_is_no_file_is_refused_before_the_training(tmp_path):
+    refused = run_forked("train.py", "--data=digits", *QUICK, f"--output_dir={tmp_path / 'run'}", "--input=fast")
+    assert refused.returncode == 2 and TRAINED not in refused.stdout
+    assert "These images are no such files; use input=exact" in refused.stderr
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.data import DataError, DataProblems, Part, TaskData, check_images
 from piggyback_tf.data.sources import Subset
+from piggyback_tf.data.decoding import check_input
 from piggyback_tf.data.unusable_files import are_all_listed, describe_problems
 from piggyback_tf.file_names import PROBLEMS_FILE
 from piggyback_tf.files import write_atomically
@@ -37,6 +38,9 @@ def look_first(
         DataError: If anything is wrong with the images.
     """
     team, parts = team or Team(), []
+    for data in tasks.values():
+        check_input(inputs.input, data.train)
+    parts = []
     for task, data in tasks.items():
         training = "uncached" if joined else "later" if task in learned else "next"
         for split, source in data.splits.items():

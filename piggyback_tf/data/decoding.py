@@ -26,6 +26,7 @@ from piggyback_tf.data.geometry import IDENTITY, composed
 from piggyback_tf.data.images import DataError
 from piggyback_tf.data.plain_jpeg import find_plain_jpeg
 from piggyback_tf.data.sources import Source
+from piggyback_tf.settings.inputs import EXACT
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -227,6 +228,15 @@ class FastDecoder(Decoder):
         return decode_scaled(content, pixels, size, scale, offset, after)
 
 
+def check_input(how: str, source: Source) -> None:
+    """Raises a `DataError` if a source has no files that could be decoded in another way than exactly."""
+    if how != EXACT and not source.has_files:
+        raise DataError(
+            f"input={how} decodes image files whose targets stay as they are: those of folder:, multilabel:, and of "
+            f"tfds: with classes. These images are no such files; use input={EXACT}."
+        )
+
+
 def make_decoder(
     how: str, source: Source, operations: list[Operation], check: Callable[[int, Size], None]
 ) -> Decoder | None:
@@ -241,12 +251,8 @@ def make_decoder(
     Raises:
         DataError: If the source has no files that could be decoded fast.
     """
-    if how == "fast":
-        if not source.has_files:
-            raise DataError(
-                "input=fast decodes image files whose targets stay as they are: those of folder:, multilabel:, and of "
-                "tfds: with classes. These images are no such files; use input=exact."
-            )
+    if how != EXACT:
+        check_input(how, source)
         return FastDecoder(source, operations, check)
     crops = bool(operations) and isinstance(operations[0], CropOperation)
     return ExactDecoder(source, operations, check) if crops and source.has_files else None

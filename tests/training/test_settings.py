@@ -231,6 +231,18 @@ def test_the_packs_of_a_sequence_are_as_before(record, grow, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_how_images_are_read_is_recorded_where_pixels_are_other_ones(record, tmp_path):
+    exact, fast = record("--data=folder:x"), record("--data=folder:x", "--input=fast")
+    assert exact == record("--data=folder:x", "--input=exact") and "input" not in exact
+    assert fast == exact | {"input": "fast"}
+    assert make_pack(settings=fast).content_digest() != make_pack(settings=exact).content_digest()
+    for before, after, was, now in ((exact, fast, "exact", "fast"), (fast, exact, "fast", "exact")):
+        folder = _of_folder(tmp_path / was, before)
+        check_settings(folder, dict(before), complete=complete_run)
+        with pytest.raises(TrainingError, match=f'--input was "{was}" and is "{now}" now'):
+            check_settings(folder, after, complete=complete_run)
+
+
 @pytest.mark.parametrize("name", FLAT)
 def test_old_folders_go_on_where_settings_were_added(name, record, grow, tmp_path):
     command = _as_recorded(name)
