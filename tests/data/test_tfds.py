@@ -164,7 +164,26 @@ def test_images_and_labels_are_those_of_tfds(prepare, file_format):
         for i, example in enumerate(examples):
             # Two JPEG decoders round differently.
             assert np.abs(source.read(i).astype(int) - example["image"].astype(int)).max() <= 3
+            number = int(example["file_name"])
+            assert source.has_files and source.read_file(i) == jpeg(number)
     assert data.test.describe(3) == "tfds:pb_pets test #3"
+
+
+def test_crops_of_records_are_those_of_the_whole_images(prepare, monkeypatch):
+    source = load_data("tfds:pb_pets", data_dir=prepare(PbPets)).train
+    arguments = {"batch_size": 14, "training": True, "cache": "none"}
+    (images, _), *_ = make_dataset(source, "random_area_crop(16)", **arguments)
+    monkeypatch.setattr(source, "has_files", False)
+    (others, _), *_ = make_dataset(source, "random_area_crop(16)", **arguments)
+    assert np.array_equal(images, others)
+
+
+def test_the_file_of_a_damaged_record_is_refused_in_a_sentence(prepare, monkeypatch):
+    source = load_data("tfds:pb_pets", data_dir=prepare(PbPets)).train
+    for record in (b"no record", b""):
+        monkeypatch.setattr(source, "_read_record", lambda index, record=record: record)
+        with pytest.raises(DataError, match="holds no image and label"):
+            source.read_file(0)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
