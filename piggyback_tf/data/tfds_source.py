@@ -145,7 +145,7 @@ class TfdsSource(Source):
         from google.protobuf.message import DecodeError
 
         record = self._read_record(index)
-        # TensorFlow Datasets takes a millisecond to read a record, twenty times as long.
+        # TensorFlow Datasets takes a millisecond to parse a record, ten times as long.
         with contextlib.suppress(DecodeError):
             found = tf.train.Example.FromString(record).features.feature
             if self._fields.image in found and len(values := found[self._fields.image].bytes_list.value) == 1:
