@@ -276,11 +276,12 @@ def test_decoders_go_with_their_datasets(photos):
     from piggyback_tf.data import decoding
 
     source, _ = sources(photos)
+    gc.collect()
     before = len(decoding._decoders)
     for input in ("exact", "fast"):
         collect(source, "random_area_crop(24)", input=input)
     gc.collect()
-    assert len(decoding._decoders) == before
+    assert len(decoding._decoders) <= before
 
 
 FAST = [
