@@ -5,14 +5,14 @@ from pathlib import Path
 
 from piggyback_tf.commands.progress import ProgressBar
 from piggyback_tf.data import DataError, DataProblems, Part, TaskData, check_images
-from piggyback_tf.data.sources import Subset
 from piggyback_tf.data.decoding import check_input
+from piggyback_tf.data.sources import Subset
 from piggyback_tf.data.unusable_files import are_all_listed, describe_problems
 from piggyback_tf.file_names import PROBLEMS_FILE
 from piggyback_tf.files import write_atomically
 from piggyback_tf.settings import InputConfig
-from piggyback_tf.training.team import Team
 from piggyback_tf.settings.inputs import EXACT
+from piggyback_tf.training.team import Team
 
 
 def look_first(
@@ -40,14 +40,12 @@ def look_first(
     team, parts = team or Team(), []
     for data in tasks.values():
         check_input(inputs.input, data.train)
-    parts = []
     for task, data in tasks.items():
         training = "uncached" if joined else "later" if task in learned else "next"
         for split, source in data.splits.items():
             augment = inputs.augment_train if split == "train" else inputs.augment_eval
             if team.size > 1:
                 source = Subset(source, range(team.index, len(source), team.size))
-            parts.append(Part(source, augment, "later" if split == "test" else training))
             use = "later" if split == "test" else "uncached" if split == "train" and inputs.input != EXACT else training
             parts.append(Part(source, augment, use))
     listed = [problem for data in tasks.values() for found in data.problems.values() for problem in found]
