@@ -61,7 +61,7 @@ def define_flags() -> None:
     define(text, "output_dir", None, "Folder of the results; an interrupted run continues there.", "Run")
     define(text, "data_dir", None, "Where TensorFlow Datasets are prepared.", "Run")
     define(flag, "tensorboard", True, "Write TensorBoard files to OUTPUT_DIR/tensorboard.", "Run")
-    verbose = "0: quiet; 1: a line that counts steps (default on a terminal); 2: a line per epoch."
+    verbose = "0: quiet; 1: counts steps (default on a terminal); 2: epochs."
     define(flags.DEFINE_integer, "verbose", None, verbose, "Run")
     agnostic = "With --tasks, also measure at the end how well the task of an image is inferred."
     define(flag, "task_agnostic", True, agnostic, "Run")

@@ -20,12 +20,10 @@ class InputConfig:
     augment_eval: str = option("", "Preparation of all other images; by default resize(S,S).")
     input: str = option(
         EXACT,
-        "How training images are made of files. fast: in less time, with slightly other pixels, and without a cache.",
+        "fast: training images sooner, other pixels, no cache.",
         before=EXACT,
     )
-    cache: str = option(
-        "auto", "Where decoded and resized images are kept: auto, memory, disk or none.", recorded=False
-    )
+    cache: str = option("auto", "Where prepared images are kept: auto, memory, disk, none.", recorded=False)
     cache_limit_mb: int = option(2048, "MiB of memory that cache=auto may take.", recorded=False)
     cache_disk_limit_mb: int = option(20480, "MiB of disk that cache=auto may take.", recorded=False)
     cache_dir: str = option("", "Folder of cache=disk; by default the user's cache folder.", recorded=False)

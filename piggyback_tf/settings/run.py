@@ -50,12 +50,10 @@ class RunConfig:
     baseline: tuple[str, ...] = option((), "A method to compare with, trained first.")
     strategy: str = option(
         "auto",
-        "Devices to train on; auto: mirrored if there are several. multi_worker: those of all machines in TF_CONFIG.",
+        "auto: mirrored if there are several devices. multi_worker: all machines in TF_CONFIG.",
     )
     mixed_precision: str = option("none", "Half precision.")
-    worker_timeout: int = option(
-        300, "Seconds that a machine waits for the others at the start, with --strategy=multi_worker.", recorded=False
-    )
+    worker_timeout: int = option(300, "Seconds that multi_worker waits for others at the start.", recorded=False)
     deterministic: bool = option(False, "Bit-equal runs on GPUs too (slower there).")
 
 

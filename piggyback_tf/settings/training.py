@@ -40,9 +40,7 @@ class TrainConfig:
         before=0.0,
     )
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
-    mask_budget: float = option(
-        1.0, "With --mask_trust above 0: limit of flips in a training, as a part of all weights.", before=1.0
-    )
+    mask_budget: float = option(1.0, "Limit of flips in a training, as a part of all weights.", before=1.0)
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(0.0, "Learning rate of the head; 0: from the number of features.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")

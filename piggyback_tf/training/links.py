@@ -120,6 +120,7 @@ def _join_chief(cluster: Cluster, greeting: list[Any], deadline: float, timeout:
             time.sleep(_RETRY)
             continue
         if kind != "welcome":
+            link.close()
             raise TrainingError(str(value))
         connection.settimeout(None)
         link.heard = time.monotonic()
@@ -161,6 +162,7 @@ def _gather_workers(cluster: Cluster, greeting: list[Any], deadline: float, time
                 for link in links.values():
                     with contextlib.suppress(OSError):
                         link.send("refuse", sentence)
+                    link.close()
                 raise TrainingError(sentence) from None
             place, come = _greet(cluster, connection, greeting, missing)
             if come is not None:

@@ -218,7 +218,11 @@ def joined_team(cluster: Cluster | None, timeout: float, end: Callable[[str, int
             text = "was interrupted." if isinstance(error, KeyboardInterrupt) else f"ended: {error}"
             team.leave(f"{capital(cluster.name(cluster.index))} {text}")
             raise
-        team.leave()
+        else:
+            team.leave()
+        finally:
+            for link in links.values():
+                link.close()
 
 
 @contextlib.contextmanager

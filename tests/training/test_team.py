@@ -172,6 +172,7 @@ def test_a_worker_that_is_stopped_is_named(addresses, monkeypatch):
     Team(Cluster(("a:1", "b:2"), 0), {1: link}, end)
     assert ended.wait(10)
     assert found[0].startswith("Worker 1 (b:2) has said nothing for 1 seconds.")
+    link.close()
     second.close()
 
 
