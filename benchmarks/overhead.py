@@ -11,6 +11,7 @@ import math
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from common import Results, in_new_process, markdown, parser
@@ -20,8 +21,27 @@ METHODS = ("finetune", "piggyback")
 STEPS_PER_EPOCH = 100
 
 
-def make_step(backbone: Any, method: str, batch: int, **settings: Any) -> Any:
-    """Returns a function that takes one training step on a batch of random images; `settings` are the method's."""
+def make_step(
+    backbone: Any,
+    method: str,
+    batch: int,
+    *,
+    image_size: int = 96,
+    xla: bool = False,
+    data: Any = None,
+    **settings: Any,
+) -> Callable[[], Any]:
+    """Returns a function that takes one training step.
+
+    Args:
+        backbone: The base.
+        method: The method.
+        batch: Images in a step.
+        image_size: Their height and width.
+        xla: Whether XLA compiles the step.
+        data: Batches without an end; by default one of random images in memory, again and again.
+        **settings: Those of the method.
+    """
     import keras
     import numpy as np
     import tensorflow as tf
@@ -32,13 +52,12 @@ def make_step(backbone: Any, method: str, batch: int, **settings: Any) -> Any:
     made = registry[method](registry[method].Config(**settings))
     model = made.build(backbone, 10)
     optimizer = make_optimizer(made, model, TrainConfig(batch_size=batch), STEPS_PER_EPOCH)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=xla)
     generator = np.random.default_rng(0)
-    images = tf.constant(generator.uniform(0, 255, (batch, 96, 96, 3)).astype("float32"))
+    images = tf.constant(generator.uniform(0, 255, (batch, image_size, image_size, 3)).astype("float32"))
     labels = tf.constant(generator.integers(0, 10, batch))
     model.make_train_function()
-    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    iterator = iter(data)
+    iterator = iter(data or tf.data.Dataset.from_tensors((images, labels)).repeat())
     return lambda: model.train_function(iterator)
 
 

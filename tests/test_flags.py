@@ -92,4 +92,4 @@ def test_settings_of_methods_that_do_not_run_are_warned_of(parse, caplog):
 
 def test_help_names_the_methods_with_recipes(parse):
     parse()
-    assert "agem, dan, hat, packnet, pathnet, residual_adapters have optimisers and rates" in flags.FLAGS["method"].help
+    assert "agem, dan, hat, packnet, pathnet, residual_adapters have their own optimisers" in flags.FLAGS["method"].help

@@ -103,8 +103,8 @@ def test_answers_of_a_network(tmp_path, capsys):
 
 
 WRONG = [
-    (["predict"], "The following arguments are required: PACK. (python -m piggyback_tf predict --help)"),
-    (["predict", "{pack}", "a.png", "--topk=3"], "There is no --topk. Did you mean --top_k? ("),
+    (["predict"], "The following arguments are required: PACK, IMAGE. (python -m piggyback_tf predict --help)"),
+    (["predict", "{pack}", "a.png", "--topk=3"], "There is no --topk. Did you mean --top_k or --packs? ("),
     (["predict", "{pack}", "a.png", "--top_k=none"], "Argument --top_k: must be an integer of at least 1"),
     (["compare", "a", "b", "c"], "There is no place for the argument 'c'. ("),
     (["predikt", "{pack}"], "Unknown command 'predikt'. Did you mean 'predict'"),
