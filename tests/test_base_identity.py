@@ -144,6 +144,7 @@ def test_a_run_does_not_go_on_with_a_twin(base, twin, tmp_path, caplog):
         check_found(tmp_path, base, data)
 
 
+@pytest.mark.slow
 def test_a_server_gets_no_pack_of_a_twin(base, twin, pack, tmp_path, caplog):
     with pytest.raises(PackError, match=ELSE):
         export_saved_model(twin, [pack], tmp_path / "none")

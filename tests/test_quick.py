@@ -200,6 +200,7 @@ def test_the_first_lines_are_ones_own_and_stderr_is_empty(tmp_path):
     assert seconds < LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", ["saved_model", "litert --quantize=int8 --representative_data=digits"])
 def test_exports_print_what_they_wrote_and_nothing_else(export, tmp_path):
     from piggyback_tf.backbones import load_backbone

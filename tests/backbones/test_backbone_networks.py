@@ -234,6 +234,7 @@ def test_vgg_keeps_its_fully_connected_layers(name):
     np.testing.assert_allclose(np.asarray(backbone.model(images)), np.asarray(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_model_round_trips_through_a_keras_file(tmp_path):
     for name in ("shapesnet", "efficientnet_b0"):
         backbone = load_backbone(name, weights="random", image_size=32)

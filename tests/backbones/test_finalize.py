@@ -63,6 +63,7 @@ def test_networks_of_every_method_normalise_as_the_base(name):
             np.testing.assert_array_equal(layer.variance, normalization.variance)
 
 
+@pytest.mark.slow
 def test_efficientnet_reads_its_mean_from_files_and_from_the_published_network(tmp_path):
     plain = keras.applications.EfficientNetB0(
         include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg", name="efficientnet_b0"

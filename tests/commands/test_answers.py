@@ -66,6 +66,7 @@ def test_answers_without_tensorflow(pack, tmp_path, capsys):
     assert found["task"] == "birds"
 
 
+@pytest.mark.slow
 def test_answers_of_a_network(tmp_path, capsys):
     from piggyback_tf.backbones import load_backbone
 

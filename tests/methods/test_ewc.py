@@ -41,6 +41,7 @@ def test_lambda_0_is_finetuning_in_sequence(first, unheld):
         assert all(np.array_equal(one.of(task)[name], two.of(task)[name]) for name in one.of(task))
 
 
+@pytest.mark.slow
 def test_drift_falls_with_lambda(first, unheld):
     drifts, weighted = [], []
     held = (_second("ewc", first, EWCConfig(ewc_lambda=strength, ewc_fisher_images=1)) for strength in (1e2, 1e4, 1e6))

@@ -55,6 +55,7 @@ def _train(weight, **config):
     return np.mean(masks != 1), trained
 
 
+@pytest.mark.slow
 def test_the_higher_the_price_the_fewer_weights_are_dropped():
     fractions = [_train(weight)[0] for weight in (0.0, 3.0, 1e4)]
     assert fractions[0] > fractions[1] > fractions[2]

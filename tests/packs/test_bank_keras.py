@@ -67,6 +67,7 @@ def test_the_model_gives_the_probabilities_of_the_bank():
         bank.to_keras("fish")
 
 
+@pytest.mark.slow
 def test_the_model_loads_without_this_package(tmp_path):
     # "caffe" is the preprocessing with an operation that is no layer.
     inputs = keras.Input((8, 8, 3))

@@ -34,6 +34,7 @@ def _files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_int8_base_is_written_added_to_verified_and_used(files):
     out, packs = files / "out", [files / f"{kind}.task.safetensors" for kind in ("binary", "ternary")]
     data = f"--representative_data=folder:{files}/images"

@@ -85,6 +85,7 @@ def test_the_table_of_signatures(small):
             _agree(cells, signatures[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("export", "kind"), [("mixed", "segment"), ("found_boxes", "detect")])
 def test_the_signatures_of_other_problems_in_the_table(export, kind, request):
     signatures = dict(request.getfixturevalue(export).loaded().signatures.items())
