@@ -76,7 +76,7 @@ def test_fast_input_is_kept_in_run_and_pack_and_nothing_of_it_is_cached(photos, 
     assert json.loads((tmp_path / "run/settings.json").read_text())["input"] == "fast"
     assert TaskPack.load(tmp_path / "run/photos.task.safetensors").settings["input"] == "fast"
     # Validation and test images are as ever, and those are cached.
-    assert len(list((tmp_path / "cache").glob("images-*"))) == 2
+    assert len(list((tmp_path / "cache").glob("images-*/pixels.bin"))) == 2
     again = _train(tmp_path / "run", photos, *fast)
     assert again.returncode == 0, again.stderr[-3000:]
     refused = _train(tmp_path / "run", photos, *fast[1:])
