@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from piggyback_tf.backbones import Backbone
 from piggyback_tf.data import DataError, TaskData, make_dataset, surface_data_errors
+from piggyback_tf.masking import mask_config
 from piggyback_tf.methods import Method
 from piggyback_tf.problems import Problem, image_shape_of, network_for, problem_of
 from piggyback_tf.settings import InputConfig, TrainConfig
@@ -202,8 +203,9 @@ def _compile(
         loss=problem.weighted_loss(reduction, weights) if weights else problem.loss(reduction),
         # The second is the loss without what a method adds to it.
         weighted_metrics=problem.metrics(),
-        # XLA on the CPU makes the training of depthwise convolutions many times slower.
-        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+        # XLA on the CPU makes the training of depthwise convolutions ten times slower, and that of masks a thousand
+        # times. On GPUs that was not measured, so masks go without there, too; see benchmarks/gpu.sh.
+        jit_compile="auto" if tf.config.list_physical_devices("GPU") and mask_config(model) is None else False,
     )
     model.optimizer.build(model.trainable_variables)
 

@@ -18,7 +18,7 @@ from piggyback_tf.masking import masked_weights
 from piggyback_tf.methods import METHODS
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.problems.classification import Classification
-from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, make_strategy, train_task
+from piggyback_tf.training import InputConfig, TrainConfig, TrainingError, fit, make_strategy, train_task
 from piggyback_tf.training.guards import StopAtChance, StopOnNaN
 
 
@@ -274,3 +274,14 @@ def test_half_precision_trains(policy, data):
     # Steps were taken, none of them skipped for an overflow.
     assert all(np.all(weight.mask_real.numpy() != 1e-2) for weight in masked_weights(trained.model).values())
     assert trained.model.output.dtype == "float32"
+
+
+@pytest.mark.parametrize(("method", "compiled"), [("piggyback", False), ("classifier_only", "auto")])
+def test_on_a_gpu_xla_compiles_all_but_masks(method, compiled, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"] if kind == "GPU" else [])
+    method, problem, asked = METHODS[method](), Classification(("one", "two"), (32, 32)), {}
+    model = method.build(load_backbone("shapesnet"), 2)
+    compile_model = model.compile
+    monkeypatch.setattr(model, "compile", lambda **options: asked.update(options) or compile_model(**options))
+    fit._compile(model, method, problem, TrainConfig(), 10, 1, [])
+    assert asked["jit_compile"] == compiled
