@@ -118,7 +118,7 @@ def wait_for(condition, farm=None):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1500)
 def test_twenty_tasks_are_learned_though_worker_node_and_driver_are_killed(tmp_path, cluster):
     table, output = tmp_path / "tasks.csv", tmp_path / "out"
     rows = [f"t{place},{DATA[place % 2]}," for place in range(ROWS)]
