@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -87,7 +88,9 @@ class Results:
         with self._locked("", wait=True):
             self._read()
             content = {"machine": machine(), **extra, "rows": self.rows}
-            write_atomically(self.path, json.dumps(content, indent=1) + "\n")
+            # Lists of numbers are a line each: confusion matrices would fill thousands.
+            lines = re.sub(r'\[[^][{}"]*\]', lambda found: " ".join(found[0].split()), json.dumps(content, indent=1))
+            write_atomically(self.path, lines + "\n")
 
     def _read(self) -> None:
         """Adds the rows of the file; those of this process stay."""

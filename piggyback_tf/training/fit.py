@@ -203,7 +203,7 @@ def _compile(
         loss=problem.weighted_loss(reduction, weights) if weights else problem.loss(reduction),
         # The second is the loss without what a method adds to it.
         weighted_metrics=problem.metrics(),
-        # XLA on the CPU makes the training of depthwise convolutions ten times slower, and that of masks a thousand
+        # XLA on the CPU makes the training of depthwise convolutions many times slower, and that of masks hundreds of
         # times. On GPUs that was not measured, so masks go without there, too; see benchmarks/gpu.sh.
         jit_compile="auto" if tf.config.list_physical_devices("GPU") and mask_config(model) is None else False,
     )

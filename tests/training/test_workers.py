@@ -90,21 +90,15 @@ def test_two_workers_learn_what_one_process_learns(method, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_or_the_chief_that_is_killed_ends_all_and_the_same_commands_go_on(whole, tmp_path):
-    with Workers(tmp_path / "1", trainings(tmp_path)) as workers:
-        workers.wait_for("epoch 2/6")
-        workers.send(1, signal.SIGKILL)
-        started = time.monotonic()
-        assert workers.wait(0, 60) == 143
-        print(f"the chief ended {time.monotonic() - started:.1f} s after the worker")
-        assert "Worker 1 (localhost:" in workers.said(0)
-        assert "go on after the last completed epoch." in workers.said(0)
-    with Workers(tmp_path / "2", trainings(tmp_path)) as workers:
-        workers.wait_for("epoch 4/6")
-        workers.send(0, signal.SIGKILL)
-        started = time.monotonic()
-        assert workers.wait(1, 60) == 143
-        print(f"the worker ended {time.monotonic() - started:.1f} s after the chief")
-        assert "The chief (localhost:" in workers.said(1)
+    for killed, name, epoch in ((1, "Worker 1", 2), (0, "The chief", 4)):
+        with Workers(tmp_path / name, trainings(tmp_path)) as workers:
+            workers.wait_for(f"epoch {epoch}/6")
+            workers.send(killed, signal.SIGKILL)
+            started = time.monotonic()
+            assert workers.wait(1 - killed, 60) == 143
+            print(f"the other ended {time.monotonic() - started:.1f} s after {name}")
+            assert f"{name} (localhost:" in workers.said(1 - killed)
+            assert "go on after the last completed epoch." in workers.said(1 - killed)
     with Workers(tmp_path / "3", trainings(tmp_path)) as workers:
         assert [workers.wait(index) for index in range(2)] == [0, 0], workers.said(0)
         assert "epoch 2/6" not in workers.said(0)
