@@ -50,6 +50,7 @@ class Team:
         self.index = cluster.index if cluster else 0
         self._cluster, self._links, self._end_process = cluster, dict(links or {}), end
         self._leaving = threading.Event()
+        self._left = False
         self._ending = threading.Lock()
         # Held while a file is written that the next start goes on with.
         self.writing = threading.Lock()
@@ -113,6 +114,8 @@ class Team:
             self._links[0].send("say", dict(found))
             problems = self.agree()
         if problems:
+            # Each raises by itself. Nobody may end the others, who perhaps have not read yet what is wrong.
+            self.leave()
             raise TrainingError(f"All workers must do the same: {'; '.join(problems)}.")
 
     def wait_for_end(self) -> None:
@@ -122,6 +125,9 @@ class Team:
 
     def leave(self, sentence: str = "") -> None:
         """Ends the connections when all are done; with a sentence, all others end at once and say it."""
+        if self._left:
+            return
+        self._left = True
         if not sentence and self.size > 1:
             # Nobody goes before all are done, or its end would look like that of one that was lost. Until then all say
             # that they are there.

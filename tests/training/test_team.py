@@ -113,6 +113,21 @@ def test_what_differs_is_refused_on_every_worker_with_both_values(addresses):
     assert [str(error) for error in errors] == [expected] * 3
 
 
+def test_who_reads_late_what_differs_is_not_ended_before_it(addresses):
+    ends = []
+
+    def work(found):
+        found._end_process = ends.append
+        if found.index:
+            agree = found.agree
+            found.agree = lambda value=None: (agree(value), time.sleep(0.3))[0]
+        found.check_same({"seed": found.index})
+
+    errors = together(addresses, work, work)
+    assert all("seed is 0 at the chief and 1 at worker 1" in str(error) for error in errors)
+    assert not ends
+
+
 def test_batches_must_be_shared_evenly(addresses):
     errors = together(addresses, *[lambda found: found.rows(32)] * 3)
     assert "--batch_size must be a multiple of the 3 workers. Received: 32." in str(errors[0])
