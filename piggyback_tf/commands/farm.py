@@ -43,15 +43,19 @@ _TEXT = """Learns the tasks of a table. Each row is a task, and each column is a
 Flags on the command line apply to all rows. If a row has a value for the flag, the row's value counts. If you run the
 same command again, it learns only the rows that are not finished.
 """
-# Flags of `train` that are the farm's own, or that no row has: each learns one task.
-_OF_FARMS = {"jobs", "attempts", "row", "engine", "cpus", "gpus"}
-_NO_COLUMNS = {*_OF_FARMS, "output_dir", "verbose", "tasks", "task_agnostic", "forward_transfer"}
-# Those that differ from row to row.
-_OF_ROWS = ("task", "data")
+# Flags that are the farm's own.
+_OF_FARMS = {"jobs", "attempts", "row", "engine", "cpus", "gpus", "output_dir", "verbose"}
+# Those of `train` that differ from row to row, and those of which no row can make sense: it learns one task.
+_OF_ROWS, _OF_NO_ROW = ("task", "data"), ("tasks", "task_agnostic", "forward_transfer")
+_REFUSED = (*_OF_ROWS, *_OF_NO_ROW)
 
 
 def _define() -> None:
     define_flags()
+    for names in HEADINGS.values():
+        names[:] = [name for name in names if name not in _REFUSED]
+    for name in _REFUSED:
+        FLAGS[name].help = "Refused: a row of the table learns one task."
     engine = (
         "Where trainings run: in processes on this machine, or on the machines of the Ray cluster that runs here, or "
         "that the environment variable RAY_ADDRESS names. They have to share --output_dir and the data."
@@ -73,9 +77,9 @@ def _define() -> None:
 
 
 def _run(arguments: list[str]) -> Answer:
-    columns = {name for names in HEADINGS.values() for name in names} - _NO_COLUMNS
+    columns = {name for names in HEADINGS.values() for name in names} - _OF_FARMS | {*_OF_ROWS}
     _check_engine()
-    for name in (*_OF_ROWS, "tasks", "forward_transfer"):
+    for name in _REFUSED:
         if FLAGS[name].present:
             raise flags.IllegalFlagValueError(f"--{name} is for one training; a row of the table learns one task.")
     rows = read_rows(local_path(arguments[0], "TABLE "), columns)
@@ -146,8 +150,8 @@ class _Told:
         else:
             text = f"{state.status}: {state.error}"
         left, passed = self.rows - self._done, time.monotonic() - self._began
-        rest = f"; about {duration(passed / self._done * left)} left" if left else ""
-        print(f"{self._done} of {self.rows}, {row.task}: {text}{rest}", flush=True)
+        rest = f" (about {duration(passed / self._done * left)} left)" if left else ""
+        print(f"{self._done} of {self.rows}{rest}, {row.task}: {text}", flush=True)
 
 
 def _result(folder: Path, row: TaskRow, state: RowState) -> tuple[dict[str, Any], list[str]]:

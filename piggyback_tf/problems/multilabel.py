@@ -41,8 +41,7 @@ class MultiLabel(Problem):
     """
 
     ranks_classes = True
-    activation = "sigmoid"
-    signature = "tag"
+    activation, signature = "sigmoid", "tag"
     answers = file_answers = {"probabilities": AnswerSpec("float32", (CLASSES,))}
 
     def loss(self, reduction: str) -> keras.losses.Loss:

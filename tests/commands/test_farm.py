@@ -34,6 +34,7 @@ def _table(folder, text):
         ("task,data,epoch\na,digits,1\n", (), "Column 'epoch' of .* is no flag of `train`. Did you mean 'epochs'"),
         ("task,data,output_dir\na,digits,x\n", (), "Column 'output_dir' of .* is no flag of `train`"),
         ("task,data\na,digits\n", ("--data=digits",), "--data is for one training"),
+        ("task,data\na,digits\n", ("--notask_agnostic",), "--task_agnostic is for one training"),
         ("task,data\na,digits\n", ("--row=1",), "--row=1: the table has 1 row, the last of which is 0"),
         ("task,data\na,digits\n", ("--jobs=0",), "jobs"),
         ("task,data\na,digits\n", ("--cpus=2",), "--cpus is for --engine=ray"),
@@ -47,6 +48,13 @@ def test_what_is_wrong_with_all_rows_is_said_at_once(text, flags, message, tmp_p
     assert (status, lines, loaded) == (2, [], False)
     assert re.search(message, errors), errors
     assert not (output / "tasks").exists()
+
+
+def test_the_help_lists_no_flag_that_is_refused():
+    _, lines, _, _ = run_command("farm", "--help")
+    text = "\n".join(lines)
+    assert "--backbone:" in text
+    assert not re.search(r"(?m)^ *--(\[no\])?(data|tasks?|task_agnostic|forward_transfer):", text)
 
 
 @pytest.mark.slow
