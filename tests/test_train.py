@@ -202,6 +202,7 @@ train.PROGRAM({_command(tmp_path / "run", "--strategy=mirrored", "--epochs=1")[1
     assert TaskPack.load(tmp_path / "run" / "digits.task.safetensors").errors["test"]["images"] == 359
 
 
+@pytest.mark.slow
 def test_tasks_are_learned_one_after_another(tmp_path):
     flags = ["--data=", "--tasks=first=digits,second=digits", "--epochs=1", "--verbose=0"]
     done = _train(tmp_path / "run", *flags)

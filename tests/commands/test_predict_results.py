@@ -97,6 +97,7 @@ def lines_of(folder):
     return [json.loads(line) for path in sorted(folder.glob("a*.jsonl")) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_second_start_answers_only_what_is_missing(asked, tmp_path, capsys):
     images, out = str(asked / "images"), tmp_path / "out"
     command = ["predict", str(asked / "birds.task.safetensors"), images, "--top_k=2", "--batch_size=2", "--json"]

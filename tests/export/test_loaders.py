@@ -16,6 +16,8 @@ GOOD = np.array([name != "fish" for name in NAMES])
 FILES = [encode(picture(9 + 5 * index, 30, seed=index), "JPEG" if index % 2 else "PNG") for index in range(10)]
 BROKEN = {"cut": FILES[1][:200], "none": b"", "garbage": b"abc", "large JPEG": huge_jpeg(), "large PNG": huge_png()}
 CASES = [("packed", loader) for loader in LOADERS] + [("unpacked", "v2"), ("unpacked", "c_api")]
+# One in this process and one in a process of its own are tried each time.
+QUICK = [("packed", "v2"), ("packed", "c_api")]
 
 
 def _calls(dtype):
@@ -47,7 +49,11 @@ def _calls(dtype):
     return calls | {"again": calls["numbers"]}
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join, name="answers")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK), id="-".join(case)) for case in CASES],
+    name="answers",
+)
 def _answers(request, small):
     export, loader = request.param
     calls = _calls("uint8" if export == "packed" else "float32")

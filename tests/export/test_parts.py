@@ -56,7 +56,7 @@ def _answers(folder, loader="v2", images=IMAGES):
 
 
 # A process of its own takes seconds.
-@pytest.mark.parametrize("loader", ["v2", "v1", pytest.param("c_api", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("loader", ["v2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v1", "c_api"))])
 def test_all_tasks_in_one_request(tasks, served, loader):
     """The packed kernels by each loader, which makes of a condition in a graph what it likes."""
     found = _answers(served(), loader)

@@ -29,20 +29,11 @@ from piggyback_tf.training.guards import StopOnNaN
 from tests.methods.toy import CLASSES, SIZE, toy_backbone, toy_settings, toy_tasks
 
 NAMES = METHODS.names()
-# Each shares all that is tested here, but for its formula, with one that is tested always: `ewc`, `agem`, `lora`, or
-# `packnet`.
+# Each shares nearly all that is tested here with one that is tested always: `ewc`, `agem`, `lora`, or `packnet`. What
+# it has of its own is tested always in its own file.
 LIKE_OTHERS = (
-    "bias_only",
-    "cpg",
-    "den",
-    "derpp",
-    "er",
-    "finetune_sequential",
-    "mas",
-    "norm_only",
-    "pathnet",
-    "si",
-    "ssf",
+    *("bias_only", "cpg", "dan", "den", "derpp", "er", "finetune_sequential", "joint", "lwf", "mas", "norm_only"),
+    *("pathnet", "pnn", "residual_adapters", "si", "ssf"),
 )
 
 
@@ -179,7 +170,7 @@ def test_networks_come_back_from_files(method, sequences, tmp_path):
         assert np.array_equal(loaded(IMAGES, training=False), expected)
 
 
-@pytest.mark.parametrize("method", [name for name in NAMES if METHODS[name].makes_pack])
+@pytest.mark.parametrize("method", _params(name for name in NAMES if METHODS[name].makes_pack))
 def test_a_task_goes_from_its_pack_through_bank_and_merged_network(method, sequences):
     folder, backbone, _ = sequences(method)
     bank = TaskBank(backbone)
@@ -206,6 +197,7 @@ def test_a_task_goes_from_its_pack_through_bank_and_merged_network(method, seque
 SERVED = [name for name in NAMES if METHODS[name].makes_pack]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [[name for name in SERVED if name != "ssf"], ["ssf"]], ids=["norm", "no norm"])
 def test_tasks_of_all_methods_are_in_one_bank_and_on_one_server(methods, sequences, tmp_path):
     backbone, packs = _backbone(methods[0]), []
@@ -253,7 +245,7 @@ def test_memory_comes_back_from_its_file(method, sequences, tmp_path):
 
 
 # A training in one part and one in several, in which what is trained changes.
-QUICK = ("lora", "packnet", "piggyback")
+QUICK = ("packnet", "piggyback")
 
 
 @pytest.mark.parametrize("method", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in NAMES])

@@ -89,7 +89,7 @@ def test_the_added_loss_is_in_training_alone(whole):
         assert history["val_loss"][epoch] == pytest.approx(history["val_cross_entropy"][epoch])
 
 
-@pytest.mark.parametrize("saves", [1, 2, 3])
+@pytest.mark.parametrize("saves", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 3))])
 def test_broken_off_in_either_phase_it_goes_on_to_the_same(saves, whole, tmp_path, monkeypatch):
     save, done = BackupAndRestore._save, []
 

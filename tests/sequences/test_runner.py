@@ -75,7 +75,7 @@ def test_inferring_tasks_can_be_left_out_and_done_later(method, tmp_path, monkey
     assert later == without
 
 
-@pytest.mark.parametrize("method", ["classifier_only", "finetune_sequential"])
+@pytest.mark.parametrize("method", ["classifier_only", pytest.param("finetune_sequential", marks=pytest.mark.slow)])
 def test_the_answers_that_are_counted_are_kept(method, tmp_path, monkeypatch):
     """Those after the last task, of packs and of a method that forgets; without a test split those of validation."""
     counted = []
@@ -168,6 +168,7 @@ def test_forward_transfer_is_measured_from_tasks_learned_alone(tmp_path, monkeyp
     assert _run(folder, "ewc", forward_transfer=True) == metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["piggyback", "joint"])
 def test_forward_transfer_of_methods_that_learn_in_no_order(method, tmp_path):
     metrics = _run(tmp_path, method, forward_transfer=not METHODS[method].Config.at_once, task_agnostic=False)
@@ -235,7 +236,10 @@ def test_the_command_refuses_flags_that_would_do_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "again"),
-    [("piggyback", False), pytest.param("finetune_sequential", False, marks=pytest.mark.slow), ("ewc", True)],
+    [
+        ("piggyback", False),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("finetune_sequential", False), ("ewc", True))),
+    ],
 )
 def test_training_images_are_read_again_only_by_methods_that_need_them(method, again, tmp_path, monkeypatch):
     streamed = []

@@ -18,6 +18,9 @@ from tests.methods.toy import SIZE, toy_backbone
 IMAGES = np.random.default_rng(0).uniform(0, 255, (8, SIZE, SIZE, 3)).astype(np.float32)
 LABELS = np.arange(8) % 3
 TRAINED = [name for name in METHODS if issubclass(METHODS[name].Config, NormConfig)]
+# One of each way to hold kernels; the others run as slow tests.
+QUICK = ("agem", "finetune", "hat", "lora", "norm_only", "piggyback")
+SOMETIMES = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TRAINED]
 OPTIONAL = [name for name in TRAINED if issubclass(METHODS[name].Config, OptionalNormConfig)]
 
 
@@ -88,7 +91,7 @@ def test_layers_that_nobody_named_are_remembered_under_the_names_that_they_have_
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "task"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", SOMETIMES)
 def test_every_method_trains_batch_norm_with_the_statistics_that_it_is_told(name, statistics):
     backbone, kind = toy_backbone(), METHODS[name]
     own = {"norm": "task"} if "norm" in kind.Config.__dataclass_fields__ else {}
@@ -149,7 +152,7 @@ def test_a_network_without_batch_norm_has_none_to_train():
             method.build(backbone, 3)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", SOMETIMES)
 def test_the_statistics_of_renorm_follow_the_task_too(method):
     images = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(images)

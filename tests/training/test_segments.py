@@ -73,7 +73,7 @@ def trained(method: str, state_dir: Path | None = None, **changes):
 @pytest.mark.parametrize(
     "method",
     [
-        name if name in ("classifier_only", "piggyback") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "piggyback" else pytest.param(name, marks=pytest.mark.slow)
         for name in LEARN_PIXELS
         if name != "ssf"  # It refuses networks with batch norm, as this one.
     ],

@@ -155,6 +155,7 @@ def test_any_number_of_classes_on_a_base_of_before(parts, tmp_path):
     assert np.abs(found - expected).max() < 1e-6 and abs(found.sum(axis=1) - 1).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_sizes_that_are_padded_share_the_constants_too(parts, quantize, tmp_path, monkeypatch):
     """Two sizes and two widths of heads beside classes: four graphs."""
