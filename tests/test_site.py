@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,37 @@ def exported() -> dict[str, set[str]]:
 
 
 EXPORTED = exported()
+
+
+class Links(html.parser.HTMLParser):
+    """Collects where the links of a page lead, and the anchors that it has."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.targets: set[str] = set()
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href"):
+            self.targets.add(found["href"])
+
+
+def dead_links(site: Path) -> list[str]:
+    """Returns the links between the files of a site that lead nowhere."""
+    pages = {page: Links(page.read_text()) for page in site.rglob("*.html")}
+    dead = []
+    for page, links in pages.items():
+        for target in links.targets:
+            path, _, anchor = urllib.parse.unquote(target).partition("#")
+            if re.match("[a-z]+:|/", path):
+                continue
+            file = (page.parent / path).resolve() if path else page
+            if not file.exists() or (anchor and file in pages and anchor not in pages[file].anchors):
+                dead.append(f"{page.relative_to(site)}: {target}")
+    return sorted(dead)
 
 
 class Headings(html.parser.HTMLParser):
@@ -121,6 +153,7 @@ def test_it_is_built_without_a_warning(tmp_path, site_pages):
     for package in EXPORTED:
         page = tmp_path / "site" / Path(site_pages.page_of(package)).with_suffix(".html")
         assert missing(package, Headings(page.read_text()).found) == set()
+    assert dead_links(tmp_path / "site") == []
     assert f'<a href="{repository}"' in (tmp_path / "site" / "commands.html").read_text()
     # No page asks another server for anything when it is opened.
     for page in (tmp_path / "site").rglob("*.html"):

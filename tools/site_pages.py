@@ -96,8 +96,19 @@ def site_links(text: str, file: str) -> str:
     return re.sub(r"\]\((?![a-z]+://|#)([^)\s]+)\)", lead, text)
 
 
+def linked_files() -> set[str]:
+    """Returns the files outside of docs/ to which its pages lead and that are no pages, relative to the checkout."""
+    found = set()
+    for page in (ROOT / "docs").rglob("*.md"):
+        for path in re.findall(r"\]\((\.\./[^)\s#]+)\)", page.read_text()):
+            found.add(os.path.relpath((page.parent / path).resolve(), ROOT))
+    return {path for path in found if path not in OUTSIDE}
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages."""
+    """Adds the pages, and the files to which pages lead."""
+    for path in sorted(linked_files()):
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     for name, page in OUTSIDE.items():
         files.append(File.generated(config, page, content=site_links((ROOT / name).read_text(), name)))
     for page, text in api_pages().items():
@@ -108,3 +119,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Leads links out of docs/ to the pages that the site has of these files."""
     return markdown if page.file.generated_by else site_links(markdown, f"docs/{page.file.src_uri}")
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Leads links in notebooks, which are HTML already when MkDocs gets them, to pages of the site."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    return re.sub(r'href="(?![a-z]+:)([^"#]+)\.(?:md|ipynb)(?=["#])', r'href="\1.html', html)

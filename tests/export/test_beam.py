@@ -1,0 +1,55 @@
+"""The example of Apache Beam answers as the export does, in an environment that has Beam and TensorFlow alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tests.export.helpers import encode, picture, texts
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "cluster" / "beam_predict.py"
+# As docs/scale.md says.
+NEEDED = ("apache-beam==2.77.0", f"tensorflow=={tf.__version__}")
+
+
+@pytest.fixture(name="python")
+def _python(tmp_path):
+    """The Python of an environment with what the example needs; Beam wants an older Pillow than this package."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", *NEEDED], check=True)
+    return python
+
+
+@pytest.mark.slow
+def test_a_pipeline_answers_as_the_export(python, small, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    files = {f"{index}.jpg": encode(picture(9 + index, 30, seed=index), "JPEG") for index in range(40)}
+    for name, content in (files | {"broken.jpg": b"abc"}).items():
+        (photos / name).write_bytes(content)
+    tasks = [small.packs[0].task, small.packs[1].task]
+    flags = [f"--export={small.packed}", f"--images={photos}/*.jpg", f"--tasks={','.join([*tasks, 'fish'])}"]
+    command = [python, EXAMPLE, *flags, f"--output={tmp_path / 'answers'}", "--runner=DirectRunner"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for path in tmp_path.glob("answers*.jsonl") for line in path.read_text().splitlines()]
+    answers = {(Path(line["image"]).name, line["task"]): line for line in lines}
+    assert len(answers) == len(lines) == 41 * 3
+    for name, content in files.items():
+        found = small.loaded().signatures["encoded"](image_bytes=texts(*[content] * 2), task=texts(*tasks))
+        for row, task in enumerate(tasks):
+            labels = [label.decode() for label in found["labels"].numpy()[row] if label]
+            assert answers[name, task]["labels"] == labels
+            assert answers[name, task]["scores"] == pytest.approx(found["scores"].numpy()[row][: len(labels)], abs=2e-6)
+        assert "no task 'fish'" in answers[name, "fish"]["error"]
+    assert all("no image" in answers["broken.jpg", task]["error"] for task in tasks)
+    for wrong, sentence in (
+        (f"--export={small.packed.parent}", "this is no version of an export"),
+        (f"--images={tmp_path}/none/*", "Empty match"),
+    ):
+        refused = subprocess.run([*command, wrong], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+        assert refused.returncode and sentence in refused.stderr, refused.stderr[-3000:]
