@@ -20,8 +20,7 @@ from piggyback_tf.commands.answers import DONE, NO, Answer, UsageError
 from piggyback_tf.commands.common import load_base
 from piggyback_tf.data import DataProblems, read_image
 from piggyback_tf.data.check import find_problems
-from piggyback_tf.data.images import has_image_extension
-from piggyback_tf.data.unusable_files import FLAG, describe_problems
+from piggyback_tf.data.unusable_files import FLAG, describe_problems, is_photo_by_name
 from piggyback_tf.evaluation.text import format_bytes
 from piggyback_tf.extras import need
 from piggyback_tf.files import shown_path
@@ -98,7 +97,7 @@ def _run(arguments: Sequence[str]) -> Answer:
     if not is_lite and FLAGS.min_agreement is not None:
         raise UsageError("--min_agreement is for a .tflite; what a SavedModel answers must be equal to 1e-5.")
     folder = given_path("images")
-    images = sorted(path for path in find_files(folder) if has_image_extension(path))
+    images = sorted(path for path in find_files(folder) if is_photo_by_name(path))
     if not images:
         raise UsageError(f"--images={folder}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)

@@ -25,6 +25,7 @@ from piggyback_tf.settings import (
     settings_of,
     write_record,
 )
+from piggyback_tf.settings.run import groups_of
 
 Config = TypeVar("Config", bound=Any)
 
@@ -224,6 +225,17 @@ def check_unused(methods: Iterable[str]) -> None:
         if flag.present:
             logging.warning(
                 "--%s changes nothing: it is a setting of %s, not of %s.", setting, ", ".join(names), ", ".join(methods)
+            )
+    trained = {group for name in methods for group in CONFIGS[name].trains}
+    for field in dataclasses.fields(TrainConfig):
+        groups = groups_of(field)
+        if groups and not trained & {*groups} and flags.FLAGS[field.name].present:
+            logging.warning(
+                "--%s changes nothing: it is for variables of the kind %s, and %s trains %s.",
+                field.name,
+                " or ".join(groups),
+                ", ".join(methods),
+                ", ".join(sorted(trained)),
             )
 
 

@@ -36,6 +36,7 @@ ALLOWED_SKIPS = (
     AllowedSkip("export/edge", "needs cmake", "Who changes only Python needs no compiler.", False),
     AllowedSkip("export/edge", "needs c++", "Who changes only Python needs no compiler.", False),
     AllowedSkip("export/edge/test_old_python.py", "needs PIGGYBACK_PYTHON39", "Few machines have it.", True),
+    AllowedSkip("export/test_beam.py", "needs PIGGYBACK_BEAM_PYTHON", "Beam needs other versions than this.", True),
     AllowedSkip("farm/test_pool.py", "needs Linux", "No other system ends a process with its parent.", False),
     AllowedSkip("export/test_deployment.py", "needs bash", "Windows has none.", False),
     AllowedSkip("export/test_deployment.py", "needs kubectl", "No package of pip has it.", True),

@@ -78,7 +78,7 @@ def test_other_methods_refuse_settings_beyond_the_paper(flag, parse):
 
 
 def test_settings_of_methods_that_do_not_run_are_warned_of(parse, caplog):
-    parse("--ewc_lambda=3", "--norm=task", "--mask_lr=1e-3")
+    parse("--ewc_lambda=3", "--norm=task")
     with caplog.at_level(logging.WARNING, "absl"):
         own_flags.check_unused(["ewc"])
         assert not caplog.messages
@@ -88,6 +88,15 @@ def test_settings_of_methods_that_do_not_run_are_warned_of(parse, caplog):
         "--norm changes nothing",
     ]
     assert all(message.endswith("not of packnet, hat.") for message in caplog.messages)
+
+
+def test_rates_of_what_no_method_trains_are_warned_of(parse, caplog):
+    parse("--mask_lr=1e-3", "--head_lr=1e-3", "--warmup_steps=3")
+    with caplog.at_level(logging.WARNING, "absl"):
+        own_flags.check_unused(["lora", "piggyback"])
+        assert not caplog.messages
+        own_flags.check_unused(["lora"])
+    assert [message.partition(":")[0] for message in caplog.messages] == ["--mask_lr changes nothing"]
 
 
 def test_help_names_the_methods_with_recipes(parse):

@@ -221,6 +221,28 @@ def test_evaluate_keeps_answers_for_the_report(trained, capsys, tmp_path, monkey
     assert "has the answers that the run of the pack recorded" in capsys.readouterr().err
 
 
+def test_photos_in_heic_in_a_folder_are_not_passed_over(trained, capsys, tmp_path):
+    folder, _ = trained
+    shutil.copy(folder / "data/test/dog/2.png", tmp_path / "a.png")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
+    assert main(["predict", str(folder / "colours.task.safetensors"), str(tmp_path)]) == 2
+    said = "".join(capsys.readouterr())
+    assert "a.png" in said and "IMG_1.HEIC" in said and "it is a photo in HEIC" in said
+
+
+@pytest.mark.parametrize("command", ["merge", "convert"])
+def test_a_file_is_replaced_only_if_asked(command, trained, tmp_path, capsys):
+    folder, _ = trained
+    output = tmp_path / "precious.keras"
+    output.write_bytes(b"mine")
+    arguments = [command, str(folder / "colours.task.safetensors"), f"--output={output}"]
+    assert main(arguments) == 2
+    assert "this file is there already" in capsys.readouterr().err
+    assert output.read_bytes() == b"mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert output.stat().st_size > 4
+
+
 def test_evaluate_says_so_if_images_looked_other_in_training(trained, capsys, tmp_path):
     folder, _ = trained
     pack = TaskPack.load(folder / "colours.task.safetensors")

@@ -3,7 +3,7 @@
 #
 #   sbatch --array=0-399%20 configs/cluster/farm_slurm.sh tasks.csv /shared/farm --backbone=mobilenet_v2 --image_size=224
 #
-# The array goes from 0 to the number of rows without one; %20 is how many learn at once. Then come the table, the folder
+# The array goes from 0 to the number of rows minus one; %20 is how many learn at once. Then come the table, the folder
 # of the farm, which all machines see, and flags of `train` for all rows. Afterwards the same command without --row
 # prints the table and gathers the packs:
 #

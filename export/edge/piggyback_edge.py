@@ -799,7 +799,10 @@ class Base:
     @classmethod
     def load(cls, path: str | os.PathLike, manifest: str | os.PathLike | None = None, *, verify: bool = True) -> Base:
         """Reads a base and its manifest, by default `manifest.bin` beside it."""
-        manifest = Path(path).parent / "manifest.bin" if manifest is None else manifest
+        if manifest is None:
+            manifest = Path(path).parent / "manifest.bin"
+            if not manifest.exists():
+                raise EdgeError(f"There is no {str(manifest)!r} beside the base; --manifest says where it is.")
         return cls(_read(path, _MAX_BASE), Manifest.load(manifest), verify=verify, name=os.fspath(path))
 
 
@@ -1387,13 +1390,21 @@ def _installed(options: argparse.Namespace) -> None:
 
 
 def _check_target(options: argparse.Namespace, *others: str) -> None:
-    """Fails if what is to be written, or its temporary file, is read: the base, its manifest, or one of the others."""
+    """Fails if what is to be written, or its temporary file, is read: the base, its manifest, or one of the others.
+
+    It fails as well if another file is there that is no model, such as another task.
+    """
     manifest = options.manifest or Path(options.base).parent / "manifest.bin"
     for written in (options.target, f"{options.target}.tmp"):
         for path in (options.base, manifest, *others):
             if Path(written).exists() and Path(written).samefile(path):
                 what = "the base itself" if path is options.base else "read for this"
                 raise EdgeError(f"{written!r} is {what} and never written to; name another target.")
+    if Path(options.target).is_file():
+        with Path(options.target).open("rb") as file:
+            start = file.read(8)
+        if start and start[4:] != b"TFL3":
+            raise EdgeError(f"{options.target!r} is there already, and is no model; name another target.")
 
 
 def _predict(options: argparse.Namespace) -> bool:

@@ -161,8 +161,8 @@ def _load_named(name: str, entry: BackboneEntry, weights: str, image_size: int) 
         return entry.build(image_size, "imagenet")
     except Exception as error:  # Keras raises bare `Exception` for downloads, h5py OSError for a broken cache.
         raise WeightsError(
-            f"The ImageNet weights of {name!r} could not be loaded: {one_line(error)} "
-            "Without a network, pass the path of a file that ends in "
+            f"The ImageNet weights of {name!r} could not be loaded: {one_line(error).rstrip('.')}. "
+            "Without a network, give --weights=PATH (from Python, `weights`) of a file that ends in "
             f"{FILE_KINDS}, or weights='random' to accept an untrained network."
         ) from error
 

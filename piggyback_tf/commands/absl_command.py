@@ -180,6 +180,8 @@ def _sentence(error: flags.Error) -> str:
     text = re.sub(r"^flag --(\w+)=(.*?): ", r"--\1=\2: ", text, flags=re.DOTALL)
     text = re.sub(r"invalid literal for int\(\) with base \d+: (.*)$", r"this must be an integer, not \1", text)
     text = re.sub(r"could not convert string to float: (.*)$", r"this must be a number, not \1", text)
+    text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)$", r"this must be true or false, not \1", text)
+    text = re.sub(r"^ERROR:: Unable to open flagfile: \[Errno \d+\] (.*): ('.*')$", r"--flagfile=\2: \1", text)
     text = re.sub(r"Unknown command line flag '([^']*)'", r"There is no flag --\1", text)
     text = re.sub(
         r"Did you mean: (.*?) \?$", lambda found: f"Did you mean --{', --'.join(found[1].split(', '))}?", text

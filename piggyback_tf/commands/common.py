@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.commands.answers import UsageError, program_name
 from piggyback_tf.files import check_target, check_writable, is_empty, with_home
@@ -43,6 +43,21 @@ def load_pack(path: str) -> tuple[TaskPack, bytes]:
 def file_error(path: str, error: Exception) -> str:
     """Returns the sentence for an error that belongs to one of several files."""
     return f"{path!r}: {error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def add_output(command: argparse.ArgumentParser, help: str, **options: Any) -> None:
+    """Declares `--output` and `--overwrite` of a command that writes a file; `check_new_output` reads them."""
+    command.add_argument("--output", type=with_home, metavar="FILE", help=help, **options)
+    command.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
+
+
+def check_new_output(options: argparse.Namespace) -> None:
+    """Raises a `UsageError` as `check_output` does, and if a file is there that nobody said may be replaced."""
+    check_output(options.output)
+    if not options.overwrite and not is_url(options.output) and Path(options.output).exists():
+        raise UsageError(
+            f"--output={options.output}: this file is there already. Name another one, or replace it with --overwrite."
+        )
 
 
 def check_output(path: str) -> None:

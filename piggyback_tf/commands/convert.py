@@ -4,8 +4,7 @@ import argparse
 from typing import Any
 
 from piggyback_tf.commands.answers import Answer
-from piggyback_tf.commands.common import PACK_HELP, check_output, load_pack
-from piggyback_tf.files import with_home
+from piggyback_tf.commands.common import PACK_HELP, add_output, check_new_output, load_pack
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.codec import CODECS
 from piggyback_tf.remote import write_bytes
@@ -22,7 +21,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
-    command.add_argument("--output", required=True, type=with_home, metavar="FILE", help="the file to write, or a URL")
+    add_output(command, "the file to write, or a URL", required=True)
     command.add_argument(
         "--codec",
         choices=CODECS,
@@ -37,7 +36,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    check_output(options.output)
+    check_new_output(options)
     pack, before = load_pack(options.pack)
     converted = pack.astype("float16") if options.float16 else pack
     after = converted.to_bytes(options.codec)

@@ -8,13 +8,13 @@ from piggyback_tf.commands.answers import Answer, UsageError
 from piggyback_tf.commands.common import (
     PACK_HELP,
     add_base_options,
-    check_output,
+    add_output,
+    check_new_output,
     choose_base,
     load_bank,
     load_pack,
 )
 from piggyback_tf.file_names import NETWORK_SUFFIX
-from piggyback_tf.files import with_home
 from piggyback_tf.foreign_text import counted
 from piggyback_tf.remote import is_url, local_output
 
@@ -31,7 +31,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.set_defaults(run=_run)
     command.add_argument("pack", metavar="PACK", help=PACK_HELP)
     output = "the file to write (.keras), or a URL"
-    command.add_argument("--output", required=True, type=with_home, metavar="FILE", help=output)
+    add_output(command, output, required=True)
     add_base_options(command)
     return command
 
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> Answer:
     if not options.output.endswith(NETWORK_SUFFIX):
         raise UsageError(f"--output={options.output}: the name of a Keras model must end in .keras.")
-    check_output(options.output)
+    check_new_output(options)
     pack, _ = load_pack(options.pack)
     model = load_bank(pack, choose_base(pack, options.backbone, options.weights)).to_keras(pack.task)
     with local_output(options.output) as path:

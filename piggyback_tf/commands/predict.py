@@ -99,7 +99,7 @@ def _find_images(options: argparse.Namespace) -> list[str]:
     Raises:
         UsageError: If a folder has no images, or nothing is left.
     """
-    from piggyback_tf.data.images import has_image_extension
+    from piggyback_tf.data.unusable_files import is_photo_by_name
 
     given, found = options.images, [] if options.list is None else read_list(Path(options.list))
     for path in given:
@@ -108,7 +108,7 @@ def _find_images(options: argparse.Namespace) -> list[str]:
         elif Path(path).name.lower() in JUNK:
             continue
         elif Path(path).is_dir():
-            if not (inside := [str(file) for file in find_files(path) if has_image_extension(file)]):
+            if not (inside := [str(file) for file in find_files(path) if is_photo_by_name(file)]):
                 raise UsageError(f"The folder {path!r} has no image files.")
             found += inside
         else:

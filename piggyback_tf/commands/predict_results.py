@@ -17,7 +17,7 @@ from piggyback_tf.commands.asked_tasks import AskedTasks, no_file
 from piggyback_tf.commands.common import check_folder_above, load_pack, positive, share_of_cores
 from piggyback_tf.farm.pool import PROGRAM, Running, error_in, start_with_parent, what_ended
 from piggyback_tf.file_names import ANSWERS_PLAN, answers_part_name
-from piggyback_tf.files import write_atomically
+from piggyback_tf.files import is_empty, write_atomically
 from piggyback_tf.foreign_text import counted, duration, some
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.find import find_packs
@@ -104,6 +104,8 @@ def predict_into(options: argparse.Namespace, paths: Sequence[str]) -> Answer:
     Raises:
         UsageError: If the folder holds other answers, or something else that was given is wrong.
     """
+    if not options.results:
+        raise UsageError(f"{is_empty('--results=')} Name a folder.")
     if options.output_dir is not None:
         raise UsageError("--output_dir does not go with --results: pictures are for few images.")
     if options.jobs is not None and options.part is not None:

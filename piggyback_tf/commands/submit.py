@@ -10,7 +10,8 @@ from piggyback_tf.commands.common import (
     PACK_HELP,
     add_base_options,
     add_batch_size,
-    check_output,
+    add_output,
+    check_new_output,
     choose_base,
     load_bank,
     load_pack,
@@ -55,9 +56,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
         help="folder of the challenge's development kit (decathlon-1.0-devkit.tar.gz), with SET_test_stripped.json and "
         "SET_train.json in it or in its folder annotations",
     )
-    command.add_argument(
-        "--output", default="results.zip", type=with_home, metavar="FILE", help="the archive; default: results.zip"
-    )
+    add_output(command, "the archive; default: results.zip", default="results.zip")
     command.add_argument("--data_dir", metavar="DIR", help="where TensorFlow Datasets keeps its data sets")
     add_base_options(command)
     add_batch_size(command)
@@ -67,7 +66,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> Answer:
     if is_url(options.output):
         raise UsageError(f"--output={options.output}: this is a URL; name a file of this machine.")
-    check_output(options.output)
+    check_new_output(options)
     devkit = local_path(options.devkit, "--devkit=")
     packs = _find_packs(options.sources)
     try:

@@ -60,7 +60,11 @@ def read_request() -> TrainRequest:
         ValueError: If a name is wrong.
     """
     if bool(FLAGS.tasks) == bool(FLAGS.data):
-        raise flags.IllegalFlagValueError("One of --data, for one task, and --tasks, for several, is needed.")
+        raise flags.IllegalFlagValueError(
+            "Give either --data, for one task, or --tasks, for several."
+            if FLAGS.data
+            else "One of --data, for one task, and --tasks, for several, is needed."
+        )
     if FLAGS.tasks and (FLAGS.task or FLAGS.baseline):
         raise flags.IllegalFlagValueError("--task and --baseline go with --data; --tasks names its tasks itself.")
     if FLAGS.data and (FLAGS["task_agnostic"].present or FLAGS["forward_transfer"].present):

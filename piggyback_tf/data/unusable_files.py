@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from piggyback_tf.data.images import EXTENSIONS, DataError, unidentified
+from piggyback_tf.data.images import EXTENSIONS, DataError, has_image_extension, unidentified
 from piggyback_tf.foreign_text import printable
 
 HEIC_EXTENSIONS = ("heic", "heif", "hif")
@@ -159,9 +159,18 @@ def unusable_file(error: DataError, place: str) -> UnusableFile:
     return UnusableFile(place, error.kind, str(error))
 
 
+def is_photo_by_name(path: str | os.PathLike) -> bool:
+    """Whether somebody takes a file for a photo, by its name: also photos that cannot be used, so that it is said."""
+    return has_image_extension(path) or _is_heic(path)
+
+
+def _is_heic(path: str | os.PathLike) -> bool:
+    return Path(path).suffix.lower().removeprefix(".") in HEIC_EXTENSIONS
+
+
 def no_image_by_name(path: str) -> UnusableFile:
     """Returns the problem of a file in a class folder whose name is no image's."""
-    if Path(path).suffix.lower().removeprefix(".") in HEIC_EXTENSIONS:
+    if _is_heic(path):
         return UnusableFile(path, "heic", f"File {path!r} is a {KINDS['heic'].one}. {_TO_JPEG}")
     kind = KINDS["extension"]
     return UnusableFile(path, "extension", f"File {path!r} in a class folder is not an image by its name. {kind.cure}")

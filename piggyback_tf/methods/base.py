@@ -342,7 +342,8 @@ class Method(abc.ABC):
         if unnamed := [group for group in groups if group not in self.Config.trains]:
             raise ValueError(
                 f"{type(self).__name__} trains variables of group {unnamed[0]!r}, and says that it trains "
-                f"{', '.join(self.Config.trains)}. Name the group in `trains`, or its settings would not be recorded."
+                f"{', '.join(self.Config.trains)}. In a model of your own, give the head the name 'head'. A method of "
+                "your own names the group in `trains`, or its settings would not be recorded."
             )
         return groups
 

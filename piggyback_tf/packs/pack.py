@@ -137,8 +137,8 @@ class TaskPack:
             The pack.
 
         Raises:
-            PackError: If a weight of the base other than batch norm was changed: a pack cannot hold that. If the
-                augmentation is none that prepares images for the base.
+            PackError: If a kernel of the base was changed: of the base's weights, a pack holds changed vectors alone.
+                If the augmentation is none that prepares images for the base.
         """
         from piggyback_tf.packs.capture import capture, check_augment
 

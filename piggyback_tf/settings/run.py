@@ -127,7 +127,12 @@ def record_run(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return record | ({BASELINE_SETTINGS: of_baselines} if of_baselines else {})
 
 
+def groups_of(field: dataclasses.Field) -> list[str]:
+    """Returns the groups of variables of which a setting of `TrainConfig` is; empty if of all."""
+    return field.metadata["groups"] or [group for group in VARIABLE_GROUPS if field.name.startswith(f"{group}_")]
+
+
 def _is_heeded(field: dataclasses.Field, trains: Iterable[str]) -> bool:
     """Whether a training with variables of some groups heeds a setting of `TrainConfig`."""
-    groups = field.metadata["groups"] or [group for group in VARIABLE_GROUPS if field.name.startswith(f"{group}_")]
+    groups = groups_of(field)
     return not groups or bool({*groups} & {*trains})

@@ -6,6 +6,8 @@ from piggyback_tf.settings.methods import VARIABLE_GROUPS
 from piggyback_tf.settings.records import check_choice, check_finite, check_integer, option
 
 OPTIMIZERS = ("adam", "sgd")
+# Keras takes no larger one.
+LARGEST_SEED = 2**32 - 1
 SCHEDULES = ("cosine", "step", "constant")
 
 
@@ -62,6 +64,8 @@ class TrainConfig:
         least = {"epochs": 1, "batch_size": 1, "step_epochs": 0, "chance_epochs": 0, "seed": 0}
         for name, value in least.items():
             check_integer(name, getattr(self, name), value)
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"seed must be an integer of at most {LARGEST_SEED}. Received: seed={self.seed}.")
         for name in ("mask_lr", "head_lr", "mask_trust", "mask_budget"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative. Received: {name}={getattr(self, name)}.")

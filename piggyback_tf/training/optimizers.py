@@ -26,7 +26,9 @@ def make_optimizer(
     epochs: int | None = None,
     problem: Problem | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Returns a `MultiOptimizer` with one optimiser and schedule for each group of variables, scaled in float16.
+    """Returns an optimiser with one optimiser and schedule for each group of variables, scaled in float16.
+
+    It is a `keras.optimizers.MultiOptimizer`, which gives each variable to the optimiser of its group.
 
     Args:
         method: Says which group each variable of the model is in.

@@ -27,6 +27,8 @@ from piggyback_tf.files import (
 from piggyback_tf.training.errors import TrainingError
 
 _NOT_SET = object()
+# Settings that say most of a difference: another method has other settings besides.
+_FIRST = ("method", "backbone", "weights", "data", "tasks")
 
 
 @contextlib.contextmanager
@@ -128,7 +130,7 @@ def check_settings(
     settings = complete(settings)
     changed = [
         f"{prefix}{name} was {_shown(earlier, name)} and is {_shown(settings, name)} now"
-        for name in sorted(earlier.keys() | settings.keys())
+        for name in sorted(earlier.keys() | settings.keys(), key=_place)
         if earlier.get(name, _NOT_SET) != settings.get(name, _NOT_SET)
     ]
     if changed:
@@ -136,6 +138,10 @@ def check_settings(
             f"The run in {str(folder)!r} was started with other settings: {'; '.join(changed)}. Use the same ones to "
             "go on, or choose another --output_dir."
         )
+
+
+def _place(name: str) -> tuple[bool, str]:
+    return name not in _FIRST, name
 
 
 def _own_folders(folder: Path) -> list[Path]:

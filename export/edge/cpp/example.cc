@@ -74,7 +74,7 @@ struct OpenTask {
 Status RunInstall(const Arguments& arguments) {
   OpenManifest manifest;
   OpenTask task;
-  if (Status status = piggyback::CheckTarget(arguments[3], {arguments[1], arguments[2]}); !status.ok()) return status;
+  if (Status status = piggyback::CheckModelTarget(arguments[3], {arguments[1], arguments[2]}); !status.ok()) return status;
   if (Status status = manifest.Open(arguments[1]); !status.ok()) return status;
   if (Status status = task.Open(arguments[2], manifest.manifest); !status.ok()) return status;
   // An app need not write a file. It reads base.tflite into memory (say, a private mapping of the file), verifies it
@@ -116,7 +116,7 @@ Status RunInstalled(const Arguments& arguments) {
 Status RunRemove(const Arguments& arguments) {
   OpenManifest manifest;
   Content base, model;
-  if (Status status = piggyback::CheckTarget(arguments[2], {arguments[0], arguments[1]}); !status.ok()) return status;
+  if (Status status = piggyback::CheckModelTarget(arguments[2], {arguments[0], arguments[1]}); !status.ok()) return status;
   if (Status status = manifest.Open(arguments[1]); !status.ok()) return status;
   if (Status status = piggyback::ReadFile(arguments[0], &base); !status.ok()) return status;
   if (Status status = manifest.manifest.Verify(BytesOf(base)); !status.ok()) return status;

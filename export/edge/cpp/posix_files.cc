@@ -100,8 +100,22 @@ Status CheckTarget(const std::string& path, const std::vector<std::string>& read
   return Status();
 }
 
+Status CheckModelTarget(const std::string& path, const std::vector<std::string>& read) {
+  if (Status status = CheckTarget(path, read); !status.ok()) return status;
+  struct stat target {};
+  if (stat(path.c_str(), &target) != 0 || !S_ISREG(target.st_mode) || target.st_size == 0) return Status();
+  char start[8] = {};
+  if (FILE* file = fopen(path.c_str(), "rb")) {
+    const size_t count = fread(start, 1, sizeof start, file);
+    fclose(file);
+    // The identifier of TFLite's files stands behind four bytes.
+    if (count == sizeof start && memcmp(start + 4, "TFL3", 4) == 0) return Status();
+  }
+  return Status("'" + path + "' is there already, and is no model; name another target.");
+}
+
 Status InstallFile(const std::string& base_path, const Manifest& manifest, const Task& task, const std::string& path) {
-  if (Status status = CheckTarget(path, {base_path}); !status.ok()) return status;
+  if (Status status = CheckModelTarget(path, {base_path}); !status.ok()) return status;
   std::vector<uint8_t> model;
   if (Status status = ReadFile(base_path, &model); !status.ok()) return status;
   const Bytes base{model.data(), model.size()};

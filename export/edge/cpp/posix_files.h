@@ -34,6 +34,9 @@ Status WriteFile(const std::string& path, Bytes content);
 // Fails if a file to be written, or its temporary one, is read, by whatever name.
 Status CheckTarget(const std::string& path, const std::vector<std::string>& read);
 
+// The same of a model; it fails as well if there is a file that is no model, such as another task.
+Status CheckModelTarget(const std::string& path, const std::vector<std::string>& read);
+
 // Writes base.tflite with a task on it to another file, after checking it. The base is only read.
 Status InstallFile(const std::string& base_path, const Manifest& manifest, const Task& task, const std::string& path);
 

@@ -26,6 +26,7 @@ def _base():
     """A base with a filter of each type."""
     rng = np.random.default_rng(0)
     data, entries = bytearray(rng.bytes(16)), []
+    data[4:8] = b"TFL3"
     for kind, element, size, channels, inner in ENTRIES:
         dtype = DTYPES[element]
         values = rng.integers(-127, 128, size) if dtype.kind == "i" else rng.standard_normal(size)

@@ -61,6 +61,7 @@ def make_device(quantize="none", max_classes=0, seed=0, filters=_SHAPES, version
     if max_classes:
         shapes += [(7, max_classes * FEATURES, max_classes, FEATURES), (8, max_classes, 1, 1)]
     data, entries = bytearray(rng.bytes(room)), []
+    data[4:8] = b"TFL3"
     for number, (kind, size, channels, inner) in enumerate(shapes):
         element = {5: 1, 6: 5}.get(kind, _ELEMENT[quantize])
         if quantize == "dynamic" and (kind != 1 or number % 2):

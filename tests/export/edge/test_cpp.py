@@ -219,6 +219,11 @@ def test_what_is_not_right_is_refused(plain, tmp_path):
     for target in (files.manifest, tmp_path / "good.edge"):
         message = files.fails("install", files.base, files.manifest, tmp_path / "good.edge", target)
         assert "is read and never written to" in message
+    other = files.write("another", good)
+    assert "is there already, and is no model" in files.fails(
+        "install", files.base, files.manifest, tmp_path / "good.edge", other
+    )
+    assert other.read_bytes() == good
     assert "not this base with a task" in files.fails(
         "remove", files.base, files.manifest, _flipped(wrong_base, installed)
     )

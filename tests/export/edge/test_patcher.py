@@ -120,6 +120,10 @@ def test_commands(base, make_task, folder, capsys):
         (lambda folder: (folder / "current.tflite").hardlink_to(folder / "birds.edge"), "read for this and never"),
         (lambda folder: (folder / "current.tflite.tmp").symlink_to("manifest.bin"), "current.tflite.tmp"),
         (
+            lambda folder: (folder / "current.tflite").write_bytes(b"PBEDGETS and more"),
+            "is there already, and is no model",
+        ),
+        (
             lambda folder: (folder / "current.tflite.tmp").hardlink_to(folder / "base.tflite"),
             ".tmp' is the base itself",
         ),
