@@ -169,6 +169,19 @@ def test_training_loops_of_ones_own(heading, tmp_path, monkeypatch):
     np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_training_on_a_network_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "example"}
+    exec(
+        compile(_code("docs/own-loops.md", "train, from Python, on a network of your own"), "own-loops.md", "exec"),
+        names,
+    )
+    assert names["pack"].zeros_total > 0
+    assert min(names["trained"].history["val_error"]) < 5
+    assert names["bank"].names == ["digits"]
+
+
 PACKS = {
     **{f"{kind} {codec}": (structured_pack(kind), codec) for kind in ("binary", "ternary") for codec in CODECS},
     "random": (make_pack("ternary"), "best"),
