@@ -175,7 +175,7 @@ def test_convert_codec_and_float16(tmp_path, capsys):
     pack, path = make_pack("ternary"), tmp_path / "pack"
     pack.save(path)
     # In place, as the file is written whole or not at all.
-    assert main(["convert", str(path), f"--output={path}", "--codec=static", "--float16"]) == 0
+    assert main(["convert", str(path), f"--output={path}", "--codec=static", "--float16", "--overwrite"]) == 0
     assert "The errors in the pack are those that were measured before rounding." in capsys.readouterr().out
     converted = TaskPack.load(path)
     assert path.read_bytes() == pack.astype("float16").to_bytes("static")

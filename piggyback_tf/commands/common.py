@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.commands.answers import UsageError, program_name
+from piggyback_tf.file_names import PACK_SUFFIX
 from piggyback_tf.files import check_target, check_writable, is_empty, with_home
+from piggyback_tf.foreign_text import some
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.container import LARGEST_FILE
 from piggyback_tf.quiet import load_tensorflow
@@ -42,6 +44,10 @@ def load_pack(path: str) -> tuple[TaskPack, bytes]:
 
 def file_error(path: str, error: Exception) -> str:
     """Returns the sentence for an error that belongs to one of several files."""
+    if not is_url(path) and Path(path).is_dir():
+        packs = sorted(str(pack) for pack in Path(path).glob(f"*{PACK_SUFFIX}"))
+        inside = f"Its packs are {some(packs, form=repr)}." if packs else "It has no packs."
+        return f"{path!r} is a folder, and one file is asked for. {inside}"
     return f"{path!r}: {error.strerror}." if isinstance(error, OSError) and error.strerror else str(error)
 
 

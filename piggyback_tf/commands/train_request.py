@@ -25,7 +25,7 @@ from piggyback_tf.training.sizes import check_image_size
 
 FLAGS = flags.FLAGS
 # Flags that name files and folders, of which an empty one would count as not given.
-_FILES = ("weights", "init_from", "cache_dir")
+_FILES = ("backbone", "weights", "init_from", "cache_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_request() -> TrainRequest:
         )
     for name in _FILES:
         if FLAGS[name].present and FLAGS[name].value == "":
-            raise flags.IllegalFlagValueError(f"{is_empty(f'--{name}=')} Name a path, or leave the flag out.")
+            raise flags.IllegalFlagValueError(f"{is_empty(f'--{name}=')} Give a value, or leave the flag out.")
     for name in names:
         read_config(CONFIGS[name])
         read_config(TrainConfig, CONFIGS[name].recipe)

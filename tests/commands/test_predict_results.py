@@ -67,7 +67,7 @@ def test_options_that_do_not_go_together():
         ({"output_dir": "x"}, "pictures are for few"),
         ({"jobs": 2, "part": "0/2"}, "not go with --p"),
     ]:
-        options = argparse.Namespace(**{"output_dir": None, "jobs": None, "part": None, **given})
+        options = argparse.Namespace(**{"results": "x", "output_dir": None, "jobs": None, "part": None, **given})
         with pytest.raises(UsageError, match=message):
             predict_into(options, ["a"])
 
