@@ -169,6 +169,11 @@ def test_training_loops_of_ones_own(heading, tmp_path, monkeypatch):
     np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
+def test_all_augmentations_are_explained():
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert [name for name in AUGMENTATIONS if f"\n| `{name}" not in text] == []
+
+
 @pytest.mark.slow
 def test_a_training_on_a_network_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -45,9 +45,9 @@ same command again, it learns only the rows that are not finished.
 """
 # Flags that are the farm's own.
 _OF_FARMS = {"jobs", "attempts", "row", "engine", "cpus", "gpus", "output_dir", "verbose"}
-# Those of `train` that differ from row to row, and those of which no row can make sense: it learns one task.
-_OF_ROWS, _OF_NO_ROW = ("task", "data"), ("tasks", "task_agnostic", "forward_transfer")
-_REFUSED = (*_OF_ROWS, *_OF_NO_ROW)
+# Those of `train` that differ from row to row, and with them those that make no sense for a single task.
+_OF_ROWS = ("task", "data")
+_REFUSED = (*_OF_ROWS, "tasks", "task_agnostic", "forward_transfer")
 
 
 def _define() -> None:

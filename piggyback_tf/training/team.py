@@ -124,7 +124,10 @@ class Team:
             time.sleep(_SILENCE + 2 * _BEAT)
 
     def leave(self, sentence: str = "") -> None:
-        """Ends the connections when all are done; with a sentence, all others end at once and say it."""
+        """Ends the connections when all are done; with a sentence, all others end at once and say it.
+
+        Who has left once does nothing more.
+        """
         if self._left:
             return
         self._left = True
