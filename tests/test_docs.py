@@ -130,7 +130,7 @@ def test_the_example_of_a_problem(monkeypatch):
     found = TaskBank(backbone).add(pack).predict(images, task="t")
     error = trained.problem.measured(trained.problem.count(found, labels.numpy()))
     assert found.shape == labels.shape and error["rank_error_low"] < error["rank_error"] < 30
-    with pytest.raises(ValueError, match="has a rank for each image, which method Finetune does not learn: it has"):
+    with pytest.raises(ValueError, match="has a rank for each image, which method finetune does not learn: it has"):
         train_task(METHODS["finetune"](), backbone, data, config, inputs)
 
 

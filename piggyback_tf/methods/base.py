@@ -109,6 +109,11 @@ class Method(abc.ABC):
         self.memory = memory or Memory()
         self.heads = dict(heads or {})
 
+    @property
+    def name(self) -> str:
+        """What users call it: its name in `METHODS`, or that of its class if it is not registered."""
+        return next((name for name in METHODS if METHODS[name] is type(self)), type(self).__name__)
+
     @abc.abstractmethod
     def feature_model(self, backbone: Backbone, seed: int) -> keras.Model:
         """Returns the model from images `[B, S, S, 3]` to features `[B, F]` whose trainable variables are learned.

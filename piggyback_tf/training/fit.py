@@ -95,7 +95,7 @@ def train_task(
         ValueError: If the method does not learn what is to be found in them, or a setting is for none of the tasks.
     """
     team = team or Team()
-    check_learns(type(method).__name__, method.Config, data.target, f"Task {data.name!r}")
+    check_learns(method.name, method.Config, data.target, f"Task {data.name!r}")
     check_is_for(method.config, {data.target, *targets})
     # Keras draws the seeds of dropout layers without one from here; all else has seeds of its own.
     keras.utils.set_random_seed(config.seed)
@@ -125,7 +125,7 @@ def train_task(
         _compile(model, method, problem, config, steps_per_epoch, epochs, tuple(weights.values()))
         if end - epochs < done:
             backup.restore()
-        watches = [StopOnNaN(type(method).__name__, method.groups(model))]
+        watches = [StopOnNaN(method.name, method.groups(model))]
         if config.chance_epochs:
             warmup_epochs = math.ceil(warmup_length(config.warmup_steps, epochs * steps_per_epoch) / steps_per_epoch)
             losses = backup.completed.history.get("cross_entropy", [])
@@ -147,7 +147,7 @@ def train_task(
         callbacks: list[keras.callbacks.Callback] = [backup]
         if verbose:
             progress = progress or Progress(
-                title or type(method).__name__,
+                title or method.name,
                 {group: sum(map(_size, own)) for group, own in method.groups(model).items()},
                 backbone.name,
                 epochs=ends[-1],

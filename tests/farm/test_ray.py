@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -80,9 +81,11 @@ def test_a_machine_says_what_it_does_not_see(tmp_path):
 
 
 @pytest.fixture(name="cluster")
-def _cluster(tmp_path_factory, monkeypatch):
+def _cluster(monkeypatch):
     """Two nodes on this machine, with room for a training each; they and what Ray writes are gone at the end."""
-    settings = {"USAGE_STATS_ENABLED": "0", "worker_niceness": "0", "TMPDIR": str(tmp_path_factory.mktemp("r"))}
+    # Ray's sockets have 80 characters below this folder, and 107 are allowed: pytest's own would be too long.
+    scratch = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
+    settings = {"USAGE_STATS_ENABLED": "0", "worker_niceness": "0", "TMPDIR": scratch.name}
     for name, value in settings.items():
         monkeypatch.setenv(f"RAY_{name}", value)
     from ray.cluster_utils import Cluster
@@ -96,6 +99,7 @@ def _cluster(tmp_path_factory, monkeypatch):
         yield cluster
     finally:
         cluster.shutdown()
+        scratch.cleanup()
 
 
 def trainings(output):
