@@ -180,6 +180,14 @@ def in_new_process(script: str, *arguments: str) -> Any:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def peak_mib() -> float:
+    """Returns the largest memory that this program has taken so far, in MiB.
+
+    Not `ru_maxrss`: a process starts with that of the one that started it.
+    """
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
 def realdata() -> Path:
     """Returns the folder of real images and weights, or ends the program with a sentence."""
     path = os.environ.get("PIGGYBACK_REALDATA")

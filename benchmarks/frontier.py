@@ -23,7 +23,6 @@ of a process of its own for each method.
 import dataclasses
 import json
 import math
-import resource
 import statistics
 import sys
 import time
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 from battery import LITE_SETS, NETWORKS, SETS, battery_rows, error_of, paired, same_recipe
 from battery import RATES as FINETUNE_RATES
-from common import Results, in_new_process, markdown, measure_all, parser, realdata
+from common import Results, in_new_process, markdown, measure_all, parser, peak_mib, realdata
 from overhead import make_step
 from tasks import INPUTS, state_folder, train_and_test
 
@@ -315,8 +314,7 @@ def measure_speed(label: str, steps: int = 20) -> dict[str, float]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds_a_step": statistics.median(seconds[3:]), "peak_mib": peak}
+    return {"seconds_a_step": statistics.median(seconds[3:]), "peak_mib": peak_mib()}
 
 
 def speeds(labels: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ import functools
 import io
 import os
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import Results, in_new_process, markdown, parser
+from common import Results, in_new_process, markdown, parser, peak_mib
 
 IMAGES, HEIGHT, WIDTH, CLASSES, BATCH, SIZE = 1000, 375, 500, 10, 32, 224
 CROP = f"random_area_crop({SIZE})|flip"
@@ -208,10 +207,10 @@ def many_files(root: Path, way: str) -> None:
 
     next(iter(tf.data.Dataset.range(4).batch(2)))  # TensorFlow is loaded before the clock starts.
     source = load_data(f"folder:{root}", val_fraction=0.01).train
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak_mib(), time.perf_counter()
     next(iter(own_ways(source, CROP)[way]()))
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+    print(json.dumps({"seconds": seconds, "mib": peak_mib() - before}))
 
 
 def make_small_files(root: Path) -> Path:

@@ -8,13 +8,12 @@ that of the medians. Peak memory is that of a process of its own for each. Write
 """
 
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-from common import Results, in_new_process, markdown, parser
+from common import Results, in_new_process, markdown, parser, peak_mib
 
 SETTINGS = {"resnet50": 16, "mobilenet_v2": 32}
 METHODS = ("finetune", "piggyback")
@@ -103,7 +102,7 @@ def main() -> None:
         step = make_step(load_backbone(name, weights="random", image_size=96), method, int(batch))
         for _ in range(10):
             step()
-        print(math.ceil(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        print(math.ceil(peak_mib()))
         return
     results = Results("overhead")
     table = []
