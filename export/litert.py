@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> Answer:
         raise UsageError("--output is missing: the folder of the export.")
     check_free(output)
     check_writable(output.parent)  # Loading the base takes seconds.
-    options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
+    options, base = read_config(LiteOptions), find_base(files, FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .lite.runtime import load_litert
     from .lite.write import export_litert
@@ -99,9 +99,10 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
             raise UsageError(f"--{name} is decided by the base; leave it out with --base.")
     if not model.is_file():
         raise UsageError(f"--base={model}: there is no such file.")
-    options, base = read_config(LiteOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
-    backbone = load_base(*base)
-    from .lite.folder import is_patched
+    from .lite.folder import image_size_of, is_patched
+
+    options, base = read_config(LiteOptions), find_base(files, FLAGS.backbone, FLAGS.weights)
+    backbone = load_base(*base, image_size_of(model))
     from .lite.inputs.write import add_inputs
     from .lite.model_description import read_model_description
     from .lite.patch.write import add_patches

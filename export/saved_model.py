@@ -91,7 +91,7 @@ def _run(arguments: list[str]) -> Answer:
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
     check_writable(output)  # Loading the base takes seconds.
-    options, base = read_config(ExportOptions), find_base(files[0], FLAGS.backbone, FLAGS.weights)
+    options, base = read_config(ExportOptions), find_base(files, FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .servable.write import export_saved_model
 

@@ -102,7 +102,12 @@ def _run(arguments: Sequence[str]) -> Answer:
         raise UsageError(f"--images={folder}: there is no image file in this folder.")
     files = find_packs(FLAGS.packs)
     images = _usable(images, f"--images={folder}")
-    backbone = load_base(*find_base(files[0], FLAGS.backbone, FLAGS.weights))
+    base, size = find_base(files, FLAGS.backbone, FLAGS.weights), None
+    if is_lite:
+        from .lite.folder import image_size_of
+
+        size = image_size_of(path)
+    backbone = load_base(*base, size)
     from piggyback_tf.packs import TaskBank
 
     spec, bank = BaseSpec.of(backbone), TaskBank(backbone)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from piggyback_tf.commands.common import choose_base
+from piggyback_tf.commands.common import choose_base, deciding_task
 from piggyback_tf.head_spec import HeadSpec
 from piggyback_tf.packs import BaseSpec, PackError, TaskPack
 from piggyback_tf.packs.base_fit import check_fits
@@ -13,11 +13,11 @@ from .errors import ExportError
 PackSource = TaskPack | str | os.PathLike
 
 
-def find_base(file: str, backbone: str | None, weights: str | None) -> tuple[TaskPack, tuple[str, str]]:
-    """Reads a pack and finds its base, as far as that goes without TensorFlow.
+def find_base(files: Iterable[str], backbone: str | None, weights: str | None) -> tuple[TaskPack, tuple[str, str]]:
+    """Finds the base of packs, as far as that goes without TensorFlow.
 
     Args:
-        file: The pack's file or URL.
+        files: The packs' files or URLs.
         backbone: Name of the base; that in the pack if None.
         weights: Its weights; those that the pack names if None.
 
@@ -26,9 +26,9 @@ def find_base(file: str, backbone: str | None, weights: str | None) -> tuple[Tas
 
     Raises:
         UsageError: If the base or its weights cannot be found.
-        PackError: If the file is no good pack.
+        PackError: If a file that is read is no good pack.
     """
-    pack = TaskPack.load(file)
+    pack = deciding_task(map(TaskPack.load, files))
     return pack, choose_base(pack, backbone, weights)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piggyback_tf.commands.answers import UsageError
-from piggyback_tf.commands.common import choose_base, load_bank
+from piggyback_tf.commands.common import choose_base, deciding_task, load_bank
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.remote import RemoteError, is_url, read_bytes
 
@@ -57,7 +57,8 @@ class AskedTasks:
         from piggyback_tf.data.augment import check_draws_nothing
 
         self._packs, self._options = packs, options
-        self._base = choose_base(packs[0], options.backbone, options.weights)
+        self._first = deciding_task(packs)
+        self._base = choose_base(self._first, options.backbone, options.weights)
         self._operations: dict[str, list[Operation]] = {}
         try:
             for pack in packs:
@@ -69,9 +70,10 @@ class AskedTasks:
     @functools.cached_property
     def bank(self) -> "TaskBank":
         """The base with all tasks, which takes seconds to load."""
-        bank = load_bank(self._packs[0], self._base)
-        for pack in self._packs[1:]:
-            bank.add(pack)
+        bank = load_bank(self._first, self._base)
+        for pack in self._packs:
+            if pack is not self._first:
+                bank.add(pack)
         return bank
 
     def answer(self, paths: Sequence[str]) -> list[ImageAnswers]:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,8 +202,28 @@ def seed_of(pack: TaskPack) -> int:
     return seed
 
 
-def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
+def deciding_task(packs: Iterable[TaskPack]) -> TaskPack:
+    """Returns the task that decides for which size of images a base is loaded that all of them share.
+
+    That is the first whose images have the base's size. Label maps and boxes have sizes of their own, and fit a base of
+    any size; if there are no other tasks, it is the first of them.
+    """
+    first: TaskPack | None = None
+    for pack in packs:
+        if pack.head_spec is not None and pack.head_spec.image_shape is None:
+            return pack
+        first = first or pack
+    assert first is not None
+    return first
+
+
+def load_base(pack: TaskPack, base: tuple[str, str], image_size: int | None = None) -> "Backbone":
     """Loads the base that `choose_base` found.
+
+    Args:
+        pack: The `deciding_task`.
+        base: What `choose_base` found.
+        image_size: For which size of images it is loaded; the task's if None.
 
     Raises:
         UsageError: If its weights cannot be loaded.
@@ -221,7 +242,7 @@ def load_base(pack: TaskPack, base: tuple[str, str]) -> "Backbone":
     )
     with found as local, local_input(name) as network:
         try:
-            return load_backbone(network, weights=local, image_size=pack.image_size, seed=seed)
+            return load_backbone(network, weights=local, image_size=image_size or pack.image_size, seed=seed)
         except ValueError as error:
             raise UsageError(str(error).replace(local, weights).replace(network, name)) from error
 

@@ -123,8 +123,9 @@ def check_fits(claims: Claims, base: BaseSpec) -> None:
     check_same_computation(task, claims.structure, base.structure, MisfitError)
     if claims.image_size not in (None, base.image_size):
         raise MisfitError(
-            f"{task} takes images of {claims.image_size} pixels, and this base was built for {base.image_size}. Load "
-            f"it with image_size={claims.image_size}."
+            f"{task} takes images of {claims.image_size} pixels, and this base was loaded for images of "
+            f"{base.image_size}. Tasks of classes that share a base take images of one size, with which each is "
+            f"trained (--image_size). In Python, image_size={claims.image_size} of load_backbone loads a base for it."
         )
     for path, shape in (*claims.masks.items(), *claims.norm.items()):
         if path not in base.shapes:

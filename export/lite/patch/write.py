@@ -29,6 +29,7 @@ from ..folder import (
     MANIFEST_FILE,
     MANIFEST_JSON,
     TASK_SUFFIX,
+    image_size_of,
     new_folder,
     refuse_other_task,
 )
@@ -174,6 +175,11 @@ def read_base(backbone: Backbone, base_file: Path) -> Patchable:
     except EdgeError as error:
         raise ExportError(str(error)) from error
     check_same_weights(f"{str(base_file)!r} was made of", manifest.base_hash.hex(), backbone, ExportError)
+    if (size := image_size_of(base_file)) not in (None, backbone.image_size):
+        raise ExportError(
+            f"{str(base_file)!r} was made of a base for images of {size} pixels, and this base is for images of "
+            f"{backbone.image_size}. Load it with image_size={size}."
+        )
     file = LiteFile(device.data)
     try:
         document = json.loads((base_file.parent / MANIFEST_JSON).read_text(encoding="utf-8"))

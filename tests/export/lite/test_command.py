@@ -7,12 +7,15 @@ import pytest
 
 from export.lite.options import LiteOptions
 from export.lite.patch.calibrate import Saturation
-from export.lite.patch.write import Added
+from export.lite.patch.write import Added, add_patches
 from export.litert import _describe
+from export.shared.errors import ExportError
 from piggyback_tf.backbones import load_backbone
+from piggyback_tf.head_spec import HeadSpec
 from tests.export.helpers import encode, picture
 from tests.forked import ROOT, run_forked
 from tests.packs.helpers import pack_of, trained_model
+from tests.packs.test_segments import segments_model, segments_pack
 
 
 def _run(*arguments, cwd=ROOT):
@@ -74,6 +77,40 @@ def test_an_int8_base_is_written_added_to_verified_and_used(files):
     status, _, errors = _run(*verify)
     assert status == 2
     assert "There is no file" in errors.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_label_maps_fit_whatever_size_their_base_had(files):
+    """Their images have a size of their own; tasks of classes decide which the base has, in any order of the packs."""
+    backbone = load_backbone("shapesnet", image_size=64)
+    model = segments_model(backbone, 0, HeadSpec("fpn", 5, 8, (40, 56)))
+    roads, classes = files / "roads.task.safetensors", files / "binary.task.safetensors"
+    segments_pack(model, backbone, "roads", 5, "resize(40,56)").save(roads)
+    for packs, out in (([roads, classes], "both"), ([classes], "classes"), ([roads], "maps")):
+        output = files / out
+        named = f"--packs={','.join(map(str, packs))}"
+        status, _, errors = _run("-m", "export.litert", named, f"--output={output}")
+        assert status == 0, errors
+        added = ["-m", "export.litert", f"--packs={roads}", f"--base={output}/base.tflite"]
+        status, _, errors = _run(*added)
+        if out == "classes":
+            assert status == 2
+            assert "The base answers by the signatures serving_default. Export a base with this" in errors
+            continue
+        assert status == 0, errors
+        images = f"--images={files}/images"
+        verify = ["-m", "export.verify", f"{output}/base.tflite", f"--packs={roads}", images]
+        status, printed, errors = _run(*verify)
+        assert status == 0, (printed, errors)
+    served = ["-m", "export.saved_model", f"--packs={roads},{classes}", f"--output={files}/served"]
+    status, _, errors = _run(*served)
+    assert status == 0, errors
+    asked = ["-m", "piggyback_tf", "predict", str(roads), f"{files}/images/train/class 0"]
+    status, _, errors = _run(*asked, f"--packs={classes}", f"--results={files}/answers")
+    assert status == 0, errors
+    # Python says which base it has.
+    with pytest.raises(ExportError, match="made of a base for images of 32 pixels, and this base is for images of 64"):
+        add_patches(backbone, [roads], files / "both/base.tflite", files, LiteOptions())
 
 
 def test_plain_models_are_written_and_verified(files):
