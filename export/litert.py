@@ -99,7 +99,8 @@ def _run_base(files: Sequence[str], model: Path, output: Path | None) -> Answer:
             raise UsageError(f"--{name} is decided by the base; leave it out with --base.")
     if not model.is_file():
         raise UsageError(f"--base={model}: there is no such file.")
-    from .lite.folder import image_size_of, is_patched
+    from .lite.folder import is_patched
+    from .lite.image_size import image_size_of
 
     options, base = read_config(LiteOptions), find_base(files, FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base, image_size_of(model))

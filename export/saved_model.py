@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
+from absl import flags, logging
 
 from piggyback_tf.commands.absl_command import Program
 from piggyback_tf.commands.answers import Answer, UsageError
@@ -20,6 +20,7 @@ from piggyback_tf.flags import (
     given_path,
     read_config,
 )
+from piggyback_tf.foreign_text import some
 from piggyback_tf.lazy import lazy_names
 from piggyback_tf.packs import TaskPack
 from piggyback_tf.packs.find import find_packs
@@ -90,12 +91,34 @@ def _run(arguments: list[str]) -> Answer:
         return _answer(add_tasks(old, files, output, version=FLAGS.version, backbone=find, **changes))
     if output is None:
         raise UsageError("--output is missing: the folder of the export.")
-    check_writable(output)  # Loading the base takes seconds.
+    from .servable.folder import check_is_for_exports
+
+    # Loading the base takes seconds.
+    check_writable(output)
+    check_is_for_exports(output)
     options, base = read_config(ExportOptions), find_base(files, FLAGS.backbone, FLAGS.weights)
     backbone = load_base(*base)
     from .servable.write import export_saved_model
 
-    return _answer(export_saved_model(backbone, files, output, options, version=FLAGS.version))
+    before = _last_tasks(output)
+    answer = _answer(export_saved_model(backbone, files, output, options, version=FLAGS.version))
+    if gone := [task for task in before if task not in answer.value["tasks"]]:
+        logging.warning(
+            "Version %d lacks tasks of the version before it: %s. A server that finds it no longer answers them. "
+            "--add_to=%s keeps them.",
+            answer.value["version"],
+            some(gone),
+            output,
+        )
+    return answer
+
+
+def _last_tasks(output: Path) -> list[str]:
+    """Returns the tasks of the newest version in a folder; none if there is no version."""
+    from .servable.folder import is_version, read_description, versions_in
+
+    newest = output / str(max(versions_in(output), default=0))
+    return [entry["task"] for entry in read_description(newest)["tasks"]] if is_version(newest) else []
 
 
 def _answer(folder: Path) -> Answer:

@@ -58,7 +58,7 @@ def _run(arguments: list[str]) -> Answer:
     return Answer({"files": files}, "\n".join(files))
 
 
-PROGRAM = Program(_TEXT, define_flags, _run, arguments=1, errors=(ExportError,))
+PROGRAM = Program(_TEXT, define_flags, _run, arguments=("DIR",), errors=(ExportError,))
 
 if __name__ == "__main__":
     PROGRAM(sys.argv[1:], __spec__.name)

@@ -104,7 +104,7 @@ def _run(arguments: Sequence[str]) -> Answer:
     images = _usable(images, f"--images={folder}")
     base, size = find_base(files, FLAGS.backbone, FLAGS.weights), None
     if is_lite:
-        from .lite.folder import image_size_of
+        from .lite.image_size import image_size_of
 
         size = image_size_of(path)
     backbone = load_base(*base, size)
@@ -251,7 +251,14 @@ def _resident() -> int:
     return pages * resource.getpagesize()
 
 
-PROGRAM = Program(_TEXT, define_flags, _run, required=("packs", "images"), arguments=1, errors=(ExportError, EdgeError))
+PROGRAM = Program(
+    _TEXT,
+    define_flags,
+    _run,
+    required=("packs", "images"),
+    arguments=("EXPORT",),
+    errors=(ExportError, EdgeError),
+)
 
 if __name__ == "__main__":
     PROGRAM(sys.argv[1:], __spec__.name)

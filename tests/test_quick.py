@@ -119,11 +119,13 @@ REFUSED = [
     (["export", "saved_model", "--packs={pack}", "--output={pack}/out"], "a.task.safetensors' is no folder."),
     (["export", "litert", "--packs={pack}", "--base={tmp}/none"], "there is no such file."),
     (["export", "litert", "--packs={pack}", "--output={tmp}/out", "--weights=none"], "there is no such file"),
+    (["export", "saved_model", "--packs={pack}", "--output={tmp}"], "is no export, and holds something else: "),
     (["export", "serving", "{tmp}/none"], "there is no such folder."),
     (["export", "serving", "{tmp}", "--cpus=0"], "cpus must be an integer of at least 1. Received: --cpus=0."),
     (["export", "verify", "{tmp}/none", "--packs={pack}", "--images={tmp}"], "there is no such file or folder."),
     (["export", "verify", "{tmp}", "--packs={pack}", "--images={tmp}"], "there is no image file in this folder."),
     (["export", "verify", "{tmp}", "--packs={pack}"], "--images is missing"),
+    (["farm", "--output_dir={tmp}/out"], "TABLE is missing: give it after the command's name."),
     (["export", "verify", "{device}", "--packs={pack}", "--images={tmp}"], "device/base.tflite'."),
 ]
 
@@ -225,6 +227,13 @@ def test_exports_print_what_they_wrote_and_nothing_else(export, tmp_path):
         given = f"--packs={pack}", f"--images={tmp_path}"
         status, printed, errors, _, _ = _run("export", "verify", tmp_path / "out", *given)
         assert (status, printed.splitlines()[-1], errors) == (0, "equal to 1e-5", "")
+        # A second version without the first one's task is what may be meant, or not.
+        other = tmp_path / "b.task.safetensors"
+        pack_of(trained_model(backbone, classes=2, kind="binary"), backbone, "b", 2).save(other)
+        command = "export", "saved_model", f"--packs={other}", f"--output={tmp_path / 'out'}"
+        status, printed, errors, _, _ = _run(*command)
+        assert (status, printed) == (0, str(tmp_path / "out" / "2"))
+        assert "Version 2 lacks tasks of the version before it: a." in errors and errors.count("\n") == 1
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path):

@@ -779,14 +779,16 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
 def _segment(client: Client, options: argparse.Namespace) -> int:
     folder, images = Path(options.output_dir), _find_images(options.images, options.list, options.task)
-    if not folder.is_dir():
-        raise ClientError(f"--output_dir={folder}: there is no such folder.")
     names = [Path(path).name for path, _ in images]
     if twice := sorted({name for name, count in collections.Counter(names).items() if count > 1}):
         raise ClientError(
             f"Two images are called {twice[0]!r}, and would have the same label map in {str(folder)!r}; ask for them "
             "one after the other, with an --output_dir for each."
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClientError(f"--output_dir={folder}: the folder cannot be made: {error.strerror}.") from None
 
     def keep(line: dict[str, Any]) -> dict[str, Any]:
         png, line["labels"] = line.pop("png", b""), None
@@ -915,7 +917,8 @@ def _parser() -> argparse.ArgumentParser:
     segment = commands.add_parser(
         "segment", parents=[server, files], help="find the class of each pixel of image files"
     )
-    segment.add_argument("--output_dir", required=True, metavar="FOLDER", help="where FILE.labels.png is written")
+    where = "where FILE.labels.png is written; made if it is not there"
+    segment.add_argument("--output_dir", required=True, metavar="FOLDER", help=where)
     segment.set_defaults(run=_segment)
     detect = commands.add_parser("detect", parents=[server, files], help="find a box around each object of image files")
     detect.add_argument("--min_score", type=float, default=0.3, help="leave out boxes with a lower score")

@@ -8,10 +8,9 @@ from pathlib import Path
 from piggyback_tf.files import behind_link
 from piggyback_tf.packs import PackError
 
-from ..edge.piggyback_edge import FIRST_SIGNATURE, EdgeError, Manifest
+from ..edge.piggyback_edge import EdgeError
 from ..shared.errors import ExportError
 from ..shared.folders import new_folders
-from .model_description import read_model_description
 
 BASE_FILE, MANIFEST_FILE, MANIFEST_JSON, TASK_SUFFIX = "base.tflite", "manifest.bin", "manifest.json", ".edge"
 # A copy of `piggyback_tf/data/images.py`, which `piggyback_edge.py` imports by this name.
@@ -33,19 +32,6 @@ def is_patched(model: Path) -> bool:
             "and it is no model of another design."
         )
     return True
-
-
-def image_size_of(model: Path) -> int | None:
-    """Returns for which size of images the base of an export was loaded; None if no graph of it depends on that.
-
-    Raises:
-        EdgeError, ExportError, PackError: If the file is no export, or damaged.
-        OSError: If a file cannot be read.
-    """
-    if not is_patched(model):
-        return read_model_description(model).get("layout", {}).get("image_size")
-    signatures = Manifest.load(model.with_name(MANIFEST_FILE)).signatures
-    return next((own.image_shape[0] for own in signatures if own.name == FIRST_SIGNATURE), None)
 
 
 def refuse_other_task(path: Path, is_same: Callable[[], bool]) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from piggyback_tf.backbones.structure_record import Structure
+from piggyback_tf.foreign_text import some
+from piggyback_tf.junk import is_junk
 from piggyback_tf.packs import BaseSpec
 
 from ..shared.errors import ExportError
@@ -33,6 +35,16 @@ HEADS = Path("assets/heads")
 def next_version(output: Path) -> int:
     """Returns the version after the highest that is there; 1 if there is none."""
     return max([0, *versions_in(output), *versions_in(output / SECOND)]) + 1
+
+
+def check_is_for_exports(output: Path) -> None:
+    """Raises an `ExportError` if a folder has no version of an export, but something else in it."""
+    if not output.is_dir() or versions_in(output):
+        return
+    if others := sorted(path.name for path in output.iterdir() if path.name != SECOND and not is_junk(path.name)):
+        raise ExportError(
+            f"{str(output)!r} is no export, and holds something else: {some(others)}. Name a new or empty folder."
+        )
 
 
 def is_version(path: Path) -> bool:
@@ -71,6 +83,7 @@ def new_version(output: Path, version: int) -> Iterator[tuple[Path, Path]]:
     first, second = output / str(version), output / SECOND / str(version)
 
     def check_free() -> None:
+        check_is_for_exports(output)
         if taken := [target for target in (first, second) if target.exists()]:
             raise ExportError(
                 f"There is a version {version} already: {str(taken[0])!r}. Versions are never overwritten."

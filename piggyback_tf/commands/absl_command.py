@@ -30,7 +30,7 @@ class Program:
         define: Defines its flags.
         run: Does what the flags say; gets the arguments that are none, and returns the answer.
         required: The flags that must be given.
-        arguments: How many arguments it takes that are no flags.
+        arguments: What its arguments are that are no flags, all of which must be given.
         errors: What it raises beside `UsageError`, `ValueError`, `OSError` and errors of flags if something that the
             caller gave is wrong.
         interrupted: What a caller is told who ended it with Ctrl-C.
@@ -40,7 +40,7 @@ class Program:
     define: Callable[[], None]
     run: Callable[[list[str]], Answer]
     required: tuple[str, ...] = ()
-    arguments: int = 0
+    arguments: tuple[str, ...] = ()
     errors: tuple[type[Exception], ...] = ()
     interrupted: str = "interrupted."
 
@@ -89,11 +89,10 @@ class Program:
             raise flags.IllegalFlagValueError(
                 " ".join(f"--{flag} is missing: {_first_sentence(flags.FLAGS[flag].help)}" for flag in missing)
             )
-        if len(rest) > self.arguments:
-            surplus = " ".join(rest[self.arguments :])
+        if surplus := " ".join(rest[len(self.arguments) :]):
             raise flags.IllegalFlagValueError(f"Unexpected arguments: {surplus}. All settings are flags: --name=value.")
-        if len(rest) < self.arguments:
-            raise flags.IllegalFlagValueError("What it works on is missing.")
+        if absent := self.arguments[len(rest) :]:
+            raise flags.IllegalFlagValueError(f"{' '.join(absent)} is missing: give it after the command's name.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ Flags on the command line apply to all rows. If a row has a value for the flag, 
 same command again, it learns only the rows that are not finished.
 """
 # Flags that are the farm's own.
-_OF_FARMS = {"jobs", "attempts", "row", "engine", "cpus", "gpus", "output_dir", "verbose"}
+_OF_FARMS = {"jobs", "attempts", "row", "engine", "cpus", "gpus", "output_dir", "verbose", "json"}
 # Those of `train` that differ from row to row, and with them those that make no sense for a single task.
 _OF_ROWS = ("task", "data")
 _REFUSED = (*_OF_ROWS, "tasks", "task_agnostic", "forward_transfer")
@@ -187,7 +187,7 @@ PROGRAM = Program(
     _define,
     _run,
     required=("output_dir",),
-    arguments=1,
+    arguments=("TABLE",),
     errors=(FarmError, ResultsError),
     interrupted="stopped. The same command goes on with the rows that are not done.",
 )

@@ -9,6 +9,7 @@ from piggyback_tf.commands.answers import DONE, WRONG, Answer, UsageError
 from piggyback_tf.commands.asked_tasks import AskedTasks
 from piggyback_tf.commands.common import PACK_HELP, add_base_options, add_batch_size, complain, load_pack, positive
 from piggyback_tf.commands.predict_results import add_results_options, check_some_exist, predict_into, read_list
+from piggyback_tf.files import local_path, make_folder
 from piggyback_tf.foreign_text import some
 from piggyback_tf.junk import JUNK, find_files
 from piggyback_tf.packs import TaskPack
@@ -35,8 +36,8 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     command.add_argument(
         "--output_dir",
         metavar="DIR",
-        help="an existing folder for pictures. Segmentation: IMAGE.labels.png, whose pixels are class numbers, and "
-        "IMAGE.overlay.png, for people. Detection: IMAGE.boxes.png",
+        help="folder for pictures, made if it is not there. Segmentation: IMAGE.labels.png, whose pixels are class "
+        "numbers, and IMAGE.overlay.png, for people. Detection: IMAGE.boxes.png",
     )
     add_results_options(command)
     add_base_options(command)
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace) -> Answer:
 
 
 def _check_output_dir(options: argparse.Namespace, pack: TaskPack, paths: Sequence[str]) -> None:
-    """Raises a `UsageError` if the pictures cannot be written, or there are none."""
+    """Makes the folder of the pictures; raises a `UsageError` if they cannot be written, or there are none."""
     if options.output_dir is None:
         return
     from piggyback_tf.commands.shown_answers import SHOWN
@@ -81,14 +82,13 @@ def _check_output_dir(options: argparse.Namespace, pack: TaskPack, paths: Sequen
         raise UsageError(
             f"--output_dir: task {pack.task!r} finds {TARGETS.get(pack.problem, pack.problem)}, and has no pictures."
         )
-    if not Path(options.output_dir).is_dir():
-        raise UsageError(f"--output_dir={options.output_dir}: there is no such folder.")
     names = [Path(path).name for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
             f"Two images are called {twice[0]!r}, and would have the same pictures in {options.output_dir!r}; ask for "
             "them one after the other, with an --output_dir for each."
         )
+    make_folder(local_path(options.output_dir, "--output_dir="))
 
 
 def _find_images(options: argparse.Namespace) -> list[str]:
@@ -106,7 +106,7 @@ def _find_images(options: argparse.Namespace) -> list[str]:
         if is_url(path):
             found.append(path)
         elif Path(path).name.lower() in JUNK:
-            continue
+            complain(options.command, f"{path!r} is left out: files of this name are the system's own.")
         elif Path(path).is_dir():
             if not (inside := [str(file) for file in find_files(path) if is_photo_by_name(file)]):
                 raise UsageError(f"The folder {path!r} has no image files.")

@@ -25,6 +25,14 @@ from piggyback_tf.remote import is_url
 
 _SHARD_SIZE = 1000
 # What several processes are told as it was given; --jobs is what starts them.
+# What answers depend on, as a person calls it.
+_PLANNED = {
+    "tasks": "the tasks",
+    "top_k": "--top_k",
+    "images": "the number of images",
+    "list": "the images",
+    "shard_size": "--shard_size",
+}
 _TOLD = ("list", "results", "shard_size", "top_k", "backbone", "weights", "batch_size")
 
 
@@ -170,12 +178,12 @@ class _Shards:
         if path.exists():
             try:
                 found = json.loads(path.read_text())
-                other = [name for name in plan if found[name] != plan[name]]
+                other = [_PLANNED[name] for name in plan if found[name] != plan[name]]
             except (ValueError, KeyError, TypeError):
                 raise UsageError(f"{str(path)!r} is damaged. Use another folder.") from None
             if other:
                 raise UsageError(
-                    f"--results={self.folder}: this folder holds answers to something else; other are: "
+                    f"--results={self.folder}: this folder holds answers to something else. What differs: "
                     f"{', '.join(other)}. Use another folder."
                 )
         elif self.folder.exists() and any(self.folder.iterdir()):

@@ -112,6 +112,8 @@ def load_folder(request: DataRequest) -> TaskData:
 def _cure(root: Path, folders: Collection[str]) -> str:
     """Returns what to do with a folder that has the folders of classes, as many keep their photos; else nothing."""
     if folders and all(any(has_image_extension(entry.name) for entry in _entries(root / name)) for name in folders):
+        if root.name == "train":
+            return f" This looks like the folder 'train' itself: name the one that it is in, {str(root.parent)!r}."
         return f" Its folders look like classes: make a folder {str(root / 'train')!r}, and move them there."
     return ""
 

@@ -136,7 +136,7 @@ def check_settings(
     if changed:
         raise TrainingError(
             f"The run in {str(folder)!r} was started with other settings: {'; '.join(changed)}. Use the same ones to "
-            "go on, or choose another --output_dir."
+            "go on, choose another --output_dir, or delete this folder to begin anew."
         )
 
 

@@ -85,8 +85,11 @@ def test_a_table_is_learned_though_the_farm_is_killed(tmp_path):
     packs = [Path(path).name for path in find.find_packs([answer["packs"]])]
     assert packs == ["high.task.safetensors", "low.task.safetensors", "zero, one.task.safetensors"]
     # A row of a cluster's array, by itself, is the same: of one that is done nothing is trained again.
+    # Whether it answers in JSON is no setting of a training.
+    state = (output / "tasks" / "low" / "state.json").read_text()
     status, lines, _, _ = run_command(*command[3 : -len(FLAGS) - 1], "--row=0", *FLAGS)
     assert status == 0 and lines[0].startswith("1 of 1, low: ")
+    assert (output / "tasks" / "low" / "state.json").read_text() == state
     # And a run alone gives the same pack.
     alone = (
         *("train", "--task=low", "--data=digits:0-4", "--epochs=3", f"--output_dir={tmp_path / 'alone'}"),

@@ -53,7 +53,7 @@ def test_a_folder_holds_the_answers_to_one_request(tmp_path):
     assert [list(shards.images(number)) for number in range(shards.number)] == [["a", "b"], ["c"]]
     shards.keep_plan({"top_k": 5})
     shards.keep_plan({"top_k": 5})
-    with pytest.raises(UsageError, match="something else; other are: top_k, images, list. Use another"):
+    with pytest.raises(UsageError, match="What differs: --top_k, the number of images, the images. Use an"):
         _Shards(tmp_path / "out", ["a", "b"], 2).keep_plan({"top_k": 4})
     (tmp_path / "out" / "plan.json").write_text("[]")
     with pytest.raises(UsageError, match="is damaged"):

@@ -265,7 +265,11 @@ def test_nothing_of_the_test_split_is_read_before_it_is_used(make_folder, monkey
 
 
 def test_a_folder_of_classes_is_told_how_it_becomes_a_data_set(tmp_path, make_folder):
-    root = make_folder(train={"cat": 2, "dog": 2}) / "train"
+    folder = make_folder(train={"cat": 2, "dog": 2})
+    with pytest.raises(DataError) as caught:
+        load_data(f"folder:{folder / 'train'}")
+    assert str(caught.value).endswith(f"the folder 'train' itself: name the one that it is in, {str(folder)!r}.")
+    root = (folder / "train").rename(folder / "pets")
     with pytest.raises(DataError) as caught:
         load_data(f"folder:{root}")
     cure = f"Its folders look like classes: make a folder {str(root / 'train')!r}, and move them there."

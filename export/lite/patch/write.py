@@ -29,10 +29,10 @@ from ..folder import (
     MANIFEST_FILE,
     MANIFEST_JSON,
     TASK_SUFFIX,
-    image_size_of,
     new_folder,
     refuse_other_task,
 )
+from ..image_size import image_size_of
 from ..kinds import GraphKind, check_answer, check_room, dense_kind, kinds_of
 from ..options import LiteOptions
 from ..representative_images import representative_images, split_specs
