@@ -133,6 +133,8 @@ def test_lists_are_lists_on_the_site_as_on_github(page):
     assert not re.findall(rf"^ {{1,3}}{marker}.*", text, re.M)
     assert not re.findall(r"\n\n {1,3}\S.*", text)
     assert not re.findall(rf"^(?!\s|{marker}|\n).+\n{marker}.*", text, re.M)
+    # After a paragraph that belongs to an item the next item needs one, too.
+    assert not re.findall(rf"^ {{4}}(?!\s|{marker}|\|).+\n{marker}.*", text, re.M)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -154,6 +156,8 @@ def test_it_is_built_without_a_warning(tmp_path, site_pages):
         page = tmp_path / "site" / Path(site_pages.page_of(package)).with_suffix(".html")
         assert missing(package, Headings(page.read_text()).found) == set()
     assert dead_links(tmp_path / "site") == []
+    settings = (tmp_path / "site" / "api" / "settings.html").read_text()
+    assert "Passes over the training images." in settings, "settings have no text"
     assert f'<a href="{repository}"' in (tmp_path / "site" / "commands.html").read_text()
     # No page asks another server for anything when it is opened.
     for page in (tmp_path / "site").rglob("*.html"):

@@ -3,7 +3,9 @@
 from piggyback_tf.data import operations as _operations  # noqa: F401  (registers the operations)
 from piggyback_tf.data.augment import (
     AUGMENTATIONS,
+    DeterministicOperation,
     Operation,
+    RandomOperation,
     at_own_size,
     augmentation_names,
     boxes_at_own_size,
@@ -17,7 +19,7 @@ from piggyback_tf.data.describe import describe_images
 from piggyback_tf.data.graph_calls import surface_data_errors
 from piggyback_tf.data.images import BrokenImageError, DataError, decode_image, read_image
 from piggyback_tf.data.pipeline import make_dataset, original_batches, stream_batches
-from piggyback_tf.data.sources import Original, Renumbered, Source, Subset, TaskData
+from piggyback_tf.data.sources import Original, Renumbered, Source, Subset, TaskData, carve_validation
 from piggyback_tf.data.specs import DATA_KINDS, DataRequest, data_kinds, load_data, register_data
 from piggyback_tf.data.unusable_files import DataProblems, UnusableFile
 from piggyback_tf.targets import TARGETS
@@ -32,9 +34,11 @@ __all__ = [
     "DataError",
     "DataProblems",
     "DataRequest",
+    "DeterministicOperation",
     "Operation",
     "Original",
     "Part",
+    "RandomOperation",
     "UnusableFile",
     "Renumbered",
     "Source",
@@ -43,6 +47,7 @@ __all__ = [
     "at_own_size",
     "augmentation_names",
     "boxes_at_own_size",
+    "carve_validation",
     "check_images",
     "data_kinds",
     "decode_image",

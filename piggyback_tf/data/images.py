@@ -56,7 +56,8 @@ class DataError(ValueError):
     """Something is wrong with the data or with how they were asked for; the message says what.
 
     Attributes:
-        kind: For an error of one image, what is wrong with it, a key of `KINDS` in `data/unusable_files.py`.
+        kind: For an error of one image, what is wrong with it: `"heic"`, `"empty"`, `"no_image"`, `"damaged"`,
+            `"extension"`, `"no_class"` and others, the keys of `KINDS` in `data/unusable_files.py`.
     """
 
     kind = "unreadable"

@@ -41,8 +41,7 @@ class TaskPack:
         class_names: The classes in the order of the head's outputs.
         base_name: The backbone, for example `"vgg16"`.
         base_hash: The backbone's hash; the masks mean nothing on another base.
-        base_structure: SHA-256 of what the backbone computes with its weights, see `Structure`; None in packs of before
-            that was recorded.
+        base_structure: SHA-256 of what the backbone computes with its weights, see `Structure`; None in older packs.
         base_answers: What the backbone makes of two images, if `base_structure` does not say all; see `Structure`.
         base_weights: Where the backbone's weights came from, for example `"imagenet"`.
         method: The method that trained the task.

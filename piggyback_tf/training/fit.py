@@ -85,7 +85,7 @@ def train_task(
         verbose: 0 prints nothing; 1 what is trained, the time that it takes, a line an epoch, and one that counts the
             steps; 2 the same without the last.
         title: What is trained, for what is printed; the method by default.
-        targets: What is found by other tasks of a run, whose settings these are, too.
+        targets: What the other tasks of the run find. Settings that are for those alone are then not refused.
         team: The machines that train together, all of which call this; in the scope of their strategy.
 
     Raises:

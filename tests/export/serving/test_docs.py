@@ -116,6 +116,14 @@ def test_every_flag_is_named():
     assert [field.name for field in options if f"`--{field.name}`" not in TEXT] == []
 
 
+def test_the_call_without_a_client(address, folder, small, best):
+    code = _code("python", "urllib.request").replace("http://localhost:8501", address)
+    code = code.replace('"birds"', repr(small.packs[1].task)).replace('"photo.jpg"', repr(str(folder / "photo.jpg")))
+    done = run_forked("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert best in done.stdout
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_calls_of_curl(address, folder, small, best):
     task = small.packs[1].task
