@@ -28,7 +28,10 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns an optimiser with one optimiser and schedule for each group of variables, scaled in float16.
 
-    It is a `keras.optimizers.MultiOptimizer`, which gives each variable to the optimiser of its group.
+    It is a `keras.optimizers.MultiOptimizer`, which gives each variable to the optimiser of its group. `fit` calls it as
+    any other. A loop of one's own calls `build(model.trainable_variables)` once, and in each step
+    `scale_loss(loss)`, by which the masks' optimiser learns of the loss, before the gradients, and then `apply`; see
+    docs/own-loops.md.
 
     Args:
         method: Says which group each variable of the model is in.

@@ -146,7 +146,7 @@ def _compiled(arithmetic: _Arithmetic, name: str, shapes: tuple[tuple[int, ...],
 
 
 class TrustRegionAdam(keras.optimizers.Adam):
-    """Adam that lets masks flip within a trust region; see the module's text.
+    """Adam that lets masks flip within a trust region; see docs/architecture.md, "Why the masks do not collapse".
 
     A step without flips is that of `keras.optimizers.Adam`, up to rounding. The loss comes by `watch_loss` before each
     step.
