@@ -28,9 +28,9 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns an optimiser with one optimiser and schedule for each group of variables, scaled in float16.
 
-    It is a `keras.optimizers.MultiOptimizer`, which gives each variable to the optimiser of its group. `fit` calls it as
-    any other. A loop of one's own calls `build(model.trainable_variables)` once, and in each step
-    `scale_loss(loss)`, by which the masks' optimiser learns of the loss, before the gradients, and then `apply`; see
+    It is a `keras.optimizers.MultiOptimizer`, which gives each variable to the optimiser of its group, and which `fit`
+    takes as any other. A loop of one's own calls `build(model.trainable_variables)` once. In each step it calls
+    `scale_loss(loss)` before it takes gradients, so that the masks' optimiser knows the loss, and then `apply`; see
     docs/own-loops.md.
 
     Args:
