@@ -16,6 +16,7 @@ CONFIG = tf_config([1234, 1235], 0)
         (["--strategy=multi_worker", "--method=packnet"], CONFIG, "Method packnet does not train with"),
         (["--strategy=multi_worker", "--norm=task", "--norm_statistics=task"], CONFIG, "statistics of its own images"),
         (["--strategy=multi_worker", "--batch_size=33"], CONFIG, "must be a multiple of the 2 workers. Received: 33."),
+        (["--mask_gradients=bfloat16"], CONFIG, "--mask_gradients=bfloat16 goes with --strategy=multi_worker: one"),
         (["--worker_timeout=3"], CONFIG, "--worker_timeout goes with --strategy=multi_worker."),
     ],
 )
