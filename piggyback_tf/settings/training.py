@@ -47,7 +47,7 @@ class TrainConfig:
     mask_budget: float = option(1.0, "Limit of flips in a training, as a part of all weights.", before=1.0)
     mask_gradients: str = option(
         "float32",
-        "Type in which several machines send the gradients of masks: float32, or bfloat16, half the bytes.",
+        "multi_worker sends them as float32 or bfloat16.",
         before="float32",
     )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
