@@ -61,7 +61,7 @@ def main(strategy_name: str, out: str, text: str) -> None:
         with strategy.scope():
             backbone = load_backbone(base, weights=weights, image_size=32)
         train = TrainConfig(**{**kind.Config.recipe, "epochs": 4, "batch_size": 16, **settings})
-        sequence = SequenceSettings(name, kind.Config(), train, InputConfig(cache="none"))
+        sequence = SequenceSettings(name, kind.Config(), train, InputConfig(cache="none"), forward_transfer=count > 1)
         folder = Path(f"{out}{team.index}")
         # As `train` does it.
         outer, inner = (strategy.scope, nullcontext) if team.size == 1 else (nullcontext, strategy.scope)
