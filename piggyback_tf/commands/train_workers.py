@@ -92,6 +92,11 @@ def _cluster(request: TrainRequest) -> Cluster | None:
     if FLAGS.strategy != _STRATEGY:
         if FLAGS["worker_timeout"].present:
             raise flags.IllegalFlagValueError(f"--worker_timeout goes with --strategy={_STRATEGY}.")
+        if FLAGS.mask_gradients != FLAGS["mask_gradients"].default:
+            raise flags.IllegalFlagValueError(
+                f"--mask_gradients={FLAGS.mask_gradients} goes with --strategy={_STRATEGY}: one machine sends no "
+                "gradients."
+            )
         with contextlib.suppress(TrainingError):
             if VARIABLE in os.environ and read_cluster():
                 logging.warning(
@@ -111,12 +116,13 @@ def _cluster(request: TrainRequest) -> Cluster | None:
 def _check_together(request: TrainRequest) -> None:
     """Refuses what several machines cannot do together."""
     together = f"--strategy={_STRATEGY}"
-    able = [name for name in CONFIGS.names() if CONFIGS[name].several_machines]
+    able = [name for name in CONFIGS.names() if not CONFIGS[name].why_one_machine]
     problem = ""
     if unable := [name for name in request.methods if name not in able]:
-        problem = f"Method {unable[0]} does not train with {together}; these do: {', '.join(able)}."
-    elif request.in_turn:
-        problem = f"--tasks does not go with {together}; learn each task by itself, with --data."
+        problem = (
+            f"Method {unable[0]} does not train with {together}: {CONFIGS[unable[0]].why_one_machine}. These do: "
+            f"{', '.join(able)}."
+        )
     elif FLAGS.init_from:
         problem = f"--init_from does not go with {together}."
     elif FLAGS.skip_broken_images:

@@ -102,8 +102,7 @@ def run_sequence(
         in_turn: Whether each task has a folder of its own, `1_NAME`, and a method that makes no packs keeps what it
             needs to go on. Otherwise there is one task, whose files are in the folder itself, and such a method leaves
             a Keras model.
-        team: The machines that train together, all of which call this, with one task; its chief does the rest, and has
-            the files.
+        team: The machines that train together, all of which call this; its chief does the rest, and has the files.
         scope: Of several machines that of their strategy, in which the base was built. This function is called outside.
 
     Returns:
@@ -135,19 +134,26 @@ def run_sequence(
     if "task_agnostic" in steps[-1]:
         sequence["task_agnostic"] = steps[-1].pop("task_agnostic")
     if settings.forward_transfer and sequence["sequential"]:
-        sequence["alone"] = _learn_alone(folder / ALONE_FOLDER, backbone, tasks, settings)
+        sequence["alone"] = _learn_alone(folder / ALONE_FOLDER, backbone, tasks, settings, learner.team, scope)
     return sequence | {"measures": measures(sequence)}
 
 
 def _learn_alone(
-    folder: Path, backbone: Backbone, tasks: Mapping[str, TaskData], settings: SequenceSettings
+    folder: Path,
+    backbone: Backbone,
+    tasks: Mapping[str, TaskData],
+    settings: SequenceSettings,
+    team: Team,
+    scope: Scope,
 ) -> dict[str, Any]:
     """Learns every task but the first as if it were the first; returns what was measured of each."""
     alone: dict[str, Any] = {}
     store: Any = PackStore if METHODS[settings.method].makes_pack else MemoryStore
     for task, own in list(folders_of(folder, tasks).items())[1:]:
         folder.mkdir(exist_ok=True)
-        learner = _Learner(backbone, {task: tasks[task]}, settings, {task: own}, store(backbone, {task: own}))
+        learner = _Learner(
+            backbone, {task: tasks[task]}, settings, {task: own}, store(backbone, {task: own}), team, scope
+        )
         (alone[task],) = learner.learn_all(title=f"{task} alone:")
         # Nothing but its error is needed, and the network would take as much as those of the sequence.
         for needless in (MEMORY_FILE, answers_name(task)):
@@ -209,8 +215,10 @@ class _Learner:
         # By itself, so that it can be asked for when all is learned.
         infer = len(names) > 1 and all(PROBLEMS[data.target].infers_task for data in self.tasks.values())
         if settings.task_agnostic and infer and "task_agnostic" not in steps[-1]:
-            steps[-1]["task_agnostic"] = self._measure_task_agnostic()
-            write_result(self.folders[names[-1]] / RESULT_FILE, steps[-1])
+            if self.team.is_chief:
+                steps[-1]["task_agnostic"] = self._measure_task_agnostic()
+                write_result(self.folders[names[-1]] / RESULT_FILE, steps[-1])
+            steps[-1] = self.team.agree(steps[-1])
         return steps
 
     def _learned_with(self, task: str) -> list[str]:
@@ -232,6 +240,8 @@ class _Learner:
         kind = METHODS[settings.method]
         at_once = kind.Config.at_once
         heads = {name: len(self.tasks[name].class_names) for name in together} if at_once else None
+        if not at_once:
+            self.store.share_memory(task, self.team)
         # Tasks that are learned at once have no files of their own before.
         method = kind(settings.config, Memory() if at_once else self.store.memory(task), heads)
         data = method.training_data({name: self.tasks[name] for name in together})

@@ -14,6 +14,7 @@ from piggyback_tf.file_names import MEMORY_FILE, network_name, pack_name
 from piggyback_tf.files import atomic_file
 from piggyback_tf.methods import Memory, Method
 from piggyback_tf.packs import TaskBank, TaskPack
+from piggyback_tf.training.team import Team
 
 
 class Store(Protocol):
@@ -31,6 +32,9 @@ class Store(Protocol):
 
     def memory(self, before: str) -> Memory:
         """Returns what is kept of the tasks before one, for learning it."""
+
+    def share_memory(self, before: str, team: Team) -> None:
+        """Gives each of several machines the files of which `memory` needs the chief's; all call it."""
 
     def add(self, method: Method, model: keras.Model, task: str, images: Any, about: Mapping[str, Any]) -> None:
         """Takes a trained task, which can be measured then; `save` writes it.
@@ -98,6 +102,9 @@ class PackStore:
         del before  # Masks know nothing of one another, unless one starts from another: see `with_start`.
         return Memory()
 
+    def share_memory(self, before: str, team: Team) -> None:
+        del before, team
+
     def earlier_packs(self, before: str) -> dict[str, Path]:
         return {task: self._files[task] for task in _before(self._files, before)}
 
@@ -158,6 +165,10 @@ class MemoryStore:
     def memory(self, before: str) -> Memory:
         earlier = _before(self._files, before)
         return self._memory(earlier[-1]) if earlier else Memory()
+
+    def share_memory(self, before: str, team: Team) -> None:
+        for task in _before(self._files, before)[-1:]:
+            team.share_file(self._files[task])
 
     def earlier_packs(self, before: str) -> dict[str, Path]:
         del before

@@ -9,6 +9,8 @@ OPTIMIZERS = ("adam", "sgd")
 # Keras takes no larger one.
 LARGEST_SEED = 2**32 - 1
 SCHEDULES = ("cosine", "step", "constant")
+# In which type gradients of masks go from machine to machine.
+MASK_GRADIENTS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,11 @@ class TrainConfig:
     )
     # Without trust it means nothing. So that of runs from before is any, and need not be given to go on with one.
     mask_budget: float = option(1.0, "Limit of flips in a training, as a part of all weights.", before=1.0)
+    mask_gradients: str = option(
+        "float32",
+        "multi_worker sends them as float32 or bfloat16.",
+        before="float32",
+    )
     head_optimizer: str = option("adam", "Optimiser of the head: adam or sgd.")
     head_lr: float = option(0.0, "Learning rate of the head; 0: from the number of features.")
     norm_optimizer: str = option("adam", "Optimiser of trained batch norm: adam or sgd.")
@@ -75,7 +82,7 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must be above 0. Received: {name}={getattr(self, name)}.")
         if not 0 <= self.sgd_momentum < 1:
             raise ValueError(f"`sgd_momentum` must be in [0, 1). Received: sgd_momentum={self.sgd_momentum}.")
-        choices = {"schedule": SCHEDULES} | dict.fromkeys(
+        choices = {"schedule": SCHEDULES, "mask_gradients": MASK_GRADIENTS} | dict.fromkeys(
             (f"{group}_optimizer" for group in VARIABLE_GROUPS), OPTIMIZERS
         )
         for name, valid in choices.items():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from piggyback_tf.masking import MaskConfig, mask_config, masked_weights
@@ -42,7 +43,8 @@ def make_optimizer(
         problem: Says how careful masks must be; as with classes if None.
 
     Raises:
-        ValueError: If the masks' optimiser is SGD, and flips are to be limited or no rate is given.
+        ValueError: If the masks' optimiser is SGD, and flips are to be limited or no rate is given, or gradients are to
+            be sent in half precision and there is one device.
     """
     groups = method.groups(model)
     config = dataclasses.replace(config, epochs=epochs or config.epochs)
@@ -53,7 +55,13 @@ def make_optimizer(
     for group, optimizer in optimizers.items():
         optimizer.name = group  # By which the state of a training is kept.
     by_variable = {id(variable): optimizers[group] for group, members in groups.items() for variable in members}
-    optimizer = WatchedOptimizers(lambda variable: by_variable[id(variable)])
+    sent_as = {"mask": config.mask_gradients} if config.mask_gradients != "float32" else {}
+    if sent_as and tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        raise ValueError(
+            f"mask_gradients={config.mask_gradients!r} is for several machines: one device sends no gradients. Leave "
+            "it out."
+        )
+    optimizer = WatchedOptimizers(lambda variable: by_variable[id(variable)], sent_as)
     # Keras would do so by itself when it compiles the model, and the optimisers would not learn of the loss.
     return WatchedLossScale(optimizer) if keras.config.dtype_policy().name == "mixed_float16" else optimizer
 

@@ -77,7 +77,7 @@ def weight_for_replicas(
         weights = _weights(places, count, batch_size, images)
         return tf.gather(pictures, places % count), tf.gather(labels, places % count), weights
 
-    return dataset.map(fill, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _untuned(dataset.map(fill, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
 
 
 def weight_for_workers(
@@ -103,7 +103,18 @@ def weight_for_workers(
         count = tf.minimum(batch_size, images - first)
         return *batch, _weights(places, count, batch_size, None if training else images)
 
-    return dataset.enumerate().map(weigh, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return _untuned(dataset.enumerate().map(weigh, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
+
+
+def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the same batches, for which TensorFlow does not look for the best number of threads.
+
+    Where several devices share batches, what looks for it sleeps for as long as it has run, up to a minute, and the end
+    of a training waits for it. Without it there is a thread for each core.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _weights(places: tf.Tensor, count: tf.Tensor, batch_size: int, images: int | None) -> tf.Tensor:

@@ -22,7 +22,8 @@ too badly scaled for such changes then learns by its head, and does not die.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -326,11 +327,24 @@ class WatchedOptimizers(keras.optimizers.MultiOptimizer):
 
     It knows variables and frozen weights of one model, so that a saved model is loaded without it.
 
+    Args:
+        optimizer_map: As for `MultiOptimizer`, a function.
+        sent_as: The type in which gradients go from device to device, by the name of the optimiser that they are for.
+            Those of any other optimiser go as they are.
+
     Raises:
         ValueError: By `apply`, if there are such optimisers and `scale_loss` was never called: nothing would flip.
     """
 
     _was_told = False
+
+    def __init__(
+        self,
+        optimizer_map: Callable[[keras.Variable], keras.optimizers.Optimizer],
+        sent_as: Mapping[str, str] = MappingProxyType({}),
+    ):
+        super().__init__(optimizer_map)
+        self._sent_as = dict(sent_as)
 
     def get_config(self) -> dict[str, Any]:
         return {}
@@ -350,6 +364,11 @@ class WatchedOptimizers(keras.optimizers.MultiOptimizer):
                 "loop of your own take the gradients of optimizer.scale_loss(loss), in every step; see "
                 "docs/own-loops.md."
             )
+        if self._sent_as:
+            # Before the optimisers add up what each device has: what they do afterwards saves no byte.
+            variables = self._trainable_variables if trainable_variables is None else trainable_variables
+            kinds = [self._sent_as.get(self._optimizer_map(variable).name) for variable in variables]
+            grads = [tf.cast(grad, kind) if kind else grad for grad, kind in zip(grads, kinds, strict=True)]
         super().apply(grads, trainable_variables)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:

@@ -13,9 +13,11 @@ CONFIG = tf_config([1234, 1235], 0)
     ("flags", "config", "message"),
     [
         (["--strategy=multi_worker"], "", "--strategy=multi_worker needs TF_CONFIG, which is not set. Example: "),
-        (["--strategy=multi_worker", "--method=packnet"], CONFIG, "Method packnet does not train with"),
+        (["--strategy=multi_worker", "--method=den"], CONFIG, ": it has not been tried. These do:"),
+        (["--strategy=multi_worker", "--method=lora"], CONFIG, "Method lora does not train with"),
         (["--strategy=multi_worker", "--norm=task", "--norm_statistics=task"], CONFIG, "statistics of its own images"),
         (["--strategy=multi_worker", "--batch_size=33"], CONFIG, "must be a multiple of the 2 workers. Received: 33."),
+        (["--mask_gradients=bfloat16"], CONFIG, "--mask_gradients=bfloat16 goes with --strategy=multi_worker: one"),
         (["--worker_timeout=3"], CONFIG, "--worker_timeout goes with --strategy=multi_worker."),
     ],
 )

@@ -82,6 +82,13 @@ def test_workers_weigh_images_as_replicas_do(training):
     np.testing.assert_allclose(np.sum(found[:3]), 3.0, rtol=1e-6)
 
 
+def test_no_thread_that_tunes_batches_is_left_for_the_end_of_a_training_to_wait_for():
+    made = make_dataset(Counted(19), "resize(32,32)", batch_size=8, training=False, cache="none")
+    shared = weight_for_replicas(made, 8, 2), weight_for_workers(made, 8, range(4), 19, training=False)
+    assert made.options().autotune.enabled is not False
+    assert [dataset.options().autotune.enabled for dataset in shared] == [False, False]
+
+
 def small_model():
     images = keras.Input((4, 4, 3))
     model = keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(images)))

@@ -118,6 +118,13 @@ def test_limiting_flips_needs_adam():
         make_optimizer(method, model, TrainConfig(mask_optimizer="sgd", mask_trust=0.0), 10)
 
 
+def test_one_device_sends_no_gradients():
+    method = Piggyback()
+    model = method.build(_backbone(), 3)
+    with pytest.raises(ValueError, match="mask_gradients='bfloat16' is for several machines"):
+        make_optimizer(method, model, TrainConfig(mask_gradients="bfloat16"), 10)
+
+
 @pytest.mark.parametrize("epochs", [1, 4, 100])
 def test_in_a_training_of_any_length_a_steady_gradient_comes_to_the_threshold_as_often(epochs):
     method = Piggyback()
@@ -185,6 +192,7 @@ def test_rates_out_of_all_proportion_are_doubted(settings, sentence, caplog):
         ({"head_optimizer": "lamb"}, "adam, sgd"),
         ({"mask_trust": -1.0}, "mask_trust"),
         ({"sgd_momentum": 1.0}, "sgd_momentum"),
+        ({"mask_gradients": "float16"}, "float32, bfloat16"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):

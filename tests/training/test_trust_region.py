@@ -226,3 +226,21 @@ def test_a_step_of_ones_own_without_the_loss_is_refused():
         optimizer.apply(gradients, model.trainable_variables)
     optimizer.scale_loss(tf.constant(1.0))
     optimizer.apply(gradients, model.trainable_variables)
+
+
+def test_gradients_are_rounded_before_the_devices_add_them_up(monkeypatch):
+    sent, gradient = {}, np.float32(1.0 + 2.0**-10)
+    add_up = keras.optimizers.SGD._all_reduce_sum_gradients
+
+    def noted(optimizer, grads_and_vars):
+        sent[optimizer.name] = {grad.dtype.name for grad, _ in grads_and_vars}
+        return add_up(optimizer, grads_and_vars)
+
+    monkeypatch.setattr(keras.optimizers.SGD, "_all_reduce_sum_gradients", noted)
+    inner = {name: keras.optimizers.SGD(1.0, name=name) for name in ("mask", "head")}
+    variables = [keras.Variable(np.float32([0.0]), name=name) for name in inner]
+    optimizer = WatchedOptimizers(lambda variable: inner[variable.name], {"mask": "bfloat16"})
+    optimizer.build(variables)
+    optimizer.apply_gradients(zip([tf.constant([gradient])] * 2, variables, strict=True))
+    assert sent == {"mask": {"bfloat16"}, "head": {"float32"}}
+    assert [float(variable[0]) for variable in variables] == [-1.0, -float(gradient)]

@@ -63,10 +63,10 @@ class Workers:
                 process.kill()  # Also one that is stopped.
             process.wait()
 
-    def wait_for(self, text: str, index: int = 0, seconds: float = 100) -> None:
-        """Waits until a worker has said something."""
+    def wait_for(self, text: str, index: int = 0, seconds: float = 100, after: str = "") -> None:
+        """Waits until a worker has said something, perhaps after something else."""
         deadline = time.monotonic() + seconds
-        while text not in self.said(index):
+        while text not in (self.said(index).partition(after)[2] if after else self.said(index)):
             assert time.monotonic() < deadline, (text, self.said(index))
             assert self.processes[index].poll() is None, self.said(index)
             time.sleep(0.02)

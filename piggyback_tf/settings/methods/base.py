@@ -33,8 +33,8 @@ class MethodConfig:
     why_not: ClassVar[Mapping[str, str]] = MappingProxyType({})
     # Whether all tasks are learned in one training.
     at_once: ClassVar[bool] = False
-    # Whether several machines learn a task together as one does: it was compared.
-    several_machines: ClassVar[bool] = False
+    # Why several machines cannot learn a task together by it, a clause; empty if they can, which was compared.
+    why_one_machine: ClassVar[str] = "it has not been tried"
 
     head: str = option(
         "fpn",
@@ -72,7 +72,7 @@ class NormConfig(MethodConfig):
 class OptionalNormConfig(NormConfig):
     """Settings of methods that train batch norm where they are told to."""
 
-    norm: str = option("frozen", "Batch norm of the backbone. frozen: as it is; task: trained for each task.")
+    norm: str = option("frozen", "Batch norm. frozen: the base's; task: trained for the task.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,3 +12,4 @@ class BiasOnlyConfig(MethodConfig):
 
     trains = ("adapter", "norm", "head")
     problems = ("class", "multilabel", "map")
+    why_one_machine = "after 324 steps its numbers differed by up to 6.8e-5 from those of one machine"

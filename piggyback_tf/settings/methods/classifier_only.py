@@ -12,4 +12,4 @@ class ClassifierOnlyConfig(MethodConfig):
 
     trains = ("head",)
     problems = ("class", "multilabel", "map", "boxes")
-    several_machines = True
+    why_one_machine = ""

@@ -13,6 +13,7 @@ class CPGConfig(NormConfig):
 
     trains = ("mask", "adapter", "weights", "norm", "head")
     problems = ("class", "multilabel")
+    why_one_machine = "TensorFlow does not send its bytes, which say whose a weight is, from machine to machine"
 
     cpg_goal: float = option(0.5, "Share of the epochs for fine-tuning; its validation error is the goal.")
     cpg_slack: float = option(0.0, "Points by which the validation error of a pruned network may exceed the goal.")

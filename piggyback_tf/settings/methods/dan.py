@@ -14,6 +14,7 @@ class DANConfig(NormConfig):
 
     trains = ("adapter", "weights", "norm", "head")
     problems = ("class", "multilabel", "map")
+    why_one_machine = "in the try its loss became nan, on one machine as on two"
     recipe = MappingProxyType(
         {
             **{f"{group}_optimizer": "sgd" for group in trains},

@@ -12,6 +12,7 @@ from piggyback_tf.settings.records import check_integer, option
 class EWCConfig(TrainedNetworkConfig):
     """Settings of elastic weight consolidation."""
 
+    why_one_machine = "after 162 steps its numbers differed by up to 2.2e-4 from those of one machine"
     why_not = MappingProxyType(
         dict.fromkeys(("multilabel", "map", "boxes"), "its Fisher information is for one class per image")
     )

@@ -11,6 +11,7 @@ class FinetuneConfig(TrainedNetworkConfig):
     """Settings of fine-tuning a network for each task."""
 
     problems = ("class", "multilabel", "map", "boxes")
+    why_one_machine = ""
 
 
 @CONFIGS.register("finetune_sequential")
@@ -19,3 +20,4 @@ class FinetuneSequentialConfig(TrainedNetworkConfig):
     """Settings of fine-tuning one network on task after task."""
 
     problems = ("class", "multilabel", "map")
+    why_one_machine = "after 162 steps its numbers differed by up to 2.2e-4 from those of one machine"

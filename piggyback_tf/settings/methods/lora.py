@@ -13,6 +13,7 @@ class LoRAConfig(MethodConfig):
 
     trains = ("adapter", "head")
     problems = ("class", "multilabel", "map")
+    why_one_machine = "after 324 steps its numbers differed by up to 4.4e-5 from those of one machine"
 
     lora_rank: int = option(4, "LoRA: rank of the update of a kernel, at most the smaller side of the kernel.")
     lora_alpha: float = option(4.0, "LoRA: the update is multiplied by lora_alpha / lora_rank.")

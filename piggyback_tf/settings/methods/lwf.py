@@ -12,6 +12,7 @@ from piggyback_tf.settings.records import option
 class LwFConfig(TrainedNetworkConfig):
     """Settings of Learning without Forgetting; T and weight are the paper's, which warms up to convergence."""
 
+    why_one_machine = ""
     why_not = MappingProxyType(
         dict.fromkeys(("multilabel", "map", "boxes"), "it compares old answers as those for one class per image")
     )

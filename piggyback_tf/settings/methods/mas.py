@@ -12,6 +12,7 @@ class MASConfig(TrainedNetworkConfig):
     """Settings of memory aware synapses."""
 
     problems = ("class", "multilabel")
+    why_one_machine = "after 162 steps its numbers differed by up to 2.2e-4 from those of one machine"
 
     mas_lambda: float = option(
         1.0, "Weight of the penalty for earlier tasks, compared with the new task's loss; 0: none."

@@ -12,3 +12,4 @@ class NormOnlyConfig(NormConfig):
 
     trains = ("norm", "head")
     problems = ("class", "multilabel", "map")
+    why_one_machine = "after 324 steps its numbers differed by up to 1.3e-4 from those of one machine"

@@ -16,6 +16,7 @@ class PackNetConfig(NormConfig):
 
     trains = ("weights", "norm", "head")
     problems = ("class", "multilabel", "map")
+    why_one_machine = "TensorFlow does not send its bytes, which say whose a weight is, from machine to machine"
     recipe = MappingProxyType(
         {
             "schedule": "step",

@@ -16,7 +16,7 @@ class PiggybackConfig(prefixed(MaskConfig, _PREFIX, OptionalNormConfig)):  # typ
 
     trains = ("mask", "norm", "head")
     problems = ("class", "multilabel", "map", "boxes")
-    several_machines = True
+    why_one_machine = ""
 
     mask_include: str = option("*", "Comma-separated patterns of layer paths that get a mask.")
     mask_exclude: str = option("", "Comma-separated patterns of layer paths that get none.")

@@ -13,6 +13,7 @@ class PNNConfig(TrainedNetworkConfig):
 
     trains = ("adapter", "weights", "norm", "head")
     problems = ("class", "multilabel", "map")
+    why_one_machine = "after 162 steps its numbers differed by up to 2.2e-4 from those of one machine"
 
     pnn_scale: float = option(0.1, "Initial factor of the outputs of earlier columns.")
 
