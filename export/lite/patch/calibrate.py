@@ -12,7 +12,7 @@ from tensorflow.lite.python.convert import mlir_quantize
 from ..flatbuffer import LiteFile, pack_objects, read_objects
 from ..weights import Network, Weights
 from .constants import Constant
-from .elements import write_constants
+from .elements import Encoder, write_constants
 
 _PADDING = {schema.BuiltinOperator.PAD, schema.BuiltinOperator.PADV2}
 Ranges = dict[int, tuple[float, float]]
@@ -45,8 +45,9 @@ def find_ranges(
         tasks: For each task all its weights, and images, float32 `[N, S, S, 3]`.
     """
     ranges: Ranges = {}
+    encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
     for weights, images in tasks:
-        write_constants(file, constants, network, weights)
+        write_constants(encoder, weights)
         for index, (low, high) in _ranges_of(file, images).items():
             old = ranges.get(index, (low, high))
             ranges[index] = min(low, old[0]), max(high, old[1])

@@ -14,13 +14,13 @@ from ..flatbuffer import LiteFile
 from ..weights import own_weights
 from .compositions import composition_error
 from .constants import FACTOR, OFFSET, VECTOR
-from .elements import describe_constant, filter_inputs, float16_tolerance
+from .elements import BIAS_ROUNDING, describe_constant, filter_inputs, float16_tolerance
 from .patchable import Patchable
 
 # By how many steps a quantised constant may differ from its weight: rounding, and a second one of the zero point.
 _STEPS, _STEPS_WITH_ZERO = 0.501, 1.01
-# What float32 adds, as a share of the weight, and of a scale that is a product of two.
-_ROUNDING, _BIAS_ROUNDING = 2e-5, 1e-5
+# What float32 adds, as a share of the weight.
+_ROUNDING = 2e-5
 
 
 def check_base(base: Patchable, backbone: Backbone) -> None:
@@ -115,7 +115,7 @@ def _check_biases(file: LiteFile, pack: TaskPack) -> None:
         if not file.read(tensor.data).any():
             continue
         taken, of_filter = file.steps(file.tensors[data]), file.read(file.tensors[kernel].scales)
-        if not np.allclose(file.steps(tensor), taken * of_filter, rtol=_BIAS_ROUNDING, atol=0):
+        if not np.allclose(file.steps(tensor), taken * of_filter, rtol=BIAS_ROUNDING, atol=0):
             raise ExportError(
                 f"The bias {tensor.name!r} of task {pack.task!r} is in other multiples than those that its input and "
                 "its filter give on the converted base."

@@ -51,7 +51,7 @@ def composition_of(
     kernel = network.kernels[constant.kernel]
     scales = np.zeros(0, np.float32)
     if quantised:
-        scales = graph.encoder.filter_scales(constant, constant.value(network, weights))
+        scales = graph.encoder.filter_scales(constant, weights)
     own = np.full(kernel.channels, constant.extra, np.float32)
     if constant.norm is not None:
         own = own * network.norms[constant.norm].factor(weights)

@@ -1,7 +1,7 @@
 """From weights to the elements of constants: float32, float16, or integers with scales."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -14,11 +14,21 @@ _FLOAT16_MAX = 65504.0
 # How much a weight in float16 may differ, which is rounded twice where batch norm is a task's own: as a share of
 # itself, and of the largest weight of its channel (half a step of int8), and a step of the smallest numbers.
 _FLOAT16_ROUNDING, _FLOAT16_CHANNEL, _FLOAT16_STEP = 2e-3, 4e-3, 2.0**-24
-_INT8_MAX, _INT32_MAX = 127, 2**31 - 1
+_INT8_MAX = 127
+# The largest number of a bias in int32; LiteRT adds the products of a filter to it, and the converter leaves as much.
+_BIAS_MAX = 2**30
+# What float32 adds to a bias or its scale, which is a product of two, as a share of it.
+BIAS_ROUNDING = 1e-5
+# For each filter that tasks do not replace, without its tensor, by what its channels' scales are multiplied.
+Widening = Mapping[Constant, np.ndarray]
 
 
 class ElementError(ValueError):
-    """A value that a constant's type cannot hold."""
+    """A value that a constant's type cannot hold; the message is a sentence."""
+
+
+class BiasError(ElementError):
+    """A bias that does not fit into int32 in multiples of its input's scale times its filter's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +48,22 @@ class Encoder:
         file: The file; its types and its activations' scales are looked at.
         constants: The constants by the number of their tensor.
         network: The base.
+        widening: By what scales of filters are larger than those of their numbers, under the base and every task, since
+            a bias would not fit into int32 otherwise.
+        composed: The paths of kernels whose filters have other numbers than the base's, and scales for these.
     """
 
     file: LiteFile
     constants: Mapping[int, Constant]
     network: Network
+    widening: Widening = dataclasses.field(default_factory=dict)
+    composed: frozenset[str] = frozenset()
 
     def encode(self, constant: Constant, weights: Weights) -> Elements:
         """Returns the elements of a constant for some weights; filters get the scales of these weights.
 
         Raises:
-            ElementError: If a number is not finite, or too large for the type.
+            ElementError: If a number is not finite, or too large for the type and scale.
         """
         tensor, value = self.file.tensors[constant.tensor], constant.value(self.network, weights)
         if not np.isfinite(value).all():
@@ -63,21 +78,54 @@ class Encoder:
                 )
             return Elements(value.astype(np.float16))
         if kind == "i4":
-            return bias_elements(value, self.bias_scales(constant.tensor, weights))
+            scales = self.bias_scales(constant.tensor, weights)
+            _check_bias(constant, value, scales)
+            return bias_elements(value, scales)
         if constant.role in (FILTER, HEAD_KERNEL_ROLE):
-            scales = self.filter_scales(constant, value)
+            scales = self.filter_scales(constant, weights)
             return Elements(_quantised(value, self._spread(constant, scales), _INT8_MAX, np.int8), scales)
         return _asymmetric(value)
 
-    def filter_scales(self, constant: Constant, value: np.ndarray) -> np.ndarray:
-        """Returns the scales of a filter with these values, float32: one for each channel, or one."""
-        channels, inner = constant.channels(self.network)
-        most = np.abs(value.reshape(-1, channels, inner)).max(axis=(0, 2))
-        if self.file.tensors[constant.tensor].scales.count == 1:
-            most = most.max(keepdims=True)
+    def filter_scales(self, constant: Constant, weights: Weights) -> np.ndarray:
+        """Returns the scales of a filter for some weights, float32: one for each channel, or one."""
+        scales, needed = self.fitting_scales(constant, weights), self.needed_scales(constant, weights)
+        if constant.of_head or constant.kernel in self.composed:
+            return np.maximum(scales, needed)
+        wider = scales * self.widening.get(without_tensor(constant), np.float32(1))
+        return np.where(self._largest(constant, weights) > 0, wider, np.maximum(scales, needed))
+
+    def file_scales(self, constant: Constant) -> np.ndarray:
+        """Returns the scales that a constant has in the file, float32; none if it is no integer."""
+        span = self.file.tensors[constant.tensor].scales
+        return np.zeros(0, np.float32) if span is None else self.file.read(span)
+
+    def fitting_scales(self, constant: Constant, weights: Weights) -> np.ndarray:
+        """Returns the scales with which the numbers of a filter fit into int8, whatever its bias needs."""
+        most = self._largest(constant, weights)
         # A channel of zeros has any scale that the runtime takes.
         free = self._harmless_scale(constant) if constant.of_head and constant.role == FILTER else np.float32(1)
         return np.where(most > 0, most / np.float32(_INT8_MAX), free).astype(np.float32)
+
+    def _largest(self, constant: Constant, weights: Weights) -> np.ndarray:
+        """Returns the largest number of each channel of a filter, or of all; 0 if the runtime has no such scale."""
+        value, (channels, inner) = constant.value(self.network, weights), constant.channels(self.network)
+        most = np.abs(value.reshape(-1, channels, inner)).max(axis=(0, 2))
+        if self.file.tensors[constant.tensor].scales.count == 1:
+            most = most.max(keepdims=True)
+        return np.where(most < _INT8_MAX * np.finfo(np.float32).tiny, np.float32(0), most)
+
+    def needed_scales(self, constant: Constant, weights: Weights) -> np.ndarray:
+        """Returns the least scales of a filter with which its bias fits into int32, in the shape of its scales."""
+        needed = np.zeros(self.file.tensors[constant.tensor].scales.count, np.float32)
+        for data, kernel, bias in map(filter_inputs, self.file.operators):
+            tensor = self.file.tensors[bias] if bias >= 0 else None
+            if kernel != constant.tensor or tensor is None or tensor.data is None or tensor.data.dtype != np.int32:
+                continue
+            added = self.constants.get(bias)
+            value = self.file.doubles(tensor) if added is None else added.value(self.network, weights)
+            least = np.abs(value) / (_BIAS_MAX * self.file.steps(self.file.tensors[data]))
+            needed = np.maximum(needed, least if needed.size > 1 else least.max())
+        return needed.astype(np.float32)
 
     def _harmless_scale(self, constant: Constant) -> np.float32:
         """Returns a scale for the zeros of a head's filter, with which products are in multiples of the output's scale.
@@ -102,8 +150,7 @@ class Encoder:
         )
         factor = self.file.read(self.file.tensors[inputs].scales)[0]
         if kernel in self.constants:
-            constant = self.constants[kernel]
-            return factor * self.filter_scales(constant, constant.value(self.network, weights))
+            return factor * self.filter_scales(self.constants[kernel], weights)
         return factor * self.file.read(self.file.tensors[kernel].scales)
 
     def _spread(self, constant: Constant, scales: np.ndarray) -> np.ndarray:
@@ -130,7 +177,23 @@ def filter_inputs(operator: Operator) -> tuple[int, int, int]:
 
 def bias_elements(value: np.ndarray, scales: np.ndarray) -> Elements:
     """Returns the elements of a bias with these scales, one for each number or one for all."""
-    return Elements(_quantised(value, scales, _INT32_MAX, np.int32), scales.astype(np.float32))
+    return Elements(np.rint(value / scales.astype(np.float64)).astype(np.int32), scales.astype(np.float32))
+
+
+def _check_bias(constant: Constant, value: np.ndarray, scales: np.ndarray) -> None:
+    """Raises a `BiasError` if a bias does not fit into int32, of which a part is left for the products."""
+    steps = np.abs(value) / scales.astype(np.float64)
+    if steps.max(initial=0) > _BIAS_MAX * (1 + BIAS_ROUNDING):
+        channel = int(steps.argmax())
+        raise BiasError(
+            f"{describe_constant(constant)} holds {value[channel]:.3g} in channel {channel}, too large for int32 in "
+            f"multiples of {np.broadcast_to(scales, value.shape)[channel]:.3g}, which its input and its filter give."
+        )
+
+
+def without_tensor(constant: Constant) -> Constant:
+    """Returns what a constant is made of, which is the same for equal ones of several tensors and graphs."""
+    return dataclasses.replace(constant, tensor=-1)
 
 
 def float16_tolerance(constant: Constant, network: Network, weights: Weights) -> np.ndarray:
@@ -162,11 +225,11 @@ def write_elements(file: LiteFile, tensor: Tensor, elements: Elements) -> None:
         file.write(span, values)
 
 
-def write_constants(file: LiteFile, constants: Sequence[Constant], network: Network, weights: Weights) -> None:
+def write_constants(encoder: Encoder, weights: Weights) -> None:
     """Writes all constants that tasks change as they are for some weights."""
-    encoder = Encoder(file, {constant.tensor: constant for constant in constants}, network)
-    for constant in constants:
-        write_elements(file, file.tensors[constant.tensor], encoder.encode(constant, weights))
+    for constant in encoder.constants.values():
+        tensor = encoder.file.tensors[constant.tensor]
+        write_elements(encoder.file, tensor, encoder.encode(constant, weights))
 
 
 def elements_of(tensor: Tensor, elements: Elements) -> list[tuple[Span, np.ndarray]]:

@@ -30,13 +30,17 @@ from .constants import (
     Constant,
     identify,
 )
-from .elements import Encoder, bias_elements, filter_inputs, write_constants, write_elements
+from .elements import Encoder, Widening, bias_elements, filter_inputs, write_constants, write_elements
 from .joined import GraphPart, join, shared_between
 from .manifest import KIND_CODES
+from .widening import needed_widening
 
 _FIELDS = ("role", "kernel", "norm", "order", "extra", "bias")
 # Yields for each task of a network all its weights, and images.
 Tasks = Callable[[Network], Iterator[tuple[Weights, np.ndarray]]]
+# Yields for each task of a network that changes more than masks all its weights without masks, and the paths of the
+# kernels that it composes.
+Unmasked = Callable[[Network], Iterator[tuple[Weights, frozenset[str]]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,11 +51,15 @@ class Graph:
         network: The base, and the head that the graph ends in.
         file: The file, with the base's own weights.
         constants: What tasks change, by the number of the tensor.
+        widening: As in `Encoder`.
+        composed: As in `Encoder`, for one task.
     """
 
     network: Network
     file: LiteFile
     constants: dict[int, Constant]
+    widening: Widening = dataclasses.field(default_factory=dict)
+    composed: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, network: Network, file: LiteFile, constants: Iterable[Constant]) -> "Graph":
@@ -61,11 +69,11 @@ class Graph:
     @functools.cached_property
     def encoder(self) -> Encoder:
         """What makes elements of weights."""
-        return Encoder(self.file, self.constants, self.network)
+        return Encoder(self.file, self.constants, self.network, self.widening, self.composed)
 
     def write(self, weights: Weights) -> None:
         """Writes all that tasks change as it is for some weights."""
-        write_constants(self.file, list(self.constants.values()), self.network, weights)
+        write_constants(self.encoder, weights)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +134,9 @@ class Patchable:
         return kinds.index(check_room(pack, kinds))
 
     @classmethod
-    def make(cls, backbone: Backbone, networks: Sequence[Network], quantize: str, tasks: Tasks) -> "Patchable":
+    def make(
+        cls, backbone: Backbone, networks: Sequence[Network], quantize: str, tasks: Tasks, unmasked: Unmasked
+    ) -> "Patchable":
         """Converts a base.
 
         Args:
@@ -134,6 +144,7 @@ class Patchable:
             networks: The same, with the head of each kind of task.
             quantize: One of `QUANTIZATIONS`.
             tasks: Called for int8, with each network.
+            unmasked: Called for int8, with each network.
 
         Raises:
             ValueError: If what conversion makes of the base cannot be patched.
@@ -149,7 +160,12 @@ class Patchable:
             ranges = [_ranges_of(graph, tasks) for graph in graphs]
             if len(graphs) > 1:
                 ranges = common_ranges([(graph.file, list(graph.constants.values())) for graph in graphs], ranges)
-            graphs = [_quantised(*each, backbone) for each in zip(graphs, marked, ranges, strict=True)]
+            new = [_quantised(*each, backbone) for each in zip(graphs, marked, ranges, strict=True)]
+            widening = needed_widening([graph.encoder for graph in new], list(map(unmasked, networks)))
+            new = [dataclasses.replace(graph, widening=widening) for graph in new]
+            for old, graph in zip(graphs, new, strict=True):
+                _write_fixed_biases(old.file, graph)
+            graphs = new
         for graph in graphs:
             graph.write(graph.network.weights)
         if [network.kind.signature for network in networks] != [FIRST_SIGNATURE]:
@@ -269,20 +285,27 @@ def _order(entry: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _quantised(graph: Graph, marked: bytes, ranges: Ranges, backbone: Backbone) -> Graph:
-    """Returns a graph in int8; biases that no task changes are those of the base."""
-    file, new = graph.file, _with_places(quantise(marked, ranges), backbone)
-    pairs = corresponding(file, new)
-    moved = Graph.of(graph.network, new, move_constants(list(graph.constants.values()), pairs))
-    encoder = moved.encoder
+    """Returns a graph in int8, with marked weights."""
+    new = _with_places(quantise(marked, ranges), backbone)
+    pairs = corresponding(graph.file, new)
+    return Graph.of(graph.network, new, move_constants(list(graph.constants.values()), pairs))
+
+
+def _write_fixed_biases(file: LiteFile, graph: Graph) -> None:
+    """Writes biases that no task changes in multiples of the base's filters; the converter saw marked ones.
+
+    Args:
+        file: The same graph in float32.
+        graph: The graph in int8.
+    """
+    new, encoder = graph.file, graph.encoder
     for operator, quantised in zip(file.computing(), new.computing(), strict=True):
         _, kernel, bias = filter_inputs(quantised)
         target = new.tensors[bias] if bias >= 0 else None
-        # The converter chose the scales of biases by marked filters.
         fixed = target is not None and target.data is not None and target.index not in encoder.constants
         if fixed and kernel in encoder.constants and target.data.dtype == np.int32:
             value = file.floats(file.tensors[filter_inputs(operator)[2]])
             write_elements(new, target, bias_elements(value, encoder.bias_scales(bias, graph.network.weights)))
-    return moved
 
 
 def _slots(graph: Graph, number: int, constant: Constant) -> Iterator[Slot]:

@@ -1,5 +1,6 @@
 """From a task's pack to what it changes in a base."""
 
+import dataclasses
 import json
 from collections.abc import Set
 
@@ -16,8 +17,9 @@ from ..kinds import answer_of
 from ..weights import Weights, channel_scales, own_weights
 from .compositions import composition_of
 from .constants import FILTER, Constant
-from .elements import describe_constant, float16_tolerance
+from .elements import BiasError, describe_constant, float16_tolerance
 from .patchable import Graph, Patchable, Slot
+from .widening import lost_by_widening, unfitting_kernels
 
 # By how much more than the base's a task's batch norm may multiply a channel; beyond, the base's is as good as zero.
 _LARGEST_RATIO = 1e6
@@ -30,10 +32,26 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
         ExportError: If what it changes cannot be put into the base's constants, or no graph of the base answers it.
         ElementError: If a number is too large for the type of its constant.
     """
+    try:
+        return _make_task(base, pack)
+    except BiasError as error:
+        raise ExportError(
+            f"Task {pack.task!r} does not fit this base. {error} Use --design=plain or another quantisation; if the "
+            "base is in the field, a new one that is exported with this task among others can hold more."
+        ) from error
+
+
+def composed_kernels(pack: TaskPack) -> frozenset[str]:
+    """Returns the paths of the kernels of a task whose filters a device makes by more than a mask and scales."""
+    return frozenset(path for path, own in changed_weights(pack.parts).items() if MIXED & own)
+
+
+def _make_task(base: Patchable, pack: TaskPack) -> Task:
     number = base.graph_of(pack)
-    graph = base.graphs[number]
-    network = graph.network
+    network = base.graphs[number].network
     weights = own_weights(network, pack, masked=False)
+    composed = composed_kernels(pack) | unfitting_kernels(base.graphs[number].encoder, weights)
+    graph = dataclasses.replace(base.graphs[number], composed=composed)
     changed = {
         path
         for path, norm in network.norms.items()
@@ -56,7 +74,7 @@ def make_task(base: Patchable, pack: TaskPack) -> Task:
             ratio, own = None, roles.get(constant.kernel, frozenset())
             if constant.norm in changed or own:
                 ratio = _ratios(graph, slot, constant, weights, pack)
-            if MIXED & own:
+            if constant.kernel in graph.composed:
                 compositions[place] = composition_of(graph, slot, constant, weights, pack, ratio)
             elif (kept := _signs(ratio) if slot.entry.dtype == np.int8 else ratio) is not None:
                 ratios[place] = kept
@@ -100,20 +118,15 @@ def _check_vectors(graph: Graph, pack: TaskPack, vectors: Set[str]) -> None:
 
 def _differs(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> bool:
     """Returns whether a constant is another one than the base's, such as a bias whose filter has other scales."""
-    own, old = (_part(graph, slot, constant, each) for each in (weights, graph.network.weights))
-    return own.tobytes() != old.tobytes()
+    old = _part(dataclasses.replace(graph, composed=frozenset()), slot, constant, graph.network.weights)
+    return _part(graph, slot, constant, weights).tobytes() != old.tobytes()
 
 
 def _part(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> np.ndarray:
     """Returns what belongs into an entry that is no filter of the base."""
     if constant.role == FILTER and not constant.of_head:
-        return _scales_of(graph, slot, constant, weights)
+        return graph.encoder.filter_scales(constant, weights)
     return getattr(graph.encoder.encode(constant, weights), slot.part)
-
-
-def _scales_of(graph: Graph, slot: Slot, constant: Constant, weights: Weights) -> np.ndarray:
-    """Returns the scales of a quantised filter."""
-    return graph.encoder.filter_scales(constant, constant.value(graph.network, weights))
 
 
 def _head_bytes(graph: Graph, slot: Slot, constant: Constant, weights: Weights, classes: int) -> bytes:
@@ -127,7 +140,7 @@ def _head_bytes(graph: Graph, slot: Slot, constant: Constant, weights: Weights, 
 def _ratios(graph: Graph, slot: Slot, constant: Constant, weights: Weights, pack: TaskPack) -> np.ndarray | None:
     """Returns by what a task's batch norm and scales multiply the channels of a filter; None if by nothing."""
     assert constant.kernel is not None, "a filter is made of a kernel"
-    network, mixed = graph.network, MIXED & changed_weights(pack.parts).get(constant.kernel, frozenset())
+    network, mixed = graph.network, constant.kernel in graph.composed
     own = old = np.ones(network.kernels[constant.kernel].channels, np.float32)
     if constant.norm is not None:
         own, old = (network.norms[constant.norm].factor(each) for each in (weights, network.weights))
@@ -139,13 +152,15 @@ def _ratios(graph: Graph, slot: Slot, constant: Constant, weights: Weights, pack
     ratios = np.where(own == old, np.float32(1), own / np.where(old == 0, np.float32(1), old)).astype(np.float32)
     if slot.entry.dtype == np.float16 and not mixed:
         lost |= _lost_in_float16(graph, slot, constant, ratios, weights)
+    if slot.entry.dtype == np.int8:
+        lost |= lost_by_widening(graph.encoder, constant, ratios)
     if lost.any():
         channel = int(np.flatnonzero(lost)[0])
         whose = f"gamma of channel {channel} of {constant.norm!r}" if constant.norm else f"channel {channel}"
         raise ExportError(
             f"Task {pack.task!r} has its own batch norm or scales, and {whose} is so "
             f"near zero in the base ({old[channel]:.3g} over the deviation) that the filters, into which it is folded, "
-            f"do not hold in {slot.entry.dtype} what the task needs; use --design=switch or --design=input."
+            f"do not hold in {slot.entry.dtype} what the task needs; use --design=plain, switch or input."
         )
     if slot.entry.dtype == np.int8 and not mixed:
         _check_scales(graph, slot, constant, pack)

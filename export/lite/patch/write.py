@@ -43,7 +43,8 @@ from .manifest import manifest_bytes, manifest_json
 from .patchable import Graph, Patchable, constants_from_json, make_float_file
 from .replaced import described_replaced, replaced_constants
 from .task_file import task_bytes
-from .tasks import make_task
+from .tasks import composed_kernels, make_task
+from .widening import widening_of_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,11 @@ def export_patch(backbone: Backbone, packs: Sequence[PackSource], output: Path, 
         if options.quantize == "int8":
             images = representative_images(options.representative_data, tasks, options.representative_images)
         base = Patchable.make(
-            backbone, networks, options.quantize, lambda network: _with_images(network, tasks, images)
+            backbone,
+            networks,
+            options.quantize,
+            lambda network: _with_images(network, tasks, images),
+            lambda network: _unmasked(network, tasks),
         )
         check_base(base, backbone)
         device = Base(bytes(base.file.data), base.manifest)
@@ -189,7 +194,8 @@ def read_base(backbone: Backbone, base_file: Path) -> Patchable:
         for number, kind in enumerate(_kinds(document, manifest, backbone)):
             network = Network.of(backbone, kind, *described_replaced(document["constants"]))
             own = file.with_graph(number) if number else file
-            graphs.append(Graph.of(network, own, constants_from_json(document["constants"], own, network, number)))
+            graph = Graph.of(network, own, constants_from_json(document["constants"], own, network, number))
+            graphs.append(dataclasses.replace(graph, widening=widening_of_file(graph.encoder)))
         structure = Structure.from_json(document)
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{MANIFEST_JSON} beside {str(base_file)!r} is damaged: {error!r}.") from error
@@ -245,3 +251,13 @@ def _with_images(
     for pack, own in zip(packs, images, strict=True):
         if network.kind.takes(pack):
             yield own_weights(network, pack), own
+
+
+def _unmasked(network: Network, packs: Sequence[TaskPack]) -> Iterator[tuple[Weights, frozenset[str]]]:
+    """Yields for each task of a network's kind all its weights without masks, and the kernels that it composes.
+
+    Tasks of nothing but masks are left out, since they have the base's scales and biases.
+    """
+    for pack in packs:
+        if network.kind.takes(pack) and (pack.norm or pack.parts):
+            yield own_weights(network, pack, masked=False), composed_kernels(pack)

@@ -77,12 +77,17 @@ def _make_task(base):
     return make
 
 
-def _build(folder, *options):
-    """Builds the C++ patcher with CMake."""
-    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+def need_tools(*tools):
+    """Skips a test if the machine cannot build the C++ patcher."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing and "CI" not in os.environ:
         pytest.skip(f"needs {' and '.join(missing)} to build the C++ patcher")
     assert not missing, f"CI has no {' and '.join(missing)}"
+
+
+def _build(folder, *options):
+    """Builds the C++ patcher with CMake."""
+    need_tools("cmake", "c++")
     options = ("-DPIGGYBACK_EDGE_WERROR=ON", *options)
     for command in (["-S", SOURCE, "-B", folder, *options], ["--build", folder, "--parallel", "2"]):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
