@@ -75,6 +75,7 @@ class TestShipped:
 
 
 class TestWeightsFiles:
+    @pytest.mark.slow
     def test_weights_of_the_plain_network(self, tmp_path):
         plain = mobilenet()
         plain.save_weights(tmp_path / "mine.weights.h5")
@@ -99,10 +100,8 @@ class TestWeightsFiles:
         for path, variable in named_variables(backbone.model).items():
             np.testing.assert_array_equal(variable, values[path])
 
-    @pytest.mark.parametrize(
-        "name",
-        ["convnext_tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in ("efficientnet_b0", "inception_v3"))],
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0", "inception_v3"])
     def test_other_layouts_round_trip(self, name, tmp_path):
         size = 75
         backbone = load_backbone(name, weights="random", image_size=size, seed=1)

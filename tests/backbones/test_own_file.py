@@ -94,6 +94,7 @@ def test_what_is_no_network_gets_a_sentence(name, given, sentence, tmp_path):
         load_backbone(str(tmp_path / name), **given)
 
 
+@pytest.mark.slow
 def test_layers_that_keras_does_not_know(tmp_path):
     class Mine(keras.layers.Layer):
         def call(self, images):

@@ -133,7 +133,7 @@ def test_a_second_start_answers_only_what_is_missing(asked, tmp_path, capsys):
     assert [path for path in times if path.stat().st_mtime_ns != times[path]] == [middle]
     # Another request.
     assert main([*command, "--top_k=1"]) == 2
-    assert "other are: top_k" in json.loads(capsys.readouterr().out)["error"]
+    assert "What differs: --top_k. Use" in json.loads(capsys.readouterr().out)["error"]
 
 
 @pytest.mark.slow

@@ -262,6 +262,7 @@ def test_broken_images_are_named_or_skipped(prepare, file_format):
     assert len(data.test) == 7 and data.test.skipped[0].startswith("tfds:pb_broken test #")
 
 
+@pytest.mark.slow
 def test_data_set_known_only_by_its_files(prepare, tmp_path):
     # As on a machine that has the folder but not the code that made it.
     code = "import sys; from piggyback_tf.data import load_data; "

@@ -297,9 +297,8 @@ def test_broken_off_and_started_again(method, problem, tmp_path, monkeypatch):
 SHARED = [name for name in METHODS.names() if METHODS[name].replaces_base and "map" in CONFIGS[name].problems]
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name == "hat" else pytest.mark.slow) for name in SHARED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SHARED)
 def test_tasks_of_several_sizes_share_one_network(method, tmp_path):
     """Weights have the same names and shapes for images of every size."""
     assert {"packnet", "hat", "finetune_sequential"} == set(SHARED)

@@ -36,12 +36,11 @@ def _data():
     return dataclasses.replace(data, train=Subset(data.train, range(90)), validation=Subset(data.validation, range(40)))
 
 
-QUICK_CASES = ("fine-tuning with batch norm",)  # Masks: tests/methods/test_contract.py.
+# Masks: tests/methods/test_contract.py.
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK_CASES)) for case in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_broken_off_and_started_again(case, data, tmp_path):
     kind, settings = CASES[case]
 
@@ -79,6 +78,7 @@ def test_a_state_of_another_model_or_a_damaged_one_is_refused(data, tmp_path):
         train_task(ClassifierOnly(), backbone, data, CONFIG, INPUTS, state_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_loss_error_and_zeros_of_each_layer(data, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1)
     train_task(Piggyback(), load_backbone("shapesnet"), data, config, INPUTS, tensorboard_dir=tmp_path)
