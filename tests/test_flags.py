@@ -101,4 +101,4 @@ def test_rates_of_what_no_method_trains_are_warned_of(parse, caplog):
 
 def test_help_names_the_methods_with_recipes(parse):
     parse()
-    assert "agem, dan, hat, packnet, pathnet, residual_adapters have their own optimisers" in flags.FLAGS["method"].help
+    assert "agem, hat, packnet, pathnet, residual_adapters have their own optimisers" in flags.FLAGS["method"].help

@@ -1,7 +1,6 @@
 """Settings of Deep Adaptation Networks."""
 
 import dataclasses
-from types import MappingProxyType
 
 from piggyback_tf.settings.methods.base import CONFIGS, NormConfig
 from piggyback_tf.settings.records import option
@@ -14,13 +13,7 @@ class DANConfig(NormConfig):
 
     trains = ("adapter", "weights", "norm", "head")
     problems = ("class", "multilabel", "map")
-    why_one_machine = "in the try its loss became nan, on one machine as on two"
-    recipe = MappingProxyType(
-        {
-            **{f"{group}_optimizer": "sgd" for group in trains},
-            **{f"{group}_lr": 0.025 for group in trains},
-        }
-    )
+    why_one_machine = "after 324 steps its numbers differed by up to 3.2e-3 from those of one machine"
 
     dan_noise: float = option(1.0, "Initial noise on D's diagonal, in units of 1 / output channels; 0: identity.")
 
