@@ -164,10 +164,10 @@ class TaskBank:
         Returns:
             Softmax over the classes of the task, or, of a task of any number of classes, the probability of each by
             itself, float32: an array `[N, C]` for one name; for N names a list of N arrays, each `[C]` with C of the
-            image's task, in the order of the images. Of a task of pixels label maps,
-            uint8 `[N, H, W]` or `[H, W]`; `data.at_own_size` makes those of the images before they were prepared. Of a
-            task of boxes float32 `[N, 100, 6]` or `[100, 6]`, the surest first: ymin, xmin, ymax, xmax, the number of
-            the class, -1 where there is no box, and the score; `data.boxes_at_own_size` is for them.
+            image's task, in the order of the images. Of a task of pixels label maps, uint8 `[N, H, W]` or `[H, W]`;
+            `data.at_own_size` makes those of the images before they were prepared. Of a task of boxes float32
+            `[N, 100, 6]` or `[100, 6]`, the surest first: ymin, xmin, ymax, xmax, the number of the class, -1 where
+            there is no box, and the score; `data.boxes_at_own_size` is for them.
 
         Raises:
             ValueError: If the bank has no such task, there is not one name for each image, the tasks take images of
